@@ -1,0 +1,44 @@
+# Each target sets up .venv by itself: with faiss-gpu and xformers where nvidia-smi answers, else with faiss-cpu.
+#
+#   make demo    train for a few minutes, sample, print the path of a picture that shows it all
+#   make test    the test suite
+#   make lint    ruff and mypy
+#   make bench   the benchmarks
+
+PYTHON ?= python3
+EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+PY := .venv/bin/python
+STAMP := .venv/installed-$(EXTRA)
+DEMO_TIME ?= 00:00:06:00
+
+.PHONY: demo test lint bench install clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)
+	$(PY) main.py --base configs/rdm.yaml -t -n demo lightning.trainer.max_time=$(DEMO_TIME)
+	$(PY) scripts/txt2img.py --prompt "a red guitar"
+	$(PY) scripts/class2img.py --class animals-nature
+	$(PY) scripts/sample.py
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: $(STAMP)
+	$(PY) -m benchmarks
+
+install: $(STAMP)
+
+# The two faiss packages own the same folder, so an environment made for the other kind of machine is made anew.
+$(STAMP): pyproject.toml
+	@if ls .venv/installed-* 2>/dev/null | grep -qv "$(STAMP)"; then rm -rf .venv; fi
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -e ".[$(EXTRA),dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
