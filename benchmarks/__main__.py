@@ -1,0 +1,28 @@
+"""Run every benchmark: `python -m benchmarks [name ...]`; one JSON line each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from benchmarks import loader
+
+BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {"loader": loader.run}
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"any of: {', '.join(BENCHMARKS)}; default: all"
+    )
+    names = parser.parse_args().names or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark '{name}'; there are {', '.join(BENCHMARKS)}")
+        print(json.dumps({"benchmark": name, **BENCHMARKS[name]()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Latent diffusion: first stages, denoisers, samplers; knows nothing of retrieval."""

@@ -1,0 +1,146 @@
+"""Pictures in tar shards, in the webdataset convention: files with one key, such as `0001.jpg` and `0001.json`."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
+
+_JSON_KEYS = {
+    "caption": ("caption", "text"),
+    "class_id": ("class_id", "class", "label"),
+    "uri": ("url", "uri"),
+    "licence": ("license", "licence"),
+    "attribution": ("attribution", "author"),
+}
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass
+class _Sample:
+    """One key of a shard: `parts` gives place and length of each of its files, by extension."""
+
+    key: str
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class WebDatasetImages(ImageDataset):
+    """The pictures of tar shards, by number.
+
+    The shards are listed once, which reads only their headers; a picture is then one seek. `txt` is the caption,
+    `cls` the class, `json` may hold caption, class, url, license and attribution. The `id` is `<shard stem>/<key>`.
+    """
+
+    def __init__(self, shards: str | Iterable[str], size: int, max_broken: int = 10) -> None:
+        """List the shards.
+
+        Args:
+            shards: a tar file, a folder of them, a glob pattern, a numbered range as in `train-{000..146}.tar`,
+                or a list of these.
+            size: side of the delivered pictures in pixels.
+            max_broken: unreadable pictures to tolerate.
+
+        Raises:
+            FileNotFoundError: no such shard.
+            ValueError: a shard is not an uncompressed tar file, or none holds a picture.
+        """
+        super().__init__(size, max_broken)
+        entries = [shards] if isinstance(shards, str) else shards
+        self.shards = expand_files([name for entry in entries for name in _expand_range(entry)], ".tar")
+        listed = [list(_samples(shard)) for shard in self.shards]
+        self._samples = [sample for samples in listed for sample in samples]
+        self._ends: list[int] = []
+        for samples in listed:
+            self._ends.append(len(samples) + (self._ends[-1] if self._ends else 0))
+        if not self._samples:
+            names = ", ".join(shard.name for shard in self.shards)
+            raise ValueError(f"no image in {names}; expected members ending in {', '.join(SUFFIXES)}")
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self._samples)
+
+    def uri(self, index: int) -> str:
+        """`<shard name>#<key>`."""
+        return f"{self._shard(index).name}#{self._samples[index].key}"
+
+    def metadata(self, index: int) -> dict[str, str]:
+        """What the members beside the picture say about it.
+
+        Raises:
+            ValueError: one of them is not UTF-8, or `json` is not a JSON object.
+        """
+        known = {"id": f"{self._shard(index).stem}/{self._samples[index].key}", "uri": self.uri(index)}
+        if text := self._member(index, "json"):
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise ValueError(f"json member holds a {type(fields).__name__}, expected an object")
+            for entry, names in _JSON_KEYS.items():
+                value = next((fields[name] for name in names if fields.get(name) is not None), None)
+                if value is not None:
+                    known[entry] = str(value)
+        for entry, extension in (("caption", "txt"), ("class_id", "cls")):
+            if text := self._member(index, extension):
+                known[entry] = text.decode("utf-8").strip()
+        return complete(known)
+
+    def read(self, index: int) -> bytes:
+        """The encoded picture."""
+        extension = next(name for name in self._samples[index].parts if f".{name}" in SUFFIXES)
+        return self._member(index, extension)
+
+    def _shard(self, index: int) -> Path:
+        return self.shards[bisect_right(self._ends, range(len(self))[index])]
+
+    def _member(self, index: int, extension: str) -> bytes:
+        """The bytes of one file of a sample; empty where it has none."""
+        if extension not in self._samples[index].parts:
+            return b""
+        start, length = self._samples[index].parts[extension]
+        with self._shard(index).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+def _expand_range(entry: str) -> list[str]:
+    """`a{08..10}.tar` to its three names; anything else to itself."""
+    match = _RANGE.search(entry)
+    if match is None:
+        return [entry]
+    first, last = match.groups()
+    numbers = range(int(first), int(last) + 1)
+    return [f"{entry[: match.start()]}{number:0{len(first)}d}{entry[match.end() :]}" for number in numbers]
+
+
+def _samples(shard: Path) -> Iterator[_Sample]:
+    """The samples of a shard that hold a picture, in order; members of one key stand together."""
+    current = _Sample("")
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if not member.isreg():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if key != current.key:
+                    if _holds_image(current):
+                        yield current
+                    current = _Sample(key)
+                current.parts[extension.lower()] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{shard} is not a complete uncompressed tar file ({error}); unpack or fetch it again"
+        ) from error
+    if _holds_image(current):
+        yield current
+
+
+def _holds_image(sample: _Sample) -> bool:
+    return any(f".{extension}" in SUFFIXES for extension in sample.parts)

@@ -1,0 +1,144 @@
+"""Small helpers every stage uses: building objects from configs, atomic files, one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+LOG = logging.getLogger(__name__)
+
+# A config is data that may come from a stranger; only these packages may be named by a ``target``.
+TRUSTED_PACKAGES = (
+    "ldm",
+    "rdm",
+    "main",
+    "torch.nn",
+    "torch.optim",
+    "torchvision",
+    "taming",
+    "open_clip",
+    "pytorch_lightning",
+    "kornia",
+)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the known word most like ``word``, or ``""`` where none is like it."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def get_obj_from_str(target: str) -> Any:
+    """Returns the object a dotted path names, e.g. ``"ldm.models.autoencoder.VQModel"``.
+
+    Raises:
+        ValueError: the path is outside the trusted packages, or names nothing.
+    """
+    if not any(target.startswith(package + ".") for package in TRUSTED_PACKAGES):
+        raise ValueError(f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}")
+    module_name, _, attribute = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise
+        raise ValueError(f"target '{target}': there is no module '{module_name}'") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"target '{target}': no such name in {module_name}{nearest(attribute, dir(module))}")
+    return getattr(module, attribute)
+
+
+def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
+    """Builds the object a ``{"target": ..., "params": {...}}`` mapping describes.
+
+    Args:
+        config: the mapping; ``params`` may be absent.
+        extra: further keyword arguments, stronger than ``params``.
+
+    Raises:
+        ValueError: no target, an untrusted or unknown target, or a parameter the target does not take.
+    """
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ValueError(f"expected a mapping with a 'target' key, got {config!r}")
+    unknown = set(config) - {"target", "params", "base_learning_rate"}
+    if unknown:
+        key = sorted(map(str, unknown))[0]
+        raise ValueError(f"{config['target']}: unknown key '{key}'{nearest(key, ['target', 'params'])}")
+    build = get_obj_from_str(config["target"])
+    params = {**(config.get("params") or {}), **extra}
+    check_params(config["target"], build, params)
+    return build(**params)
+
+
+def check_params(target: str, build: Callable[..., Any], params: Mapping[str, Any]) -> None:
+    """Checks that ``build`` takes every name in ``params`` and lacks none it needs.
+
+    Raises:
+        ValueError: names the first wrong or missing parameter, and the nearest known one.
+    """
+    try:
+        signature = inspect.signature(build).parameters.values()
+    except ValueError:  # classes written in C carry no signature
+        return
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature):
+        return
+    known = [p.name for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature)
+    for name in params:
+        if name not in known and not takes_any:
+            raise ValueError(f"{target} has no parameter '{name}'{nearest(name, known) or ', it takes ' + ', '.join(known)}")
+    missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]
+    if missing:
+        raise ValueError(f"{target} needs the parameter '{missing[0]}', got {', '.join(params) or 'none'}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it is flushed and renamed to ``path``, on an error removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def configure_logging() -> None:
+    """Sends log records of level INFO and above to stderr; called once, by a script."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "huggingface_hub", "fsspec", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def command_line(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a script's ``main``: bad input ends in one line and exit code 2, never in a traceback."""
+
+    @functools.wraps(main)
+    def run(*args: Any, **kwargs: Any) -> None:
+        configure_logging()
+        try:
+            main(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            if os.environ.get("LDM_TRACEBACK"):
+                raise
+            message = " ".join(str(error).split())
+            sys.stderr.write(f"error: {message}\n")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
+
+    return run
