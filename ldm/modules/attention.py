@@ -1,0 +1,244 @@
+"""Attention over tokens: the one kernel, and the transformer that lets a U-Net look at its context.
+
+``B`` batch, ``N`` tokens of the image (N = h * w), ``L`` tokens of the context, ``H`` heads, ``D`` width.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import checkpoint, zero_module
+
+Context = Tensor | Sequence[Tensor] | None
+
+
+@functools.cache
+def _xformers_attention() -> Callable[..., Tensor] | None:
+    """Returns xformers' memory-efficient attention, or None where it is not installed."""
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError:
+        return None
+    return memory_efficient_attention
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it is installed, else by torch.
+
+    The environment variable ``LDM_ATTENTION`` forces one: ``sdpa`` everywhere, or ``xformers`` on CUDA (an
+    error where it is not installed). xformers has no kernels for other devices; those always use torch.
+
+    Args:
+        q: queries [B, N, H, D].
+        k: keys [B, L, H, D].
+        v: values [B, L, H, D].
+
+    Returns:
+        [B, N, H, D], in the dtype of the values.
+
+    Raises:
+        ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not installed.
+    """
+    choice = os.environ.get("LDM_ATTENTION", "")
+    if choice not in ("", "sdpa", "xformers"):
+        raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers' or 'sdpa'; correct or unset it")
+    if q.is_cuda and choice != "sdpa":
+        fast = _xformers_attention()
+        if fast is not None:
+            return fast(q, k, v)
+        if choice == "xformers":
+            raise ValueError(
+                "LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it"
+            )
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Linear layer with a GELU gate (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., dim_in] to [..., dim_out]."""
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two-layer perceptron applied to every token."""
+
+    def __init__(
+        self, dim: int, dim_out: int | None = None, mult: int = 4, glu: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner = mult * dim
+        first = GEGLU(dim, inner) if glu else nn.Sequential(nn.Linear(dim, inner), nn.GELU())
+        self.net = nn.Sequential(first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., dim] to [..., dim_out]."""
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context; without a context, to the tokens themselves."""
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int | None = None,
+        heads: int = 8,
+        dim_head: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        context_dim = query_dim if context_dim is None else context_dim
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim]."""
+        context = x if context is None else context
+        split = (self.heads, -1)
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        out = attend(q.unflatten(-1, split), k.unflatten(-1, split), v.unflatten(-1, split))
+        return self.to_out(out.flatten(2))
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each with its LayerNorm and residual."""
+
+    def __init__(
+        self,
+        dim: int,
+        n_heads: int,
+        d_head: int,
+        dropout: float = 0.0,
+        context_dim: int | None = None,
+        gated_ff: bool = True,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(dim, heads=n_heads, dim_head=d_head, dropout=dropout)
+        self.ff = FeedForward(dim, glu=gated_ff, dropout=dropout)
+        self.attn2 = CrossAttention(dim, context_dim, heads=n_heads, dim_head=d_head, dropout=dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Returns [B, N, dim] for tokens x [B, N, dim] and a context [B, L, context_dim]."""
+        return checkpoint(self._forward, x, context, enabled=self.use_checkpoint)
+
+    def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of a feature map, conditioned on context tokens.
+
+    Source: Rombach et al. 2022 (latent diffusion), section 3.3.
+
+    Args:
+        in_channels: channels of the feature map, a multiple of 32.
+        n_heads: attention heads.
+        d_head: channels of each head.
+        depth: number of blocks.
+        dropout: rate inside the blocks.
+        context_dim: width of the context tokens; None for self-attention; a list gives every block its own.
+        use_checkpoint: recompute the blocks in the backward pass to save memory.
+
+    Raises:
+        ValueError: a list of context widths whose length is neither 1 nor ``depth``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        n_heads: int,
+        d_head: int,
+        depth: int = 1,
+        dropout: float = 0.0,
+        context_dim: int | Sequence[int] | None = None,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        inner = n_heads * d_head
+        widths = list(context_dim) if isinstance(context_dim, Sequence) else [context_dim]
+        if len(widths) not in (1, depth):
+            raise ValueError(
+                f"context_dim lists {len(widths)} widths, expected one for each of {depth} blocks, or one int"
+            )
+        widths = widths * depth if len(widths) == 1 else widths
+        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, n_heads, d_head, dropout, width, use_checkpoint=use_checkpoint)
+            for width in widths
+        )
+        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        """Returns x [B, C, h, w] plus what the transformer made of it.
+
+        Args:
+            x: feature map [B, C, h, w].
+            context: tokens [B, L, D] for all blocks, or a list with one such tensor for all or for each.
+
+        Raises:
+            ValueError: a list whose length is neither 1 nor the number of blocks.
+        """
+        blocks = self.transformer_blocks
+        contexts = [context] if context is None or isinstance(context, Tensor) else list(context)
+        if len(contexts) not in (1, len(blocks)):
+            raise ValueError(
+                f"got {len(contexts)} contexts, expected one for each of {len(blocks)} blocks, or one for all"
+            )
+        contexts = contexts * len(blocks) if len(contexts) == 1 else contexts
+        h, w = x.shape[-2:]
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
+        for block, seen in zip(blocks, contexts, strict=True):
+            tokens = block(tokens, seen)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
+
+
+def list_context_widths(context_dim: int | Sequence[int] | None) -> list[int]:
+    """Returns the context widths as a list, empty where there is no context."""
+    if context_dim is None:
+        return []
+    return [context_dim] if isinstance(context_dim, int) else [int(width) for width in context_dim]
+
+
+def check_context(context: Context, widths: Sequence[int], batch: int) -> None:
+    """Checks a context against the widths a network was built for.
+
+    Raises:
+        ValueError: a context for a network without cross-attention, or one of a wrong rank, batch or width.
+    """
+    if context is None:
+        return
+    tensors = [context] if isinstance(context, torch.Tensor) else list(context)
+    expected = list(widths) * len(tensors) if len(widths) == 1 else list(widths)
+    if not expected:
+        raise ValueError(
+            "got a context for a network without cross-attention; set use_spatial_transformer and context_dim"
+        )
+    for tensor, width in zip(tensors, expected, strict=False):
+        if tensor.ndim != 3 or tensor.shape[0] != batch or tensor.shape[2] != width:
+            raise ValueError(f"context has shape {list(tensor.shape)}, expected [{batch}, L, {width}]")

@@ -1,0 +1,297 @@
+"""The U-Net that denoises: residual blocks, attention, and a context it may look at.
+
+Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022; one class serves ``ldm`` and ``rdm``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.attention import Context, SpatialTransformer, check_context, list_context_widths
+from ldm.modules.diffusionmodules.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    TimestepEmbedSequential,
+    Upsample,
+)
+from ldm.modules.diffusionmodules.util import conv_nd, normalization, timestep_embedding, zero_module
+
+MakeLayer = Callable[..., nn.Module]
+
+
+def split_heads(channels: int, num_heads: int, num_head_channels: int) -> tuple[int, int]:
+    """Returns (heads, channels of a head); ``num_head_channels`` wins where it is not -1.
+
+    Raises:
+        ValueError: the channels do not split.
+    """
+    divisor = num_heads if num_head_channels == -1 else num_head_channels
+    if divisor < 1 or channels % divisor:
+        name = "num_heads" if num_head_channels == -1 else "num_head_channels"
+        raise ValueError(
+            f"{name} is {divisor}, expected a divisor of {channels} channels; change it in unet_config"
+        )
+    if num_head_channels == -1:
+        return num_heads, channels // num_heads
+    return channels // num_head_channels, num_head_channels
+
+
+def make_transformer(
+    channels: int, num_heads: int, num_head_channels: int, **options: Any
+) -> SpatialTransformer:
+    """Returns the transformer for a feature map of so many channels; options are SpatialTransformer's."""
+    heads, width = split_heads(channels, num_heads, num_head_channels)
+    return SpatialTransformer(channels, heads, width, **options)
+
+
+def make_attention(channels: int, num_heads: int, num_head_channels: int, **options: Any) -> AttentionBlock:
+    """Returns the attention block for a feature map of so many channels; options are AttentionBlock's."""
+    heads, _ = split_heads(channels, num_heads, num_head_channels)
+    return AttentionBlock(channels, heads, **options)
+
+
+def check_options(
+    use_spatial_transformer: bool,
+    context_dim: int | Sequence[int] | None,
+    num_heads: int,
+    num_head_channels: int,
+    use_fp16: bool,
+) -> None:
+    """Checks options of the U-Net against each other.
+
+    Raises:
+        ValueError: options that contradict each other, or an unsupported one.
+    """
+    if use_spatial_transformer != (context_dim is not None):
+        raise ValueError(
+            f"got use_spatial_transformer={use_spatial_transformer} with context_dim={context_dim}, "
+            "expected both or neither; correct unet_config"
+        )
+    if num_heads == num_head_channels == -1:
+        raise ValueError("got neither num_heads nor num_head_channels, expected one; add it to unet_config")
+    if use_fp16:
+        raise ValueError(
+            "use_fp16 is True, expected False; use the trainer's precision 16-mixed or torch.autocast"
+        )
+
+
+class UNetModel(nn.Module):
+    """Predicts the noise (or x0) in x_t from time, and where given from context tokens or a class.
+
+    Args:
+        image_size: latent size the model is trained at; informative, any size fits.
+        in_channels: channels of x_t, with those of a concatenated condition.
+        model_channels: width of the first level, a multiple of 32.
+        out_channels: channels of the prediction.
+        num_res_blocks: residual blocks of each level.
+        attention_resolutions: downsampling factors (1, 2, 4 ...) at which there is attention.
+        dropout: rate inside the residual blocks.
+        channel_mult: width of each level, in units of ``model_channels``.
+        conv_resample: resample with convolutions rather than by averaging and repetition.
+        dims: number of spatial dimensions.
+        num_classes: number of classes where labels ``y`` are an input.
+        use_checkpoint: recompute blocks in the backward pass: less memory, more time.
+        use_fp16: must be False; use automatic mixed precision instead.
+        num_heads: attention heads, where ``num_head_channels`` is -1.
+        num_head_channels: channels of each attention head; wins over ``num_heads``.
+        num_heads_upsample: heads of the decoder's attention blocks; -1 takes ``num_heads``.
+        use_scale_shift_norm: let time scale and shift norms instead of being added.
+        resblock_updown: resample inside residual blocks.
+        use_new_attention_order: channel order of attention blocks, see AttentionBlock.
+        use_spatial_transformer: use transformers with cross-attention in place of attention blocks.
+        transformer_depth: blocks of each transformer.
+        context_dim: width of the context tokens; a list gives each of a transformer's blocks its own context.
+        n_embed: predict logits over so many codebook entries rather than an image.
+        legacy: the first releases' rule for heads; without it ``num_heads_upsample`` has no effect.
+        run_without_timestep_conditioning: accept ``timesteps=None`` and run as at step 0.
+
+    Raises:
+        ValueError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Collection[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        conv_resample: bool = True,
+        dims: int = 2,
+        num_classes: int | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_new_attention_order: bool = False,
+        use_spatial_transformer: bool = False,
+        transformer_depth: int = 1,
+        context_dim: int | Sequence[int] | None = None,
+        n_embed: int | None = None,
+        legacy: bool = True,
+        run_without_timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        check_options(use_spatial_transformer, context_dim, num_heads, num_head_channels, use_fp16)
+        self.image_size = image_size
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.num_classes = num_classes
+        self.n_embed = n_embed
+        self.levels = len(channel_mult)
+        self.context_widths = list_context_widths(context_dim)
+        self.run_without_timestep_conditioning = run_without_timestep_conditioning
+
+        emb_channels = 4 * model_channels
+        res = functools.partial(
+            ResBlock,
+            emb_channels=emb_channels,
+            dropout=dropout,
+            use_scale_shift_norm=use_scale_shift_norm,
+            dims=dims,
+            use_checkpoint=use_checkpoint,
+        )
+        down: MakeLayer = functools.partial(Downsample, use_conv=conv_resample, dims=dims)
+        up: MakeLayer = functools.partial(Upsample, use_conv=conv_resample, dims=dims)
+        if resblock_updown:
+            down, up = functools.partial(res, down=True), functools.partial(res, up=True)
+        if use_spatial_transformer:
+            attention: MakeLayer = functools.partial(
+                make_transformer, depth=transformer_depth, context_dim=self.context_widths
+            )
+        else:
+            attention = functools.partial(make_attention, use_new_attention_order=use_new_attention_order)
+        attention = functools.partial(
+            attention,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            use_checkpoint=use_checkpoint,
+        )
+        decoder_attention = attention
+        if legacy and not use_spatial_transformer and num_heads_upsample != -1:
+            decoder_attention = functools.partial(attention, num_heads=num_heads_upsample)
+        widths = [mult * model_channels for mult in channel_mult]
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+        stem = conv_nd(dims, in_channels, model_channels, 3, padding=1)
+        levels = Levels(widths, num_res_blocks, frozenset(attention_resolutions), res)
+        self.input_blocks, skips = down_path(levels, stem, model_channels, attention, down)
+        self.middle_block = TimestepEmbedSequential(res(widths[-1]), attention(widths[-1]), res(widths[-1]))
+        self.output_blocks = up_path(levels, skips, decoder_attention, up)
+        head = conv_nd(dims, widths[0], out_channels, 3, padding=1)
+        self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(), zero_module(head))
+        if n_embed is not None:
+            self.id_predictor = nn.Sequential(normalization(widths[0]), conv_nd(dims, widths[0], n_embed, 1))
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor | None = None, context: Context = None, y: Tensor | None = None
+    ) -> Tensor:
+        """Returns the prediction [B, out_channels, h, w], or logits [B, n_embed, h, w].
+
+        Args:
+            x: noisy latents [B, in_channels, h, w]; h and w multiples of 2 ** (levels - 1).
+            timesteps: [B] int64 in [0, T), or fractional.
+            context: tokens [B, L, D], or a list of such.
+            y: class labels [B] int64, exactly where the model was built with ``num_classes``.
+
+        Raises:
+            ValueError: an input that does not fit the model.
+        """
+        self._check_inputs(x, timesteps, context, y)
+        if timesteps is None:
+            timesteps = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        time = timestep_embedding(timesteps, self.model_channels)
+        emb = self.time_embed(time.to(next(self.time_embed.parameters()).dtype))
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        h = x
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+        return self.out(h) if self.n_embed is None else self.id_predictor(h)
+
+    def _check_inputs(self, x: Tensor, timesteps: Tensor | None, context: Context, y: Tensor | None) -> None:
+        if x.shape[1] != self.in_channels:
+            raise ValueError(f"x has shape {list(x.shape)}, expected [B, {self.in_channels}, h, w]")
+        step = 2 ** (self.levels - 1)
+        if any(size % step for size in x.shape[2:][-2:]):  # in 3-D the first keeps its size
+            raise ValueError(f"x has shape {list(x.shape)}, expected h and w to be multiples of {step}")
+        if timesteps is None and not self.run_without_timestep_conditioning:
+            raise ValueError(
+                "got no timesteps, expected [B]; or build with run_without_timestep_conditioning=True"
+            )
+        if (y is None) != (self.num_classes is None):
+            got, expected = ("labels y", "none") if y is not None else ("no labels y", "y [B]")
+            raise ValueError(f"got {got}, expected {expected} as num_classes is {self.num_classes}")
+        check_context(context, self.context_widths, x.shape[0])
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the encoder and the decoder of a U-Net have in common."""
+
+    widths: Sequence[int]
+    """Channels of each level."""
+    num_res_blocks: int
+    """Residual blocks of each level; the decoder has one more."""
+    attended: Collection[int]
+    """Downsampling factors at which there is attention."""
+    res: MakeLayer
+    """Makes a residual block from (channels, out_channels=...)."""
+
+
+def down_path(
+    levels: Levels, stem: nn.Module, stem_width: int, attention: MakeLayer, down: MakeLayer
+) -> tuple[nn.ModuleList, list[int]]:
+    """Returns the encoder's blocks, and the channels of each block's output."""
+    blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
+    skips = [stem_width]
+    for level, width in enumerate(levels.widths):
+        for _ in range(levels.num_res_blocks):
+            layers = [levels.res(skips[-1], out_channels=width)]
+            if 2**level in levels.attended:
+                layers.append(attention(width))
+            blocks.append(TimestepEmbedSequential(*layers))
+            skips.append(width)
+        if level < len(levels.widths) - 1:
+            blocks.append(TimestepEmbedSequential(down(width)))
+            skips.append(width)
+    return blocks, skips
+
+
+def up_path(levels: Levels, skips: Sequence[int], attention: MakeLayer, up: MakeLayer) -> nn.ModuleList:
+    """Returns the decoder's blocks, which take the encoder's outputs in reverse order."""
+    blocks = nn.ModuleList()
+    remaining = list(skips)
+    current = levels.widths[-1]
+    for level in reversed(range(len(levels.widths))):
+        for index in range(levels.num_res_blocks + 1):
+            layers = [levels.res(current + remaining.pop(), out_channels=levels.widths[level])]
+            current = levels.widths[level]
+            if 2**level in levels.attended:
+                layers.append(attention(current))
+            if level and index == levels.num_res_blocks:
+                layers.append(up(current))
+            blocks.append(TimestepEmbedSequential(*layers))
+    return blocks
