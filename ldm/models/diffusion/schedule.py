@@ -1,0 +1,265 @@
+"""The noise schedule: how noisy step t is, and what follows from it.
+
+x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) eps  (Ho et al. 2020, equation 4).
+Latents are [B, C, h, w] float, times t are [B] int64 in [0, T).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PARAMETERIZATIONS = ("eps", "x0", "v")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NoiseSchedule:
+    """A record of numbers; every other quantity of the diffusion process is computed from them.
+
+    Attributes:
+        alphas_cumprod: [T], strictly falling in (0, 1); kept as float64 on the CPU.
+    """
+
+    alphas_cumprod: Tensor
+    _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: not a falling sequence in (0, 1).
+        """
+        values = self.alphas_cumprod.detach().to("cpu", torch.float64)
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(f"alphas_cumprod has shape {list(values.shape)}, expected [T]")
+        if not (values[0] < 1 and values[-1] > 0 and bool((values.diff() < 0).all())):
+            raise ValueError(
+                "alphas_cumprod is not strictly falling in (0, 1); check the betas it is made from"
+            )
+        object.__setattr__(self, "alphas_cumprod", values)
+
+    @classmethod
+    def from_betas(cls, betas: Tensor) -> NoiseSchedule:
+        """Returns the schedule with variances ``betas`` [T] of the single steps."""
+        return cls(torch.cumprod(1.0 - betas.to(torch.float64), dim=0))
+
+    @classmethod
+    def linear(cls, timesteps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> NoiseSchedule:
+        """Returns CompVis' "linear" schedule: square roots of the betas rise linearly from start to end."""
+        betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64).square()
+        return cls.from_betas(betas)
+
+    @classmethod
+    def cosine(cls, timesteps: int = 1000, offset: float = 8e-3) -> NoiseSchedule:
+        """Returns the cosine schedule (Nichol & Dhariwal 2021, equation 17), betas clipped at 0.999."""
+        position = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        level = torch.cos((position + offset) / (1 + offset) * math.pi / 2).square()
+        return cls.from_betas((1 - level[1:] / level[:-1]).clamp(0, 0.999))
+
+    @classmethod
+    def from_name(
+        cls,
+        name: str = "linear",
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+    ) -> NoiseSchedule:
+        """Returns the schedule a config names.
+
+        Args:
+            name: "linear" (in square roots), "cosine", "sqrt_linear" (betas linear) or "sqrt" (betas are
+                square roots of linear numbers); these are CompVis' words.
+            timesteps: T.
+            linear_start: first number of the linear ramp.
+            linear_end: last number of the linear ramp.
+            cosine_s: offset of the cosine schedule.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name == "linear":
+            return cls.linear(timesteps, linear_start, linear_end)
+        if name == "cosine":
+            return cls.cosine(timesteps, cosine_s)
+        ramp = torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
+        if name == "sqrt_linear":
+            return cls.from_betas(ramp)
+        if name == "sqrt":
+            return cls.from_betas(ramp.sqrt())
+        raise ValueError(f"beta_schedule is '{name}', expected linear, cosine, sqrt_linear or sqrt")
+
+    def __repr__(self) -> str:
+        """Returns T and the levels at both ends."""
+        first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
+        return f"NoiseSchedule(T={len(self)}, alphas_cumprod={first:.4g} ... {last:.4g})"
+
+    def __len__(self) -> int:
+        """Returns T."""
+        return len(self.alphas_cumprod)
+
+    def _signal_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x."""
+        if x.device not in self._tables:
+            squares = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod])
+            self._tables[x.device] = squares.sqrt().float().to(x.device)
+        signal, noise = self._tables[x.device][:, t].to(x.dtype)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return signal.view(shape), noise.view(shape)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Returns x_t for x0 [B, C, h, w], standard normal noise of the same shape, and t [B]."""
+        signal, sigma = self._signal_and_noise(t, x0)
+        return signal * x0 + sigma * noise
+
+    def x0_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Returns the x0 which with noise eps makes x_t; all [B, C, h, w], t [B]."""
+        signal, sigma = self._signal_and_noise(t, x_t)
+        return (x_t - sigma * eps) / signal
+
+    def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """Returns the noise which with x0 makes x_t; all [B, C, h, w], t [B]."""
+        signal, sigma = self._signal_and_noise(t, x_t)
+        return (x_t - signal * x0) / sigma
+
+    def target(self, parameterization: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Returns what a model of this parameterization must predict, [B, C, h, w].
+
+        Args:
+            parameterization: "eps", "x0", or "v" (Salimans & Ho 2022, appendix D).
+            x0: clean latents [B, C, h, w].
+            noise: the noise added to them.
+            t: [B].
+
+        Raises:
+            ValueError: an unknown parameterization.
+        """
+        check_parameterization(parameterization)
+        if parameterization == "eps":
+            return noise
+        if parameterization == "x0":
+            return x0
+        signal, sigma = self._signal_and_noise(t, x0)
+        return signal * noise - sigma * x0
+
+    def to_eps(self, parameterization: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Returns the noise that a model's output means, [B, C, h, w]; the inverse view of ``target``.
+
+        Raises:
+            ValueError: an unknown parameterization.
+        """
+        check_parameterization(parameterization)
+        if parameterization == "eps":
+            return output
+        if parameterization == "x0":
+            return self.eps_from_x0(x_t, output, t)
+        signal, sigma = self._signal_and_noise(t, x_t)
+        return signal * output + sigma * x_t
+
+    def buffers(self, v_posterior: float = 0.0) -> dict[str, Tensor]:
+        """Returns the twelve float32 [T] tensors that CompVis checkpoints hold, by their names there.
+
+        Args:
+            v_posterior: weight of beta in the posterior variance, between its lower (0) and upper (1) bound.
+        """
+        total = self.alphas_cumprod
+        before = torch.cat([total.new_ones(1), total[:-1]])
+        alphas = _ratios(total)
+        betas = 1 - alphas
+        variance = betas * ((1 - v_posterior) * (1 - before) / (1 - total) + v_posterior)
+        values = {
+            "betas": betas,
+            "alphas_cumprod": total,
+            "alphas_cumprod_prev": before,
+            "sqrt_alphas_cumprod": total.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - total).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - total).log(),
+            "sqrt_recip_alphas_cumprod": total.rsqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / total - 1).sqrt(),
+            "posterior_variance": variance,
+            "posterior_log_variance_clipped": variance.clamp_min(1e-20).log(),
+            "posterior_mean_coef1": betas * before.sqrt() / (1 - total),
+            "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - total),
+        }
+        return {name: value.float() for name, value in values.items()}
+
+    def lvlb_weights(self, parameterization: str = "eps", v_posterior: float = 0.0) -> Tensor:
+        """Returns the weights [T] float32 of the loss terms in CompVis' variational bound.
+
+        For x0 this keeps the original's denominator (2 - alphas_cumprod), which released models trained with.
+
+        Raises:
+            ValueError: a parameterization without such weights.
+        """
+        buffers = self.buffers(v_posterior)
+        betas, total = buffers["betas"], buffers["alphas_cumprod"]
+        if parameterization == "eps":
+            alphas = _ratios(self.alphas_cumprod).float()
+            weights = betas.square() / (2 * buffers["posterior_variance"] * alphas * (1 - total))
+        elif parameterization == "x0":
+            weights = 0.5 * total.sqrt() / (2 - total)
+        else:
+            raise ValueError(
+                f"parameterization is '{parameterization}', expected eps or x0 for these weights"
+            )
+        weights[0] = weights[min(1, len(weights) - 1)]
+        return weights
+
+    def timesteps(self, count: int, spacing: str = "uniform") -> Tensor:
+        """Returns ``count`` times for sampling, [count] int64, rising.
+
+        Uniform spacing c = T / count gives 1, 1 + c, 1 + 2c ... (rounded down), as CompVis does where count
+        divides T; all T steps are 0 ... T - 1. "quad" is CompVis' quadratic spacing up to 0.8 T, which may
+        repeat times.
+
+        Raises:
+            ValueError: a count outside 1 ... T, or an unknown spacing.
+        """
+        total = len(self)
+        if not 1 <= count <= total:
+            raise ValueError(f"got {count} sampling steps, expected 1 to {total}")
+        if spacing == "quad":
+            roots = torch.linspace(0, (0.8 * total) ** 0.5, count, dtype=torch.float64)
+            return (roots.square().long() + 1).clamp_max(total - 1)
+        if spacing != "uniform":
+            raise ValueError(f"spacing is '{spacing}', expected uniform or quad")
+        times = torch.arange(count) * total // count
+        return times if count == total else times + 1
+
+    def sampling_levels(
+        self, times: Sequence[int] | Tensor, end: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns alphas_cumprod at each of the rising times and at the time a step from there leads to.
+
+        Levels are rounded to float32 first, as checkpoints hold them, and kept above zero.
+
+        Args:
+            times: rising times [S].
+            end: the level after the last step (the first time); by default ``alphas_cumprod[0]``.
+
+        Returns:
+            two [S] float64 tensors.
+        """
+        levels = self.alphas_cumprod.float().clamp_min(torch.finfo(torch.float32).tiny).double()
+        here = levels[torch.as_tensor(times, dtype=torch.int64)]
+        last = levels[:1] if end is None else levels.new_tensor([end])
+        return here, torch.cat([last, here[:-1]])
+
+
+def _ratios(values: Tensor) -> Tensor:
+    """Returns each of the values [T] over the one before it, and the first over 1."""
+    return torch.cat([values[:1], values[1:] / values[:-1]])
+
+
+def check_parameterization(name: str) -> None:
+    """Checks the name of a parameterization.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if name not in PARAMETERIZATIONS:
+        raise ValueError(f"parameterization is '{name}', expected one of {', '.join(PARAMETERIZATIONS)}")

@@ -1,0 +1,225 @@
+"""Samplers against mathematics (normal data have an exact denoiser) and the original's trajectories."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from golden_cases import GoldenCase, error_of, load_golden
+from torch import Tensor
+
+from ldm.models.diffusion.guidance import guide
+from ldm.models.diffusion.samplers import (
+    SAMPLERS,
+    Noise,
+    Step,
+    ddim,
+    ddpm,
+    plms,
+    seeded_noise,
+    seeded_step_noise,
+)
+from ldm.models.diffusion.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule.linear(1000, 0.0015, 0.0195)
+MEAN = 0.7
+
+
+def exact_denoiser(std: float, schedule: NoiseSchedule = SCHEDULE):
+    """Returns E[eps | x_t] for data drawn from N(MEAN, std^2)."""
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        level = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return (1 - level).sqrt() * (x - level.sqrt() * MEAN) / (level * std**2 + 1 - level)
+
+    return denoise
+
+
+def exact_end(x: Tensor, std: float, start: int, schedule: NoiseSchedule = SCHEDULE) -> Tensor:
+    """Returns where the probability flow leads from x at time ``start``: it keeps the standardised value."""
+    first, last = schedule.alphas_cumprod[start], schedule.alphas_cumprod[0]
+    standard = (x - first.sqrt() * MEAN) / (first * std**2 + 1 - first).sqrt()
+    return last.sqrt() * MEAN + (last * std**2 + 1 - last).sqrt() * standard
+
+
+def start(batch: int = 2) -> Tensor:
+    return seeded_noise(range(batch), (1, 4, 4)).double()
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50, 1000])
+@pytest.mark.parametrize("name", ["ddim", "plms", "dpmpp_2m"])
+def test_a_single_data_point_is_reached_exactly_in_any_number_of_steps(name: str, steps: int) -> None:
+    x = start()
+    times = SCHEDULE.timesteps(steps)
+    got = SAMPLERS[name](exact_denoiser(0.0), x, SCHEDULE, steps)
+    torch.testing.assert_close(got, exact_end(x, 0.0, int(times[-1])), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_ddpm_ends_in_x0(steps: int) -> None:
+    got = ddpm(exact_denoiser(0.0), start(), SCHEDULE, steps, noise=seeded_step_noise([0, 1]))
+    torch.testing.assert_close(got, torch.full_like(got, MEAN), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("plms", 2), ("dpmpp_2m", 2)])
+def test_converges_at_its_order(name: str, order: int) -> None:
+    part = NoiseSchedule(SCHEDULE.alphas_cumprod[100:])  # the first times are too stiff to see the order
+    x, last = start(), 800
+    errors = []
+    for stride in (10, 5):
+        got = SAMPLERS[name](exact_denoiser(0.5, part), x, part, range(0, last + 1, stride))
+        errors.append(float((got - exact_end(x, 0.5, last, part)).abs().max()))
+    assert errors[-1] < 0.01
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("sampler", [ddpm, ddim])
+def test_stochastic_samples_have_the_distribution_of_the_data(sampler) -> None:
+    x = seeded_noise([5], (1, 100, 100)).double()
+    schedule = NoiseSchedule.linear(200, 0.0075, 0.0975)
+    got = sampler(exact_denoiser(0.5, schedule), x, schedule, 200, eta=1.0, noise=seeded_step_noise([5]))
+    assert float(got.mean()) == pytest.approx(MEAN, abs=0.03)
+    assert float(got.std()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_is_the_same_in_any_batch(name: str) -> None:
+    eta = 1.0 if name == "ddpm" else 0.0
+
+    def run(seeds: list[int], eta: float) -> Tensor:
+        x, noise = seeded_noise(seeds, (1, 4, 4)), seeded_step_noise(seeds)
+        return SAMPLERS[name](exact_denoiser(0.5), x, SCHEDULE, 10, eta=eta, noise=noise)
+
+    together = run([3, 17, 8], eta)
+    assert torch.equal(together[1], run([17], eta)[0])
+    assert torch.equal(together[2], run([8, 3], eta)[0])
+    assert not torch.allclose(together[0], together[1])
+    if name == "ddim":
+        assert torch.equal(run([3, 17], 0.5)[1], run([17], 0.5)[0])
+
+
+def test_step_noise_continues_after_the_starting_noise() -> None:
+    first = seeded_noise([4], (2, 3, 3))
+    noise = seeded_step_noise([4])
+    second, third = noise(first), noise(first)
+    generator = torch.Generator().manual_seed(4)
+    for got in (first, second, third):
+        assert torch.equal(got[0], torch.randn(2, 3, 3, generator=generator))
+    with pytest.raises(ValueError, match="batch of 2 for 1 seeds"):
+        noise(torch.zeros(2, 2, 3, 3))
+
+
+def test_observer_sees_every_step_and_may_replace_x() -> None:
+    seen: list[Step] = []
+    result = ddim(exact_denoiser(0.5), start(), SCHEDULE, 5, on_step=lambda step: seen.append(step))
+    assert [(step.index, step.t, step.t_next) for step in seen] == [
+        (0, 801, 601),
+        (1, 601, 401),
+        (2, 401, 201),
+        (3, 201, 1),
+        (4, 1, None),
+    ]
+    assert torch.equal(seen[-1].x, result)
+    assert torch.equal(ddim(exact_denoiser(0.5), start(), SCHEDULE, 5, on_step=lambda s: 0 * s.x), 0 * result)
+
+
+def test_refuses() -> None:
+    denoise, x = exact_denoiser(0.5), start()
+    with pytest.raises(ValueError, match="eta is 0.5, expected a source of noise"):
+        ddim(denoise, x, SCHEDULE, 5, eta=0.5)
+    with pytest.raises(ValueError, match="eta is 1.0, expected a source of noise"):
+        ddpm(denoise, x, SCHEDULE, 5)
+    with pytest.raises(ValueError, match="expected 0 for plms"):
+        plms(denoise, x, SCHEDULE, 5, eta=0.5)
+    with pytest.raises(ValueError, match="expected 1 to 1000"):
+        ddim(denoise, x, SCHEDULE, 1001)
+    with pytest.raises(ValueError, match="expected rising ones"):
+        ddim(denoise, x, SCHEDULE, [5, 3])
+
+
+@pytest.fixture(scope="module")
+def case() -> GoldenCase:
+    return load_golden("ldm_crossattn_samplers")
+
+
+@pytest.fixture(scope="module")
+def unet(case: GoldenCase) -> torch.nn.Module:
+    config = case.card["config"]["params"]["unet_config"]
+    module, _, name = config["target"].rpartition(".")
+    model = getattr(importlib.import_module(module), name)(**config["params"])
+    prefix = "model.diffusion_model."
+    model.load_state_dict(
+        {k.removeprefix(prefix): w for k, w in case.weights.items() if k.startswith(prefix)}
+    )
+    return model.eval()
+
+
+def replay(entries: Tensor, scale: float = 1.0) -> Noise:
+    remaining = iter(entries)
+    return lambda x: scale * next(remaining).to(x)
+
+
+RUNS = {
+    "ddim10": ("ddim", 10, 1.0, {}),
+    "ddim10_cfg": ("ddim", 10, 2.5, {}),
+    "ddim30": ("ddim", [*range(1, 1000, 33)], 1.0, {}),
+    "plms10": ("plms", 10, 1.0, {}),
+    "plms10_cfg": ("plms", 10, 2.0, {}),
+    "ddim10_eta1": ("ddim", 10, 1.0, {"eta": 1.0}),
+    "ddim10_eta05_temp": ("ddim", 10, 1.0, {"eta": 0.5, "temperature": 0.7}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_follows_the_originals_trajectory(name: str, case: GoldenCase, unet: torch.nn.Module) -> None:
+    sampler, steps, scale, options = RUNS[name]
+    options = dict(options)
+    temperature = options.pop("temperature", 1.0)
+    if options:
+        options["noise"] = replay(case.tensors[f"in.{name}.noise_p"], temperature)
+    denoise = guide(unet, case.tensors["in.c"], case.tensors["in.uc"], scale)
+    seen: list[Step] = []
+    x = case.tensors["in.x_T"]
+    got = SAMPLERS[sampler](denoise, x, SCHEDULE, steps, on_step=lambda step: seen.append(step), **options)
+    tolerance = case.card["tolerance"]["rtol_of_max_forward"]
+    assert error_of(got, case.tensors[f"out.{name}.sample"]) <= tolerance
+    trajectory = torch.stack([x, *(step.x for step in seen)])
+    assert error_of(trajectory, case.tensors[f"out.{name}.x_inter"]) <= tolerance
+    believed = torch.stack([x, *(step.x0 for step in seen)])
+    assert error_of(believed, case.tensors[f"out.{name}.pred_x0"]) <= tolerance
+
+
+def test_inpaints_like_the_original(case: GoldenCase, unet: torch.nn.Module) -> None:
+    given = case.part("in.inpaint10")
+    known, mask, noises = given["x0"], given["mask"], iter(given["noise_q"])
+
+    def keep_known(x: Tensor, t: int | None) -> Tensor:
+        if t is None:
+            return x
+        noisy = SCHEDULE.add_noise(known, next(noises), torch.full((len(x),), t))
+        return noisy * mask + (1 - mask) * x
+
+    x = keep_known(case.tensors["in.x_T"], 901)
+    denoise = guide(unet, case.tensors["in.c"])
+    got = ddim(denoise, x, SCHEDULE, 10, on_step=lambda step: keep_known(step.x, step.t_next))
+    assert (
+        error_of(got, case.tensors["out.inpaint10.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
+    )
+
+
+def test_ancestral_matches_the_original(case: GoldenCase, unet: torch.nn.Module) -> None:
+    seen: list[Tensor] = []
+    chain = NoiseSchedule(SCHEDULE.alphas_cumprod[:20])
+    ddpm(
+        guide(unet, case.tensors["in.c"]),
+        case.tensors["in.x_T"],
+        chain,
+        20,
+        noise=replay(case.tensors["in.anc20.noise_p"]),
+        on_step=lambda step: seen.append(step.x),
+    )
+    expected = case.tensors["out.anc20.intermediates"]
+    assert (
+        error_of(seen[-1], case.tensors["out.anc20.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
+    )
+    assert error_of(torch.stack(seen), expected[1:]) <= case.card["tolerance"]["rtol_of_max_forward"]

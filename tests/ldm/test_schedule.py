@@ -1,0 +1,122 @@
+"""The noise schedule against the original's buffers and times, and its closed forms."""
+
+import pytest
+import torch
+from golden_cases import error_of, load_golden
+
+from ldm.models.diffusion.schedule import NoiseSchedule
+
+SCHEDULES = load_golden("schedules")
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    assert got.shape == expected.shape
+    difference = (got.double() - expected.double()).abs()
+    return float((difference / expected.double().abs().clamp_min(1e-30)).max())
+
+
+def from_golden(params: dict) -> NoiseSchedule:
+    known = {"beta_schedule": "name", "timesteps": "timesteps", "linear_start": "linear_start"}
+    known |= {"linear_end": "linear_end"}
+    return NoiseSchedule.from_name(**{known[key]: value for key, value in params.items() if key in known})
+
+
+@pytest.mark.parametrize("entry", SCHEDULES.card["options"]["schedules"], ids=lambda entry: entry["name"])
+def test_buffers_match_original(entry: dict) -> None:
+    expected = SCHEDULES.part(f"out.{entry['name']}")
+    weights = expected.pop("lvlb_weights")
+    schedule, params = from_golden(entry["params"]), entry["params"]
+    v_posterior = params.get("v_posterior", 0.0)
+    got = schedule.buffers(v_posterior)
+    assert set(got) == set(expected)
+    assert len(got) == 12
+    for name, value in got.items():
+        assert value.dtype == torch.float32
+        assert relative_error(value, expected[name]) <= 1e-6, name
+    lvlb = schedule.lvlb_weights(params.get("parameterization", "eps"), v_posterior)
+    assert relative_error(lvlb, weights) <= 1e-6
+
+
+DDIM = load_golden("ddim_schedules")
+
+
+@pytest.mark.parametrize("spacing", DDIM.card["options"]["methods"])
+@pytest.mark.parametrize("entry", DDIM.card["options"]["schedules"], ids=lambda entry: entry["name"])
+def test_sampling_times_match_original(entry: dict, spacing: str) -> None:
+    schedule = from_golden(entry["params"])
+    for count in DDIM.card["options"]["S"]:
+        expected = DDIM.part(f"out.{entry['name']}.{spacing}.S{count}.eta1.0")
+        times = schedule.timesteps(count, spacing)
+        assert torch.equal(times, expected["timesteps"])
+        here, there = schedule.sampling_levels(times)
+        assert relative_error(here, expected["ddim_alphas"]) <= 1e-6
+        assert relative_error(there, expected["ddim_alphas_prev"]) <= 1e-6
+        assert relative_error((1 - here).sqrt(), expected["ddim_sqrt_one_minus_alphas"]) <= 1e-6
+        sigmas = ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        assert relative_error(sigmas, expected["ddim_sigmas"]) <= 1e-6
+
+
+@pytest.mark.parametrize("total", [7, 50, 1000])
+def test_every_count_gives_that_many_steps(total: int) -> None:
+    schedule = NoiseSchedule.linear(total)
+    for count in range(1, total + 1):
+        times = schedule.timesteps(count)
+        assert len(times) == count
+        assert times[0] >= 0
+        assert times[-1] < total
+        assert bool((times.diff() > 0).all())
+        if total % count == 0 and count < total:
+            assert torch.equal(times, torch.arange(0, total, total // count) + 1)
+    for wrong in (0, total + 1):
+        with pytest.raises(ValueError, match=f"got {wrong} sampling steps, expected 1 to {total}"):
+            schedule.timesteps(wrong)
+
+
+def test_noising_matches_original() -> None:
+    case = load_golden("ldm_crossattn_samplers")
+    schedule = NoiseSchedule.linear(1000, 0.0015, 0.0195)
+    z0, noise, t = case.tensors["in.z0"], case.tensors["in.noise"], case.tensors["in.t"]
+    noisy = schedule.add_noise(z0, noise, t)
+    assert error_of(noisy, case.tensors["out.q.q_sample"]) <= 1e-6
+    back = schedule.x0_from_eps(case.tensors["out.q.q_sample"], noise, t)
+    assert error_of(back, case.tensors["out.q.predict_start_from_noise"]) <= 1e-5
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0", "v"])
+def test_targets_invert(parameterization: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 5, 3, 4, 4, generator=generator)
+    schedule, t = NoiseSchedule.cosine(100), torch.tensor([1, 20, 50, 80, 95])
+    noisy = schedule.add_noise(x0, noise, t)
+    eps = schedule.to_eps(parameterization, schedule.target(parameterization, x0, noise, t), noisy, t)
+    torch.testing.assert_close(eps, noise, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(schedule.x0_from_eps(noisy, eps, t), x0, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(schedule.eps_from_x0(noisy, x0, t), noise, rtol=1e-3, atol=1e-3)
+
+
+def test_noisy_data_keep_unit_variance() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x0, noise = torch.randn(2, 4, 1, 100, 100, generator=generator)
+    noisy = NoiseSchedule.linear().add_noise(x0, noise, torch.tensor([0, 300, 600, 999]))
+    torch.testing.assert_close(noisy.flatten(1).std(1), torch.ones(4), rtol=0.03, atol=0)
+
+
+def test_is_named_by_its_ends() -> None:
+    assert repr(NoiseSchedule.linear()) == "NoiseSchedule(T=1000, alphas_cumprod=0.9999 ... 0.0007334)"
+
+
+def test_refuses() -> None:
+    with pytest.raises(ValueError, match="strictly falling"):
+        NoiseSchedule(torch.tensor([0.5, 0.9]))
+    with pytest.raises(ValueError, match=r"shape \[1, 2\], expected \[T\]"):
+        NoiseSchedule(torch.tensor([[0.5, 0.4]]))
+    with pytest.raises(ValueError, match="beta_schedule is 'square'"):
+        NoiseSchedule.from_name("square")
+    schedule = NoiseSchedule.linear(10)
+    x, t = torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="parameterization is 'noise'"):
+        schedule.target("noise", x, x, t)
+    with pytest.raises(ValueError, match="spacing is 'even'"):
+        schedule.timesteps(5, "even")
+    with pytest.raises(ValueError, match="expected eps or x0"):
+        schedule.lvlb_weights("v")
