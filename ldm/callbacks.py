@@ -1,0 +1,138 @@
+"""What a run leaves beside its weights: its config, timings and image grids."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ldm.util import atomic_path
+
+LOG = logging.getLogger(__name__)
+
+
+def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
+    """Returns one picture ``[3, H', W'] uint8`` with a row for each image and a column for each entry.
+
+    Args:
+        columns: images ``[N, 3, H, W]``, or several a row ``[N, M, 3, H, W]``, in [-1, 1].
+        gap: white pixels between pictures.
+    """
+    stacks = [value[:, None] if value.ndim == 4 else value for value in columns.values()]
+    rows = min(len(stack) for stack in stacks)
+    tiles = torch.cat([stack[:rows].detach().float().cpu() for stack in stacks], dim=1)
+    n, m, c, h, w = tiles.shape
+    grid = torch.ones(c, n * (h + gap) + gap, m * (w + gap) + gap)
+    for i in range(n):
+        for j in range(m):
+            top, left = gap + i * (h + gap), gap + j * (w + gap)
+            grid[:, top : top + h, left : left + w] = tiles[i, j]
+    return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_png(image: Tensor, path: str | Path) -> None:
+    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all."""
+    from PIL import Image
+
+    with atomic_path(path) as temporary:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="png")
+
+
+class ImageLogger(pl.Callback):
+    """Writes a grid of ``model.log_images(batch)`` every so many steps, from the first validation batch.
+
+    Args:
+        every_n_steps: distance between grids; one more is written at the end.
+        max_images: rows of a grid.
+    """
+
+    def __init__(self, every_n_steps: int = 500, max_images: int = 8) -> None:
+        self.every_n_steps, self.max_images = every_n_steps, max_images
+        self._last = -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Writes a grid where one is due."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self.write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the last grid."""
+        self.write(trainer, pl_module)
+
+    def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes ``images/<step>.png`` into the run's folder."""
+        step = trainer.global_step
+        loaders = trainer.datamodule.val_dataloader() if trainer.datamodule else None
+        if step == self._last or not trainer.is_global_zero or not loaders or not hasattr(pl_module, "log_images"):
+            return
+        self._last = step
+        batch = {key: value[: self.max_images] for key, value in next(iter(loaders)).items()}
+        training = pl_module.training
+        pl_module.eval()
+        with torch.no_grad():
+            moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+            columns = {**pl_module.log_images(moved), **self.more_columns(trainer, batch)}
+        pl_module.train(training)
+        path = Path(trainer.log_dir or ".") / "images" / f"{step:07d}.png"
+        save_png(image_grid(self.order(columns)), path)
+        LOG.info("wrote %s (columns: %s)", path, ", ".join(self.order(columns)))
+
+    def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
+        """Returns columns that the model itself cannot know."""
+        return {}
+
+    def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the columns from left to right."""
+        return dict(columns)
+
+
+class Timings(pl.Callback):
+    """Logs step time, images per second, memory and learning rate.
+
+    Args:
+        every_n_steps: length of the window that is averaged.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        self.every_n_steps = every_n_steps
+        self._start, self._images = 0.0, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Starts a window."""
+        if not self._start:
+            self._start, self._images, self._first = time.perf_counter(), 0, trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+    ) -> None:
+        """Ends a window where one is full."""
+        self._images += len(batch["image"]) * trainer.world_size
+        steps = trainer.global_step - self._first
+        if steps < self.every_n_steps:
+            return
+        seconds = time.perf_counter() - self._start
+        self._start = 0.0
+        values = {
+            "step_seconds": seconds / steps,
+            "images_per_second": self._images / seconds,
+            "memory_gb": memory_gb(pl_module.device),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        pl_module.log_dict({f"time/{k}" if k != "learning_rate" else k: v for k, v in values.items()})
+        LOG.info("step %d: %s", trainer.global_step, ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+
+
+def memory_gb(device: torch.device) -> float:
+    """Returns the peak memory of the process so far, on the accelerator or else in RAM, in 10^9 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,147 @@
+"""The only place that reads or writes weights: safe, strict, atomic; ``.ckpt`` and ``.safetensors``."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldm.util import atomic_path
+
+LOG = logging.getLogger(__name__)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint by name, on the CPU, in the type they are stored in.
+
+    Args:
+        path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; the tensors of a Lightning
+            checkpoint are those under ``state_dict``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, truncated, or a pickle that asks for more than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; train one with main.py or give another path")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    content = _read_pickle(path)
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state_dict of tensors")
+    return dict(state)
+
+
+def _read_pickle(path: Path) -> Any:
+    # CompVis checkpoints carry their callbacks' states under the callback class as the key.
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    try:
+        with torch.serialization.safe_globals([ModelCheckpoint]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} was refused: it holds more than tensors; convert it where you trust it ({reason})") from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a complete checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Returns the text metadata of a ``.safetensors`` file."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def write_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes tensors as ``.safetensors``, completely or not at all.
+
+    Args:
+        path: target; its directory is made.
+        state: tensors by name; shared storage is copied.
+        dtype: floating-point tensors are converted to it; ``None`` keeps theirs.
+        metadata: values are stored as JSON text.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        convert = dtype is not None and tensor.is_floating_point()
+        tensors[name] = tensor.detach().to("cpu", dtype if convert else tensor.dtype, copy=True).contiguous()
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **texts})
+
+
+def load_weights(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: str | Path = "checkpoint", allow: Sequence[str] = ()
+) -> None:
+    """Loads ``state`` into ``module``, strictly.
+
+    Args:
+        module: receives the weights.
+        state: tensors by name; float16 is widened to the module's own type.
+        source: named in errors.
+        allow: patterns (``fnmatch``) of names that may be missing from or superfluous in ``state``.
+
+    Raises:
+        ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state and not _matches(name, allow)]
+    unexpected = [name for name in state if name not in own and not _matches(name, allow)]
+    wrong = [f"{n} {tuple(state[n].shape)} != {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
+    if missing or unexpected or wrong:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
+        found = "; ".join(f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in parts if names)
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
+    module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+
+
+def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors with the running average in place of the raw weights, and without the average's own names.
+
+    A state without an average is returned as it is.
+    """
+    plain = {name: value for name, value in state.items() if not name.startswith("model_ema.")}
+    for name in plain:
+        average = "model_ema." + name.removeprefix("model.").replace(".", "")
+        if name.startswith("model.") and average in state:
+            plain[name] = state[average]
+    return plain
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Returns the SHA-256 of a file as 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()

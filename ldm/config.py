@@ -1,0 +1,59 @@
+"""Reads configs: the only place, besides the scripts' door to it, that knows OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.util import nearest
+
+
+def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns YAML files merged from left to right, then the overrides, as plain containers.
+
+    Args:
+        files: paths of YAML files.
+        overrides: words of the form ``model.params.k=8``.
+
+    Raises:
+        FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
+        ValueError: a file is not a YAML mapping, or an override has no ``=``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for file in files:
+        if not Path(file).is_file():
+            found = [str(path) for path in Path("configs").rglob("*.yaml")]
+            raise FileNotFoundError(f"no config at {file}{nearest(str(file), found) or '; the shipped ones are in configs/'}")
+    for word in overrides:
+        if "=" not in word:
+            raise ValueError(f"got the setting '{word}', expected key.path=value")
+    names = ", ".join(map(str, files))
+    try:
+        merged = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"config {names}: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"config {names}: expected a mapping, got {type(config).__name__}")
+    return {str(key): value for key, value in config.items()}
+
+
+def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises ValueError for a key that is not known, naming the nearest one."""
+    for key in mapping:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key '{key}'{nearest(str(key), known) or ', expected ' + ', '.join(known)}")
+
+
+def write_config(file: str | Path, config: dict[str, Any]) -> None:
+    """Writes a config as YAML, completely or not at all."""
+    from omegaconf import OmegaConf
+
+    from ldm.util import atomic_path
+
+    with atomic_path(file) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))

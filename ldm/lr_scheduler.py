@@ -1,0 +1,71 @@
+"""Learning-rate factors as functions of the step, for ``torch.optim.lr_scheduler.LambdaLR``. Names are CompVis'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+class LambdaWarmUpCosineScheduler:
+    """Linear warm-up from ``lr_start`` to ``lr_max``, then a cosine down to ``lr_min`` at ``max_decay_steps``."""
+
+    def __init__(
+        self, warm_up_steps: int, lr_min: float, lr_max: float, lr_start: float, max_decay_steps: int
+    ) -> None:
+        self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
+        self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
+
+    def schedule(self, step: int) -> float:
+        """Returns the factor of step ``step``."""
+        if step < self.warm_up_steps:
+            return self.lr_start + (self.lr_max - self.lr_start) * step / self.warm_up_steps
+        done = min(1.0, (step - self.warm_up_steps) / (self.max_decay_steps - self.warm_up_steps))
+        return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(math.pi * done))
+
+    __call__ = schedule
+
+
+class LambdaWarmUpCosineScheduler2:
+    """Cycles of a warm-up from ``f_start`` to ``f_max`` and a cosine down to ``f_min``; one entry a cycle."""
+
+    def __init__(
+        self,
+        warm_up_steps: Sequence[int],
+        f_min: Sequence[float],
+        f_max: Sequence[float],
+        f_start: Sequence[float],
+        cycle_lengths: Sequence[int],
+    ) -> None:
+        lengths = {len(values) for values in (warm_up_steps, f_min, f_max, f_start, cycle_lengths)}
+        if len(lengths) != 1:
+            raise ValueError(f"expected one entry a cycle in every list, got lists of lengths {sorted(lengths)}")
+        self.warm_up_steps, self.cycle_lengths = list(warm_up_steps), list(cycle_lengths)
+        self.f_min, self.f_max, self.f_start = list(f_min), list(f_max), list(f_start)
+
+    def schedule(self, step: int) -> float:
+        """Returns the factor of step ``step``; past the last cycle the last one goes on."""
+        cycle = 0
+        while cycle < len(self.cycle_lengths) - 1 and step > self.cycle_lengths[cycle]:
+            step -= self.cycle_lengths[cycle]
+            cycle += 1
+        warm_up = self.warm_up_steps[cycle]
+        if step < warm_up:
+            return self.f_start[cycle] + (self.f_max[cycle] - self.f_start[cycle]) * step / warm_up
+        return self.decay(step, cycle)
+
+    def decay(self, step: int, cycle: int) -> float:
+        """Returns the factor after the warm-up, ``step`` counted within the cycle."""
+        warm_up = self.warm_up_steps[cycle]
+        done = min(1.0, (step - warm_up) / (self.cycle_lengths[cycle] - warm_up))
+        return self.f_min[cycle] + 0.5 * (self.f_max[cycle] - self.f_min[cycle]) * (1 + math.cos(math.pi * done))
+
+    __call__ = schedule
+
+
+class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
+    """The same cycles with a straight line down to ``f_min``, counted from the cycle's first step."""
+
+    def decay(self, step: int, cycle: int) -> float:
+        """Returns the factor after the warm-up, ``step`` counted within the cycle."""
+        left = (self.cycle_lengths[cycle] - step) / self.cycle_lengths[cycle]
+        return self.f_min[cycle] + (self.f_max[cycle] - self.f_min[cycle]) * left
