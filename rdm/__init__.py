@@ -1,0 +1,1 @@
+"""Retrieval-augmented diffusion, built on ldm."""

@@ -1,0 +1,270 @@
+"""The retrieval database: memory-mapped embeddings with the facts about the pictures they came from.
+
+On disk, without pickle anywhere::
+
+    database.json            the card: format, embedder, dim, dtype, rows, patches, source, shards with sha256
+    embeddings/00000.npy     [n, D] float16, raw
+    metadata/00000.parquet   one row per embedding
+
+Only a finished database has a card; :mod:`rdm.retrieval.builder` writes it last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm.util import instantiate_from_config
+from rdm.retrieval.embedder import Embedder, check_embedder, picture_hash, to_pixels
+from rdm.retrieval.files import check_hash, read_json
+
+FORMAT = 1
+CARD = "database.json"
+# What every row says about its picture. `item` is the number of the picture in the source, the box is in
+# pixels of the picture as the source delivers it, sha256 is over the pixels of the patch.
+NUMBERS = ("item", "x0", "y0", "x1", "y1")
+TEXTS = ("image_id", "caption", "class_id", "uri", "licence", "attribution", "sha256")
+_OPEN_TABLES = 8
+
+
+class RetrievalDatabase:
+    """N rows of raw embeddings, opened without reading them.
+
+    Args:
+        path: the folder.
+        card: what its ``database.json`` holds.
+
+    Attributes:
+        path: the folder.
+        card: what ``database.json`` holds.
+        dim: width of an embedding, D.
+        fingerprint: SHA-256 over the embedder's fingerprint and the shard table; equal for equal contents.
+    """
+
+    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
+        self.path = path
+        self.card = dict(card)
+        self.dim: int = card["dim"]
+        contents = {key: card[key] for key in ("format", "dim", "dtype", "shards")}
+        contents["embedder"] = card["embedder"]["fingerprint"]
+        self.fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+        self._starts = np.cumsum([0, *(shard["rows"] for shard in card["shards"])])
+        self._shards: dict[int, np.ndarray] = {}
+        self._tables: dict[int, pa.Table] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._source: Any = None
+
+    @classmethod
+    def open(cls, path: str | Path, embedder: Embedder | None = None) -> RetrievalDatabase:
+        """Returns the database in a folder.
+
+        Args:
+            path: the folder.
+            embedder: the embedder whose queries it shall answer; None to leave that unchecked.
+
+        Raises:
+            FileNotFoundError: there is no finished database.
+            ValueError: another format version, another embedder, or a shard that is missing or has another
+                shape.
+        """
+        path = Path(path)
+        if not (path / CARD).is_file():
+            raise FileNotFoundError(
+                f"no finished database at {path}; build it with scripts/build_database.py --output {path}"
+            )
+        remedy = f"delete {path} or name another path, and build again"
+        card = read_json(path / CARD, remedy)
+        if card.get("format") != FORMAT:
+            got = card.get("format")
+            raise ValueError(
+                f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}"
+            )
+        try:
+            database = cls(path, card)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path / CARD} is not the card of a database ({error!r}); {remedy}") from error
+        if embedder is not None:
+            check_embedder(card["embedder"], embedder, f"database {path}", remedy)
+        if card["rows"] != len(database):
+            raise ValueError(
+                f"database {path} states {card['rows']} rows, its shards sum to {len(database)}; rebuild it"
+            )
+        for number in range(len(card["shards"])):
+            database._shard(number)
+        return database
+
+    def __len__(self) -> int:
+        """Returns the number of rows, N."""
+        return int(self._starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to worker processes as its path and card; maps and tables are opened there anew."""
+        return type(self), (self.path, self.card)
+
+    def embeddings(self, rows: Any) -> np.ndarray:
+        """Returns the raw embeddings of some rows, ``[..., D] float32``.
+
+        Args:
+            rows: integer array of any shape.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        rows = self._check(rows)
+        found = np.empty((rows.size, self.dim), dtype=np.float32)
+        for number, places, local in self._by_shard(rows.ravel()):
+            found[places] = self._shard(number)[local]
+        return found.reshape(*rows.shape, self.dim)
+
+    def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
+        """Yields all embeddings in order, in blocks ``[<= size, D] float32``."""
+        for start in range(0, len(self), size):
+            yield self.embeddings(np.arange(start, min(start + size, len(self))))
+
+    def metadata(self, rows: Any) -> list[dict[str, Any]]:
+        """Returns what is known about some rows, in the order of ``rows`` flattened.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        flat = self._check(rows).ravel()
+        found: list[dict[str, Any]] = [{} for _ in range(flat.size)]
+        for number, places, local in self._by_shard(flat):
+            for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
+                found[place] = entry
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Returns one metadata column of all rows; it stays in memory.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if name not in self._columns:
+            files = [self._file("metadata", number) for number in range(len(self.card["shards"]))]
+            names = pq.read_schema(files[0]).names
+            if name not in names:
+                raise ValueError(
+                    f"database {self.path} has no metadata column '{name}', it has {', '.join(names)}"
+                )
+            chunks = [chunk for file in files for chunk in pq.read_table(file, columns=[name])[name].chunks]
+            self._columns[name] = pa.chunked_array(chunks)
+        return self._columns[name]
+
+    def values(self, name: str, rows: Any) -> np.ndarray:
+        """Returns one metadata column of some rows, an array (of objects for texts) shaped like ``rows``.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, or there is no such column.
+        """
+        rows = self._check(rows)
+        found = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
+        return found.reshape(rows.shape)
+
+    def patches(self, rows: Any, source: Any = None) -> list[np.ndarray]:
+        """Returns the pictures of some rows, cut out of the source again, each ``[H, W, 3] uint8``.
+
+        Args:
+            rows: integer array of any shape, read flattened.
+            source: the data set the database was built from; None to open the one its card describes.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, or the source holds another picture than the database was
+                built from.
+            FileNotFoundError: the source has moved.
+        """
+        if source is not None:
+            self._source = source
+        elif self._source is None:
+            self._source = instantiate_from_config(self.card["source"])
+        return [self._patch(entry) for entry in self.metadata(rows)]
+
+    def _patch(self, entry: Mapping[str, Any]) -> np.ndarray:
+        pixels = to_pixels(self._source[entry["item"]]["image"])[
+            entry["y0"] : entry["y1"], entry["x0"] : entry["x1"]
+        ]
+        if picture_hash(pixels) != entry["sha256"]:
+            raise ValueError(
+                f"image '{entry['image_id']}' ({entry['uri']}) is not the picture that database "
+                f"{self.path} was built from; restore the source or rebuild the database"
+            )
+        return pixels
+
+    def verify(self) -> None:
+        """Reads every byte and compares it with the card.
+
+        Raises:
+            ValueError: a shard is missing or damaged; names it.
+        """
+        for number, shard in enumerate(self.card["shards"]):
+            for kind in ("embeddings", "metadata"):
+                check_hash(self._file(kind, number), shard[kind], "rebuild the database")
+
+    def _check(self, rows: Any) -> np.ndarray:
+        rows = np.asarray(rows)
+        if not np.issubdtype(rows.dtype, np.integer) and rows.size:
+            raise ValueError(f"got rows of type {rows.dtype}, expected integers")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise ValueError(f"got rows from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        return rows.astype(np.int64, copy=False)
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields (shard, places in ``rows``, rows within the shard) for each shard that ``rows`` touches."""
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owners):
+            places = np.flatnonzero(owners == number)
+            yield int(number), places, rows[places] - self._starts[number]
+
+    def _file(self, kind: str, number: int) -> Path:
+        return shard_file(self.path, kind, self.card["shards"][number]["name"])
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self._shards:
+            self._shards[number] = open_shard(
+                self._file("embeddings", number), self.card["shards"][number]["rows"], self.dim
+            )
+        return self._shards[number]
+
+    def _table(self, number: int) -> pa.Table:
+        """Returns the metadata of one shard; the last few are kept."""
+        if number not in self._tables:
+            while len(self._tables) >= _OPEN_TABLES:
+                self._tables.pop(next(iter(self._tables)))
+            table = pq.read_table(self._file("metadata", number))
+            expected = self.card["shards"][number]["rows"]
+            if len(table) != expected:
+                raise ValueError(
+                    f"{self._file('metadata', number)} holds {len(table)} rows, expected {expected}; "
+                    "rebuild it"
+                )
+            self._tables[number] = table
+        return self._tables[number]
+
+
+def shard_file(path: Path, kind: str, name: str) -> Path:
+    """Returns the file of one shard; ``kind`` is ``embeddings`` or ``metadata``."""
+    return path / kind / (name + {"embeddings": ".npy", "metadata": ".parquet"}[kind])
+
+
+def open_shard(file: Path, rows: int, dim: int) -> np.ndarray:
+    """Returns the memory-mapped embeddings ``[rows, dim] float16`` of one shard.
+
+    Raises:
+        ValueError: the file is missing, truncated or of another shape or type.
+    """
+    try:
+        shard = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"shard {file} is missing or damaged ({error}); rebuild the database") from error
+    if shard.shape != (rows, dim) or shard.dtype != np.float16:
+        raise ValueError(
+            f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} float16; rebuild it"
+        )
+    return shard

@@ -1,0 +1,112 @@
+"""What retrieval asks of an embedder, and the way from pictures to checked numpy vectors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Embedder(Protocol):
+    """Images or texts to vectors of one space, such as CLIP's.
+
+    ``fingerprint`` changes whenever the same picture would get another vector: other weights, other
+    preprocessing.
+    """
+
+    name: str
+    fingerprint: str
+    dim: int
+
+    def images(self, images: Tensor) -> Tensor:
+        """Returns raw vectors ``[B, D] float32`` of images ``[B, 3, H, W] float32`` in [-1, 1]."""
+
+    def texts(self, texts: list[str]) -> Tensor:
+        """Returns raw vectors ``[B, D] float32``."""
+
+
+@torch.inference_mode()
+def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[str]) -> np.ndarray:
+    """Returns the raw vectors of some pictures, ``[B, D] float32``.
+
+    Args:
+        embedder: any embedder; pictures are moved to the device of its weights.
+        images: pictures ``[3, H, W] float32`` in [-1, 1]; those of one size are embedded together.
+        names: one per picture, for messages.
+
+    Raises:
+        ValueError: the embedder answers another shape than it states, or a number that is not finite.
+    """
+    vectors = np.empty((len(images), embedder.dim), dtype=np.float32)
+    for places in _by_shape(images):
+        batch = torch.stack([images[place] for place in places]).to(_device(embedder))
+        found = embedder.images(batch).float().cpu().numpy()
+        if found.shape != (len(places), embedder.dim):
+            expected = (len(places), embedder.dim)
+            raise ValueError(
+                f"embedder {embedder.name} gave vectors of shape {found.shape}, expected {expected}"
+            )
+        vectors[places] = found
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        name = names[int(np.argmin(finite))]
+        raise ValueError(
+            f"embedder {embedder.name} gave a vector that is not finite for image '{name}'; check its weights"
+        )
+    return vectors
+
+
+def picture_hash(pixels: np.ndarray) -> str:
+    """Returns the SHA-256 of a picture ``[H, W, 3] uint8``: of its pixels, not of the file that held it."""
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Returns an image ``[3, H, W]`` in [-1, 1] as pixels ``[H, W, 3] uint8``."""
+    return ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def image_id(images: Any, index: int) -> str:
+    """Returns the id of a picture of a ``ldm.data`` data set without decoding it, ``""`` if unreadable."""
+    try:
+        return images.metadata(index)["id"]
+    except ValueError:
+        return ""
+
+
+def check_embedder(made_by: Mapping[str, str], embedder: Embedder, what: str, remedy: str) -> None:
+    """Checks that something on disk was made by this embedder.
+
+    Args:
+        made_by: ``name`` and ``fingerprint`` from its card.
+        embedder: the one in use.
+        what: names the thing, such as ``"database data/databases/emoji"``.
+        remedy: what the user can do.
+
+    Raises:
+        ValueError: another embedder made it; names both fingerprints.
+    """
+    if made_by["fingerprint"] != embedder.fingerprint:
+        raise ValueError(
+            f"{what} was made by embedder {made_by['name']} with fingerprint {made_by['fingerprint']}, "
+            f"got embedder {embedder.name} with fingerprint {embedder.fingerprint}; {remedy}"
+        )
+
+
+def _by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yields the places of all pictures of one shape, shape after shape in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(place)
+    yield from groups.values()
+
+
+def _device(embedder: Any) -> torch.device:
+    """Returns where the weights of an embedder live."""
+    parameters = embedder.parameters() if isinstance(embedder, torch.nn.Module) else iter(())
+    first = next(parameters, None)
+    return first.device if first is not None else torch.device("cpu")

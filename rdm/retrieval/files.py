@@ -1,0 +1,54 @@
+"""Small files on disk: their hashes, and JSON cards written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.util import atomic_path
+
+
+def file_hash(file: Path) -> str:
+    """Returns the SHA-256 of a file, or ``"no file"`` where there is none."""
+    if not file.is_file():
+        return "no file"
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_hash(file: Path, expected: str, remedy: str) -> None:
+    """Checks that a file is the one whose hash a card holds.
+
+    Raises:
+        ValueError: it is missing or damaged; names it.
+    """
+    found = file_hash(file)
+    if found != expected:
+        raise ValueError(f"{file} is damaged: got sha256 {found}, expected {expected}; {remedy}")
+
+
+def read_json(file: Path, remedy: str) -> dict[str, Any]:
+    """Returns the content of a card.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, expected an object; {remedy}")
+    return content
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a card, whole or not at all."""
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,144 @@
+"""The ways to ask for an image differ only in how the query is made: raw vectors ``[B, D] float32``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
+
+CLASS_TEMPLATE = "An image of a {class}."
+
+
+def popular_queries(
+    database: RetrievalDatabase,
+    popularity: np.ndarray,
+    n: int,
+    *,
+    generator: np.random.Generator,
+    top_m: float | int = 0.01,
+    weighted: bool = False,
+) -> Tensor:
+    """Returns vectors of popular rows, pseudo-queries for unconditional sampling, ``[n, D] float32``.
+
+    Small m gives better and less diverse images (Blattmann et al. 2022, section 3.2).
+
+    Args:
+        database: holds the vectors.
+        popularity: ``[N]``, how often each row is somebody's neighbour, from ``NeighbourTable.popularity``.
+        n: number of queries, drawn with replacement.
+        generator: source of the randomness.
+        top_m: keep this fraction (float in (0, 1]) or number (int) of the database's rows, the most popular
+            ones.
+        weighted: draw in proportion to popularity instead of uniformly.
+    """
+    rows = popular_rows(popularity, n, generator=generator, top_m=top_m, weighted=weighted)
+    if len(popularity) != len(database):
+        raise ValueError(
+            f"got popularity of {len(popularity)} rows, the database has {len(database)}; count it again"
+        )
+    return torch.from_numpy(database.embeddings(rows))
+
+
+def popular_rows(
+    popularity: np.ndarray,
+    n: int,
+    *,
+    generator: np.random.Generator,
+    top_m: float | int = 0.01,
+    weighted: bool = False,
+) -> np.ndarray:
+    """Returns n rows drawn from the m most popular ones, ``[n] int64``.
+
+    Rows that are nobody's neighbour are never drawn: the proposal distribution gives them no weight. Of
+    equally popular rows the first come first. Arguments are those of :func:`popular_queries`.
+
+    Raises:
+        ValueError: m is out of range, or no row is popular.
+    """
+    total = len(popularity)
+    if isinstance(top_m, float) and 0.0 < top_m <= 1.0:
+        keep = max(1, round(top_m * total))
+    elif isinstance(top_m, int) and 1 <= top_m <= total:
+        keep = int(top_m)
+    else:
+        raise ValueError(
+            f"got top_m={top_m!r}, expected a fraction in (0, "
+            f"1] as a float or a number of rows from 1 to {total}"
+        )
+    best = np.argsort(-popularity, kind="stable")[:keep]
+    best = best[popularity[best] > 0]
+    if not len(best):
+        raise ValueError(
+            "got a popularity of zero for every row; count it from a neighbour table of this database"
+        )
+    weights = popularity[best] / popularity[best].sum() if weighted else None
+    return generator.choice(best, size=n, p=weights)
+
+
+@torch.inference_mode()
+def text_queries(embedder: Embedder, prompts: Sequence[str]) -> Tensor:
+    """Returns vectors of texts, ``[B, D] float32``."""
+    return embedder.texts(list(prompts)).float()
+
+
+def class_queries(embedder: Embedder, classes: Sequence[str], template: str = CLASS_TEMPLATE) -> Tensor:
+    """Returns vectors of class names within a template, ``[B, D] float32``.
+
+    To sample a class, retrieve a pool of l neighbours of its query and draw k of them per image, as
+    ``Retriever(queries, k, pool=l, generator=...)`` does (Blattmann et al. 2022, section 3.2).
+
+    Args:
+        embedder: makes the vectors.
+        classes: names; hyphens and underscores are read as spaces.
+        template: a text with ``{class}`` in it.
+
+    Raises:
+        ValueError: the template lacks ``{class}``.
+    """
+    if "{class}" not in template:
+        raise ValueError(f"got template {template!r}, expected a text that contains {{class}}")
+    names = [name.replace("-", " ").replace("_", " ") for name in classes]
+    return text_queries(embedder, [template.replace("{class}", name) for name in names])
+
+
+@torch.inference_mode()
+def image_queries(embedder: Embedder, images: Tensor) -> Tensor:
+    """Returns vectors of images ``[B, 3, H, W]`` in [-1, 1], ``[B, D] float32``."""
+    return embedder.images(images).float()
+
+
+def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Returns the weighted mean direction of several queries at their mean length, ``[B, D] float32``.
+
+    Only directions are mixed, so a long vector does not drown a short one: text and image vectors differ in
+    length.
+
+    Args:
+        queries: M tensors ``[B, D]``.
+        weights: M numbers with a positive sum; a negative one moves away from its query.
+
+    Raises:
+        ValueError: shapes or counts differ, weights do not sum to more than zero, or directions cancel out.
+    """
+    shapes = {tuple(query.shape) for query in queries}
+    if len(shapes) != 1 or len(queries) != len(weights):
+        raise ValueError(
+            f"got queries of shapes {sorted(shapes)} and {len(weights)} weights, expected one shape, "
+            "a weight each"
+        )
+    if sum(weights) <= 0:
+        raise ValueError(f"got weights {list(weights)}, expected a sum above zero")
+    stacked = torch.stack(list(queries)).float()
+    share = (torch.tensor(weights, dtype=torch.float32) / sum(weights)).to(stacked.device)[:, None, None]
+    lengths = stacked.norm(dim=-1, keepdim=True)
+    direction = (share * stacked / lengths).sum(0)
+    size = direction.norm(dim=-1, keepdim=True)
+    if not (size > 1e-6).all():
+        raise ValueError("got queries whose directions cancel out or that are zero; change the weights")
+    length = (share.abs() * lengths).sum(0) / share.abs().sum()
+    return direction / size * length

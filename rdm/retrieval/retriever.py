@@ -1,0 +1,92 @@
+"""From queries to neighbours: what stands beside the model at sampling time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder, check_embedder
+
+if TYPE_CHECKING:
+    from rdm.retrieval.index import NeighbourIndex
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Neighbours of some queries, best first.
+
+    Attributes:
+        embeddings: ``[B, K, D] float32``, raw, on the device of the queries.
+        rows: ``[B, K] int64``, rows of the database, for provenance.
+        scores: ``[B, K] float32``, cosine similarity to the query.
+    """
+
+    embeddings: Tensor
+    rows: np.ndarray
+    scores: np.ndarray
+
+
+class Retriever:
+    """Looks queries up in a database.
+
+    Args:
+        embedder: the one that made the database; makes queries from texts and images.
+        database: where neighbours come from.
+        index: its index.
+
+    Raises:
+        ValueError: embedder, database and index do not belong together.
+    """
+
+    def __init__(self, embedder: Embedder, database: RetrievalDatabase, index: NeighbourIndex) -> None:
+        remedy = "use the embedder that made it"
+        check_embedder(database.card["embedder"], embedder, f"database {database.path}", remedy)
+        if index.card["database"] != database.fingerprint:
+            raise ValueError(
+                f"index is of database {index.card['database']}, got {database.fingerprint}; "
+                "rebuild the index"
+            )
+        self.embedder, self.database, self.index = embedder, database, index
+
+    def __call__(
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        pool: int | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> Retrieved:
+        """Returns k neighbours of each query.
+
+        Args:
+            queries: ``[B, D] float32``, raw.
+            k: neighbours per query.
+            pool: draw the k at random from this many nearest rows, anew for each query; None takes the k
+                nearest.
+            generator: source of the randomness; needed with ``pool``.
+
+        Raises:
+            ValueError: k or pool is out of range, or a pool is asked for without a generator.
+        """
+        if pool is None:
+            found = self.index.search(queries.detach().cpu().numpy(), k)
+            rows, scores = found.rows, found.scores
+        else:
+            if pool < k or generator is None:
+                raise ValueError(
+                    f"got pool={pool}, k={k}, generator={generator}; "
+                    "expected a pool of at least k and a generator"
+                )
+            found = self.index.search(queries.detach().cpu().numpy(), pool)
+            drawn = generator.permuted(np.tile(np.arange(pool), (len(found.rows), 1)), axis=1)[:, :k]
+            drawn.sort(axis=1)
+            rows, scores = (
+                np.take_along_axis(found.rows, drawn, 1),
+                np.take_along_axis(found.scores, drawn, 1),
+            )
+        return Retrieved(torch.from_numpy(self.database.embeddings(rows)).to(queries.device), rows, scores)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from pictures import write_clip, write_pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a script in this process; returns what it printed, or its one line of complaint."""
+
+    def call(script: str, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 2
+            errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+            assert len(errors) == 1
+            return errors[0]
+        return capsys.readouterr().out.strip()
+
+    return call
+
+
+def test_from_pictures_to_neighbours(run, tmp_path: Path) -> None:
+    clip, db, pictures = write_clip(tmp_path / "clip"), tmp_path / "db", tmp_path / "pictures"
+    write_pictures(pictures, 11)
+    build = ("build_database.py", "--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
+    assert run(*build) == f"{db}: 11 rows of 8 numbers, index Flat"
+    assert run(*build) == f"{db}: 11 rows of 8 numbers, index Flat"
+    search = ("search_neighbors.py", "--database", db, "--images", pictures, "--size", 8, "--embedder", clip)
+    options = ("--k", 3, "--near-duplicate", 2)
+    assert run(*search, *options) == f"{db}/neighbours/train: 11 pictures, 3 neighbours each"
+    rows = np.load(db / "neighbours/train/neighbours.npy")
+    assert rows.shape == (11, 3)
+    assert (rows != np.arange(11)[:, None]).all()
+    message = run(*search, "--k", 11, "--near-duplicate", 2)
+    assert "has 10 neighbours" in message
+    assert "expected k=11; ask for fewer neighbours" in message
+
+
+def test_from_configs(run, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip")
+    embedder = {"target": "ldm.modules.encoders.modules.OpenClipEmbedder", "params": {"model": clip}}
+    database = {"path": str(tmp_path / "db"), "source": write_pictures(tmp_path / "pictures", 11)}
+    OmegaConf.save({"embedder": embedder, "database": database}, tmp_path / "db.yaml")
+    params = {"batch_size": 2, "embedder": embedder, "database": database, "stored_k": 4}
+    data = {
+        "target": "rdm.data.RetrievalDataModule",
+        "params": {**params, "train": write_pictures(tmp_path / "train", 5, seed=1)},
+    }
+    OmegaConf.save({"data": data}, tmp_path / "rdm.yaml")
+    said = run("build_database.py", "--config", tmp_path / "db.yaml", "database.shard_rows=4")
+    assert said == f"{tmp_path}/db: 11 rows of 8 numbers, index Flat"
+    card = json.loads((tmp_path / "db/database.json").read_text())
+    assert [shard["rows"] for shard in card["shards"]] == [4, 4, 3]
+    said = run("search_neighbors.py", "--config", tmp_path / "rdm.yaml", "--k", 5)
+    assert said == f"{tmp_path}/db/neighbours/train: 5 pictures, 5 neighbours each"
+
+
+def test_wrong_input_is_one_line(run, tmp_path: Path) -> None:
+    assert "either --config FILE or --source" in run("build_database.py")
+    assert "nothing.yaml" in run("build_database.py", "--config", tmp_path / "nothing.yaml")
+    OmegaConf.save({"embedder": {}}, tmp_path / "half.yaml")
+    assert "has no 'database', it has embedder" in run(
+        "build_database.py", "--config", tmp_path / "half.yaml"
+    )
+    OmegaConf.save({"embedder": {}, "database": {"pth": "db"}}, tmp_path / "typo.yaml")
+    assert "unknown key 'pth'; did you mean 'path'" in run(
+        "build_database.py", "--config", tmp_path / "typo.yaml"
+    )
+    OmegaConf.save({"data": {"target": "ldm.data.DataModule"}}, tmp_path / "plain.yaml")
+    said = run("search_neighbors.py", "--config", tmp_path / "plain.yaml")
+    assert "data is ldm.data.DataModule, expected rdm.data.RetrievalDataModule" in said
+    (tmp_path / "empty").mkdir()
+    clip, source = write_clip(tmp_path / "clip"), ("build_database.py", "--source", tmp_path / "empty")
+    assert "no image below" in run(*source, "--embedder", clip, "--output", tmp_path / "db")
+    assert "has no 'path'" in run(*source, "--embedder", clip)
+    assert "either --config FILE or --database" in run("search_neighbors.py", "--database", tmp_path)
+    search = ("search_neighbors.py", "--database", tmp_path / "db", "--images", tmp_path / "empty")
+    assert "no finished database" in run(*search, "--embedder", clip)
+
+
+@pytest.mark.parametrize("script", ["build_database.py", "search_neighbors.py"])
+def test_help_is_quick(script: str) -> None:
+    start = time.perf_counter()
+    command = [sys.executable, f"scripts/{script}", "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 5  # about 0.1 s of work; the rest is for a busy machine
+    assert "--config" in said.stdout
+
+
+def test_the_shipped_config_names_what_exists() -> None:
+    config = OmegaConf.to_container(OmegaConf.load(ROOT / "configs/database/emoji.yaml"))
+    assert isinstance(config, dict)
+    assert set(config) == {"embedder", "database"}
+    assert (ROOT / config["database"]["source"]["params"]["files"]).is_dir()
