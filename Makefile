@@ -9,16 +9,13 @@ PYTHON ?= python3
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 STAMP := .venv/installed-$(EXTRA)
-DEMO_TIME ?= 00:00:06:00
+DEMO_MINUTES ?= 5
 
 .PHONY: demo test lint bench install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
-	$(PY) main.py --base configs/rdm.yaml -t -n demo lightning.trainer.max_time=$(DEMO_TIME)
-	$(PY) scripts/txt2img.py --prompt "a red guitar"
-	$(PY) scripts/class2img.py --class animals-nature
-	$(PY) scripts/sample.py
+	$(PY) scripts/demo.py --minutes $(DEMO_MINUTES)
 
 test: $(STAMP)
 	$(PY) -m pytest

@@ -130,6 +130,29 @@ def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
+def export_run(run: str | Path, output: str | Path, *, checkpoint: str | Path | None = None, half: bool = True) -> Path:
+    """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the weights' path.
+
+    The running average takes the place of the weights where there is one; losses and optimisers stay behind. With
+    ``half``, networks are stored in float16, and the module's own numbers (noise schedule, scale factor) in float32.
+
+    Raises:
+        FileNotFoundError: the run has no config or checkpoint.
+    """
+    run, output = Path(run), Path(output)
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"no config.yaml in {run}; expected a run folder that main.py made")
+    state = average_as_weights(read_weights(checkpoint or run / "checkpoints" / "last.ckpt"))
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    if half:
+        kept = {n: t.half() if "." in n and t.is_floating_point() else t for n, t in kept.items()}
+    write_weights(output / "model.safetensors", kept)
+    with atomic_path(output / "config.yaml") as temporary:
+        temporary.write_bytes(config.read_bytes())
+    return output / "model.safetensors"
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

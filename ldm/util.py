@@ -117,10 +117,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def configure_logging() -> None:
-    """Sends log records of level INFO and above to stderr; called once, by a script."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub", "fsspec", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    """Sends our records of level INFO, and other libraries' warnings, to stderr; called once, by a script."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in ("ldm", "rdm", "main"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    # Every retry of a download is a warning in one, every instruction set the processor lacks in the other.
+    for name in ("huggingface_hub", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def command_line(main: Callable[..., None]) -> Callable[..., None]:

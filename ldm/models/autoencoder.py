@@ -114,7 +114,7 @@ class VQModel(pl.LightningModule):
             self._remember(latent)
         else:
             if self._recent:
-                self.set_codes(torch.cat(self._recent))
+                self.set_codes(torch.cat([latent.to(images.device) for latent in self._recent]))
                 self._recent.clear()
             reconstruction, codebook_loss, indices = self(images)
             perplexity, used = codebook_statistics(indices, self.quantize.n_e)
@@ -137,6 +137,14 @@ class VQModel(pl.LightningModule):
 
     def _remember(self, latent: Tensor, keep: int = 64) -> None:
         self._recent = [*self._recent[-keep + 1 :], latent.detach().movedim(1, -1).flatten(0, 2)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the latents of the warm-up, from which a resumed run sets its codes."""
+        checkpoint["recent_latents"] = [latent.cpu() for latent in self._recent]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the latents of the warm-up back."""
+        self._recent = list(checkpoint.get("recent_latents", []))
 
     @torch.no_grad()
     def set_codes(self, latents: Tensor, rounds: int = 20) -> None:

@@ -1,0 +1,178 @@
+"""Trains any stage: merges YAML files and the command line, builds model and data, fits, tests.
+
+Example: ``python main.py --base configs/rdm.yaml -t model.params.k=8 lightning.trainer.max_steps=200``
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.config import check_keys, read_config, write_config
+from ldm.util import command_line, get_obj_from_str, instantiate_from_config, nearest
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+LOG = logging.getLogger("main")
+SECTIONS = ("model", "data", "lightning")
+LIGHTNING = ("trainer", "callbacks", "checkpoint")
+# Targets of CompVis configs that live here for their sake.
+DOORS = {"DataModuleFromConfig": "ldm.data.DataModule", "ImageLogger": "ldm.callbacks.ImageLogger"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in DOORS:
+        return get_obj_from_str(DOORS[name])
+    raise AttributeError(f"module 'main' has no attribute '{name}'")
+
+
+def yes_or_no(text: str) -> bool:
+    """Returns the truth value of a command-line word."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected yes or no, got '{text}'")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Returns the command line; words of the form ``a.b=c`` are collected as ``overrides``."""
+    flag: dict[str, Any] = {"type": yes_or_no, "nargs": "?", "const": True, "default": False, "metavar": "BOOL"}
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
+    p.add_argument("-t", "--train", **flag, help="train")
+    p.add_argument("--no-test", **flag, help="do not test after training")
+    p.add_argument("-r", "--resume", default="", metavar="RUN", help="run folder or checkpoint to go on from, with its config")
+    p.add_argument("-n", "--name", default="", help="name of the run; the first config's name if empty")
+    p.add_argument("-f", "--postfix", default="", help="put behind the name")
+    p.add_argument("-p", "--project", default="", help="run folder to use as it is, instead of logs/<time>_<name>")
+    p.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
+    p.add_argument("-s", "--seed", type=int, default=23, help="seed of weights, data order and noise")
+    p.add_argument("--scale_lr", **flag, help="multiply the learning rate by devices x batch size x accumulation")
+    p.add_argument("--gpus", default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings, stronger than the configs")
+    words = sys.argv[1:] if arguments is None else arguments
+    # Settings may stand anywhere, so they are taken out before options with optional values can swallow them.
+    settings = [word for word in words if re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
+    options, rest = p.parse_known_args([word for word in words if word not in settings])
+    if rest := [*rest, *options.overrides]:
+        p.error(f"unknown argument '{rest[0]}'{nearest(rest[0], p._option_string_actions)}")
+    options.overrides = settings
+    return options
+
+
+def read_run_config(paths: list[str], overrides: list[str]) -> dict[str, Any]:
+    """Returns the merged configuration of a run, its sections checked.
+
+    Raises:
+        ValueError: an unknown or missing section.
+    """
+    config = read_config(paths, overrides)
+    check_keys(config, SECTIONS, "config")
+    check_keys(config.get("lightning") or {}, LIGHTNING, "lightning")
+    for section in ("model", "data"):
+        if section not in config:
+            raise ValueError(f"config {', '.join(paths)}: section '{section}' is missing; give it with --base")
+    return config
+
+
+def find_run(resume: str) -> tuple[Path, Path]:
+    """Returns the run folder and the checkpoint that ``--resume`` means.
+
+    Raises:
+        FileNotFoundError: neither exists.
+    """
+    path = Path(resume)
+    if path.is_file():
+        return path.parent.parent, path
+    checkpoint = path / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"nothing to resume at {resume}: expected a checkpoint or a folder with checkpoints/last.ckpt")
+    return path, checkpoint
+
+
+def build_trainer(config: dict[str, Any], run: Path, gpus: str) -> pl.Trainer:
+    """Returns the Lightning trainer of the ``lightning`` section; its files go to ``run``."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.loggers import CSVLogger
+
+    from ldm.callbacks import Timings
+    from ldm.util import check_params
+
+    section = config.get("lightning") or {}
+    options: dict[str, Any] = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(section.get("trainer") or {})}
+    if gpus:
+        options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
+    monitor = (config["model"].get("params") or {}).get("monitor")
+    best = {"monitor": monitor, "save_top_k": 1, "mode": "min"} if monitor else {"save_top_k": 0}
+    keep = {"every_n_train_steps": 500, "save_last": True, **best, **(section.get("checkpoint") or {})}
+    check_params("lightning.checkpoint", ModelCheckpoint, keep)
+    callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings(), TQDMProgressBar(refresh_rate=10)]
+    callbacks += [instantiate_from_config(callback) for callback in (section.get("callbacks") or {}).values()]
+    keep_metrics(run)
+    # Lightning numbers its log folders; a run is one folder here.
+    logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
+    check_params("lightning.trainer", pl.Trainer, options)
+    return pl.Trainer(**options, callbacks=callbacks, logger=logger, enable_model_summary=False)
+
+
+def keep_metrics(run: Path) -> None:
+    """Puts the metrics of a run that is resumed aside, as ``metrics-<n>.csv``: Lightning would delete them."""
+    metrics = run / "metrics.csv"
+    if metrics.is_file():
+        metrics.rename(run / f"metrics-{len(list(run.glob('metrics-*.csv')))}.csv")
+
+
+def set_learning_rate(model: Any, config: dict[str, Any], scale: bool, trainer: pl.Trainer) -> None:
+    """Sets the rate of a CompVis config's ``base_learning_rate``, and scales it where asked; logs what is in effect."""
+    rate = config["model"].get("base_learning_rate", model.learning_rate)
+    if scale:
+        batch = config["data"].get("params", {}).get("batch_size", 1)
+        rate = rate * trainer.world_size * batch * trainer.accumulate_grad_batches
+    model.learning_rate = rate
+    LOG.info("learning rate %.3g%s", rate, " (scaled by devices x batch x accumulation)" if scale else " (absolute)")
+
+
+def train(options: argparse.Namespace) -> None:
+    """Builds everything the options name, and runs it."""
+    run, checkpoint = find_run(options.resume) if options.resume else (None, None)
+    paths = options.base or ([str(run / "config.yaml")] if run else [])
+    if not paths:
+        raise ValueError("nothing to do: give a config with --base, or a run to go on from with --resume")
+    config = read_run_config(paths, options.overrides)
+    if run is None:
+        name = "".join((options.name or Path(paths[0]).stem, options.postfix))
+        run = Path(options.project) if options.project else Path(options.logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
+    import pytorch_lightning as pl
+
+    pl.seed_everything(options.seed, workers=True)
+    model = instantiate_from_config(config["model"])
+    data = instantiate_from_config(config["data"])
+    trainer = build_trainer(config, run, options.gpus)
+    set_learning_rate(model, config, options.scale_lr, trainer)
+    if trainer.is_global_zero:
+        write_config(run / "config.yaml", config)
+    LOG.info("run folder %s", run)
+    if options.train:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
+    if not options.no_test and getattr(data, "has_test", False):
+        trainer.test(model, datamodule=data)
+
+
+@command_line
+def main() -> None:
+    """The command ``python main.py``."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    train(parse())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Image grids that show what a model looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+
+from ldm.callbacks import ImageLogger
+from rdm.retrieval.pictures import pictures
+
+
+class RetrievalImageLogger(ImageLogger):
+    """Grids of input, its neighbours, reconstruction and sample, side by side."""
+
+    def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns the neighbours' pictures ``[N, K, 3, H, W]``, cut from the database's source."""
+        rows = batch["neighbour_rows"]
+        size = batch["image"].shape[-1]
+        return {"neighbours": pictures(trainer.datamodule.database, rows.numpy(), size)}
+
+    def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the columns with the neighbours behind the input."""
+        return {name: columns[name] for name in ("inputs", "neighbours", "reconstructions", "samples")}

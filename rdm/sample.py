@@ -1,0 +1,298 @@
+"""The one road from a query to images: load a model with its database, look queries up, sample, save."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.callbacks import image_grid, save_png
+from ldm.checkpoint import average_as_weights, load_weights, read_weights
+from ldm.config import read_config
+from ldm.util import atomic_path, instantiate_from_config, nearest
+from rdm.data.datamodule import RetrievalDataModule
+from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
+from rdm.retrieval.config import load_embedder
+from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.index import NeighbourIndex
+from rdm.retrieval.neighbours import NeighbourTable
+from rdm.retrieval.pictures import pictures
+from rdm.retrieval.queries import class_queries, popular_queries, text_queries
+from rdm.retrieval.retriever import Retrieved, Retriever
+
+LOG = logging.getLogger(__name__)
+SHIPPED = Path("models/rdm/emoji")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what stands beside it.
+
+    Attributes:
+        model: in evaluation mode, holding its averaged weights.
+        retriever: over the database in use.
+        data: the data module of the model's config.
+        latent_shape: ``(C, h, w)`` of the model's latents.
+        path: the checkpoint.
+    """
+
+    model: RetrievalAugmentedDiffusion
+    retriever: Retriever
+    data: RetrievalDataModule
+    latent_shape: tuple[int, int, int]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images with what they were made from.
+
+    Attributes:
+        images: ``[B, 3, H, W]`` in [-1, 1].
+        retrieved: their neighbours.
+        labels: what each was asked for.
+        seeds: one an image.
+    """
+
+    images: Tensor
+    retrieved: Retrieved
+    labels: list[str]
+    seeds: list[int]
+
+
+def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
+    """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    if path:
+        found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
+    else:
+        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
+        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(
+            SHIPPED
+        )
+    if not found:
+        raise FileNotFoundError(
+            f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
+        )
+    return found[0]
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt")
+    return [file for file in candidates if file.is_file()]
+
+
+def _is_rdm(run: Path) -> bool:
+    file = run / "config.yaml"
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(
+        "rdm.models.diffusion"
+    )
+
+
+def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
+    """Returns a model ready to sample, with its database built if it is missing.
+
+    Args:
+        checkpoint: file or folder; see :func:`find_checkpoint`.
+        database: another database than the one of the model's config, made by the same embedder.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, config or database.
+        ValueError: weights or database do not fit.
+    """
+    path = find_checkpoint(checkpoint)
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    config = read_config([folder / "config.yaml"])
+    LOG.info("model %s", path)
+    model = load_model(config["model"], path)
+    data = instantiate_from_config(config["data"])
+    data.prepare_data()
+    opened = RetrievalDatabase.open(database) if database else data.database
+    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened))
+    side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
+    unet = config["model"]["params"]["unet_config"]["params"]
+    return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
+
+
+def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
+    """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
+    params = dict(config["params"])
+    first_stage = dict(params["first_stage_config"])
+    first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
+    params |= {"first_stage_config": first_stage, "ema_decay": None, "ckpt_path": None}
+    model = instantiate_from_config({"target": config["target"], "params": params})
+    load_weights(model, average_as_weights(read_weights(path)), source=path)
+    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def generate(
+    model: RetrievalAugmentedDiffusion,
+    context: Tensor,
+    latent_shape: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 16,
+    **options: Any,
+) -> Tensor:
+    """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
+
+    Args:
+        model: the model.
+        context: ``[B, L, D]``.
+        latent_shape: ``(C, h, w)``.
+        seeds: one an image; image i depends on its seed and context, not on the batch.
+        batch_size: images sampled together.
+        options: ``sampler``, ``steps``, ``scale``, ``eta`` of ``LatentDiffusion.sample``.
+    """
+    parts = []
+    for start in tqdm(
+        range(0, len(seeds), batch_size), desc="sampling", unit="batch", disable=len(seeds) <= batch_size
+    ):
+        piece = context[start : start + batch_size].to(model.device)
+        null = model.null_context(piece)
+        part = model.sample(piece, latent_shape, seeds[start : start + batch_size], null=null, **options)
+        parts.append(part.clamp(-1, 1).cpu())
+    return torch.cat(parts)
+
+
+def sample_texts(
+    loaded: Loaded, prompts: Sequence[str], *, k: int, seed: int, tokens: str = "neighbours", **options: Any
+) -> Samples:
+    """Returns one image for every prompt; image i has seed ``seed + i``.
+
+    Args:
+        loaded: model and database.
+        prompts: texts.
+        k: neighbours of each.
+        seed: of the first image.
+        tokens: the context: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt, then the neighbours).
+        options: see :func:`generate`.
+
+    Raises:
+        ValueError: no prompt, an empty one, or unknown tokens.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError("got an empty prompt, expected some words")
+    queries = text_queries(loaded.retriever.embedder, prompts)
+    retrieved = loaded.retriever(queries, k)
+    neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
+    context = loaded.model.conditioner(neighbours, queries, include_query=tokens != "neighbours")
+    return _sample(loaded, context, retrieved, list(prompts), seed, options)
+
+
+def sample_classes(
+    loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any
+) -> Samples:
+    """Returns one image for every class name: k neighbours drawn from the class text's ``pool`` nearest rows.
+
+    Source: Blattmann et al. 2022, section 3.2.
+    """
+    queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
+    retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
+    return _sample(
+        loaded, loaded.model.conditioner(retrieved.embeddings), retrieved, list(classes), seed, options
+    )
+
+
+def sample_popular(
+    loaded: Loaded, n: int, *, k: int, top_m: float | int, weighted: bool, seed: int, **options: Any
+) -> Samples:
+    """Returns n images of no particular query: neighbours of rows drawn by how often they are somebody's neighbour.
+
+    Raises:
+        FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
+    """
+    database = loaded.retriever.database
+    table = NeighbourTable.open(database.path / "neighbours" / "train", database)
+    popularity = table.popularity(loaded.model.conditioner.k)
+    generator = np.random.default_rng(seed)
+    queries = popular_queries(database, popularity, n, generator=generator, top_m=top_m, weighted=weighted)
+    retrieved = loaded.retriever(queries, k)
+    return _sample(
+        loaded,
+        loaded.model.conditioner(retrieved.embeddings),
+        retrieved,
+        ["unconditional"] * n,
+        seed,
+        options,
+    )
+
+
+def _sample(
+    loaded: Loaded,
+    context: Tensor,
+    retrieved: Retrieved,
+    labels: list[str],
+    seed: int,
+    options: Mapping[str, Any],
+) -> Samples:
+    seeds = [seed + i for i in range(len(labels))]
+    return Samples(
+        generate(loaded.model, context, loaded.latent_shape, seeds, **options), retrieved, labels, seeds
+    )
+
+
+def class_names(database: RetrievalDatabase) -> list[str]:
+    """Returns the classes of a database, and every part of one written as ``category/subcategory``."""
+    found = set(database.column("class_id").to_pylist())
+    return sorted(found | {part for name in found for part in name.split("/")} - {""})
+
+
+def resolve_class(name: str, database: RetrievalDatabase) -> str:
+    """Returns the class a user means; a name that differs in a letter or two is taken, and said.
+
+    Raises:
+        ValueError: no class is like it.
+    """
+    known = class_names(database)
+    if name in known:
+        return name
+    guess = nearest(name, known).partition("'")[2].partition("'")[0]
+    if not guess:
+        raise ValueError(f"no class '{name}' in {database.path}; it has {', '.join(known)}")
+    LOG.warning("no class '%s'; taking '%s'", name, guess)
+    return guess
+
+
+def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
+    """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and a JSON record of both.
+
+    Returns:
+        the path of the grid.
+    """
+    outdir = Path(outdir)
+    database = loaded.retriever.database
+    records = []
+    for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
+        file = outdir / f"{name}-{i:03d}.png"
+        save_png(image_grid({"": image[None]}, gap=0), file)
+        rows = samples.retrieved.rows[i]
+        kept = ("image_id", "caption", "uri", "licence", "attribution")
+        neighbours = [
+            {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in kept}}
+            for row, score, entry in zip(
+                rows, samples.retrieved.scores[i], database.metadata(rows), strict=True
+            )
+        ]
+        records.append({"file": file.name, "query": label, "seed": seed, "neighbours": neighbours})
+    grid = outdir / f"{name}-grid.png"
+    shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
+    save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
+    with atomic_path(outdir / f"{name}.json") as temporary:
+        temporary.write_text(
+            json.dumps(
+                {"checkpoint": str(loaded.path), "database": str(database.path), "images": records}, indent=1
+            )
+        )
+    return grid

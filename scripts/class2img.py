@@ -1,0 +1,43 @@
+"""Images of a class: neighbours are drawn from a pool around the class name's text (Blattmann et al. 2022, 3.2)."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm.util import command_line
+from rdm.options import add_sampling_options, sampling_options
+
+
+def parse() -> argparse.Namespace:
+    """Returns the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="e.g. animal-bird; several times",
+    )
+    p.add_argument("--pool", type=int, default=40, help="draw each image's neighbours from so many")
+    add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
+    return p.parse_args()
+
+
+@command_line
+def main() -> None:
+    """Samples ``--n_samples`` images of every class."""
+    args = parse()
+    from rdm.sample import load, resolve_class, sample_classes, save
+
+    loaded = load(args.ckpt, args.database)
+    names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
+    repeated = [name for name in names for _ in range(args.n_samples)]
+    samples = sample_classes(
+        loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args)
+    )
+    print(save(samples, loaded, args.outdir, "class2img"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Trains the default model for some minutes, samples in every way, and paints one picture of it all."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+from ldm.util import command_line
+
+PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
+CLASSES = ("animal-bird", "food-fruit", "sky-weather")
+
+
+def train(minutes: float, run: Path) -> None:
+    """Trains ``configs/rdm.yaml`` from nothing for so long; the learning rate falls over the time there is."""
+    words = [
+        f"lightning.trainer.max_time.seconds={round(60 * minutes)}",
+        "lightning.trainer.val_check_interval=100",
+    ]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--base",
+        "configs/rdm.yaml",
+        "-t",
+        "-p",
+        str(run),
+        *words,
+    ]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:  # noqa: S603 (our own command)
+        raise ValueError("training did not finish; its message stands above")
+
+
+@command_line
+def main() -> None:
+    """The command behind ``make demo``."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--minutes", type=float, default=5.0, help="training time; 0 shows the shipped model only")
+    p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
+    args = p.parse_args()
+    from rdm.demo import paint
+    from rdm.sample import SHIPPED
+
+    started = time.time()
+    run = Path("logs") / time.strftime("%Y-%m-%dT%H-%M-%S_demo")
+    checkpoints = [str(SHIPPED)]
+    if args.minutes > 0:
+        train(args.minutes, run)
+        checkpoints.append(str(run))
+    picture = paint(checkpoints, PROMPTS, CLASSES, Path(args.outdir))
+    print(
+        f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

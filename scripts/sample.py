@@ -1,0 +1,45 @@
+"""Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2)."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm.util import command_line
+from rdm.options import add_sampling_options, fraction_or_count, sampling_options
+
+
+def parse() -> argparse.Namespace:
+    """Returns the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument(
+        "--top_m",
+        type=fraction_or_count,
+        default=0.2,
+        help="draw from the most popular rows: a fraction (0.2) or a number (500)",
+    )
+    p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
+    add_sampling_options(p, outdir="outputs/sample", n_samples=8)
+    return p.parse_args()
+
+
+@command_line
+def main() -> None:
+    """Samples ``--n_samples`` images."""
+    args = parse()
+    from rdm.sample import load, sample_popular, save
+
+    loaded = load(args.ckpt, args.database)
+    samples = sample_popular(
+        loaded,
+        args.n_samples,
+        k=args.knn,
+        top_m=args.top_m,
+        weighted=args.use_weights,
+        seed=args.seed,
+        **sampling_options(args),
+    )
+    print(save(samples, loaded, args.outdir, "sample"))
+
+
+if __name__ == "__main__":
+    main()

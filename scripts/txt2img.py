@@ -1,0 +1,49 @@
+"""Images from texts: each prompt's nearest neighbours in the database condition the model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ldm.util import command_line
+from rdm.options import add_sampling_options, sampling_options
+
+
+def parse() -> argparse.Namespace:
+    """Returns the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
+    p.add_argument("--from-file", metavar="FILE", help="a file with a prompt in each line")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument(
+        "--only_caption", action="store_true", help="condition on the text alone, without neighbours"
+    )
+    what.add_argument(
+        "--use_query", action="store_true", help="condition on the text and then the neighbours"
+    )
+    add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
+    return p.parse_args()
+
+
+@command_line
+def main() -> None:
+    """Samples ``--n_samples`` images of every prompt."""
+    args = parse()
+    prompts = list(args.prompt or [])
+    if args.from_file:
+        prompts += [line.strip() for line in Path(args.from_file).read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError("no prompt; give --prompt TEXT or --from-file FILE")
+    from rdm.sample import load, sample_texts, save
+
+    loaded = load(args.ckpt, args.database)
+    tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
+    repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
+    samples = sample_texts(
+        loaded, repeated, k=args.knn, seed=args.seed, tokens=tokens, **sampling_options(args)
+    )
+    print(save(samples, loaded, args.outdir, "txt2img"))
+
+
+if __name__ == "__main__":
+    main()
