@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     flag: dict[str, Any] = {"type": yes_or_no, "nargs": "?", "const": True, "default": False, "metavar": "BOOL"}
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
-    p.add_argument("-t", "--train", **flag, help="train")
+    p.add_argument("-t", "--train", **flag, help="train; without it, validate")
     p.add_argument("--no-test", **flag, help="do not test after training")
     p.add_argument("-r", "--resume", default="", metavar="RUN", help="run folder or checkpoint to go on from, with its config")
     p.add_argument("-n", "--name", default="", help="name of the run; the first config's name if empty")
@@ -163,7 +163,9 @@ def train(options: argparse.Namespace) -> None:
     if options.train:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
-    if not options.no_test and getattr(data, "has_test", False):
+    elif "validation" in data.dataset_configs:
+        trainer.validate(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    if not options.no_test and "test" in data.dataset_configs:
         trainer.test(model, datamodule=data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -43,28 +44,25 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
 def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Image.Image:
     """Returns the labelled samples of one model."""
     k = loaded.model.conditioner.k
-    common = {"k": k, "seed": 0, "scale": 2.0, "steps": 50}
-    parts = [
-        ("text: " + ", ".join(prompts), sample_texts(loaded, prompts, **common)),
-        (
-            "class: " + ", ".join(classes),
-            sample_classes(loaded, [c for c in classes for _ in (0, 1)], pool=40, **common),
-        ),
-        ("unconditional, from popular rows", sample_popular(loaded, 6, top_m=0.2, weighted=False, **common)),
-    ]
-    title = f"{loaded.path.parent if loaded.path.parent.name != 'checkpoints' else loaded.path.parents[1]}"
-    blocks = [(f"{title}: a sample, then the {k} neighbours it was conditioned on", None)]
-    blocks += [(label, side_by_side(samples, loaded)) for label, samples in parts]
-    width = max(block.shape[2] for _, block in blocks if block is not None)
-    height = sum(CAPTION + (0 if block is None else block.shape[1]) for _, block in blocks)
+    common: dict[str, Any] = {"k": k, "seed": 0, "scale": 2.0, "steps": 50}
+    folder = loaded.path.parent if loaded.path.parent.name != "checkpoints" else loaded.path.parents[1]
+    twice = [name for name in classes for _ in range(2)]
+    parts = {
+        "text: " + ", ".join(prompts): sample_texts(loaded, prompts, **common),
+        "class: " + ", ".join(classes): sample_classes(loaded, twice, pool=40, **common),
+        "unconditional, from popular rows": sample_popular(loaded, 6, top_m=0.2, weighted=False, **common),
+    }
+    blocks = {label: side_by_side(samples, loaded) for label, samples in parts.items()}
+    width = max(block.shape[2] for block in blocks.values())
+    height = CAPTION + sum(CAPTION + block.shape[1] for block in blocks.values())
     page = Image.new("RGB", (width, height), "white")
-    draw, top = ImageDraw.Draw(page), 0
-    for label, block in blocks:
+    draw = ImageDraw.Draw(page)
+    draw.text((3, 1), f"{folder}: each sample, then the {k} neighbours it looked at", fill="black")
+    top = CAPTION
+    for label, block in blocks.items():
         draw.text((3, top + 1), label, fill="black")
-        top += CAPTION
-        if block is not None:
-            page.paste(Image.fromarray(block.permute(1, 2, 0).numpy()), (0, top))
-            top += block.shape[1]
+        page.paste(Image.fromarray(block.permute(1, 2, 0).numpy()), (0, top + CAPTION))
+        top += CAPTION + block.shape[1]
     return page
 
 

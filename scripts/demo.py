@@ -8,15 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 from ldm.util import command_line
 
+ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
 CLASSES = ("animal-bird", "food-fruit", "sky-weather")
 
 
 def train(minutes: float, run: Path) -> None:
-    """Trains ``configs/rdm.yaml`` from nothing for so long; the learning rate falls over the time there is."""
+    """Trains ``configs/rdm.yaml`` from nothing for so long."""
     words = [
         f"lightning.trainer.max_time.seconds={round(60 * minutes)}",
         "lightning.trainer.val_check_interval=100",

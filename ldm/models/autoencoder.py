@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
@@ -171,15 +172,21 @@ class VQModel(pl.LightningModule):
         LOG.info("set %d codes from %d latents", size, len(latents))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Logs reconstruction loss and PSNR (of images in [0, 1]) of held-out images."""
+        """Logs reconstruction loss and PSNR and SSIM of held-out images."""
         images = batch[self.image_key]
         if self.global_step < self.warm_up_steps:
             reconstruction = self.decode(self.encode(images), quantize=False)
         else:
             reconstruction = self(images)[0]
+        reconstruction = reconstruction.float()
         squared = F.mse_loss(reconstruction.clamp(-1, 1) / 2, images / 2, reduction="none").mean((1, 2, 3))
         values = {"rec_loss": (reconstruction - images).abs().mean(), "psnr": (-10 * squared.log10()).mean()}
+        values["ssim"] = structural_similarity_index_measure(reconstruction.clamp(-1, 1), images, data_range=2.0)
         self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=len(images))
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the figures of validation on the test set."""
+        self.validation_step(batch, batch_idx)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -52,6 +52,8 @@ class LatentDiffusion(pl.LightningModule):
         scheduler_config: factor of the learning rate by step.
         image_key: where a batch holds its images.
         ckpt_path: weights to start from.
+        cache_latents: keep the latent of every training image in memory, by its ``id``, once it is made: for a data set
+            that is not augmented and small enough. A KL first stage then gives its mode in every epoch.
         seed: of noise and times; step n draws from (seed, n, rank), so a resumed run repeats nothing.
 
     Raises:
@@ -71,6 +73,7 @@ class LatentDiffusion(pl.LightningModule):
         scheduler_config: Mapping[str, Any] | None = None,
         image_key: str = "image",
         ckpt_path: str | None = None,
+        cache_latents: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -84,6 +87,7 @@ class LatentDiffusion(pl.LightningModule):
         self.model_ema = LitEma(self.model, decay=ema_decay) if ema_decay is not None else None
         self.parameterization, self.image_key, self.seed = parameterization, image_key, seed
         self.learning_rate, self.weight_decay, self.scheduler_config = learning_rate, weight_decay, scheduler_config
+        self._latents: dict[str, Tensor] | None = {} if cache_latents else None
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path)
 
@@ -159,10 +163,21 @@ class LatentDiffusion(pl.LightningModule):
             self.scale_factor.copy_(1.0 / self.to_latent(batch[self.image_key]).std())
             LOG.info("scale factor measured on the first batch: %.5f", float(self.scale_factor))
 
+    def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        """Returns the latents ``[B, C, h, w]`` of a training batch, from memory where they are kept there."""
+        images = batch[self.image_key]
+        if self._latents is None:
+            return self.to_latent(images, generator)
+        new = [i for i, name in enumerate(batch["id"]) if name not in self._latents]
+        if new:
+            made = self.to_latent(images[new]).float().cpu()
+            self._latents.update({batch["id"][i]: latent for i, latent in zip(new, made, strict=True)})
+        return torch.stack([self._latents[name] for name in batch["id"]]).to(self.device)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Returns the mean loss of a batch at random times."""
         generator = self.generator(0, self.global_step, batch_idx)
-        latent = self.to_latent(batch[self.image_key], generator)
+        latent = self.training_latents(batch, generator)
         t = torch.randint(len(self.schedule), (len(latent),), generator=generator).to(latent.device)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         context = self.drop_context(self.context(batch), generator)
@@ -188,6 +203,10 @@ class LatentDiffusion(pl.LightningModule):
             with self.ema_scope():
                 values["val/loss_ema"] = self.loss(latent, context, t, noise).mean()
         self.log_dict(values, prog_bar=True, batch_size=n)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the figures of validation on the test set."""
+        self.validation_step(batch, batch_idx)
 
     @torch.no_grad()
     def sample(

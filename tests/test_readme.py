@@ -1,0 +1,68 @@
+"""Runs the README's commands, in order, shrunk to a few steps, in a folder of their own."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ["lightning.trainer.max_steps=2", "lightning.trainer.limit_val_batches=1", "data.params.batch_size=16"]
+TRAIN += ["lightning.trainer.val_check_interval=2", "lightning.checkpoint.every_n_train_steps=2"]
+SMALLER = {
+    "configs/first_stage/emoji-vq-f4.yaml": ["model.params.warm_up_steps=1", "model.params.lossconfig.params.disc_start=1"],
+    "configs/rdm.yaml": ["lightning.callbacks.images.params.max_images=2"],
+}
+
+
+def commands() -> list[list[str]]:
+    """Every line that starts with ``python`` in the README's code blocks."""
+    blocks = re.findall(r"^ *```\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+
+
+def shrink(command: list[str], folder: Path) -> list[str]:
+    """The same command with little to do."""
+    runs = sorted((folder / "logs").glob("*"), key=lambda run: run.stat().st_mtime)
+    words = [str(runs[-1]) if word == "logs/RUN" else word for word in command]
+    if words[0] == "main.py":
+        return words + TRAIN + SMALLER.get(words[words.index("--base") + 1], [])
+    if words[0] in ("scripts/txt2img.py", "scripts/class2img.py", "scripts/sample.py"):
+        return [*words, "--n_samples", "2", "--steps", "3"]
+    return words
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A place like the checkout, whose runs and databases are its own."""
+    for name in ("main.py", "scripts", "configs", "data/emoji", "models/clip", "models/rdm"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "models/first_stage").mkdir()
+    for file in (ROOT / "models/first_stage").iterdir():
+        (tmp_path / "models/first_stage" / file.name).symlink_to(file)
+    return tmp_path
+
+
+def test_commands_do_what_the_readme_says(folder: Path) -> None:
+    found = commands()
+    assert {command[0] for command in found} == {"main.py"} | {
+        f"scripts/{name}.py"
+        for name in ("txt2img", "class2img", "sample", "export_checkpoint", "build_database", "search_neighbors")
+    }
+    for command in found:
+        done = subprocess.run(
+            [sys.executable, *shrink(command, folder)], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    for name in ("txt2img", "class2img", "sample"):
+        assert Image.open(folder / f"outputs/{name}/{name}-001.png").size == (64, 64)
+        grid = Image.open(folder / f"outputs/{name}/{name}-grid.png")
+        assert grid.size == (2 + 5 * 66, 2 + 2 * 66)  # two rows: a sample and four neighbours
+    assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
+    assert (folder / "data/databases/emoji/neighbours/train/neighbours.npy").is_file()
+    assert len(list((folder / "logs").glob("*_emoji/open_clip/open_clip_model.safetensors"))) == 1
