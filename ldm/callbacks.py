@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ldm.util import atomic_path
 
@@ -47,7 +48,7 @@ def save_png(image: Tensor, path: str | Path) -> None:
 
 
 class ImageLogger(pl.Callback):
-    """Writes a grid of ``model.log_images(batch)`` every so many steps, from the first validation batch.
+    """Writes a grid of ``model.log_images(batch)`` every so many steps, from images spread evenly over the validation set.
 
     Args:
         every_n_steps: distance between grids; one more is written at the end.
@@ -70,11 +71,13 @@ class ImageLogger(pl.Callback):
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes ``images/<step>.png`` into the run's folder."""
         step = trainer.global_step
-        loaders = trainer.datamodule.val_dataloader() if trainer.datamodule else None
-        if step == self._last or not trainer.is_global_zero or not loaders or not hasattr(pl_module, "log_images"):
+        loader = trainer.datamodule.val_dataloader() if trainer.datamodule else None
+        if step == self._last or not trainer.is_global_zero or not loader or not hasattr(pl_module, "log_images"):
             return
         self._last = step
-        batch = {key: value[: self.max_images] for key, value in next(iter(loaders)).items()}
+        images = loader.dataset
+        picked = torch.linspace(0, len(images) - 1, min(self.max_images, len(images))).long().tolist()
+        batch = default_collate([images[i] for i in picked])
         training = pl_module.training
         pl_module.eval()
         with torch.no_grad():

@@ -10,10 +10,17 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ["lightning.trainer.max_steps=2", "lightning.trainer.limit_val_batches=1", "data.params.batch_size=16"]
+TRAIN = [
+    "lightning.trainer.max_steps=2",
+    "lightning.trainer.limit_val_batches=1",
+    "data.params.batch_size=16",
+]
 TRAIN += ["lightning.trainer.val_check_interval=2", "lightning.checkpoint.every_n_train_steps=2"]
 SMALLER = {
-    "configs/first_stage/emoji-vq-f4.yaml": ["model.params.warm_up_steps=1", "model.params.lossconfig.params.disc_start=1"],
+    "configs/first_stage/emoji-vq-f4.yaml": [
+        "model.params.warm_up_steps=1",
+        "model.params.lossconfig.params.disc_start=1",
+    ],
     "configs/rdm.yaml": ["lightning.callbacks.images.params.max_images=2"],
 }
 
@@ -52,11 +59,22 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
     found = commands()
     assert {command[0] for command in found} == {"main.py"} | {
         f"scripts/{name}.py"
-        for name in ("txt2img", "class2img", "sample", "export_checkpoint", "build_database", "search_neighbors")
+        for name in (
+            "txt2img",
+            "class2img",
+            "sample",
+            "export_checkpoint",
+            "build_database",
+            "search_neighbors",
+        )
     }
     for command in found:
         done = subprocess.run(
-            [sys.executable, *shrink(command, folder)], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, *shrink(command, folder)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     for name in ("txt2img", "class2img", "sample"):

@@ -1,0 +1,128 @@
+"""From a query to files, on a whole tiny system."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import rdm_config, ship
+
+from rdm.sample import (
+    Loaded,
+    find_checkpoint,
+    load,
+    resolve_class,
+    sample_classes,
+    sample_popular,
+    sample_texts,
+    save,
+)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp("system")
+    return load(str(ship(folder / "model", rdm_config(folder))))
+
+
+def test_load_builds_what_is_missing(loaded: Loaded) -> None:
+    assert len(loaded.retriever.database) == 40
+    assert loaded.latent_shape == (3, 8, 8)
+    assert not loaded.model.training
+    assert len(loaded.data.table("train")) == 40
+
+
+def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded) -> None:
+    prompts = ["pirate flag", "white flag", "rainbow flag"]
+    together = sample_texts(loaded, prompts, k=2, seed=5, steps=3, scale=2.0)
+    in_pairs = sample_texts(loaded, prompts, k=2, seed=5, steps=3, scale=2.0, batch_size=2)
+    alone = sample_texts(loaded, prompts[2:], k=2, seed=7, steps=3, scale=2.0)
+    assert together.images.shape == (3, 3, 16, 16)
+    assert torch.allclose(together.images, in_pairs.images, atol=1e-5)
+    assert torch.allclose(together.images[2:], alone.images, atol=1e-5)
+    assert together.seeds == [5, 6, 7]
+    assert (together.images[0] - together.images[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("text", 1)])
+def test_tokens_decide_the_context(
+    loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    predict = loaded.model.predict_eps
+    monkeypatch.setattr(loaded.model, "predict_eps", lambda x, t, c: seen.append(c) or predict(x, t, c))
+    sample_texts(loaded, ["white flag"], k=2, seed=0, steps=1, scale=1.0, tokens=tokens)
+    query = loaded.retriever.embedder.texts(["white flag"])
+    found = loaded.retriever(query, 2).embeddings[0]
+    expected = {"neighbours": found, "both": torch.cat([query, found]), "text": query}[tokens]
+    assert seen[0].shape == (1, length, 8)
+    assert torch.allclose(seen[0][0], 3 * torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+
+
+def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:
+    samples = sample_classes(loaded, ["flags"] * 6, k=2, pool=5, seed=0, steps=1)
+    pool = loaded.retriever(loaded.retriever.embedder.texts(["An image of a flags."]), 5).rows[0]
+    assert set(samples.retrieved.rows.ravel()) <= set(pool)
+    assert len({tuple(rows) for rows in samples.retrieved.rows.tolist()}) > 1
+
+
+def test_popular_rows_become_queries(loaded: Loaded) -> None:
+    popularity = loaded.data.table("train").popularity(2)
+    most = int(np.argmax(popularity))
+    samples = sample_popular(loaded, 3, k=2, top_m=1, weighted=False, seed=0, steps=1)
+    assert (samples.retrieved.rows[:, 0] == most).all()  # a row of the database finds itself
+
+
+def test_class_names_are_found_whole_in_part_and_nearly(loaded: Loaded) -> None:
+    database = loaded.retriever.database
+    assert resolve_class("flags/flag", database) == "flags/flag"
+    assert resolve_class("flag", database) == "flag"
+    assert resolve_class("flagss", database) == "flags"
+    with pytest.raises(ValueError, match="no class 'submarine'.*flags/flag"):
+        resolve_class("submarine", database)
+
+
+def test_save_writes_images_grid_and_provenance(loaded: Loaded, tmp_path: Path) -> None:
+    samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, steps=1)
+    grid = save(samples, loaded, tmp_path, "flags")
+    assert Image.open(grid).size == (2 + 3 * 18, 2 + 2 * 18)
+    pixels = np.asarray(Image.open(tmp_path / "flags-001.png"))
+    assert np.array_equal(np.asarray(Image.open(grid))[20:36, 2:18], pixels)
+    neighbour = np.asarray(Image.open(grid))[2:18, 20:36]
+    assert np.array_equal(neighbour, loaded.retriever.database.patches(samples.retrieved.rows[0, 0])[0])
+    record = json.loads((tmp_path / "flags.json").read_text())
+    assert [image["seed"] for image in record["images"]] == [3, 4]
+    entry = record["images"][0]["neighbours"][0]
+    assert entry["row"] == samples.retrieved.rows[0, 0]
+    assert entry["licence"] in ("MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": [" "], "k": 2}, "empty prompt"),
+        ({"prompts": ["flag"], "k": 41}, "41"),
+        ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
+        ({"prompts": ["flag " * 40], "k": 2}, "tokens"),
+    ],
+)
+def test_wrong_input_is_refused(loaded: Loaded, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_texts(loaded, seed=0, **options)
+
+
+def test_find_checkpoint_takes_the_newest_run(tmp_path: Path, loaded: Loaded) -> None:
+    config = (loaded.path.parent / "config.yaml").read_text()
+    for age, name in enumerate(("old", "new")):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(config)
+        (folder / "last.ckpt").touch()
+        os.utime(folder / "last.ckpt", (age, age))
+    assert find_checkpoint(logs=str(tmp_path)) == tmp_path / "new/checkpoints/last.ckpt"
+    assert find_checkpoint(str(tmp_path / "old")) == tmp_path / "old/checkpoints/last.ckpt"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        find_checkpoint(str(tmp_path / "none"))

@@ -1,0 +1,91 @@
+"""A whole tiny system, untrained: CLIP, first stage, database, retrieval-augmented model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import write_weights
+from ldm.config import write_config
+from ldm.util import instantiate_from_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DDCONFIG = {
+    "double_z": False, "z_channels": 3, "resolution": 16, "in_channels": 3, "out_ch": 3,
+    "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [],
+}  # fmt: skip
+FLAGS = {"files": str(ROOT / "data/emoji"), "size": 16, "where": {"category": "flags"}}  # 40 pictures
+
+
+def clip_config() -> dict[str, Any]:
+    """A CLIP of a few thousand weights, apart from its vocabulary."""
+    model_cfg = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return {
+        "target": "rdm.models.clip.SmallCLIP",
+        "params": {"model_cfg": model_cfg, "preprocess_cfg": preprocess},
+    }
+
+
+def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
+    """The config of the whole system, its CLIP and first stage written to ``folder``."""
+    torch.manual_seed(0)
+    instantiate_from_config(clip_config()).export(folder / "clip")
+    first_stage = {"target": "ldm.models.autoencoder.VQModelInterface"}
+    first_stage["params"] = {"ddconfig": DDCONFIG, "n_embed": 16, "embed_dim": 3}
+    model = instantiate_from_config(first_stage)
+    write_weights(folder / "first_stage.safetensors", model.state_dict())
+    first_stage["params"]["ckpt_path"] = str(folder / "first_stage.safetensors")
+    unet = {
+        "image_size": 8, "in_channels": 3, "out_channels": 3, "model_channels": 32, "attention_resolutions": [1],
+        "num_res_blocks": 1, "channel_mult": [1], "num_head_channels": 16, "use_spatial_transformer": True,
+        "context_dim": 8,
+    }  # fmt: skip
+    images = {"target": "ldm.data.ParquetImages", "params": FLAGS}
+    return {
+        "model": {
+            "target": "rdm.models.diffusion.ddpm.RetrievalAugmentedDiffusion",
+            "params": {
+                "conditioner": {"k": 2, "normalize": True, "scale": 3.0},
+                "unet_config": {
+                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                    "params": unet,
+                },
+                "first_stage_config": first_stage,
+                **params,
+            },
+        },
+        "data": {
+            "target": "rdm.data.RetrievalDataModule",
+            "params": {
+                "batch_size": 4,
+                "k": 2,
+                "stored_k": 3,
+                "near_duplicate": 2.0,
+                "embedder": {
+                    "target": "ldm.modules.encoders.modules.OpenClipEmbedder",
+                    "params": {"model": str(folder / "clip")},
+                },
+                "database": {"path": str(folder / "database"), "source": images},
+                "train": images,
+                "validation": images,
+            },
+        },
+    }
+
+
+def ship(folder: Path, config: dict[str, Any]) -> Path:
+    """Writes an untrained model of the config as a folder that the sampling scripts take; its output is not zero."""
+    torch.manual_seed(1)
+    model = instantiate_from_config(config["model"])
+    for parameter in model.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    write_config(folder / "config.yaml", config)
+    write_weights(
+        folder / "model.safetensors", {k: v for k, v in model.state_dict().items() if "model_ema" not in k}
+    )
+    return folder
