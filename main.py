@@ -43,17 +43,37 @@ def yes_or_no(text: str) -> bool:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the command line; words of the form ``a.b=c`` are collected as ``overrides``."""
-    flag: dict[str, Any] = {"type": yes_or_no, "nargs": "?", "const": True, "default": False, "metavar": "BOOL"}
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flag: dict[str, Any] = {
+        "type": yes_or_no,
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "metavar": "BOOL",
+    }
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
     p.add_argument("-t", "--train", **flag, help="train; without it, validate")
     p.add_argument("--no-test", **flag, help="do not test after training")
-    p.add_argument("-r", "--resume", default="", metavar="RUN", help="run folder or checkpoint to go on from, with its config")
+    p.add_argument(
+        "-r",
+        "--resume",
+        default="",
+        metavar="RUN",
+        help="run folder or checkpoint to go on from, with its config",
+    )
     p.add_argument("-n", "--name", default="", help="name of the run; the first config's name if empty")
     p.add_argument("-f", "--postfix", default="", help="put behind the name")
     p.add_argument("-p", "--project", default="", help="run folder to use as it is, instead of logs/<time>_<name>")
     p.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
-    p.add_argument("-s", "--seed", type=int, default=23, help="seed of weights, data order and noise")
+    p.add_argument(
+        "-s",
+        "--seed",
+        type=int,
+        default=23,
+        help="seed of the first weights; data order and noise have theirs in data.params.seed and model.params.seed",
+    )
     p.add_argument("--scale_lr", **flag, help="multiply the learning rate by devices x batch size x accumulation")
     p.add_argument("--gpus", default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings, stronger than the configs")
@@ -93,34 +113,51 @@ def find_run(resume: str) -> tuple[Path, Path]:
         return path.parent.parent, path
     checkpoint = path / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
-        raise FileNotFoundError(f"nothing to resume at {resume}: expected a checkpoint or a folder with checkpoints/last.ckpt")
+        raise FileNotFoundError(
+            f"nothing to resume at {resume}: expected a checkpoint or a folder with checkpoints/last.ckpt"
+        )
     return path, checkpoint
 
 
-def build_trainer(config: dict[str, Any], run: Path, gpus: str) -> pl.Trainer:
-    """Returns the Lightning trainer of the ``lightning`` section; its files go to ``run``."""
+def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> pl.Trainer:
+    """Returns the Lightning trainer of the ``lightning`` section; what training writes goes to ``run``."""
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
     from pytorch_lightning.loggers import CSVLogger
 
-    from ldm.callbacks import Timings
+    from ldm.callbacks import LastStep, Timings
     from ldm.util import check_params
 
     section = config.get("lightning") or {}
-    options: dict[str, Any] = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, **(section.get("trainer") or {})}
+    defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
+    options: dict[str, Any] = {**defaults, **(section.get("trainer") or {})}
+    if taken := sorted({"callbacks", "logger"} & set(options)):
+        raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
     monitor = (config["model"].get("params") or {}).get("monitor")
     best = {"monitor": monitor, "save_top_k": 1, "mode": "min"} if monitor else {"save_top_k": 0}
-    keep = {"every_n_train_steps": 500, "save_last": True, **best, **(section.get("checkpoint") or {})}
+    keep = {
+        "every_n_train_steps": 500,
+        "save_last": True,
+        "enable_version_counter": False,
+        **best,
+        **(section.get("checkpoint") or {}),
+    }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
-    callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings(), TQDMProgressBar(refresh_rate=10)]
+    callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
+    if keep["save_last"]:
+        callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
+    if options.get("enable_progress_bar", True):
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
     callbacks += [instantiate_from_config(callback) for callback in (section.get("callbacks") or {}).values()]
-    keep_metrics(run)
-    # Lightning numbers its log folders; a run is one folder here.
-    logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
     check_params("lightning.trainer", pl.Trainer, options)
-    return pl.Trainer(**options, callbacks=callbacks, logger=logger, enable_model_summary=False)
+    logger: Any = False
+    if train:
+        keep_metrics(run)
+        # Lightning numbers its log folders; a run is one folder here.
+        logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
+    return pl.Trainer(**options, callbacks=callbacks, logger=logger)
 
 
 def keep_metrics(run: Path) -> None:
@@ -137,7 +174,11 @@ def set_learning_rate(model: Any, config: dict[str, Any], scale: bool, trainer: 
         batch = config["data"].get("params", {}).get("batch_size", 1)
         rate = rate * trainer.world_size * batch * trainer.accumulate_grad_batches
     model.learning_rate = rate
-    LOG.info("learning rate %.3g%s", rate, " (scaled by devices x batch x accumulation)" if scale else " (absolute)")
+    LOG.info(
+        "learning rate %.3g%s",
+        rate,
+        " (scaled by devices x batch x accumulation)" if scale else " (absolute)",
+    )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -147,26 +188,37 @@ def train(options: argparse.Namespace) -> None:
     if not paths:
         raise ValueError("nothing to do: give a config with --base, or a run to go on from with --resume")
     config = read_run_config(paths, options.overrides)
+    if checkpoint:
+        from ldm.checkpoint import read_weights
+
+        read_weights(checkpoint)  # refuses a file that is cut short or would run code
     if run is None:
         name = "".join((options.name or Path(paths[0]).stem, options.postfix))
-        run = Path(options.project) if options.project else Path(options.logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
+        run = (
+            Path(options.project)
+            if options.project
+            else Path(options.logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
+        )
     import pytorch_lightning as pl
 
     pl.seed_everything(options.seed, workers=True)
     model = instantiate_from_config(config["model"])
     data = instantiate_from_config(config["data"])
-    trainer = build_trainer(config, run, options.gpus)
+    trainer = build_trainer(config, run, options.gpus, options.train)
     set_learning_rate(model, config, options.scale_lr, trainer)
-    if trainer.is_global_zero:
+    if options.train and trainer.is_global_zero:
         write_config(run / "config.yaml", config)
-    LOG.info("run folder %s", run)
+    weights = None if options.train else checkpoint
     if options.train:
+        LOG.info("run folder %s", run)
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
-        trainer.validate(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=False)
     if not options.no_test and "test" in data.dataset_configs:
-        trainer.test(model, datamodule=data)
+        LOG.info("the figures of validation, on the test set:")
+        data.setup("test")
+        trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=False)
 
 
 @command_line

@@ -14,9 +14,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {"loader": loader.run}
 def main() -> None:
     """Run the benchmarks named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"any of: {', '.join(BENCHMARKS)}; default: all"
-    )
+    parser.add_argument("names", nargs="*", metavar="name", help=f"any of: {', '.join(BENCHMARKS)}; default: all")
     names = parser.parse_args().names or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:

@@ -48,7 +48,7 @@ def save_png(image: Tensor, path: str | Path) -> None:
 
 
 class ImageLogger(pl.Callback):
-    """Writes a grid of ``model.log_images(batch)`` every so many steps, from images spread evenly over the validation set.
+    """Writes a grid of ``model.log_images(batch)`` every so many steps, from images spread over the validation set.
 
     Args:
         every_n_steps: distance between grids; one more is written at the end.
@@ -71,8 +71,14 @@ class ImageLogger(pl.Callback):
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes ``images/<step>.png`` into the run's folder."""
         step = trainer.global_step
-        loader = trainer.datamodule.val_dataloader() if trainer.datamodule else None
-        if step == self._last or not trainer.is_global_zero or not loader or not hasattr(pl_module, "log_images"):
+        data = getattr(trainer, "datamodule", None)
+        loader = data.val_dataloader() if data else None
+        if (
+            step == self._last
+            or not trainer.is_global_zero
+            or not loader
+            or not callable(log_images := getattr(pl_module, "log_images", None))
+        ):
             return
         self._last = step
         images = loader.dataset
@@ -82,7 +88,7 @@ class ImageLogger(pl.Callback):
         pl_module.eval()
         with torch.no_grad():
             moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
-            columns = {**pl_module.log_images(moved), **self.more_columns(trainer, batch)}
+            columns = {**log_images(moved), **self.more_columns(trainer, batch)}
         pl_module.train(training)
         path = Path(trainer.log_dir or ".") / "images" / f"{step:07d}.png"
         save_png(image_grid(self.order(columns)), path)
@@ -95,6 +101,33 @@ class ImageLogger(pl.Callback):
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the columns from left to right."""
         return dict(columns)
+
+
+class LastStep(pl.Callback):
+    """Writes a checkpoint of the last step, which need not be a multiple of the interval.
+
+    A run of so many steps is stored before Lightning counts the epoch as over, so it can go on in its midst.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self._step = Path(path), -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Writes the checkpoint where the steps are used up."""
+        if trainer.global_step == trainer.max_steps:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Writes the checkpoint where training ends for another reason."""
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if self._step != trainer.global_step:
+            self._step = trainer.global_step
+            trainer.save_checkpoint(self.path)
 
 
 class Timings(pl.Callback):
@@ -114,7 +147,12 @@ class Timings(pl.Callback):
             self._start, self._images, self._first = time.perf_counter(), 0, trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int  # noqa: ARG002
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Ends a window where one is full."""
         self._images += len(batch["image"]) * trainer.world_size

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import pickle
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ from torch import Tensor, nn
 from ldm.util import atomic_path
 
 LOG = logging.getLogger(__name__)
+# What torch.load raises on a file that is cut short or no checkpoint at all.
+DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -57,9 +70,12 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} was refused: it holds more than tensors; convert it where you trust it ({reason})") from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a complete checkpoint ({str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{path} was refused: it holds more than tensors; convert it where you trust it ({reason})"
+        ) from error
+    except DAMAGED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -93,7 +109,11 @@ def write_weights(
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], *, source: str | Path = "checkpoint", allow: Sequence[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str | Path = "checkpoint",
+    allow: Sequence[str] = (),
 ) -> None:
     """Loads ``state`` into ``module``, strictly.
 
@@ -109,10 +129,18 @@ def load_weights(
     own = module.state_dict()
     missing = [name for name in own if name not in state and not _matches(name, allow)]
     unexpected = [name for name in state if name not in own and not _matches(name, allow)]
-    wrong = [f"{n} {tuple(state[n].shape)} != {tuple(own[n].shape)}" for n in own if n in state and state[n].shape != own[n].shape]
+    wrong = [
+        f"{n} {tuple(state[n].shape)} != {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
     if missing or unexpected or wrong:
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
-        found = "; ".join(f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" for what, names in parts if names)
+        found = "; ".join(
+            f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            for what, names in parts
+            if names
+        )
         raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
     module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 

@@ -27,18 +27,21 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     for file in files:
         if not Path(file).is_file():
             found = [str(path) for path in Path("configs").rglob("*.yaml")]
-            raise FileNotFoundError(f"no config at {file}{nearest(str(file), found) or '; the shipped ones are in configs/'}")
+            raise FileNotFoundError(
+                f"no config at {file}{nearest(str(file), found) or '; the shipped ones are in configs/'}"
+            )
     for word in overrides:
         if "=" not in word:
             raise ValueError(f"got the setting '{word}', expected key.path=value")
     names = ", ".join(map(str, files))
     try:
-        merged = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_container(merged, resolve=True)
+        parts = [OmegaConf.load(file) for file in files]
+        if lists := [str(file) for file, part in zip(files, parts, strict=True) if not OmegaConf.is_dict(part)]:
+            raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
+        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"config {names}: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"config {names}: expected a mapping, got {type(config).__name__}")
     return {str(key): value for key, value in config.items()}
 
 
@@ -46,7 +49,9 @@ def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> Non
     """Raises ValueError for a key that is not known, naming the nearest one."""
     for key in mapping:
         if key not in known:
-            raise ValueError(f"{where}: unknown key '{key}'{nearest(str(key), known) or ', expected ' + ', '.join(known)}")
+            raise ValueError(
+                f"{where}: unknown key '{key}'{nearest(str(key), known) or ', expected ' + ', '.join(known)}"
+            )
 
 
 def write_config(file: str | Path, config: dict[str, Any]) -> None:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 class LambdaWarmUpCosineScheduler:
     """Linear warm-up from ``lr_start`` to ``lr_max``, then a cosine down to ``lr_min`` at ``max_decay_steps``."""
 
-    def __init__(
-        self, warm_up_steps: int, lr_min: float, lr_max: float, lr_start: float, max_decay_steps: int
-    ) -> None:
+    def __init__(self, warm_up_steps: int, lr_min: float, lr_max: float, lr_start: float, max_decay_steps: int) -> None:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 

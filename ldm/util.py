@@ -95,7 +95,9 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature)
     for name in params:
         if name not in known and not takes_any:
-            raise ValueError(f"{target} has no parameter '{name}'{nearest(name, known) or ', it takes ' + ', '.join(known)}")
+            raise ValueError(
+                f"{target} has no parameter '{name}'{nearest(name, known) or ', it takes ' + ', '.join(known)}"
+            )
     missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]
     if missing:
         raise ValueError(f"{target} needs the parameter '{missing[0]}', got {', '.join(params) or 'none'}")

@@ -18,8 +18,9 @@ class RetrievalImageLogger(ImageLogger):
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns the neighbours' pictures ``[N, K, 3, H, W]``, cut from the database's source."""
         rows = batch["neighbour_rows"]
+        data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare it
         size = batch["image"].shape[-1]
-        return {"neighbours": pictures(trainer.datamodule.database, rows.numpy(), size)}
+        return {"neighbours": pictures(data.database, rows.numpy(), size)}
 
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the columns with the neighbours behind the input."""

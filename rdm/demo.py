@@ -28,9 +28,7 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
         outdir: where ``demo.png`` goes.
     """
     columns = [sheet(load(checkpoint), prompts, classes) for checkpoint in checkpoints]
-    page = Image.new(
-        "RGB", (sum(c.width for c in columns) + 10 * (len(columns) - 1), columns[0].height), "white"
-    )
+    page = Image.new("RGB", (sum(c.width for c in columns) + 10 * (len(columns) - 1), columns[0].height), "white")
     left = 0
     for column in columns:
         page.paste(column, (left, 0))

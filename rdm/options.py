@@ -39,9 +39,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms or dpmpp_2m")
     p.add_argument("--ddim_eta", type=float, default=0.0, help="fresh noise in each step of ddim, 0 to 1")
     p.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
-    p.add_argument(
-        "--batch_size", type=positive, default=16, help="images sampled together; changes no image"
-    )
+    p.add_argument("--batch_size", type=positive, default=16, help="images sampled together; changes no image")
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

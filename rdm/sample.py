@@ -78,9 +78,7 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
         found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
     else:
         runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
-        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(
-            SHIPPED
-        )
+        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(SHIPPED)
     if not found:
         raise FileNotFoundError(
             f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
@@ -95,9 +93,7 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 def _is_rdm(run: Path) -> bool:
     file = run / "config.yaml"
-    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(
-        "rdm.models.diffusion"
-    )
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith("rdm.models.diffusion")
 
 
 def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
@@ -132,7 +128,7 @@ def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffu
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
     params |= {"first_stage_config": first_stage, "ema_decay": None, "ckpt_path": None}
     model = instantiate_from_config({"target": config["target"], "params": params})
-    load_weights(model, average_as_weights(read_weights(path)), source=path)
+    load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -191,18 +187,14 @@ def sample_texts(
     return _sample(loaded, context, retrieved, list(prompts), seed, options)
 
 
-def sample_classes(
-    loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any
-) -> Samples:
+def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any) -> Samples:
     """Returns one image for every class name: k neighbours drawn from the class text's ``pool`` nearest rows.
 
     Source: Blattmann et al. 2022, section 3.2.
     """
     queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
     retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
-    return _sample(
-        loaded, loaded.model.conditioner(retrieved.embeddings), retrieved, list(classes), seed, options
-    )
+    return _sample(loaded, loaded.model.conditioner(retrieved.embeddings), retrieved, list(classes), seed, options)
 
 
 def sample_popular(
@@ -238,9 +230,7 @@ def _sample(
     options: Mapping[str, Any],
 ) -> Samples:
     seeds = [seed + i for i in range(len(labels))]
-    return Samples(
-        generate(loaded.model, context, loaded.latent_shape, seeds, **options), retrieved, labels, seeds
-    )
+    return Samples(generate(loaded.model, context, loaded.latent_shape, seeds, **options), retrieved, labels, seeds)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:
@@ -281,9 +271,7 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Pat
         kept = ("image_id", "caption", "uri", "licence", "attribution")
         neighbours = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in kept}}
-            for row, score, entry in zip(
-                rows, samples.retrieved.scores[i], database.metadata(rows), strict=True
-            )
+            for row, score, entry in zip(rows, samples.retrieved.scores[i], database.metadata(rows), strict=True)
         ]
         records.append({"file": file.name, "query": label, "seed": seed, "neighbours": neighbours})
     grid = outdir / f"{name}-grid.png"
@@ -291,8 +279,6 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Pat
     save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
     with atomic_path(outdir / f"{name}.json") as temporary:
         temporary.write_text(
-            json.dumps(
-                {"checkpoint": str(loaded.path), "database": str(database.path), "images": records}, indent=1
-            )
+            json.dumps({"checkpoint": str(loaded.path), "database": str(database.path), "images": records}, indent=1)
         )
     return grid

@@ -9,9 +9,7 @@ from ldm.util import command_line
 
 def parse_args() -> argparse.Namespace:
     """Returns the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--config", help="YAML file with 'embedder' and 'database', such as configs/database/emoji.yaml"
     )
@@ -41,9 +39,7 @@ def main() -> None:
     if bool(args.config) == bool(args.source):
         raise ValueError("expected either --config FILE or --source PICTURES; see --help")
     if args.config:
-        embedder, database = require(
-            read_config([args.config], args.overrides), ("embedder", "database"), args.config
-        )
+        embedder, database = require(read_config([args.config], args.overrides), ("embedder", "database"), args.config)
     else:
         embedder = embedder_config(args.embedder, args.pretrained)
         database = {"source": source_config(args.source, args.size)}

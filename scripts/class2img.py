@@ -33,9 +33,7 @@ def main() -> None:
     loaded = load(args.ckpt, args.database)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)]
-    samples = sample_classes(
-        loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args)
-    )
+    samples = sample_classes(loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args))
     print(save(samples, loaded, args.outdir, "class2img"))
 
 

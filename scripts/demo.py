@@ -52,9 +52,7 @@ def main() -> None:
         train(args.minutes, run)
         checkpoints.append(str(run))
     picture = paint(checkpoints, PROMPTS, CLASSES, Path(args.outdir))
-    print(
-        f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}"
-    )
+    print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}")
 
 
 if __name__ == "__main__":

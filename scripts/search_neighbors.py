@@ -9,29 +9,17 @@ from ldm.util import command_line
 
 def parse_args() -> argparse.Namespace:
     """Returns the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--config", help="training config: tables of all its data sets, and the database if missing"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--config", help="training config: tables of all its data sets, and the database if missing")
     parser.add_argument("--database", help="instead: folder of a finished database")
     parser.add_argument("--images", help="with --database: image folder, Parquet file(s) or tar shards")
     parser.add_argument("--split", help="with --database: rows of this split only")
-    parser.add_argument(
-        "--size", type=int, default=256, help="with --database: side of the pictures in pixels"
-    )
-    parser.add_argument(
-        "--embedder", default="models/clip/emoji", help="with --database: the one that made it"
-    )
+    parser.add_argument("--size", type=int, default=256, help="with --database: side of the pictures in pixels")
+    parser.add_argument("--embedder", default="models/clip/emoji", help="with --database: the one that made it")
     parser.add_argument("--pretrained", help="with --database: open_clip's name of the weights")
-    parser.add_argument(
-        "--output", help="with --database: folder of the table (its neighbours/train if not given)"
-    )
+    parser.add_argument("--output", help="with --database: folder of the table (its neighbours/train if not given)")
     parser.add_argument("--k", type=int, help="neighbours per picture (20 if neither given nor configured)")
-    parser.add_argument(
-        "--near-duplicate", type=float, help="leave out rows at least this similar (0.999 likewise)"
-    )
+    parser.add_argument("--near-duplicate", type=float, help="leave out rows at least this similar (0.999 likewise)")
     parser.add_argument("overrides", nargs="*", help="config entries as key.path=value")
     return parser.parse_args()
 
@@ -48,17 +36,13 @@ def main() -> None:
     from rdm.retrieval.neighbours import build_neighbour_table
 
     if bool(args.config) == bool(args.database and args.images):
-        raise ValueError(
-            "expected either --config FILE or --database FOLDER with --images PICTURES; see --help"
-        )
+        raise ValueError("expected either --config FILE or --database FOLDER with --images PICTURES; see --help")
     given = {} if args.near_duplicate is None else {"near_duplicate": args.near_duplicate}
     if args.config:
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
         stored = {"stored_k": args.k} if args.k is not None else {}
         if data.get("target") != "rdm.data.RetrievalDataModule":
-            raise ValueError(
-                f"{args.config}: data is {data.get('target')}, expected rdm.data.RetrievalDataModule"
-            )
+            raise ValueError(f"{args.config}: data is {data.get('target')}, expected rdm.data.RetrievalDataModule")
         module = instantiate_from_config({**data, "params": {**data.get("params", {}), **given, **stored}})
         module.prepare_data()
         tables = [module.table(name) for name in module.dataset_configs]

@@ -15,12 +15,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
     p.add_argument("--from-file", metavar="FILE", help="a file with a prompt in each line")
     what = p.add_mutually_exclusive_group()
-    what.add_argument(
-        "--only_caption", action="store_true", help="condition on the text alone, without neighbours"
-    )
-    what.add_argument(
-        "--use_query", action="store_true", help="condition on the text and then the neighbours"
-    )
+    what.add_argument("--only_caption", action="store_true", help="condition on the text alone, without neighbours")
+    what.add_argument("--use_query", action="store_true", help="condition on the text and then the neighbours")
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
     return p.parse_args()
 
@@ -39,9 +35,7 @@ def main() -> None:
     loaded = load(args.ckpt, args.database)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
-    samples = sample_texts(
-        loaded, repeated, k=args.knn, seed=args.seed, tokens=tokens, **sampling_options(args)
-    )
+    samples = sample_texts(loaded, repeated, k=args.knn, seed=args.seed, tokens=tokens, **sampling_options(args))
     print(save(samples, loaded, args.outdir, "txt2img"))
 
 

@@ -57,15 +57,11 @@ def write_clip(folder: Path, seed: int = 0) -> str:
     preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
     weights = open_clip.CLIP(**model).state_dict()
     folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": model, "preprocess_cfg": preprocess})
-    )
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
     write_weights(folder / "open_clip_model.safetensors", weights)
     return str(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

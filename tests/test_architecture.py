@@ -90,22 +90,14 @@ def violations(path: str, source: str) -> list[str]:
             found += [f"imports {name}" for name in names if any(below(name, other) for other in banned)]
     if path in ONLY:
         outside = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
-        found += [
-            f"imports {name}" for name in outside if not any(below(name, other) for other in ONLY[path])
-        ]
+        found += [f"imports {name}" for name in outside if not any(below(name, other) for other in ONLY[path])]
     for module, doors in DOORS.items():
         if not path.startswith(doors):
             found += [f"imports {name}" for name in names if below(name, module)]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and not path.startswith(
-            CALLS.get(call := ast.unparse(node.func), ("",))
-        ):
+        if isinstance(node, ast.Call) and not path.startswith(CALLS.get(call := ast.unparse(node.func), ("",))):
             found.append(f"line {node.lineno} calls {call}")
-        if (
-            isinstance(node, ast.keyword)
-            and node.arg == "allow_pickle"
-            and ast.unparse(node.value) != "False"
-        ):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             found += [] if path == "rdm/compat.py" else [f"line {node.value.lineno} allows pickle"]
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found += sizes(path, node)

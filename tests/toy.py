@@ -85,7 +85,5 @@ def ship(folder: Path, config: dict[str, Any]) -> Path:
     for parameter in model.model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     write_config(folder / "config.yaml", config)
-    write_weights(
-        folder / "model.safetensors", {k: v for k, v in model.state_dict().items() if "model_ema" not in k}
-    )
+    write_weights(folder / "model.safetensors", {k: v for k, v in model.state_dict().items() if "model_ema" not in k})
     return folder

@@ -1,7 +1,7 @@
 """First stages: autoencoders between images ``[B, 3, H, W]`` in [-1, 1] and latents ``[B, C, h, w]``.
 
-A first stage has ``encode(image) -> latent`` and ``decode(latent) -> image``. The latent of a VQ model is the one before
-quantisation; ``decode`` quantises it first (Rombach et al. 2022, section 4.1: the codebook belongs to the decoder).
+A first stage has ``encode(image) -> latent`` and ``decode(latent) -> image``. The latent of a VQ model is that before
+quantisation; ``decode`` quantises it first, as the codebook belongs to the decoder (Rombach et al. 2022, section 4.1).
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class VQModel(pl.LightningModule):
         betas: of Adam, for the generator; the discriminator has (0.5, 0.9).
     """
 
+    loss: Any
+
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -82,7 +84,9 @@ class VQModel(pl.LightningModule):
             ValueError: the image sides are no multiple of the downsampling factor.
         """
         if image.ndim != 4 or any(side % self.downsampling for side in image.shape[2:]):
-            raise ValueError(f"image: got {tuple(image.shape)}, expected [B, 3, H, W] with sides divisible by {self.downsampling}")
+            raise ValueError(
+                f"image: got {tuple(image.shape)}, expected [B, 3, H, W] with sides divisible by {self.downsampling}"
+            )
         return self.quant_conv(self.encoder(image))
 
     def decode(self, latent: Tensor, *, quantize: bool = True) -> Tensor:
@@ -105,10 +109,24 @@ class VQModel(pl.LightningModule):
         """The decoder's last weight, where the two losses are balanced."""
         return self.decoder.conv_out.weight
 
+    def setup(self, stage: str) -> None:
+        """Checks, before training, that the model can be trained as it is set up.
+
+        Raises:
+            ValueError: no loss, or float16, whose scaled gradients need one optimiser.
+        """
+        if stage == "fit" and not hasattr(self.loss, "generator"):
+            raise ValueError(
+                f"the loss is {type(self.loss).__name__}, which trains nothing; set model.params.lossconfig"
+            )
+        if stage == "fit" and self.trainer.precision == "16-mixed":
+            raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """One generator step, and one of the discriminator from ``disc_start`` on; ``global_step`` counts the former."""
+        """One step of the generator, from ``disc_start`` on also of the discriminator; only the first are counted."""
         images, step = batch[self.image_key], self.global_step
-        generator, discriminator = self.optimizers()
+        optimizers: Any = self.optimizers()
+        generator, discriminator = optimizers
         if step < self.warm_up_steps:
             latent = self.encode(images)
             reconstruction, codebook_loss = self.decode(latent, quantize=False), latent.new_zeros(())
@@ -131,7 +149,8 @@ class VQModel(pl.LightningModule):
             discriminator.optimizer.zero_grad()
             self.manual_backward(loss)
             discriminator.optimizer.step()
-        for scheduler in self.lr_schedulers() or []:
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers or []:
             scheduler.step()
         self.log("train/loss", log["total_loss"], prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
@@ -158,7 +177,9 @@ class VQModel(pl.LightningModule):
         generator = torch.Generator().manual_seed(0)
         size = self.quantize.n_e
         if len(latents) < size:
-            raise ValueError(f"got {len(latents)} latents to make {size} codes from; use a larger batch or more warm_up_steps")
+            raise ValueError(
+                f"got {len(latents)} latents to make {size} codes from; use a larger batch or more warm_up_steps"
+            )
         latents = latents[torch.randperm(len(latents), generator=generator)[: 100 * size].to(latents.device)].float()
         codes = latents[:size].clone()
         for _ in range(rounds):
@@ -201,7 +222,10 @@ class VQModel(pl.LightningModule):
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """Returns Adam for the generator and for the discriminator, with the configured factor by step."""
-        groups = ((self.generator_parameters(), self.betas), (self.loss.discriminator.parameters(), (0.5, 0.9)))
+        groups = (
+            (self.generator_parameters(), self.betas),
+            (self.loss.discriminator.parameters(), (0.5, 0.9)),
+        )
         optimizers = [torch.optim.Adam(group, lr=self.learning_rate, betas=betas) for group, betas in groups]
         if self.scheduler_config is None:
             return optimizers, []

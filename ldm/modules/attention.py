@@ -53,9 +53,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if fast is not None:
             return fast(q, k, v)
         if choice == "xformers":
-            raise ValueError(
-                "LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it"
-            )
+            raise ValueError("LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it")
     out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)
 

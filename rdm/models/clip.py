@@ -1,6 +1,6 @@
 """Trains a small CLIP with open_clip, for users who have pictures and names but no pretrained weights.
 
-Every picture has five facts that a text can ask for: its concept, subcategory, category and style. A text names some of
+Every picture has four facts that a text can ask for: its concept, subcategory, category and style. A text names some of
 them; a picture and a text belong together when all facts that the text names hold for the picture. So a batch has
 several positives a row, and the loss is the contrastive loss (Radford et al. 2021, section 2.3) with the target spread
 evenly over them (supervised contrastive learning, Khosla et al. 2020, eq. 2).
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint import write_weights
+from ldm.util import atomic_path
 
 LOG = logging.getLogger(__name__)
 FACTS = ("concept", "subcategory", "category", "style")
@@ -32,7 +33,7 @@ def caption_picture(item: dict[str, Any], rng: np.random.Generator) -> tuple[str
     """Returns a text about a picture and which of its ``FACTS`` the text names.
 
     Args:
-        item: one item of an image data set with name (``caption``), ``keywords``, ``category``, ``subcategory``, ``style``.
+        item: of an image data set; has ``caption`` (its name), ``keywords``, ``category``, ``subcategory``, ``style``.
         rng: picks the kind of text.
     """
     kind = rng.choice(("name", "keywords", "both", "category", "subcategory"), p=(0.5, 0.14, 0.2, 0.06, 0.1))
@@ -79,7 +80,7 @@ def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def random_affine(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns images moved by up to a tenth, scaled by 0.8 to 1.15 and turned by up to 12 degrees.
+    """Returns images moved by up to a tenth, scaled by 0.83 to 1.25 and turned by up to 12 degrees.
 
     Args:
         images: ``[B, 3, H, W]`` in [-1, 1]; the border is continued.
@@ -106,6 +107,9 @@ class SmallCLIP(pl.LightningModule):
         seed: of texts and augmentation; step n draws from (seed, n), so a resumed run repeats nothing.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model_cfg: dict[str, Any],
@@ -119,7 +123,9 @@ class SmallCLIP(pl.LightningModule):
         self.config = {"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": dict(preprocess_cfg)}
         self.clip = open_clip.CLIP(**self.config["model_cfg"])
         self.clip.visual.to(memory_format=torch.channels_last)
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=self.config["model_cfg"]["text_cfg"]["context_length"])
+        self.tokenizer = open_clip.SimpleTokenizer(
+            context_length=self.config["model_cfg"]["text_cfg"]["context_length"]
+        )
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.seed = seed
         self.register_buffer("mean", torch.tensor(preprocess_cfg["mean"]).view(3, 1, 1), persistent=False)
@@ -142,7 +148,7 @@ class SmallCLIP(pl.LightningModule):
         self.forget_unused_tokens([*texts, "a an image picture of in style"])
 
     def _loaders(self) -> list[Any]:
-        module = self.trainer.datamodule
+        module: Any = getattr(self.trainer, "datamodule")  # noqa: B009 (Lightning does not declare it)
         return [module.train_dataloader(), module.val_dataloader()]
 
     def _code(self, text: str) -> int:
@@ -178,8 +184,9 @@ class SmallCLIP(pl.LightningModule):
         self.log("train/logit_scale", self.clip.logit_scale.exp())
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Keeps the temperature within CLIP's bound of 100."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step and keeps the temperature within CLIP's bound of 100."""
+        super().optimizer_step(*args, **kwargs)
         self.clip.logit_scale.data.clamp_(0, np.log(100))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
@@ -195,11 +202,14 @@ class SmallCLIP(pl.LightningModule):
         for key, value in retrieval_figures(self, images, held_out["caption"], held_out["style"], names).items():
             self.log(f"val/{key}", value, prog_bar=key == "recall@5")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Returns AdamW with warm-up and cosine."""
         matrices = [p for n, p in self.clip.named_parameters() if p.ndim >= 2 and "embedding" not in n]
         others = [p for n, p in self.clip.named_parameters() if p.ndim < 2 or "embedding" in n]
-        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98), eps=1e-6)
         total = self.trainer.estimated_stepping_batches
 
@@ -219,7 +229,8 @@ class SmallCLIP(pl.LightningModule):
         """Writes ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16) into ``folder``."""
         folder = Path(folder)
         write_weights(folder / "open_clip_model.safetensors", self.clip.state_dict(), dtype=torch.float16)
-        (folder / "open_clip_config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        with atomic_path(folder / "open_clip_config.json") as temporary:
+            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
         LOG.info("wrote the CLIP model to %s", folder)
 
 

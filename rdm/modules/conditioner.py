@@ -24,9 +24,7 @@ class Conditioner(nn.Module):
             raise ValueError(f"conditioner: got k={k}, scale={scale}; expected k >= 1 and scale > 0")
         self.k, self.normalize, self.scale, self.include_query = k, normalize, scale, include_query
 
-    def forward(
-        self, neighbours: Tensor, query: Tensor | None = None, include_query: bool | None = None
-    ) -> Tensor:
+    def forward(self, neighbours: Tensor, query: Tensor | None = None, include_query: bool | None = None) -> Tensor:
         """Returns the context ``[B, L, D]``; L is K, and one more with the query.
 
         Args:

@@ -91,9 +91,7 @@ def build_database(
     source = json.loads(json.dumps(source))
     images = instantiate_from_config(source)
     plan = _resume(path, _new_plan(source, images, embedder, shard_rows), embedder)
-    with tqdm(
-        total=len(images), initial=plan["next"], unit="img", desc="database", disable=not progress
-    ) as bar:
+    with tqdm(total=len(images), initial=plan["next"], unit="img", desc="database", disable=not progress) as bar:
         while plan["next"] < len(images):
             stop = min(plan["next"] + plan["shard_rows"], len(images))
             vectors, entries = _embed_range(images, plan["next"], stop, embedder, batch_size, bar)
@@ -161,9 +159,7 @@ def _resume(path: Path, plan: dict[str, Any], embedder: Embedder) -> dict[str, A
     for place, shard in enumerate(found["shards"]):
         files = {kind: shard_file(path, kind, shard["name"]) for kind in ("embeddings", "metadata")}
         if any(file_hash(file) != shard[kind] for kind, file in files.items()):
-            LOG.warning(
-                "shard %s of the unfinished build is damaged; building again from there", shard["name"]
-            )
+            LOG.warning("shard %s of the unfinished build is damaged; building again from there", shard["name"])
             found["shards"], found["next"] = found["shards"][:place], int(shard["name"]) * found["shard_rows"]
             break
     LOG.info("continuing the build at %s after %d of %d images", path, found["next"], found["items"])
@@ -186,9 +182,7 @@ def _embed_range(
                 half = raw.astype(np.float16)
             if not np.isfinite(half).all():
                 name = names[int(np.argmin(np.isfinite(half).all(axis=1)))]
-                raise ValueError(
-                    f"the vector of image '{name}' reaches {np.abs(raw).max():.0f}, float16 ends at 65504"
-                )
+                raise ValueError(f"the vector of image '{name}' reaches {np.abs(raw).max():.0f}, float16 ends at 65504")
             vectors.append(half)
             entries += [_entry(number, item) for number, item in items]
         bar.update(len(numbers))

@@ -83,9 +83,7 @@ class RetrievalDatabase:
         card = read_json(path / CARD, remedy)
         if card.get("format") != FORMAT:
             got = card.get("format")
-            raise ValueError(
-                f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}"
-            )
+            raise ValueError(f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}")
         try:
             database = cls(path, card)
         except (KeyError, TypeError) as error:
@@ -151,9 +149,7 @@ class RetrievalDatabase:
             files = [self._file("metadata", number) for number in range(len(self.card["shards"]))]
             names = pq.read_schema(files[0]).names
             if name not in names:
-                raise ValueError(
-                    f"database {self.path} has no metadata column '{name}', it has {', '.join(names)}"
-                )
+                raise ValueError(f"database {self.path} has no metadata column '{name}', it has {', '.join(names)}")
             chunks = [chunk for file in files for chunk in pq.read_table(file, columns=[name])[name].chunks]
             self._columns[name] = pa.chunked_array(chunks)
         return self._columns[name]
@@ -187,9 +183,7 @@ class RetrievalDatabase:
         return [self._patch(entry) for entry in self.metadata(rows)]
 
     def _patch(self, entry: Mapping[str, Any]) -> np.ndarray:
-        pixels = to_pixels(self._source[entry["item"]]["image"])[
-            entry["y0"] : entry["y1"], entry["x0"] : entry["x1"]
-        ]
+        pixels = to_pixels(self._source[entry["item"]]["image"])[entry["y0"] : entry["y1"], entry["x0"] : entry["x1"]]
         if picture_hash(pixels) != entry["sha256"]:
             raise ValueError(
                 f"image '{entry['image_id']}' ({entry['uri']}) is not the picture that database "
@@ -241,8 +235,7 @@ class RetrievalDatabase:
             expected = self.card["shards"][number]["rows"]
             if len(table) != expected:
                 raise ValueError(
-                    f"{self._file('metadata', number)} holds {len(table)} rows, expected {expected}; "
-                    "rebuild it"
+                    f"{self._file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
             self._tables[number] = table
         return self._tables[number]
@@ -264,7 +257,5 @@ def open_shard(file: Path, rows: int, dim: int) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"shard {file} is missing or damaged ({error}); rebuild the database") from error
     if shard.shape != (rows, dim) or shard.dtype != np.float16:
-        raise ValueError(
-            f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} float16; rebuild it"
-        )
+        raise ValueError(f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} float16; rebuild it")
     return shard

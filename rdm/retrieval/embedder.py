@@ -47,9 +47,7 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
         found = embedder.images(batch).float().cpu().numpy()
         if found.shape != (len(places), embedder.dim):
             expected = (len(places), embedder.dim)
-            raise ValueError(
-                f"embedder {embedder.name} gave vectors of shape {found.shape}, expected {expected}"
-            )
+            raise ValueError(f"embedder {embedder.name} gave vectors of shape {found.shape}, expected {expected}")
         vectors[places] = found
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():

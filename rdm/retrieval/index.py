@@ -69,9 +69,7 @@ class NeighbourIndex:
         except RuntimeError as error:
             raise ValueError(f"faiss knows no index '{factory}'; use 'Flat' ({error})") from error
         if not index.is_trained:
-            raise ValueError(
-                f"an index '{factory}' needs training, expected one without, such as 'Flat' or 'HNSW32'"
-            )
+            raise ValueError(f"an index '{factory}' needs training, expected one without, such as 'Flat' or 'HNSW32'")
         for block in database.blocks():
             index.add(unit_vectors(block, "row"))
         card = {
@@ -177,9 +175,7 @@ def unit_vectors(vectors: np.ndarray, what: str) -> np.ndarray:
     good = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
     if not good.all():
         place = int(np.argmin(good))
-        raise ValueError(
-            f"{what} {place} has length {norms[place, 0]}, expected a finite vector that is not zero"
-        )
+        raise ValueError(f"{what} {place} has length {norms[place, 0]}, expected a finite vector that is not zero")
     return np.ascontiguousarray(vectors / norms, dtype=np.float32)
 
 

@@ -292,7 +292,5 @@ def _query_vectors(
     vectors[rows >= 0] = database.embeddings(rows[rows >= 0])
     new = [item for item, row in zip(items, rows, strict=True) if row < 0]
     if new:
-        vectors[rows < 0] = embed_images(
-            embedder, [item["image"] for item in new], [item["id"] for item in new]
-        )
+        vectors[rows < 0] = embed_images(embedder, [item["image"] for item in new], [item["id"] for item in new])
     return vectors

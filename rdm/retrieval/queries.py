@@ -38,9 +38,7 @@ def popular_queries(
     """
     rows = popular_rows(popularity, n, generator=generator, top_m=top_m, weighted=weighted)
     if len(popularity) != len(database):
-        raise ValueError(
-            f"got popularity of {len(popularity)} rows, the database has {len(database)}; count it again"
-        )
+        raise ValueError(f"got popularity of {len(popularity)} rows, the database has {len(database)}; count it again")
     return torch.from_numpy(database.embeddings(rows))
 
 
@@ -67,15 +65,12 @@ def popular_rows(
         keep = int(top_m)
     else:
         raise ValueError(
-            f"got top_m={top_m!r}, expected a fraction in (0, "
-            f"1] as a float or a number of rows from 1 to {total}"
+            f"got top_m={top_m!r}, expected a fraction in (0, 1] as a float or a number of rows from 1 to {total}"
         )
     best = np.argsort(-popularity, kind="stable")[:keep]
     best = best[popularity[best] > 0]
     if not len(best):
-        raise ValueError(
-            "got a popularity of zero for every row; count it from a neighbour table of this database"
-        )
+        raise ValueError("got a popularity of zero for every row; count it from a neighbour table of this database")
     weights = popularity[best] / popularity[best].sum() if weighted else None
     return generator.choice(best, size=n, p=weights)
 
@@ -128,8 +123,7 @@ def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     shapes = {tuple(query.shape) for query in queries}
     if len(shapes) != 1 or len(queries) != len(weights):
         raise ValueError(
-            f"got queries of shapes {sorted(shapes)} and {len(weights)} weights, expected one shape, "
-            "a weight each"
+            f"got queries of shapes {sorted(shapes)} and {len(weights)} weights, expected one shape, a weight each"
         )
     if sum(weights) <= 0:
         raise ValueError(f"got weights {list(weights)}, expected a sum above zero")

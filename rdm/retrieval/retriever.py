@@ -48,8 +48,7 @@ class Retriever:
         check_embedder(database.card["embedder"], embedder, f"database {database.path}", remedy)
         if index.card["database"] != database.fingerprint:
             raise ValueError(
-                f"index is of database {index.card['database']}, got {database.fingerprint}; "
-                "rebuild the index"
+                f"index is of database {index.card['database']}, got {database.fingerprint}; rebuild the index"
             )
         self.embedder, self.database, self.index = embedder, database, index
 
@@ -79,8 +78,7 @@ class Retriever:
         else:
             if pool < k or generator is None:
                 raise ValueError(
-                    f"got pool={pool}, k={k}, generator={generator}; "
-                    "expected a pool of at least k and a generator"
+                    f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
                 )
             found = self.index.search(queries.detach().cpu().numpy(), pool)
             drawn = generator.permuted(np.tile(np.arange(pool), (len(found.rows), 1)), axis=1)[:, :k]

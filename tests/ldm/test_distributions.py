@@ -7,9 +7,7 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 
 
 def posterior(seed: int) -> DiagonalGaussianDistribution:
-    return DiagonalGaussianDistribution(
-        torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(seed))
-    )
+    return DiagonalGaussianDistribution(torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(seed)))
 
 
 def test_divergence_and_likelihood_are_the_textbook_ones() -> None:

@@ -61,8 +61,6 @@ def test_weights_are_swapped_and_come_back_even_after_an_error() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="ema decay is 1.5"):
         LitEma(nn.Linear(1, 1), decay=1.5)
-    clash = nn.ModuleDict(
-        {"a": nn.ModuleDict({"bc": nn.Linear(1, 1)}), "ab": nn.ModuleDict({"c": nn.Linear(1, 1)})}
-    )
+    clash = nn.ModuleDict({"a": nn.ModuleDict({"bc": nn.Linear(1, 1)}), "ab": nn.ModuleDict({"c": nn.Linear(1, 1)})})
     with pytest.raises(ValueError, match="same name as another"):
         LitEma(clash)

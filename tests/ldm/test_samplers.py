@@ -148,9 +148,7 @@ def unet(case: GoldenCase) -> torch.nn.Module:
     module, _, name = config["target"].rpartition(".")
     model = getattr(importlib.import_module(module), name)(**config["params"])
     prefix = "model.diffusion_model."
-    model.load_state_dict(
-        {k.removeprefix(prefix): w for k, w in case.weights.items() if k.startswith(prefix)}
-    )
+    model.load_state_dict({k.removeprefix(prefix): w for k, w in case.weights.items() if k.startswith(prefix)})
     return model.eval()
 
 
@@ -202,9 +200,7 @@ def test_inpaints_like_the_original(case: GoldenCase, unet: torch.nn.Module) -> 
     x = keep_known(case.tensors["in.x_T"], 901)
     denoise = guide(unet, case.tensors["in.c"])
     got = ddim(denoise, x, SCHEDULE, 10, on_step=lambda step: keep_known(step.x, step.t_next))
-    assert (
-        error_of(got, case.tensors["out.inpaint10.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
-    )
+    assert error_of(got, case.tensors["out.inpaint10.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
 
 
 def test_ancestral_matches_the_original(case: GoldenCase, unet: torch.nn.Module) -> None:
@@ -219,7 +215,5 @@ def test_ancestral_matches_the_original(case: GoldenCase, unet: torch.nn.Module)
         on_step=lambda step: seen.append(step.x),
     )
     expected = case.tensors["out.anc20.intermediates"]
-    assert (
-        error_of(seen[-1], case.tensors["out.anc20.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
-    )
+    assert error_of(seen[-1], case.tensors["out.anc20.sample"]) <= case.card["tolerance"]["rtol_of_max_forward"]
     assert error_of(torch.stack(seen), expected[1:]) <= case.card["tolerance"]["rtol_of_max_forward"]

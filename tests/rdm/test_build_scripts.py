@@ -74,13 +74,9 @@ def test_wrong_input_is_one_line(run, tmp_path: Path) -> None:
     assert "either --config FILE or --source" in run("build_database.py")
     assert "nothing.yaml" in run("build_database.py", "--config", tmp_path / "nothing.yaml")
     OmegaConf.save({"embedder": {}}, tmp_path / "half.yaml")
-    assert "has no 'database', it has embedder" in run(
-        "build_database.py", "--config", tmp_path / "half.yaml"
-    )
+    assert "has no 'database', it has embedder" in run("build_database.py", "--config", tmp_path / "half.yaml")
     OmegaConf.save({"embedder": {}, "database": {"pth": "db"}}, tmp_path / "typo.yaml")
-    assert "unknown key 'pth'; did you mean 'path'" in run(
-        "build_database.py", "--config", tmp_path / "typo.yaml"
-    )
+    assert "unknown key 'pth'; did you mean 'path'" in run("build_database.py", "--config", tmp_path / "typo.yaml")
     OmegaConf.save({"data": {"target": "ldm.data.DataModule"}}, tmp_path / "plain.yaml")
     said = run("search_neighbors.py", "--config", tmp_path / "plain.yaml")
     assert "data is ldm.data.DataModule, expected rdm.data.RetrievalDataModule" in said

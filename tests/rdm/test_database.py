@@ -31,9 +31,7 @@ def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
     return build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)
 
 
-def test_embeddings_are_the_raw_vectors_in_float16(
-    database: RetrievalDatabase, source: dict[str, Any]
-) -> None:
+def test_embeddings_are_the_raw_vectors_in_float16(database: RetrievalDatabase, source: dict[str, Any]) -> None:
     embedder, images = ProjectionEmbedder(), ImageFolder(**source["params"])
     expected = embedder.images(torch.stack([images[i]["image"] for i in range(19)])).numpy()
     assert len(database) == 19
@@ -44,9 +42,7 @@ def test_embeddings_are_the_raw_vectors_in_float16(
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[rows], rtol=1e-3)
     np.testing.assert_array_equal(found, database.embeddings(np.arange(19))[rows])
-    np.testing.assert_array_equal(
-        np.concatenate(list(database.blocks(5))), database.embeddings(np.arange(19))
-    )
+    np.testing.assert_array_equal(np.concatenate(list(database.blocks(5))), database.embeddings(np.arange(19)))
     assert np.load(database.path / "embeddings/00002.npy").dtype == np.float16
     assert database.embeddings(np.empty((2, 0), np.int64)).shape == (2, 0, 8)
 
@@ -186,9 +182,7 @@ def test_an_unfinished_build_is_continued_only_as_it_began(
         build_database(path, source, FailingAt(4), **QUIET)
     with pytest.raises(FileNotFoundError, match="no finished database"):
         RetrievalDatabase.open(path)
-    with pytest.raises(
-        ValueError, match="unfinished build at .* fingerprint .* finish it with that one, or delete"
-    ):
+    with pytest.raises(ValueError, match="unfinished build at .* fingerprint .* finish it with that one, or delete"):
         build_database(path, source, ProjectionEmbedder(seed=1), **QUIET)
     fewer = write_pictures(tmp_path / "fewer", 3)
     with pytest.raises(ValueError, match="unfinished build at .* got .* finish it with that one, or delete"):
@@ -196,9 +190,7 @@ def test_an_unfinished_build_is_continued_only_as_it_began(
     assert json.loads((path / "build.json").read_text())["next"] == 8
     shard = path / "metadata/00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])  # damaged after it was written: built again
-    build_database(
-        path, source, ProjectionEmbedder(), **{**QUIET, "shard_rows": 16}
-    )  # keeps the 8 it began with
+    build_database(path, source, ProjectionEmbedder(), **{**QUIET, "shard_rows": 16})  # keeps the 8 it began with
     assert contents(path) == contents(database.path)
     with pytest.raises(ValueError, match="finished database at .* already"):
         build_database(path, source, ProjectionEmbedder(), **QUIET)

@@ -91,9 +91,7 @@ def test_a_bad_index_measures_badly(database: RetrievalDatabase, index: Neighbou
     assert recall["recall@20"] < 0.6
 
 
-def test_load_gives_the_same_search(
-    database: RetrievalDatabase, index: NeighbourIndex, tmp_path: Path
-) -> None:
+def test_load_gives_the_same_search(database: RetrievalDatabase, index: NeighbourIndex, tmp_path: Path) -> None:
     index.save(tmp_path)
     loaded = NeighbourIndex.load(database, tmp_path)
     np.testing.assert_array_equal(loaded.search(queries(), 4).rows, index.search(queries(), 4).rows)

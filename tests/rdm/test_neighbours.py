@@ -42,9 +42,7 @@ def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
     return build_database(tmp_path / "db", source, ProjectionEmbedder(), progress=False)
 
 
-def build(
-    database: RetrievalDatabase, images: Any, path: Path, embedder: Any = None, **options: Any
-) -> NeighbourTable:
+def build(database: RetrievalDatabase, images: Any, path: Path, embedder: Any = None, **options: Any) -> NeighbourTable:
     index = NeighbourIndex.open(database)
     return build_neighbour_table(
         path, images, embedder or ProjectionEmbedder(), database, index, progress=False, **options
@@ -59,9 +57,7 @@ def nearest_others(vectors: np.ndarray, k: int, near_duplicate: float = 2.0) -> 
     return np.argsort(-cosine, axis=1)[:, :k]
 
 
-def test_neighbours_are_the_nearest_others(
-    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
-) -> None:
+def test_neighbours_are_the_nearest_others(tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]) -> None:
     embedder = Counting()
     table = build(database, instantiate_from_config(source), tmp_path / "table", embedder, k=6)
     np.testing.assert_array_equal(table.rows, nearest_others(database.embeddings(np.arange(30)), 6))
@@ -72,15 +68,11 @@ def test_neighbours_are_the_nearest_others(
     assert table.card["leave_out"] == {"same_image_id": True, "near_duplicate": 0.999}
 
 
-def test_near_duplicates_are_left_out(
-    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
-) -> None:
+def test_near_duplicates_are_left_out(tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]) -> None:
     images = instantiate_from_config(source)
     exact = nearest_others(database.embeddings(np.arange(30)), 4, near_duplicate=0.6)
     assert (exact != nearest_others(database.embeddings(np.arange(30)), 4)).any()
-    np.testing.assert_array_equal(
-        build(database, images, tmp_path / "t", k=4, near_duplicate=0.6).rows, exact
-    )
+    np.testing.assert_array_equal(build(database, images, tmp_path / "t", k=4, near_duplicate=0.6).rows, exact)
 
 
 def test_a_copy_under_another_name_is_left_out(tmp_path: Path, source: dict[str, Any]) -> None:
@@ -176,9 +168,7 @@ def test_prepare_builds_again_only_what_differs(
 
     def prepare(images: Any, **options: Any) -> int:
         path = tmp_path / "table"
-        prepare_neighbour_table(
-            path, images, ProjectionEmbedder(), database, index, progress=False, **options
-        )
+        prepare_neighbour_table(path, images, ProjectionEmbedder(), database, index, progress=False, **options)
         return (path / "neighbours.npy").stat().st_ino
 
     first = prepare(images, k=5)

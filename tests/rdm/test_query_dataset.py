@@ -41,9 +41,7 @@ def test_items_hold_image_and_neighbours(images: Any, database: RetrievalDatabas
     np.testing.assert_array_equal(item["neighbours"].numpy(), database.embeddings(table.rows[7, :3]))
 
 
-def test_what_does_not_fit_is_refused(
-    tmp_path: Path, images: Any, database: RetrievalDatabase, table: Any
-) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, images: Any, database: RetrievalDatabase, table: Any) -> None:
     with pytest.raises(
         ValueError,
         match=r"holds 5 neighbours per image, config asks for k=32; "
@@ -112,9 +110,7 @@ def test_a_database_of_another_embedder_is_not_touched(tmp_path: Path, config: d
     RetrievalDataModule(**config).prepare_data()
     made = contents(tmp_path / "db")
     config["embedder"]["params"]["model"] = write_clip(tmp_path / "clip2", seed=1)
-    with pytest.raises(
-        ValueError, match="was made by embedder .*clip with fingerprint .*, got embedder .*clip2"
-    ):
+    with pytest.raises(ValueError, match="was made by embedder .*clip with fingerprint .*, got embedder .*clip2"):
         RetrievalDataModule(**config).prepare_data()
     assert contents(tmp_path / "db") == made
 

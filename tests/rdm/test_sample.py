@@ -48,9 +48,7 @@ def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("text", 1)])
-def test_tokens_decide_the_context(
-    loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_decide_the_context(loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     predict = loaded.model.predict_eps
     monkeypatch.setattr(loaded.model, "predict_eps", lambda x, t, c: seen.append(c) or predict(x, t, c))

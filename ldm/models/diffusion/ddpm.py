@@ -60,6 +60,12 @@ class LatentDiffusion(pl.LightningModule):
         ValueError: an unknown parameterization, or weights that do not fit.
     """
 
+    # Names that a checkpoint may lack or have in excess: CompVis stores a scale factor only where it was measured.
+    optional_names: tuple[str, ...] = ("loss.*", "scale_factor")
+    scale_factor: Tensor
+    first_stage_model: Any
+    model_ema: LitEma | None
+
     def __init__(
         self,
         unet_config: Mapping[str, Any],
@@ -86,7 +92,11 @@ class LatentDiffusion(pl.LightningModule):
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         self.model_ema = LitEma(self.model, decay=ema_decay) if ema_decay is not None else None
         self.parameterization, self.image_key, self.seed = parameterization, image_key, seed
-        self.learning_rate, self.weight_decay, self.scheduler_config = learning_rate, weight_decay, scheduler_config
+        self.learning_rate, self.weight_decay, self.scheduler_config = (
+            learning_rate,
+            weight_decay,
+            scheduler_config,
+        )
         self._latents: dict[str, Tensor] | None = {} if cache_latents else None
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path)
@@ -95,7 +105,9 @@ class LatentDiffusion(pl.LightningModule):
         """Loads weights; where the file has no average of them, the average starts at the weights themselves."""
         state = read_weights(path)
         averaged = any(name.startswith("model_ema.") for name in state)
-        load_weights(self, state, source=path, allow=("loss.*",) if averaged else ("loss.*", "model_ema.*"))
+        needed = averaged and self.model_ema is not None
+        allow = self.optional_names if needed else (*self.optional_names, "model_ema.*")
+        load_weights(self, state, source=path, allow=allow)
         if self.model_ema is not None and not averaged:
             self.model_ema = LitEma(self.model, decay=float(self.model_ema.decay))
 
@@ -185,8 +197,9 @@ class LatentDiffusion(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Moves the averaged weights."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step and moves the running average, before any callback can store the two."""
+        super().optimizer_step(*args, **kwargs)
         if self.model_ema is not None:
             self.model_ema(self.model)
 
@@ -195,7 +208,12 @@ class LatentDiffusion(pl.LightningModule):
         generator = self.generator(1, batch_idx)
         latent = self.to_latent(batch[self.image_key])
         n, total = len(latent), len(self.schedule)
-        t = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * total).long().clamp(max=total - 1).to(latent.device)
+        t = (
+            ((torch.arange(n) + torch.rand(n, generator=generator)) / n * total)
+            .long()
+            .clamp(max=total - 1)
+            .to(latent.device)
+        )
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         context = self.context(batch)
         values = {"val/loss": self.loss(latent, context, t, noise).mean()}
@@ -237,7 +255,9 @@ class LatentDiffusion(pl.LightningModule):
             ValueError: an unknown sampler, or not one seed an image.
         """
         if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler '{sampler}'{nearest(sampler, SAMPLERS) or ', expected ' + ', '.join(SAMPLERS)}")
+            raise ValueError(
+                f"unknown sampler '{sampler}'{nearest(sampler, SAMPLERS) or ', expected ' + ', '.join(SAMPLERS)}"
+            )
         if context is not None and len(context) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(context)} contexts, expected one each")
         x = seeded_noise(seeds, latent_shape, self.device)
@@ -252,10 +272,11 @@ class LatentDiffusion(pl.LightningModule):
         images = batch[self.image_key]
         latent = self.to_latent(images)
         with self.ema_scope():
-            samples = self.sample(self.context(batch), latent.shape[1:], range(len(images)), steps=25)
+            steps = min(25, len(self.schedule))
+            samples = self.sample(self.context(batch), latent.shape[1:], range(len(images)), steps=steps)
         return {"inputs": images, "reconstructions": self.to_image(latent), "samples": samples}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Returns AdamW over the U-Net, with the configured factor by step."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.scheduler_config is None:

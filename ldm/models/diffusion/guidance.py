@@ -36,12 +36,8 @@ def guide(
     if scale == 1.0:
         return lambda x, t: model(x, t, context)
     if context is None or null is None:
-        raise ValueError(
-            f"guidance scale is {scale}, expected 1 without a context and a null context; give both"
-        )
-    if null.ndim != context.ndim or any(
-        a not in (1, b) for a, b in zip(null.shape, context.shape, strict=True)
-    ):
+        raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
+    if null.ndim != context.ndim or any(a not in (1, b) for a, b in zip(null.shape, context.shape, strict=True)):
         raise ValueError(
             f"null context has shape {list(null.shape)}, expected that of the context, {list(context.shape)}"
         )

@@ -63,9 +63,7 @@ def seeded_step_noise(seeds: Sequence[int]) -> Noise:
 
     def noise(x: Tensor) -> Tensor:
         if len(x) != len(seeds):
-            raise ValueError(
-                f"got a batch of {len(x)} for {len(seeds)} seeds, expected one seed for each image"
-            )
+            raise ValueError(f"got a batch of {len(x)} for {len(seeds)} seeds, expected one seed for each image")
         shape = tuple(x.shape[1:])
         if not generators:
             generators.extend(_generators(seeds))
@@ -144,9 +142,7 @@ def _ddim(
     on_step: OnStep | None,
 ) -> Tensor:
     if eta and noise is None:
-        raise ValueError(
-            f"eta is {eta}, expected a source of noise with it; give noise=seeded_step_noise(seeds)"
-        )
+        raise ValueError(f"eta is {eta}, expected a source of noise with it; give noise=seeded_step_noise(seeds)")
     for index, t, t_next, level, level_next in _walk(schedule, steps, end):
         eps = denoise(x, _times(t, x))
         sigma = eta * math.sqrt((1 - level_next) / (1 - level) * (1 - level / level_next))
@@ -249,9 +245,7 @@ def _walk(
         yield index, times[place], t_next, here[place], there[place]
 
 
-def _move(
-    x: Tensor, eps: Tensor, level: float, level_next: float, sigma: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def _move(x: Tensor, eps: Tensor, level: float, level_next: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
     """Returns x at the next level, before fresh noise of deviation sigma, and the x0 that eps implies."""
     x0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
     kept = math.sqrt(max(1 - level_next - sigma**2, 0.0))

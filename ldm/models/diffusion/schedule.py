@@ -37,9 +37,7 @@ class NoiseSchedule:
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"alphas_cumprod has shape {list(values.shape)}, expected [T]")
         if not (values[0] < 1 and values[-1] > 0 and bool((values.diff() < 0).all())):
-            raise ValueError(
-                "alphas_cumprod is not strictly falling in (0, 1); check the betas it is made from"
-            )
+            raise ValueError("alphas_cumprod is not strictly falling in (0, 1); check the betas it is made from")
         object.__setattr__(self, "alphas_cumprod", values)
 
     @classmethod
@@ -203,9 +201,7 @@ class NoiseSchedule:
         elif parameterization == "x0":
             weights = 0.5 * total.sqrt() / (2 - total)
         else:
-            raise ValueError(
-                f"parameterization is '{parameterization}', expected eps or x0 for these weights"
-            )
+            raise ValueError(f"parameterization is '{parameterization}', expected eps or x0 for these weights")
         weights[0] = weights[min(1, len(weights) - 1)]
         return weights
 
@@ -230,9 +226,7 @@ class NoiseSchedule:
         times = torch.arange(count) * total // count
         return times if count == total else times + 1
 
-    def sampling_levels(
-        self, times: Sequence[int] | Tensor, end: float | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def sampling_levels(self, times: Sequence[int] | Tensor, end: float | None = None) -> tuple[Tensor, Tensor]:
         """Returns alphas_cumprod at each of the rising times and at the time a step from there leads to.
 
         Levels are rounded to float32 first, as checkpoints hold them, and kept above zero.

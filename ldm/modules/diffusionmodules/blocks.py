@@ -138,9 +138,7 @@ class AttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
-            raise ValueError(
-                f"got {num_heads} heads for {channels} channels, expected a divisor; change num_heads"
-            )
+            raise ValueError(f"got {num_heads} heads for {channels} channels, expected a divisor; change num_heads")
         self.num_heads = num_heads
         self.use_checkpoint = use_checkpoint
         self.use_new_attention_order = use_new_attention_order

@@ -90,20 +90,23 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution; ``attn`` is empty where the resolution has no attention."""
+    """The blocks of one resolution, and what leads to the next; ``attn`` is empty where there is no attention."""
 
     def __init__(self, channels: Sequence[int], dropout: float, attn_type: str | None) -> None:
         super().__init__()
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in zip(channels, channels[1:], strict=False))
         self.attn = nn.ModuleList(make_attention(c, attn_type) for c in channels[1:]) if attn_type else nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[B, channels[-1], h, w]``."""
+        """Returns ``[B, channels[-1], h, w]``, resampled where that was asked for."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
-        return x
+        resample = self.downsample or self.upsample
+        return x if resample is None else resample(x)
 
 
 class Middle(nn.Module):
@@ -161,8 +164,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
         channels = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
         self.mid = Middle(channels, dropout, attn_type)
-        levels = []
+        levels: list[Level] = []
         for i in reversed(range(len(ch_mult))):
             width = ch * ch_mult[i]
             kind = attn_type if resolution >> i in attn_resolutions else None
@@ -209,7 +210,5 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         image = self.conv_out(F.silu(self.norm_out(h)))
         return image.tanh() if self.tanh_out else image

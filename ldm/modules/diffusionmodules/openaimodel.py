@@ -35,17 +35,13 @@ def split_heads(channels: int, num_heads: int, num_head_channels: int) -> tuple[
     divisor = num_heads if num_head_channels == -1 else num_head_channels
     if divisor < 1 or channels % divisor:
         name = "num_heads" if num_head_channels == -1 else "num_head_channels"
-        raise ValueError(
-            f"{name} is {divisor}, expected a divisor of {channels} channels; change it in unet_config"
-        )
+        raise ValueError(f"{name} is {divisor}, expected a divisor of {channels} channels; change it in unet_config")
     if num_head_channels == -1:
         return num_heads, channels // num_heads
     return channels // num_head_channels, num_head_channels
 
 
-def make_transformer(
-    channels: int, num_heads: int, num_head_channels: int, **options: Any
-) -> SpatialTransformer:
+def make_transformer(channels: int, num_heads: int, num_head_channels: int, **options: Any) -> SpatialTransformer:
     """Returns the transformer for a feature map of so many channels; options are SpatialTransformer's."""
     heads, width = split_heads(channels, num_heads, num_head_channels)
     return SpatialTransformer(channels, heads, width, **options)
@@ -55,6 +51,13 @@ def make_attention(channels: int, num_heads: int, num_head_channels: int, **opti
     """Returns the attention block for a feature map of so many channels; options are AttentionBlock's."""
     heads, _ = split_heads(channels, num_heads, num_head_channels)
     return AttentionBlock(channels, heads, **options)
+
+
+def resamplers(res: MakeLayer, inside_blocks: bool, **options: Any) -> tuple[MakeLayer, MakeLayer]:
+    """Returns what halves and what doubles the resolution; options are Downsample's and Upsample's."""
+    if inside_blocks:
+        return functools.partial(res, down=True), functools.partial(res, up=True)
+    return functools.partial(Downsample, **options), functools.partial(Upsample, **options)
 
 
 def check_options(
@@ -77,9 +80,7 @@ def check_options(
     if num_heads == num_head_channels == -1:
         raise ValueError("got neither num_heads nor num_head_channels, expected one; add it to unet_config")
     if use_fp16:
-        raise ValueError(
-            "use_fp16 is True, expected False; use the trainer's precision 16-mixed or torch.autocast"
-        )
+        raise ValueError("use_fp16 is True, expected False; use the trainer's precision 16-mixed or torch.autocast")
 
 
 class UNetModel(nn.Module):
@@ -164,21 +165,12 @@ class UNetModel(nn.Module):
             dims=dims,
             use_checkpoint=use_checkpoint,
         )
-        down: MakeLayer = functools.partial(Downsample, use_conv=conv_resample, dims=dims)
-        up: MakeLayer = functools.partial(Upsample, use_conv=conv_resample, dims=dims)
-        if resblock_updown:
-            down, up = functools.partial(res, down=True), functools.partial(res, up=True)
+        down, up = resamplers(res, resblock_updown, use_conv=conv_resample, dims=dims)
+        attention: MakeLayer = functools.partial(make_attention, use_new_attention_order=use_new_attention_order)
         if use_spatial_transformer:
-            attention: MakeLayer = functools.partial(
-                make_transformer, depth=transformer_depth, context_dim=self.context_widths
-            )
-        else:
-            attention = functools.partial(make_attention, use_new_attention_order=use_new_attention_order)
+            attention = functools.partial(make_transformer, depth=transformer_depth, context_dim=self.context_widths)
         attention = functools.partial(
-            attention,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            use_checkpoint=use_checkpoint,
+            attention, num_heads=num_heads, num_head_channels=num_head_channels, use_checkpoint=use_checkpoint
         )
         decoder_attention = attention
         if legacy and not use_spatial_transformer and num_heads_upsample != -1:
@@ -238,9 +230,7 @@ class UNetModel(nn.Module):
         if any(size % step for size in x.shape[2:][-2:]):  # in 3-D the first keeps its size
             raise ValueError(f"x has shape {list(x.shape)}, expected h and w to be multiples of {step}")
         if timesteps is None and not self.run_without_timestep_conditioning:
-            raise ValueError(
-                "got no timesteps, expected [B]; or build with run_without_timestep_conditioning=True"
-            )
+            raise ValueError("got no timesteps, expected [B]; or build with run_without_timestep_conditioning=True")
         if (y is None) != (self.num_classes is None):
             got, expected = ("labels y", "none") if y is not None else ("no labels y", "y [B]")
             raise ValueError(f"got {got}, expected {expected} as num_classes is {self.num_classes}")

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,10 @@ class OpenClipEmbedder(nn.Module):
         ValueError: unknown architecture, tag or preprocessing; weights that cannot be had.
         FileNotFoundError: no such folder.
     """
+
+    clip: Any
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: str, pretrained: str | None = None, preprocessing: str = "clip") -> None:
         super().__init__()
@@ -93,11 +98,13 @@ class OpenClipEmbedder(nn.Module):
             for text in texts:
                 length = len(self.tokenizer.encode(text)) + 2
                 if length > limit:
-                    raise ValueError(f"the text '{text[:40]}...' has {length} tokens, the model reads {limit}; shorten it")
+                    raise ValueError(
+                        f"the text '{text[:40]}...' has {length} tokens, the model reads {limit}; shorten it"
+                    )
         return self.clip.encode_text(self.tokenizer(list(texts)).to(self.mean.device)).float()
 
 
-def _load_open_clip(model: str, pretrained: str | None) -> tuple[nn.Module, object]:
+def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
     import open_clip
 
     if Path(model).is_dir() or "/" in model:
@@ -115,14 +122,16 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[nn.Module, obje
         raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
     if pretrained is None:
         raise ValueError(f"embedder {model} has no weights; give 'pretrained': a tag or a file")
-    if pretrained == "openai" and not model.endswith("-quickgelu") and not model.startswith("RN"):
+    if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():
         raise ValueError(f"OpenAI's weights were trained with QuickGELU; name the model {model}-quickgelu, got {model}")
     try:
         return open_clip.create_model(model, pretrained, require_pretrained=True), open_clip.get_tokenizer(model)
     except (RuntimeError, OSError, ValueError) as error:
         tags = open_clip.list_pretrained_tags_by_model(model)
         if pretrained not in tags and not Path(pretrained).is_file():
-            raise ValueError(f"{model} has no weights '{pretrained}'; expected a file or one of {', '.join(tags)}") from error
+            raise ValueError(
+                f"{model} has no weights '{pretrained}'; expected a file or one of {', '.join(tags)}"
+            ) from error
         raise ValueError(
             f"could not load the weights '{pretrained}' of {model} ({type(error).__name__}); offline, download "
             "open_clip_model.safetensors elsewhere and give its path as 'pretrained', or use models/clip/emoji"

@@ -1,4 +1,4 @@
-"""Losses of the VQ first stage: reconstruction, codebook, perceptual and adversarial (Esser et al. 2021, eq. 3 to 7)."""
+"""Losses of the VQ first stage: reconstruction, codebook, perceptual, adversarial (Esser et al. 2021, eq. 3 to 7)."""
 
 from __future__ import annotations
 
@@ -109,5 +109,9 @@ class VQLPIPSWithDiscriminator(nn.Module):
         """Returns the discriminator's loss ``[]`` and the mean logits of real and reconstructed images."""
         real, fake = self.discriminator(images.detach()), self.discriminator(reconstructions.detach())
         loss = ADVERSARIAL[self.disc_loss](real, fake)
-        log = {"disc_loss": loss.detach(), "logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+        log = {
+            "disc_loss": loss.detach(),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }
         return loss, log

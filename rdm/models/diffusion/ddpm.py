@@ -27,6 +27,9 @@ class RetrievalAugmentedDiffusion(LatentDiffusion):
         options: arguments of :class:`LatentDiffusion`.
     """
 
+    # The released models store the null, which is zeros.
+    optional_names = (*LatentDiffusion.optional_names, "unconditional_guidance_vex")
+
     def __init__(
         self,
         conditioner: Mapping[str, Any] | None = None,

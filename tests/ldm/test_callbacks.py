@@ -1,0 +1,68 @@
+"""What a run leaves beside its weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pictures import write_pictures
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
+from small_models import IDENTITY, unet
+
+from ldm.callbacks import ImageLogger, Timings, image_grid, memory_gb, save_png
+from ldm.data import DataModule
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+
+def test_image_grid_puts_images_in_rows_and_entries_in_columns() -> None:
+    inputs = torch.stack([torch.full((3, 2, 3), value) for value in (-1.0, 0.0, 0.5)])
+    samples = torch.stack([torch.full((2, 3, 2, 3), value) for value in (-0.5, 9.0)])  # two a row, two rows
+    grid = image_grid({"inputs": inputs, "samples": samples}, gap=1)
+    assert grid.dtype == torch.uint8
+    assert grid.shape == (3, 2 * 3 + 1, 3 * 4 + 1)
+    expected = np.full((7, 13), 255)
+    expected[1:3, 1:4], expected[1:3, 5:8], expected[1:3, 9:12] = 0, 64, 64
+    expected[4:6, 1:4] = 128  # 127.5, to even; the samples of this row are clamped to white
+    assert np.array_equal(grid[0].numpy(), expected)
+    assert torch.equal(grid[0], grid[2])
+
+
+def test_save_png_is_lossless_and_complete(tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_png(image, tmp_path / "images" / "a.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "a.png")), image.permute(1, 2, 0).numpy())
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
+
+
+def test_memory_is_that_of_a_process_with_torch() -> None:
+    before = memory_gb(torch.device("cpu"))
+    block = torch.ones(50_000_000)  # 0.2e9 bytes
+    assert 0.1 < before <= memory_gb(torch.device("cpu")) < 100
+    assert block.sum() == 50_000_000
+
+
+def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 9)
+    data = DataModule(2, train=pictures, validation=pictures)
+    trainer = pl.Trainer(
+        max_steps=4,
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path / "run", name="", version=""),
+        callbacks=[ImageLogger(every_n_steps=3, max_images=3), Timings(every_n_steps=2)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(LatentDiffusion(unet(), IDENTITY, {"timesteps": 20}, learning_rate=3e-4), datamodule=data)
+    logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    assert logged["time/images_per_second"] * logged["time/step_seconds"] == pytest.approx(2.0, rel=1e-4)
+    assert logged["learning_rate"] == pytest.approx(3e-4) and 0.1 < logged["time/memory_gb"] < 100
+    folder = tmp_path / "run" / "images"
+    assert sorted(path.name for path in folder.iterdir()) == ["0000003.png", "0000004.png"]
+    grid = torch.from_numpy(np.array(Image.open(folder / "0000004.png"))).permute(2, 0, 1)
+    assert grid.shape == (3, 3 * 10 + 2, 3 * 10 + 2)  # 3 images by inputs, reconstructions, samples
+    images = torch.stack([data.datasets["validation"][i]["image"] for i in (0, 4, 8)])
+    columns = image_grid({"inputs": images, "reconstructions": images})
+    assert torch.equal(grid[:, :, :22], columns)

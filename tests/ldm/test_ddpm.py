@@ -1,0 +1,182 @@
+"""Latent diffusion: the loss, the scale factor, names, sampling."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import IDENTITY, VQ, randomise, unet
+
+from ldm.checkpoint import write_weights
+from ldm.models.diffusion.ddpm import LatentDiffusion
+
+BUFFERS = {
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+}
+
+
+def make(first_stage: dict = IDENTITY, **options: object) -> LatentDiffusion:
+    torch.manual_seed(0)
+    return LatentDiffusion(unet(), first_stage, {"name": "linear", "timesteps": 20}, **options)
+
+
+def images(count: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_loss_is_the_squared_error_of_what_is_predicted(kind: str) -> None:
+    model = make(parameterization=kind)  # a new U-Net predicts zeros
+    latent, noise = images(), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([0, 5, 11, 19])
+    signal = model.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
+    target = {"eps": noise, "x0": latent, "v": signal * noise - (1 - signal**2).sqrt() * latent}[kind]
+    assert torch.allclose(model.loss(latent, None, t, noise), target.square().mean((1, 2, 3)), atol=1e-6)
+    perfect = {"eps": (latent, 0 * noise), "x0": (0 * latent, noise), "v": (0 * latent, 0 * noise)}[kind]
+    assert torch.equal(model.loss(perfect[0], None, t, perfect[1]), torch.zeros(4))
+
+
+def test_the_model_sees_the_noised_latent() -> None:
+    model = make()
+    randomise(model.model)
+    latent, noise, t = images(), images(seed=3), torch.tensor([1, 7, 12, 19])
+    keep = model.alphas_cumprod[t].view(-1, 1, 1, 1)
+    predicted = model.model(keep.sqrt() * latent + (1 - keep).sqrt() * noise, t)
+    assert torch.allclose(model.loss(latent, None, t, noise), (predicted - noise).square().mean((1, 2, 3)), rtol=1e-4)
+
+
+def test_training_steps_are_a_function_of_seed_and_step() -> None:
+    batch = {"image": images()}
+    losses = [make(seed=seed).training_step(batch, number).item() for seed, number in ((0, 3), (0, 3), (0, 4), (1, 3))]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+    assert losses[0] == pytest.approx(1.0, abs=0.2)  # zeros against noise
+
+
+def test_scale_factor_is_measured_once_and_inverts() -> None:
+    model = make(scale_factor=0.0)
+    model.on_train_batch_start({"image": 3 * images()}, 0)
+    assert model.to_latent(3 * images()).std() == pytest.approx(1.0, abs=1e-5)
+    measured = model.scale_factor.clone()
+    model.on_train_batch_start({"image": images()}, 1)
+    assert torch.equal(model.scale_factor, measured) and "scale_factor" in model.state_dict()
+    assert torch.allclose(model.to_image(model.to_latent(images())), images(), atol=1e-6)
+    assert torch.equal(make(scale_factor=0.5).to_latent(images()), 0.5 * images())
+
+
+def test_first_stage_is_frozen_and_never_trains() -> None:
+    model = make(VQ)
+    model.train()
+    assert model.training and model.model.training and not model.first_stage_model.training
+    assert not any(p.requires_grad for p in model.first_stage_model.parameters())
+    trained = {id(p) for group in model.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.model.parameters()}
+    model.training_step({"image": images()}, 0).backward()
+    assert all(p.grad is None for p in model.first_stage_model.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.model.parameters())
+
+
+def test_names_are_those_of_checkpoints() -> None:
+    model = make(VQ)
+    names = set(model.state_dict())
+    assert {name for name in names if "." not in name} == BUFFERS | {"scale_factor"}
+    parts = {name.split(".")[0] for name in names if "." in name}
+    assert parts == {"model", "model_ema", "first_stage_model"}
+    raw = {name.removeprefix("model.") for name in names if name.startswith("model.")}
+    average = {name.removeprefix("model_ema.") for name in names if name.startswith("model_ema.")}
+    assert all(name.startswith("diffusion_model.") for name in raw)
+    assert average == {name.replace(".", "") for name in raw} | {"decay", "num_updates"}
+    assert "model_ema" not in {name.split(".")[0] for name in make(ema_decay=None).state_dict()}
+
+
+def test_the_average_is_in_place_within_its_scope_only() -> None:
+    model = make(ema_decay=0.5)
+    start = {name: p.detach().clone() for name, p in model.model.named_parameters()}
+    randomise(model.model)
+    model.model_ema(model.model)
+    name = "diffusion_model.out.2.weight"
+    raw = dict(model.model.named_parameters())[name].detach().clone()
+    with model.ema_scope():
+        inside = dict(model.model.named_parameters())[name].detach().clone()
+    decay = 2 / 11  # (1 + n) / (10 + n) after the first update
+    assert torch.allclose(inside, decay * start[name] + (1 - decay) * raw, atol=1e-6)
+    assert torch.equal(dict(model.model.named_parameters())[name], raw)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])
+def test_an_image_depends_on_its_seed_alone(sampler: str, eta: float) -> None:
+    model = make()
+    randomise(model.model)
+    steps = 20 if sampler == "ddpm" else 5
+    options: dict = {"sampler": sampler, "steps": steps, "eta": eta}
+    together = model.sample(None, (3, 8, 8), [3, 9, 7], **options)
+    alone = model.sample(None, (3, 8, 8), [9], **options)
+    assert together.shape == (3, 3, 8, 8)
+    assert torch.allclose(together[1:2], alone, atol=1e-4 * float(alone.abs().max()))
+    assert not torch.allclose(together[0], together[1], atol=0.1)
+
+
+def test_sampling_refuses_what_does_not_fit() -> None:
+    model = make()
+    with pytest.raises(ValueError, match=r"unknown sampler 'ddimm'; did you mean 'ddim'\?"):
+        model.sample(None, (3, 8, 8), [0], sampler="ddimm")
+    with pytest.raises(ValueError, match="got 1 seeds for 2 contexts, expected one each"):
+        model.sample(torch.zeros(2, 1, 4), (3, 8, 8), [0])
+    with pytest.raises(ValueError, match="parameterization"):
+        make(parameterization="noise")
+
+
+def test_weights_are_loaded_with_or_without_an_average(tmp_path: Path) -> None:
+    source = make()
+    randomise(source.model)
+    state = source.state_dict()
+    write_weights(whole := tmp_path / "whole.safetensors", state)
+    plain = {k: v for k, v in state.items() if not k.startswith("model_ema.") and k != "scale_factor"}
+    write_weights(raw := tmp_path / "raw.safetensors", plain)
+    got = make(ckpt_path=str(whole)).state_dict()
+    assert [name for name in state if not torch.equal(got[name], state[name])] == []
+    got = make(ckpt_path=str(raw), scale_factor=0.25).state_dict()
+    assert [name for name in plain if not torch.equal(got[name], plain[name])] == []
+    short = "model_ema.diffusion_modelout2weight"
+    assert torch.equal(got[short], plain["model.diffusion_model.out.2.weight"]) and got["scale_factor"] == 0.25
+    assert torch.equal(make(ckpt_path=str(whole), ema_decay=None).betas, source.betas)
+    write_weights(tmp_path / "cut.safetensors", {k: v for k, v in state.items() if k != short})
+    with pytest.raises(ValueError, match=f"1 missing: {short}"):
+        make(ckpt_path=str(tmp_path / "cut.safetensors"))
+
+
+def test_learning_rate_follows_the_schedule() -> None:
+    scheduler = {
+        "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
+        "params": {"warm_up_steps": 10, "lr_start": 0.1, "lr_max": 1.0, "lr_min": 0.0, "max_decay_steps": 20},
+    }
+    made = make(learning_rate=2e-3, weight_decay=0.3, scheduler_config=scheduler).configure_optimizers()
+    group = made["optimizer"].param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(2e-4), 0.3)
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
+@torch.no_grad()
+def test_validation_is_the_same_every_time_and_log_images_has_three_columns() -> None:
+    model = make()
+    randomise(model.model)
+    logged: list[dict] = []
+    model.log_dict = lambda values, **_: logged.append(values)  # Lightning's, needs a trainer
+    torch.manual_seed(1)
+    model.validation_step({"image": images()}, 0)
+    torch.manual_seed(2)
+    model.validation_step({"image": images()}, 0)
+    assert logged[0] == logged[1] and logged[0]["val/loss"] != logged[0]["val/loss_ema"]
+    assert logged[0]["val/loss_ema"] == pytest.approx(1.0, abs=0.2)  # the average is still the new U-Net
+    columns = model.log_images({"image": images(2)})
+    assert list(columns) == ["inputs", "reconstructions", "samples"]
+    assert torch.equal(columns["reconstructions"], images(2)) and columns["samples"].shape == (2, 3, 8, 8)

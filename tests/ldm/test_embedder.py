@@ -1,0 +1,106 @@
+"""The open_clip embedder: fingerprints, preprocessing, refusals."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pictures import write_clip
+
+from ldm.checkpoint import read_weights, write_weights
+from ldm.modules.encoders.modules import OpenClipEmbedder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_clip(tmp_path_factory.mktemp("clip") / "model")
+
+
+def pictures(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_vectors_are_raw_float32_and_independent_of_the_batch(clip: str) -> None:
+    embedder = OpenClipEmbedder(clip)
+    images = pictures(3, 8, 8)
+    vectors = embedder.images(images)
+    assert vectors.shape == (3, embedder.dim) == (3, 8) and vectors.dtype == torch.float32
+    assert torch.allclose(vectors, embedder.clip.encode_image(images), atol=1e-6)  # mean and std are 0.5
+    assert torch.allclose(vectors[1:2], embedder.images(images[1:2]), atol=1e-6)
+    assert not torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-2)
+    texts = embedder.texts(["a cat", "two dogs"])
+    assert texts.shape == (2, 8) and not torch.allclose(texts[0], texts[1])
+    assert not vectors.requires_grad and not any(p.requires_grad for p in embedder.parameters())
+    assert embedder.name == clip and not embedder.training
+
+
+def test_fingerprint_follows_weights_and_preprocessing(clip: str, tmp_path: Path) -> None:
+    prints = [OpenClipEmbedder(clip).fingerprint, OpenClipEmbedder(clip, preprocessing="compvis").fingerprint]
+    shutil.copytree(clip, copy := tmp_path / "copy")
+    assert OpenClipEmbedder(str(copy)).fingerprint == prints[0]  # the place does not matter
+    state = read_weights(copy / "open_clip_model.safetensors")
+    state["visual.conv1.weight"][0, 0, 0, 0] += 1e-3
+    write_weights(copy / "open_clip_model.safetensors", state)
+    prints.append(OpenClipEmbedder(str(copy)).fingerprint)
+    config = copy / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"mean": [0.5, 0.5, 0.5]', '"mean": [0.4, 0.5, 0.5]'))
+    prints.append(OpenClipEmbedder(str(copy)).fingerprint)
+    assert len(set(prints)) == 4 and {len(text) for text in prints} == {32}
+
+
+def test_clip_resize_keeps_the_shape_and_cuts_the_centre(clip: str) -> None:
+    embedder = OpenClipEmbedder(clip)
+    images = pictures(2, 16, 24)
+    smaller = F.interpolate(images, (8, 12), mode="bicubic", antialias=True)
+    assert torch.equal(embedder.resize(images), smaller[:, :, :, 2:10])
+    same = pictures(1, 8, 8)
+    assert torch.equal(embedder.resize(same), same)
+
+
+def test_compvis_resize_squeezes_without_antialiasing_and_keeps_corners(clip: str) -> None:
+    embedder = OpenClipEmbedder(clip, preprocessing="compvis")
+    images = pictures(2, 15, 22)
+    got = embedder.resize(images)
+    assert got.shape == (2, 3, 8, 8)
+    assert torch.allclose(got[:, :, ::7, ::7], images[:, :, ::14, ::21], atol=1e-5)
+    assert torch.allclose(got, F.interpolate(images, (8, 8), mode="bicubic", align_corners=True), atol=1e-5)
+
+
+def test_wrong_inputs_are_refused(clip: str) -> None:
+    embedder = OpenClipEmbedder(clip)
+    with pytest.raises(ValueError, match=r"images: got shape \(3, 8, 8\), expected \[B, 3, H, W\]"):
+        embedder.images(torch.zeros(3, 8, 8))
+    assert torch.isfinite(embedder.texts(["a b c d e f"])).all()
+    with pytest.raises(ValueError, match="has 9 tokens, the model reads 8; shorten it"):
+        embedder.texts(["cat", "a b c d e f g"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "ViT-B-33"}, ValueError, "open_clip has no model 'ViT-B-33'; did you mean 'ViT-B-32'"),
+        ({"model": "ViT-B-32"}, ValueError, "has no weights; give 'pretrained'"),
+        ({"model": "ViT-B-32", "pretrained": "openai"}, ValueError, "name the model ViT-B-32-quickgelu"),
+        ({"model": "RN50", "pretrained": "openai"}, ValueError, "name the model RN50-quickgelu"),
+        (
+            {"model": "ViT-B-32", "pretrained": "opnai"},
+            ValueError,
+            "has no weights 'opnai'; expected a file or one of",
+        ),
+        ({"model": "no/such"}, FileNotFoundError, "no CLIP model in no/such"),
+        (
+            {"model": "ViT-B-32", "preprocessing": "x"},
+            ValueError,
+            "preprocessing: got 'x', expected one of clip, compvis",
+        ),
+    ],
+)
+def test_wrong_names_are_refused(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        OpenClipEmbedder(**options)
+
+
+def test_a_folder_takes_no_second_weights(clip: str) -> None:
+    with pytest.raises(ValueError, match="holds its own weights; got pretrained=openai, expected none"):
+        OpenClipEmbedder(clip, "openai")

@@ -1,0 +1,119 @@
+"""Objects from configs, atomic files, one-line errors."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.util import (
+    atomic_path,
+    check_params,
+    command_line,
+    get_obj_from_str,
+    instantiate_from_config,
+    nearest,
+)
+
+
+def test_nearest_names_the_closest_word_or_nothing() -> None:
+    assert nearest("embed_dims", ["n_embed", "embed_dim"]) == "; did you mean 'embed_dim'?"
+    assert nearest("zzz", ["n_embed", "embed_dim"]) == ""
+
+
+@pytest.mark.parametrize("target", ["pathlib.Path.mkdir", "os.mkdir", "ldmx.evil", "torch.load", "builtins.eval"])
+def test_foreign_targets_are_refused_and_not_run(target: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    with pytest.raises(ValueError, match="is not trusted; a config may name only ldm, rdm, main"):
+        instantiate_from_config({"target": target, "params": {"path": str(made)}})
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "ldm.util.os.mkdir",
+            "there is no module 'ldm.util.os'",
+        ),  # no way out through a trusted module's imports
+        ("ldm.utils.nearest", "there is no module 'ldm.utils'"),
+        ("ldm.util.nearst", r"no such name in ldm.util; did you mean 'nearest'\?"),
+    ],
+)
+def test_targets_that_name_nothing(target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_obj_from_str(target)
+
+
+def test_instantiate_builds_with_extra_arguments_winning() -> None:
+    config = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3, "bias": True}}
+    layer = instantiate_from_config(config, bias=False)
+    assert isinstance(layer, torch.nn.Linear)
+    assert (layer.in_features, layer.out_features, layer.bias) == (2, 3, None)
+    assert instantiate_from_config({"target": "torch.nn.SiLU", "params": None})(torch.zeros(1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"params": {}}, "expected a mapping with a 'target' key, got {'params': {}}"),
+        ({"target": "torch.nn.SiLU", "param": {}}, "unknown key 'param'; did you mean 'params'?"),
+        (
+            {"target": "torch.nn.Linear", "params": {"in_feature": 2, "out_features": 3}},
+            "torch.nn.Linear has no parameter 'in_feature'; did you mean 'in_features'?",
+        ),
+        (
+            {"target": "torch.nn.Linear", "params": {"in_features": 2}},
+            "torch.nn.Linear needs the parameter 'out_features', got in_features",
+        ),
+    ],
+)
+def test_wrong_configs_are_named(config: dict, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        instantiate_from_config(config)
+    assert message in str(caught.value)
+
+
+def test_check_params_lists_what_is_known_where_nothing_is_near() -> None:
+    def build(first: int, *, second: int = 0) -> None: ...
+
+    check_params("build", build, {"first": 1})
+    with pytest.raises(ValueError, match="build has no parameter 'xyz', it takes first, second"):
+        check_params("build", build, {"first": 1, "xyz": 2})
+
+
+def test_atomic_path_leaves_the_complete_file_or_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "a.txt"
+    with atomic_path(file) as temporary:
+        temporary.write_text("one")
+        assert not file.exists()
+    assert file.read_text() == "one"
+    with pytest.raises(RuntimeError, match="stop"), atomic_path(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert file.read_text() == "one"
+    assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
+
+
+def test_bad_input_ends_in_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    run = command_line(fail)
+    for error, code, text in (
+        (ValueError("k is 0,\n  expected 1"), 2, "error: k is 0, expected 1\n"),
+        (FileNotFoundError("no file"), 2, "error: no file\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            run(error)
+        assert (caught.value.code, capsys.readouterr().err) == (code, text)
+    with pytest.raises(TypeError, match="a bug"):  # not the user's fault: the traceback stays
+        run(TypeError("a bug"))
+    monkeypatch.setenv("LDM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="k is 0"):
+        run(ValueError("k is 0"))

@@ -1,0 +1,202 @@
+"""The command line of main.py, and that a run which was stopped goes on as if it had not been."""
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictures import contents, write_pictures
+from small_models import IDENTITY, unet
+
+import main
+from ldm.callbacks import ImageLogger
+from ldm.checkpoint import read_weights
+from ldm.config import write_config
+
+
+def test_settings_may_stand_anywhere() -> None:
+    for words in (
+        ["-b", "a.yaml", "b.yaml", "-t", "model.k=8", "name=x=y"],
+        ["model.k=8", "-t", "--base", "a.yaml", "b.yaml", "name=x=y"],
+        ["-t", "model.k=8", "name=x=y", "-b", "a.yaml", "b.yaml"],
+        ["-t", "true", "-b", "a.yaml", "model.k=8", "b.yaml", "name=x=y"],
+    ):
+        options = main.parse(words)
+        assert (options.base, options.train) == (["a.yaml", "b.yaml"], True), words
+        assert options.overrides == ["model.k=8", "name=x=y"]
+    assert main.parse(["-t", "false"]).train is False and main.parse([]).train is False
+    assert main.parse(["--scale_lr", "false", "-s", "3"]).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resme", "x"], "unknown argument '--resme'; did you mean '--resume'?"),
+        (["-t", "-b", "a.yaml", "--no_test"], "unknown argument '--no_test'; did you mean '--no-test'?"),
+        (["--train", "maybe"], "expected yes or no, got 'maybe'"),
+    ],
+)
+def test_wrong_words_end_with_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.parse(words)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_targets_of_compvis_are_reachable() -> None:
+    assert main.ImageLogger is ImageLogger
+    assert main.DataModuleFromConfig.__name__ == "DataModule"
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = main.Nothing
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"model": {}, "data": {}, "lightnig": {}},
+            "config: unknown key 'lightnig'; did you mean 'lightning'?",
+        ),
+        (
+            {"model": {}, "data": {}, "lightning": {"trainr": {}}},
+            "lightning: unknown key 'trainr'; did you mean 'trainer'?",
+        ),
+        ({"model": {}}, "section 'data' is missing; give it with --base"),
+    ],
+)
+def test_wrong_sections_are_named(config: dict, message: str, tmp_path: Path) -> None:
+    write_config(tmp_path / "a.yaml", config)
+    with pytest.raises(ValueError) as caught:
+        main.read_run_config([str(tmp_path / "a.yaml")], [])
+    assert message in str(caught.value)
+
+
+def test_nothing_to_do_or_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give a config with --base, or a run to go on from with --resume"):
+        main.train(main.parse(["-t"]))
+    with pytest.raises(FileNotFoundError, match="no config at .*none.yaml"):
+        main.train(main.parse(["-b", str(tmp_path / "none.yaml")]))
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint or a folder with checkpoints/last.ckpt"):
+        main.train(main.parse(["-t", "-r", str(tmp_path)]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    pictures = write_pictures(folder / "pictures", 10)
+    content: dict[str, Any] = {
+        "model": {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "base_learning_rate": 1e-3,
+            "params": {
+                "unet_config": unet(),
+                "first_stage_config": IDENTITY,
+                "schedule": {"timesteps": 20},
+                "scale_factor": 0.0,
+                "scheduler_config": {
+                    "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
+                    "params": {
+                        "warm_up_steps": 2,
+                        "lr_start": 0.1,
+                        "lr_max": 1,
+                        "lr_min": 0,
+                        "max_decay_steps": 9,
+                    },
+                },
+            },
+        },
+        "data": {
+            "target": "main.DataModuleFromConfig",
+            "params": {"batch_size": 2, "train": pictures, "validation": pictures},
+        },
+        "lightning": {
+            "trainer": {
+                "max_steps": 7,
+                "accelerator": "cpu",
+                "enable_progress_bar": False,
+                "log_every_n_steps": 1,
+            },
+            "callbacks": {"images": {"target": "main.ImageLogger", "params": {"every_n_steps": 4, "max_images": 2}}},
+            "checkpoint": {"every_n_train_steps": 3},
+        },
+    }
+    write_config(folder / "tiny.yaml", content)
+    return str(folder / "tiny.yaml")
+
+
+def metrics(run: Path) -> list[tuple[int, float]]:
+    """Step and loss of every training step that a run has logged."""
+    rows = [row for file in run.glob("metrics*.csv") for row in csv.DictReader(file.open())]
+    return sorted((int(row["step"]), float(row["train/loss"])) for row in rows if row.get("train/loss"))
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(config: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    main.train(main.parse(["-b", config, "-t", "-p", str(whole)]))
+    main.train(main.parse(["-b", config, "-t", "lightning.trainer.max_steps=4", "-p", str(parts)]))
+    assert read_weights(parts / "checkpoints" / "last.ckpt")["model_ema.num_updates"] == 4
+    parts = parts.rename(tmp_path / "moved")
+    main.train(main.parse(["-t", "--resume", str(parts), "lightning.trainer.max_steps=7"]))
+    expected, got = (read_weights(run / "checkpoints" / "last.ckpt") for run in (whole, parts))
+    assert expected["model_ema.num_updates"] == 7  # the last step is kept although no multiple of three
+    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
+    assert metrics(parts) == metrics(whole) and [step for step, _ in metrics(whole)] == list(range(7))
+    assert sorted(path.name for path in (whole / "images").iterdir()) == ["0000004.png", "0000007.png"]
+    assert main.read_run_config([str(whole / "config.yaml")], [])["lightning"]["trainer"]["max_steps"] == 7
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["lightning.checkpoint.save_top_k=1", "lightning.trainer.max_steps=5"]
+    main.train(main.parse(["-b", config, "-t", "-p", str(run), *settings]))
+    expected = read_weights(run / "checkpoints" / "last.ckpt")
+    shutil.copy(run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt")  # written at step 3
+    assert read_weights(run / "checkpoints" / "last.ckpt")["model_ema.num_updates"] == 3
+    main.train(main.parse(["-t", "--resume", str(run)]))
+    got = read_weights(run / "checkpoints" / "last.ckpt")
+    assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
+
+
+def test_without_t_a_run_is_validated_and_left_as_it_is(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = main.read_run_config([config], [])["data"]["params"]["validation"]
+    test_set = f"data.params.test={{target: {pictures['target']}, params: {pictures['params']}}}"
+    steps = "lightning.trainer.max_steps=2"
+    main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(tmp_path / "run"), steps]))
+    before = contents(tmp_path)
+    capsys.readouterr()
+    main.train(main.parse(["-r", str(tmp_path / "run"), test_set]))
+    losses = re.findall(r"val/loss \D*([\d.]+)", capsys.readouterr().out)
+    main.train(main.parse(["-b", config, "model.params.scale_factor=1"]))  # new weights: another loss
+    losses += re.findall(r"val/loss \D*([\d.]+)", capsys.readouterr().out)
+    assert len(losses) == 3 and losses[0] == losses[1] != losses[2]  # the test set is the validation set here
+    assert contents(tmp_path) == before
+
+
+def test_an_evil_checkpoint_is_not_resumed(config: str, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return Path.mkdir, (tmp_path / "made",)
+
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "callbacks": Evil()}, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="was refused: it holds more than tensors"):
+        main.train(main.parse(["-b", config, "-t", "--resume", str(tmp_path)]))
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_rate_is_absolute_unless_scaling_is_asked_for(config: str) -> None:
+    import pytorch_lightning as pl
+
+    settings = main.read_run_config([config], [])
+    trainer = pl.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=3, enable_checkpointing=False)
+    model = main.instantiate_from_config(settings["model"])
+    main.set_learning_rate(model, settings, False, trainer)
+    assert model.learning_rate == 1e-3
+    main.set_learning_rate(model, settings, True, trainer)
+    assert model.learning_rate == pytest.approx(1e-3 * 1 * 2 * 3)
