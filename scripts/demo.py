@@ -47,10 +47,12 @@ def main() -> None:
 
     started = time.time()
     run = Path("logs") / time.strftime("%Y-%m-%dT%H-%M-%S_demo")
-    checkpoints = [str(SHIPPED)]
+    checkpoints = [str(SHIPPED)] if SHIPPED.is_dir() else []
     if args.minutes > 0:
         train(args.minutes, run)
         checkpoints.append(str(run))
+    if not checkpoints:
+        raise ValueError(f"nothing to show: no model in {SHIPPED}, and --minutes {args.minutes:g} trains none")
     picture = paint(checkpoints, PROMPTS, CLASSES, Path(args.outdir))
     print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}")
 
