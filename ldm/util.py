@@ -29,6 +29,15 @@ TRUSTED_PACKAGES = (
     "pytorch_lightning",
     "kornia",
 )
+# Targets of released configs whose classes do not work with Lightning 2 or download at construction: ours instead.
+REPLACED = {
+    "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
+    "taming.modules.losses.lpips.LPIPS": "ldm.modules.losses.lpips.LPIPS",
+    "taming.modules.losses.vqperceptual.DummyLoss": "ldm.modules.losses.contperceptual.DummyLoss",
+    "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": (
+        "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+    ),
+}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -45,7 +54,7 @@ def get_obj_from_str(target: str) -> Any:
     """
     if not any(target.startswith(package + ".") for package in TRUSTED_PACKAGES):
         raise ValueError(f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}")
-    module_name, _, attribute = target.rpartition(".")
+    module_name, _, attribute = REPLACED.get(target, target).rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -86,7 +95,7 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
         ValueError: names the first wrong or missing parameter, and the nearest known one.
     """
     try:
-        signature = inspect.signature(build).parameters.values()
+        signature = _parameters(build)
     except ValueError:  # classes written in C carry no signature
         return
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature):
@@ -101,6 +110,20 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
     missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]
     if missing:
         raise ValueError(f"{target} needs the parameter '{missing[0]}', got {', '.join(params) or 'none'}")
+
+
+def _parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Returns what a callable takes; the ``**options`` of one of our classes are arguments of the class it extends."""
+    found = list(inspect.signature(build).parameters.values())
+    for base in getattr(build, "__mro__", ())[1:]:
+        if "__init__" not in vars(base) or not any(p.kind is p.VAR_KEYWORD for p in found):
+            continue
+        if not base.__module__.startswith(("ldm.", "rdm.")):
+            break
+        found = [p for p in found if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in found}
+        found += [p for p in inspect.signature(base).parameters.values() if p.name not in names]
+    return found
 
 
 @contextlib.contextmanager

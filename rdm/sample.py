@@ -126,7 +126,7 @@ def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffu
     params = dict(config["params"])
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
-    params |= {"first_stage_config": first_stage, "ema_decay": None, "ckpt_path": None}
+    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None}
     model = instantiate_from_config({"target": config["target"], "params": params})
     load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -34,8 +34,8 @@ ONLY = {
 # A dependency named here is imported in these files only.
 DOORS = {
     "faiss": ("rdm/retrieval/index.py",),
-    "open_clip": ("ldm/modules/encoders/modules.py", "rdm/models/clip.py"),
-    "kornia": ("ldm/modules/encoders/modules.py",),
+    "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py"),
+    "kornia": ("ldm/modules/encoders/clip.py",),
     "xformers": ("ldm/modules/attention.py",),
     "safetensors": ("ldm/checkpoint.py",),
     "pickle": ("ldm/checkpoint.py", "rdm/compat.py"),
@@ -57,7 +57,7 @@ CALLS = {
 MAX_FILE, MAX_SCRIPT, MAX_FUNCTION, MAX_ARGUMENTS = 400, 90, 80, 12
 COMPVIS_SIGNATURES = (  # constructors whose arguments CompVis' configs name
     "ldm/models/autoencoder.py",
-    "ldm/models/diffusion/ddpm.py",
+    "ldm/models/diffusion/",
     "ldm/modules/diffusionmodules/",
     "ldm/modules/losses/",
     "rdm/models/",

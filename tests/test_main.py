@@ -94,8 +94,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
             "params": {
                 "unet_config": unet(),
                 "first_stage_config": IDENTITY,
-                "schedule": {"timesteps": 20},
-                "scale_factor": 0.0,
+                "timesteps": 20,
+                "scale_by_std": True,
                 "scheduler_config": {
                     "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",
                     "params": {
@@ -172,7 +172,7 @@ def test_without_t_a_run_is_validated_and_left_as_it_is(
     capsys.readouterr()
     main.train(main.parse(["-r", str(tmp_path / "run"), test_set]))
     losses = re.findall(r"val/loss \D*([\d.]+)", capsys.readouterr().out)
-    main.train(main.parse(["-b", config, "model.params.scale_factor=1"]))  # new weights: another loss
+    main.train(main.parse(["-b", config, "model.params.scale_by_std=false"]))  # new weights: another loss
     losses += re.findall(r"val/loss \D*([\d.]+)", capsys.readouterr().out)
     assert len(losses) == 3 and losses[0] == losses[1] != losses[2]  # the test set is the validation set here
     assert contents(tmp_path) == before

@@ -55,7 +55,7 @@ def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) ->
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(LatentDiffusion(unet(), IDENTITY, {"timesteps": 20}, learning_rate=3e-4), datamodule=data)
+    trainer.fit(LatentDiffusion(IDENTITY, unet_config=unet(), timesteps=20, learning_rate=3e-4), datamodule=data)
     logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
     assert logged["time/images_per_second"] * logged["time/step_seconds"] == pytest.approx(2.0, rel=1e-4)
     assert logged["learning_rate"] == pytest.approx(3e-4) and 0.1 < logged["time/memory_gb"] < 100

@@ -27,7 +27,7 @@ BUFFERS = {
 
 def make(first_stage: dict = IDENTITY, **options: object) -> LatentDiffusion:
     torch.manual_seed(0)
-    return LatentDiffusion(unet(), first_stage, {"name": "linear", "timesteps": 20}, **options)
+    return LatentDiffusion(first_stage, unet_config=unet(), timesteps=20, **options)
 
 
 def images(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -41,9 +41,9 @@ def test_loss_is_the_squared_error_of_what_is_predicted(kind: str) -> None:
     t = torch.tensor([0, 5, 11, 19])
     signal = model.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     target = {"eps": noise, "x0": latent, "v": signal * noise - (1 - signal**2).sqrt() * latent}[kind]
-    assert torch.allclose(model.loss(latent, None, t, noise), target.square().mean((1, 2, 3)), atol=1e-6)
+    assert torch.allclose(model.losses(latent, None, t, noise)["loss"], target.square().mean((1, 2, 3)), atol=1e-6)
     perfect = {"eps": (latent, 0 * noise), "x0": (0 * latent, noise), "v": (0 * latent, 0 * noise)}[kind]
-    assert torch.equal(model.loss(perfect[0], None, t, perfect[1]), torch.zeros(4))
+    assert torch.equal(model.losses(perfect[0], None, t, perfect[1])["loss"], torch.zeros(4))
 
 
 def test_the_model_sees_the_noised_latent() -> None:
@@ -52,7 +52,9 @@ def test_the_model_sees_the_noised_latent() -> None:
     latent, noise, t = images(), images(seed=3), torch.tensor([1, 7, 12, 19])
     keep = model.alphas_cumprod[t].view(-1, 1, 1, 1)
     predicted = model.model(keep.sqrt() * latent + (1 - keep).sqrt() * noise, t)
-    assert torch.allclose(model.loss(latent, None, t, noise), (predicted - noise).square().mean((1, 2, 3)), rtol=1e-4)
+    assert torch.allclose(
+        model.losses(latent, None, t, noise)["loss"], (predicted - noise).square().mean((1, 2, 3)), rtol=1e-4
+    )
 
 
 def test_training_steps_are_a_function_of_seed_and_step() -> None:
@@ -63,7 +65,7 @@ def test_training_steps_are_a_function_of_seed_and_step() -> None:
 
 
 def test_scale_factor_is_measured_once_and_inverts() -> None:
-    model = make(scale_factor=0.0)
+    model = make(scale_by_std=True)
     model.on_train_batch_start({"image": 3 * images()}, 0)
     assert model.to_latent(3 * images()).std() == pytest.approx(1.0, abs=1e-5)
     measured = model.scale_factor.clone()
@@ -88,14 +90,15 @@ def test_first_stage_is_frozen_and_never_trains() -> None:
 def test_names_are_those_of_checkpoints() -> None:
     model = make(VQ)
     names = set(model.state_dict())
-    assert {name for name in names if "." not in name} == BUFFERS | {"scale_factor"}
+    assert {name for name in names if "." not in name} == BUFFERS
+    assert set(make(VQ, scale_by_std=True).state_dict()) == names | {"scale_factor"}
     parts = {name.split(".")[0] for name in names if "." in name}
     assert parts == {"model", "model_ema", "first_stage_model"}
     raw = {name.removeprefix("model.") for name in names if name.startswith("model.")}
     average = {name.removeprefix("model_ema.") for name in names if name.startswith("model_ema.")}
     assert all(name.startswith("diffusion_model.") for name in raw)
     assert average == {name.replace(".", "") for name in raw} | {"decay", "num_updates"}
-    assert "model_ema" not in {name.split(".")[0] for name in make(ema_decay=None).state_dict()}
+    assert "model_ema" not in {name.split(".")[0] for name in make(use_ema=False).state_dict()}
 
 
 def test_the_average_is_in_place_within_its_scope_only() -> None:
@@ -140,15 +143,15 @@ def test_weights_are_loaded_with_or_without_an_average(tmp_path: Path) -> None:
     randomise(source.model)
     state = source.state_dict()
     write_weights(whole := tmp_path / "whole.safetensors", state)
-    plain = {k: v for k, v in state.items() if not k.startswith("model_ema.") and k != "scale_factor"}
+    plain = {k: v for k, v in state.items() if not k.startswith("model_ema.")}
     write_weights(raw := tmp_path / "raw.safetensors", plain)
     got = make(ckpt_path=str(whole)).state_dict()
     assert [name for name in state if not torch.equal(got[name], state[name])] == []
-    got = make(ckpt_path=str(raw), scale_factor=0.25).state_dict()
+    got = make(ckpt_path=str(raw)).state_dict()
     assert [name for name in plain if not torch.equal(got[name], plain[name])] == []
     short = "model_ema.diffusion_modelout2weight"
-    assert torch.equal(got[short], plain["model.diffusion_model.out.2.weight"]) and got["scale_factor"] == 0.25
-    assert torch.equal(make(ckpt_path=str(whole), ema_decay=None).betas, source.betas)
+    assert torch.equal(got[short], plain["model.diffusion_model.out.2.weight"])
+    assert torch.equal(make(ckpt_path=str(whole), use_ema=False).betas, source.betas)
     write_weights(tmp_path / "cut.safetensors", {k: v for k, v in state.items() if k != short})
     with pytest.raises(ValueError, match=f"1 missing: {short}"):
         make(ckpt_path=str(tmp_path / "cut.safetensors"))

@@ -9,112 +9,104 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_weights, read_weights
-from ldm.models.diffusion.guidance import Denoiser, guide
-from ldm.models.diffusion.samplers import SAMPLERS, seeded_noise, seeded_step_noise
-from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
+from ldm.models.diffusion.pixel import DDPM
+from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config, nearest
+from ldm.util import instantiate_from_config
 
+__all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
 LOG = logging.getLogger(__name__)
+UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"  # CompVis' words
 
 
-class DiffusionWrapper(nn.Module):
-    """Holds the U-Net under the name that checkpoints know, ``model.diffusion_model``."""
-
-    def __init__(self, unet_config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.diffusion_model = instantiate_from_config(unet_config)
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Returns what the U-Net predicts, ``[B, C, h, w]``, for ``context [B, L, D]`` or none."""
-        return self.diffusion_model(x, t, context=context)
-
-
-class LatentDiffusion(pl.LightningModule):
+class LatentDiffusion(DDPM):
     """A denoiser over the latents of a frozen first stage.
 
     Args:
-        unet_config: the U-Net.
         first_stage_config: the autoencoder; its weights are part of this model's checkpoints.
-        schedule: arguments of ``NoiseSchedule.from_name``.
-        parameterization: what the U-Net predicts: ``eps``, ``x0`` or ``v``.
-        scale_factor: latents are multiplied by it; 0 measures it on the first training batch, so that latents have
-            unit variance (Rombach et al. 2022, appendix G).
-        ema_decay: of the running average of the weights; ``None`` for none.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        scheduler_config: factor of the learning rate by step.
-        image_key: where a batch holds its images.
+        cond_stage_config: makes a context of what a batch holds; ``__is_first_stage__`` takes the first stage,
+            ``__is_unconditional__`` (or ``None``) nothing.
+        num_timesteps_cond: CompVis' noising of conditions, which none of its configs turns on; 1 or ``None``.
+        cond_stage_key: where a batch holds what the cond stage reads; ``class_label`` hands it the whole batch.
+        cond_stage_trainable: train the cond stage too.
+        concat_mode: whether a condition joins the channels or is looked at, where ``conditioning_key`` is ``None``.
+        cond_stage_forward: name of the cond stage's method; ``encode``, or a call, where there is none.
+        conditioning_key: see :class:`DiffusionWrapper`. A ``hybrid`` needs a subclass whose ``context`` makes it.
+        scale_factor: latents are multiplied by it.
+        scale_by_std: measure it on the first training batch, so that latents have unit variance (Rombach et al. 2022,
+            appendix G), and store it in checkpoints.
         ckpt_path: weights to start from.
+        ignore_keys: names in that file which start with one of these are left out.
+        load_only_unet: take the U-Net alone from that file.
         cache_latents: keep the latent of every training image in memory, by its ``id``, once it is made: for a data set
             that is not augmented and small enough. A KL first stage then gives its mode in every epoch.
-        seed: of noise and times; step n draws from (seed, n, rank), so a resumed run repeats nothing.
+        options: arguments of :class:`DDPM`, of which ``clip_denoised`` has no effect: latents have no fixed range.
 
     Raises:
-        ValueError: an unknown parameterization, or weights that do not fit.
+        ValueError: options that contradict each other, or weights that do not fit.
     """
 
-    # Names that a checkpoint may lack or have in excess: CompVis stores a scale factor only where it was measured.
-    optional_names: tuple[str, ...] = ("loss.*", "scale_factor")
-    scale_factor: Tensor
+    scale_factor: Tensor | float
     first_stage_model: Any
-    model_ema: LitEma | None
+    cond_stage_model: Any
 
     def __init__(
         self,
-        unet_config: Mapping[str, Any],
         first_stage_config: Mapping[str, Any],
-        schedule: Mapping[str, Any] | None = None,
-        parameterization: str = "eps",
+        cond_stage_config: Mapping[str, Any] | str | None = None,
+        num_timesteps_cond: int | None = None,
+        cond_stage_key: str = "image",
+        cond_stage_trainable: bool = False,
+        concat_mode: bool = True,
+        cond_stage_forward: str | None = None,
+        conditioning_key: str | None = None,
         scale_factor: float = 1.0,
-        ema_decay: float | None = 0.9999,
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.01,
-        scheduler_config: Mapping[str, Any] | None = None,
-        image_key: str = "image",
+        scale_by_std: bool = False,
+        *,
         ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
         cache_latents: bool = False,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        check_parameterization(parameterization)
-        self.model = DiffusionWrapper(unet_config)
+        if num_timesteps_cond not in (None, 1):
+            raise ValueError(f"num_timesteps_cond: got {num_timesteps_cond}, expected 1: conditions are not noised")
+        if scale_by_std and scale_factor != 1.0:
+            raise ValueError(f"scale_factor: got {scale_factor}, expected 1 with scale_by_std, which measures it")
+        if cond_stage_config == UNCONDITIONAL:
+            cond_stage_config = conditioning_key = None
+        elif cond_stage_config is not None and conditioning_key is None:
+            conditioning_key = "concat" if concat_mode else "crossattn"
+        super().__init__(conditioning_key=conditioning_key, **{**options, "clip_denoised": False})
         self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
-        self.schedule = NoiseSchedule.from_name(**(schedule or {}))
-        for name, value in self.schedule.buffers().items():
-            self.register_buffer(name, value)
-        self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
-        self.model_ema = LitEma(self.model, decay=ema_decay) if ema_decay is not None else None
-        self.parameterization, self.image_key, self.seed = parameterization, image_key, seed
-        self.learning_rate, self.weight_decay, self.scheduler_config = (
-            learning_rate,
-            weight_decay,
-            scheduler_config,
-        )
+        self.cond_stage_key, self.cond_stage_forward = cond_stage_key, cond_stage_forward
+        self.cond_stage_model = None
+        if cond_stage_config == FIRST_STAGE:
+            cond_stage_trainable, self.cond_stage_model = False, self.first_stage_model
+        elif isinstance(cond_stage_config, Mapping):
+            self.cond_stage_model = instantiate_from_config(cond_stage_config)
+            if not cond_stage_trainable:
+                self.cond_stage_model.eval().requires_grad_(False)
+        self.cond_stage_trainable = cond_stage_trainable and self.cond_stage_model is not None
+        self.scale_by_std = scale_by_std
+        if scale_by_std:
+            self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
+        else:
+            self.scale_factor = float(scale_factor)
+        self._measured = not scale_by_std or bool(ckpt_path and not load_only_unet)
         self._latents: dict[str, Tensor] | None = {} if cache_latents else None
         if ckpt_path:
-            self.init_from_checkpoint(ckpt_path)
-
-    def init_from_checkpoint(self, path: str) -> None:
-        """Loads weights; where the file has no average of them, the average starts at the weights themselves."""
-        state = read_weights(path)
-        averaged = any(name.startswith("model_ema.") for name in state)
-        needed = averaged and self.model_ema is not None
-        allow = self.optional_names if needed else (*self.optional_names, "model_ema.*")
-        load_weights(self, state, source=path, allow=allow)
-        if self.model_ema is not None and not averaged:
-            self.model_ema = LitEma(self.model, decay=float(self.model_ema.decay))
+            self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
-        """Sets the mode of all but the first stage, which never trains."""
+        """Sets the mode of all but the stages that never train."""
         super().train(mode)
         self.first_stage_model.eval()
+        if self.cond_stage_model is not None and not self.cond_stage_trainable:
+            self.cond_stage_model.eval()
         return self
 
     @torch.no_grad()
@@ -135,151 +127,37 @@ class LatentDiffusion(pl.LightningModule):
         """Returns images ``[B, 3, H, W]`` of scaled latents."""
         return self.first_stage_model.decode(latent / self.scale_factor)
 
-    def context(self, batch: Mapping[str, Any]) -> Tensor | None:  # noqa: ARG002 (for subclasses)
-        """Returns what the U-Net may look at, ``[B, L, D]``; none here."""
-        return None
+    def context(self, batch: Mapping[str, Any]) -> Condition:
+        """Returns what the cond stage makes of a batch; none without a cond stage."""
+        if self.cond_stage_model is None:
+            return None
+        return self.encode_condition(batch if self.cond_stage_key == "class_label" else batch[self.cond_stage_key])
 
-    def drop_context(self, context: Tensor | None, generator: torch.Generator) -> Tensor | None:  # noqa: ARG002
-        """Returns the context of a training step; subclasses drop it now and then, to train the null."""
-        return context
-
-    def predict_eps(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
-        return self.schedule.to_eps(self.parameterization, self.model(x, t, context), x, t)
-
-    def denoiser(self, context: Tensor | None, null: Tensor | None = None, scale: float = 1.0) -> Denoiser:
-        """Returns ``(x_t, t) -> eps`` with the conditioning closed over."""
-        return guide(self.predict_eps, context, null, scale)
-
-    def ema_scope(self) -> Any:
-        """Returns a context manager within which the averaged weights are in place."""
-        return torch.no_grad() if self.model_ema is None else self.model_ema.applied(self.model)
-
-    def loss(self, latent: Tensor, context: Tensor | None, t: Tensor, noise: Tensor) -> Tensor:
-        """Returns the squared error of every sample, ``[B]`` (Ho et al. 2020, equation 14)."""
-        output = self.model(self.schedule.add_noise(latent, noise, t), t, context)
-        target = self.schedule.target(self.parameterization, latent, noise, t)
-        return (output.float() - target).square().mean((1, 2, 3))
-
-    def generator(self, *numbers: int) -> torch.Generator:
-        """Returns a CPU generator that is a function of the seed and the numbers."""
-        seed = self.seed
-        for number in (*numbers, self.global_rank):
-            seed = (seed * 1_000_003 + number + 1) % (1 << 62)
-        return torch.Generator().manual_seed(seed)
+    def encode_condition(self, given: Any) -> Tensor:
+        """Returns the cond stage's output for what it reads (texts, classes, images): tokens, channels or classes."""
+        name = self.cond_stage_forward or ("encode" if hasattr(self.cond_stage_model, "encode") else "__call__")
+        with torch.set_grad_enabled(self.cond_stage_trainable and torch.is_grad_enabled()):
+            encoded = getattr(self.cond_stage_model, name)(given)
+        return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Measures the scale factor where it is not known yet."""
-        if self.scale_factor == 0:
-            self.scale_factor.fill_(1.0)
-            self.scale_factor.copy_(1.0 / self.to_latent(batch[self.image_key]).std())
+        """Measures the scale factor at the start of a run that was neither resumed nor started from weights."""
+        if not self._measured and self.global_step == 0 and isinstance(self.scale_factor, Tensor):
+            self.scale_factor.copy_(1.0 / self.to_latent(batch[self.first_stage_key]).std())
             LOG.info("scale factor measured on the first batch: %.5f", float(self.scale_factor))
+        self._measured = True
 
     def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         """Returns the latents ``[B, C, h, w]`` of a training batch, from memory where they are kept there."""
-        images = batch[self.image_key]
         if self._latents is None:
-            return self.to_latent(images, generator)
+            return super().training_latents(batch, generator)
         new = [i for i, name in enumerate(batch["id"]) if name not in self._latents]
         if new:
-            made = self.to_latent(images[new]).float().cpu()
+            made = self.to_latent(batch[self.first_stage_key][new]).float().cpu()
             self._latents.update({batch["id"][i]: latent for i, latent in zip(new, made, strict=True)})
         return torch.stack([self._latents[name] for name in batch["id"]]).to(self.device)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Returns the mean loss of a batch at random times."""
-        generator = self.generator(0, self.global_step, batch_idx)
-        latent = self.training_latents(batch, generator)
-        t = torch.randint(len(self.schedule), (len(latent),), generator=generator).to(latent.device)
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
-        context = self.drop_context(self.context(batch), generator)
-        loss = self.loss(latent, context, t, noise).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Takes a step and moves the running average, before any callback can store the two."""
-        super().optimizer_step(*args, **kwargs)
-        if self.model_ema is not None:
-            self.model_ema(self.model)
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs the loss on held-out images at the same times and noises every time, with and without averaging."""
-        generator = self.generator(1, batch_idx)
-        latent = self.to_latent(batch[self.image_key])
-        n, total = len(latent), len(self.schedule)
-        t = (
-            ((torch.arange(n) + torch.rand(n, generator=generator)) / n * total)
-            .long()
-            .clamp(max=total - 1)
-            .to(latent.device)
-        )
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
-        context = self.context(batch)
-        values = {"val/loss": self.loss(latent, context, t, noise).mean()}
-        if self.model_ema is not None:
-            with self.ema_scope():
-                values["val/loss_ema"] = self.loss(latent, context, t, noise).mean()
-        self.log_dict(values, prog_bar=True, batch_size=n)
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs the figures of validation on the test set."""
-        self.validation_step(batch, batch_idx)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        context: Tensor | None,
-        latent_shape: Sequence[int],
-        seeds: Sequence[int],
-        *,
-        sampler: str = "ddim",
-        steps: int = 50,
-        scale: float = 1.0,
-        null: Tensor | None = None,
-        eta: float = 0.0,
-    ) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
-
-        Args:
-            context: ``[B, L, D]`` or none.
-            latent_shape: ``(C, h, w)``.
-            seeds: one an image.
-            sampler: a name in ``SAMPLERS``.
-            steps: number of denoising steps.
-            scale: of guidance; 1 for none.
-            null: the context that means nothing, for guidance.
-            eta: share of fresh noise a step.
-
-        Raises:
-            ValueError: an unknown sampler, or not one seed an image.
-        """
-        if sampler not in SAMPLERS:
-            raise ValueError(
-                f"unknown sampler '{sampler}'{nearest(sampler, SAMPLERS) or ', expected ' + ', '.join(SAMPLERS)}"
-            )
-        if context is not None and len(context) != len(seeds):
-            raise ValueError(f"got {len(seeds)} seeds for {len(context)} contexts, expected one each")
-        x = seeded_noise(seeds, latent_shape, self.device)
-        denoise = self.denoiser(context, null, scale)
-        noise = seeded_step_noise(seeds) if eta or sampler == "ddpm" else None
-        options = {"eta": eta, "noise": noise} if sampler != "ddpm" else {"noise": noise}
-        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, steps, **options))
-
-    @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns columns of a grid: images, reconstructions, and samples with the averaged weights."""
-        images = batch[self.image_key]
-        latent = self.to_latent(images)
-        with self.ema_scope():
-            steps = min(25, len(self.schedule))
-            samples = self.sample(self.context(batch), latent.shape[1:], range(len(images)), steps=steps)
-        return {"inputs": images, "reconstructions": self.to_image(latent), "samples": samples}
-
-    def configure_optimizers(self) -> Any:
-        """Returns AdamW over the U-Net, with the configured factor by step."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        if self.scheduler_config is None:
-            return {"optimizer": optimizer}
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, instantiate_from_config(self.scheduler_config))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the U-Net, and of the cond stage where it is trained."""
+        learned = list(self.cond_stage_model.parameters()) if self.cond_stage_trainable else []
+        return [*super().trained_parameters(), *learned]

@@ -229,6 +229,16 @@ def dpmpp_2m(
     return x
 
 
+def clip_x0(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:
+    """Returns the denoiser whose eps means an x0 within [-limit, limit]: for images, which have a range."""
+
+    def clipped(x: Tensor, t: Tensor) -> Tensor:
+        x0 = schedule.x0_from_eps(x, denoise(x, t), t).clamp(-limit, limit)
+        return schedule.eps_from_x0(x, x0, t)
+
+    return clipped
+
+
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "ddpm": ddpm, "plms": plms, "dpmpp_2m": dpmpp_2m}
 
 

@@ -100,12 +100,18 @@ class NoiseSchedule:
         """Returns T."""
         return len(self.alphas_cumprod)
 
-    def _signal_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x."""
+    def _signal_and_noise(self, t: Tensor, x: Tensor, sampling: bool = False) -> tuple[Tensor, Tensor]:
+        """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x.
+
+        With ``sampling``, the second is that of a level rounded to float32, see ``sampling_levels``.
+        """
         if x.device not in self._tables:
-            squares = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod])
+            total = self.alphas_cumprod
+            rounded = 1 - total.float().double()
+            squares = torch.stack([total, 1 - total, torch.where(rounded > 0, rounded, 1 - total)])
             self._tables[x.device] = squares.sqrt().float().to(x.device)
-        signal, noise = self._tables[x.device][:, t].to(x.dtype)
+        table = self._tables[x.device]
+        signal, noise = table[0][t].to(x.dtype), table[2 if sampling else 1][t].to(x.dtype)
         shape = (-1,) + (1,) * (x.ndim - 1)
         return signal.view(shape), noise.view(shape)
 
@@ -120,8 +126,8 @@ class NoiseSchedule:
         return (x_t - sigma * eps) / signal
 
     def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Returns the noise which with x0 makes x_t; all [B, C, h, w], t [B]."""
-        signal, sigma = self._signal_and_noise(t, x_t)
+        """Returns the noise which with x0 makes x_t; all [B, C, h, w], t [B]. Samplers find the same x0 in it."""
+        signal, sigma = self._signal_and_noise(t, x_t, sampling=True)
         return (x_t - signal * x0) / sigma
 
     def target(self, parameterization: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

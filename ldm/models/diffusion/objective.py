@@ -1,0 +1,55 @@
+"""What a diffusion model minimises: the distance to its target, and terms that weigh it by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+LOSS_TYPES = ("l1", "l2")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of Ho et al. 2020, equation 14, with CompVis' options.
+
+    Attributes:
+        loss_type: ``l2``, the squared error, or ``l1``, the absolute one.
+        simple_weight: of the error under the learned or given variance.
+        elbo_weight: of the error weighted as in the variational bound.
+
+    Raises:
+        ValueError: an unknown loss type.
+    """
+
+    loss_type: str = "l2"
+    simple_weight: float = 1.0
+    elbo_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the loss type."""
+        if self.loss_type not in LOSS_TYPES:
+            raise ValueError(f"loss_type: got '{self.loss_type}', expected l1 or l2")
+
+    def __call__(
+        self, output: Tensor, target: Tensor, logvar: Tensor, elbo_weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Returns the terms of every sample, each ``[B]`` float32; ``loss`` is what is minimised.
+
+        Args:
+            output: what the model predicts ``[B, C, h, w]``.
+            target: what it should predict ``[B, C, h, w]``.
+            logvar: logarithm of the error's expected size at each sample's time ``[B]``.
+            elbo_weights: weights of the variational bound at each sample's time ``[B]``.
+        """
+        error = output.float() - target
+        simple = (error.abs() if self.loss_type == "l1" else error.square()).mean((1, 2, 3))
+        gamma = simple / logvar.exp() + logvar
+        terms = {"loss": self.simple_weight * gamma, "loss_simple": simple}
+        if logvar.requires_grad:
+            terms["loss_gamma"] = gamma
+        if elbo_weights is not None:
+            terms["loss_vlb"] = elbo_weights * simple
+        if elbo_weights is not None and self.elbo_weight:
+            terms["loss"] = terms["loss"] + self.elbo_weight * terms["loss_vlb"]
+        return terms

@@ -1,0 +1,318 @@
+"""A diffusion model in the space of its images, and all that does not depend on what that space is.
+
+Images ``[B, C, H, W]`` in [-1, 1], times ``[B] int64`` in [0, T). "Latent" below is what the U-Net works on, which here
+is the image itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import load_weights, read_weights
+from ldm.models.diffusion.guidance import Denoiser, guide
+from ldm.models.diffusion.objective import Objective
+from ldm.models.diffusion.samplers import SAMPLERS, clip_x0, seeded_noise, seeded_step_noise
+from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
+from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid
+from ldm.modules.ema import LitEma
+from ldm.util import instantiate_from_config, nearest
+
+LOG = logging.getLogger(__name__)
+
+
+class DDPM(pl.LightningModule):
+    """A denoiser of images (Ho et al. 2020).
+
+    The arguments up to ``logvar_init`` are CompVis'. Of these ``image_size``, ``channels``, ``log_every_t`` and
+    ``use_positional_encodings`` are only kept for code that asks for them, and ``monitor`` for ``main.py``; they change
+    no number.
+
+    Args:
+        unet_config: the U-Net.
+        timesteps: T.
+        beta_schedule: ``linear``, ``cosine``, ``sqrt_linear`` or ``sqrt``, see ``NoiseSchedule.from_name``.
+        loss_type: ``l2`` or ``l1``.
+        ckpt_path: weights to start from.
+        ignore_keys: names in that file which start with one of these are left out.
+        load_only_unet: take the U-Net alone from that file.
+        monitor: logged value that picks the best checkpoint.
+        use_ema: keep a running average of the weights.
+        first_stage_key: where a batch holds its images.
+        image_size: side of a latent.
+        channels: of a latent.
+        log_every_t: steps between the intermediate results that CompVis' samplers keep.
+        clip_denoised: sampling keeps every estimate of x0 in [-1, 1].
+        linear_start: first number of the schedule's ramp.
+        linear_end: its last number.
+        cosine_s: offset of the cosine schedule.
+        given_betas: T variances in place of a named schedule.
+        original_elbo_weight: of the variational bound's loss.
+        v_posterior: weight of beta in the stored posterior variance, and so in that loss.
+        l_simple_weight: of the plain loss.
+        conditioning_key: see :class:`DiffusionWrapper`.
+        parameterization: what the U-Net predicts: ``eps``, ``x0`` or ``v``.
+        scheduler_config: factor of the learning rate by step.
+        use_positional_encodings: without effect, as in CompVis.
+        learn_logvar: learn the error's expected size at every time.
+        logvar_init: its logarithm, at first or always.
+        ema_decay: of the running average.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        seed: of noise and times; step n draws from (seed, n, rank), so a resumed run repeats nothing.
+
+    Raises:
+        ValueError: an unknown parameterization, schedule or loss, or weights that do not fit.
+    """
+
+    # Patterns of names that a checkpoint may lack or have in excess.
+    optional_names: tuple[str, ...] = ("loss.*",)
+    model_ema: LitEma | None
+    logvar: Tensor
+    lvlb_weights: Tensor | None
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        loss_type: str = "l2",
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
+        monitor: str = "val/loss",
+        use_ema: bool = True,
+        first_stage_key: str = "image",
+        image_size: int = 256,
+        channels: int = 3,
+        log_every_t: int = 100,
+        clip_denoised: bool = True,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+        given_betas: Sequence[float] | None = None,
+        original_elbo_weight: float = 0.0,
+        v_posterior: float = 0.0,
+        l_simple_weight: float = 1.0,
+        conditioning_key: str | None = None,
+        parameterization: str = "eps",
+        scheduler_config: Mapping[str, Any] | None = None,
+        use_positional_encodings: bool = False,
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+        *,
+        ema_decay: float = 0.9999,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_parameterization(parameterization)
+        self.objective = Objective(loss_type, l_simple_weight, original_elbo_weight)
+        with torch.device("cpu"):  # numbers, not weights: they are known even on the meta device
+            if given_betas is None:
+                self.schedule = NoiseSchedule.from_name(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+            else:
+                self.schedule = NoiseSchedule.from_betas(torch.as_tensor(given_betas))
+            for name, value in self.schedule.buffers(v_posterior).items():
+                self.register_buffer(name, value)
+            bounded = parameterization != "v" or original_elbo_weight  # there is no such bound for v
+            weights = self.schedule.lvlb_weights(parameterization, v_posterior) if bounded else None
+            self.register_buffer("lvlb_weights", weights, persistent=False)
+            logvar = torch.full((len(self.schedule),), float(logvar_init))
+        if learn_logvar:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=False)
+        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.model_ema = LitEma(self.model, decay=ema_decay) if use_ema else None
+        self.parameterization, self.clip_denoised, self.seed = parameterization, clip_denoised, seed
+        self.first_stage_key, self.monitor, self.scheduler_config = first_stage_key, monitor, scheduler_config
+        self.image_size, self.channels, self.log_every_t = image_size, channels, log_every_t
+        self.use_positional_encodings = use_positional_encodings
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        if ckpt_path:
+            self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
+
+    def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
+        """Loads weights; where the file has no average of them, the average starts at the weights themselves."""
+        ignored = tuple(ignore_keys)
+        state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
+        if load_only_unet:
+            own = {name.removeprefix("model."): value for name, value in state.items()}
+            unet = {name: value for name, value in own.items() if name.startswith("diffusion_model.")}
+            load_weights(self.model, unet, source=path)
+            averaged = False
+        else:
+            averaged = any(name.startswith("model_ema.") for name in state)
+            allow = [*self.optional_names, *(f"{name}*" for name in ignored)]
+            if not averaged or self.model_ema is None:
+                allow.append("model_ema.*")
+            load_weights(self, state, source=path, allow=allow)
+        if self.model_ema is not None and not averaged:
+            self.model_ema = LitEma(self.model, decay=float(self.model_ema.decay))
+
+    def to_latent(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
+        """Returns what the U-Net works on ``[B, C, h, w]``: the image."""
+        return image
+
+    def to_image(self, latent: Tensor) -> Tensor:
+        """Returns the image ``[B, C, H, W]`` of a latent."""
+        return latent
+
+    def context(self, batch: Mapping[str, Any]) -> Condition:  # noqa: ARG002 (for subclasses)
+        """Returns what the U-Net may look at; nothing here."""
+        return None
+
+    def drop_context(self, context: Condition, generator: torch.Generator) -> Condition:  # noqa: ARG002
+        """Returns the context of a training step; subclasses drop it now and then, to train the null."""
+        return context
+
+    def predict_eps(self, x: Tensor, t: Tensor, context: Condition) -> Tensor:
+        """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
+        return self.schedule.to_eps(self.parameterization, self.model(x, t, context), x, t)
+
+    def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0) -> Denoiser:
+        """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided."""
+        if isinstance(context, Hybrid):
+            image, tokens = context
+
+            def predict(x: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
+                beside = image.repeat(len(x) // len(image), 1, 1, 1)
+                return self.predict_eps(x, t, None if tokens is None else Hybrid(beside, tokens))
+
+            denoise = guide(predict, tokens, null, scale)
+        else:
+            denoise = guide(self.predict_eps, context, null, scale)
+        return clip_x0(denoise, self.schedule) if self.clip_denoised else denoise
+
+    def ema_scope(self) -> Any:
+        """Returns a context manager within which the averaged weights are in place."""
+        return torch.no_grad() if self.model_ema is None else self.model_ema.applied(self.model)
+
+    def losses(self, latent: Tensor, context: Condition, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Returns the terms of every sample's loss ``[B]``; ``loss`` is what is minimised, see :class:`Objective`."""
+        output = self.model(self.schedule.add_noise(latent, noise, t), t, context)
+        target = self.schedule.target(self.parameterization, latent, noise, t)
+        weights = None if self.lvlb_weights is None else self.lvlb_weights[t]
+        return self.objective(output, target, self.logvar[t], weights)
+
+    def generator(self, *numbers: int) -> torch.Generator:
+        """Returns a CPU generator that is a function of the seed and the numbers."""
+        seed = self.seed
+        for number in (*numbers, self.global_rank):
+            seed = (seed * 1_000_003 + number + 1) % (1 << 62)
+        return torch.Generator().manual_seed(seed)
+
+    def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
+        """Returns the latents ``[B, C, h, w]`` of a training batch."""
+        return self.to_latent(batch[self.first_stage_key], generator)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Returns the mean loss of a batch at random times."""
+        generator = self.generator(0, self.global_step, batch_idx)
+        latent = self.training_latents(batch, generator)
+        t = torch.randint(len(self.schedule), (len(latent),), generator=generator).to(latent.device)
+        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        context = self.drop_context(self.context(batch), generator)
+        means = {name: value.mean() for name, value in self.losses(latent, context, t, noise).items()}
+        loss = means.pop("loss")
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a step and moves the running average, before any callback can store the two."""
+        super().optimizer_step(*args, **kwargs)
+        if self.model_ema is not None:
+            self.model_ema(self.model)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the loss on held-out images at the same times and noises every time, with and without averaging."""
+        generator = self.generator(1, batch_idx)
+        latent = self.to_latent(batch[self.first_stage_key])
+        n, total = len(latent), len(self.schedule)
+        spread = (torch.arange(n) + torch.rand(n, generator=generator)) / n * total
+        t = spread.long().clamp(max=total - 1).to(latent.device)
+        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        context = self.context(batch)
+        values = {f"val/{name}": value.mean() for name, value in self.losses(latent, context, t, noise).items()}
+        if self.model_ema is not None:
+            with self.ema_scope():
+                averaged = self.losses(latent, context, t, noise)
+            values |= {f"val/{name}_ema": value.mean() for name, value in averaged.items()}
+        self.log_dict(values, prog_bar=True, batch_size=n)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the figures of validation on the test set."""
+        self.validation_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        context: Condition,
+        latent_shape: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        sampler: str = "ddim",
+        steps: int = 50,
+        scale: float = 1.0,
+        null: Tensor | None = None,
+        eta: float = 0.0,
+    ) -> Tensor:
+        """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
+
+        Args:
+            context: what the U-Net looks at, for every image, or none.
+            latent_shape: ``(C, h, w)``.
+            seeds: one an image.
+            sampler: a name in ``SAMPLERS``.
+            steps: number of denoising steps.
+            scale: of guidance; 1 for none.
+            null: the context that means nothing, for guidance.
+            eta: share of fresh noise a step.
+
+        Raises:
+            ValueError: an unknown sampler, or not one seed an image.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"unknown sampler '{sampler}'{nearest(sampler, SAMPLERS) or ', expected ' + ', '.join(SAMPLERS)}"
+            )
+        given = context.tokens if isinstance(context, Hybrid) else context
+        if given is not None and len(given) != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {len(given)} contexts, expected one each")
+        x = seeded_noise(seeds, latent_shape, self.device)
+        denoise = self.denoiser(context, null, scale)
+        noise = seeded_step_noise(seeds) if eta or sampler == "ddpm" else None
+        options = {"eta": eta, "noise": noise} if sampler != "ddpm" else {"noise": noise}
+        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, steps, **options))
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns columns of a grid: images, reconstructions, and samples with the averaged weights."""
+        images = batch[self.first_stage_key]
+        latent = self.to_latent(images)
+        with self.ema_scope():
+            steps = min(25, len(self.schedule))
+            samples = self.sample(self.context(batch), latent.shape[1:], range(len(images)), steps=steps)
+        return {"inputs": images, "reconstructions": self.to_image(latent), "samples": samples}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that training changes."""
+        learned = [self.logvar] if isinstance(self.logvar, nn.Parameter) else []
+        return [*self.model.parameters(), *learned]
+
+    def configure_optimizers(self) -> Any:
+        """Returns AdamW over the trained parameters, with the configured factor by step."""
+        parameters = self.trained_parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        if self.scheduler_config is None:
+            return {"optimizer": optimizer}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, instantiate_from_config(self.scheduler_config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

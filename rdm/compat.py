@@ -1,0 +1,53 @@
+"""CompVis' arguments in our terms: the one place behind the doors that knows their names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+IDENTITIES = ("torch.nn.Identity", "rdm.modules.encoders.nn_encoders.IdentityEncoder")
+UNCONDITIONAL = "__is_unconditional__"
+
+
+def retrieval_arguments(
+    k_nn: int,
+    nn_key: str,
+    retrieval_encoder_cfg: Mapping[str, Any],
+    conditioning_key: str | None,
+    cond_stage_config: Mapping[str, Any] | str | None,
+) -> dict[str, Any]:
+    """Returns arguments of ``RetrievalAugmentedDiffusion`` for those of CompVis' ``MinimalRETRODiffusion``.
+
+    Args:
+        k_nn: neighbours an image is given.
+        nn_key: where a batch holds their embeddings, ``[B, K, D]`` or ``[B, patches, K, D]``.
+        retrieval_encoder_cfg: an identity: the U-Net looks at raw vectors.
+        conditioning_key: ``retro_only``: it looks at nothing else.
+        cond_stage_config: ``__is_unconditional__``, for the same reason.
+
+    Raises:
+        ValueError: a model that no release has: an encoder of neighbours, or another condition beside them.
+    """
+    if retrieval_encoder_cfg.get("target") not in IDENTITIES:
+        raise ValueError(f"retrieval_encoder_cfg: got {retrieval_encoder_cfg.get('target')}, expected {IDENTITIES[0]}")
+    if conditioning_key not in (None, "retro_only", "crossattn"):
+        raise ValueError(f"conditioning_key: got '{conditioning_key}', expected retro_only")
+    if cond_stage_config not in (None, UNCONDITIONAL):
+        raise ValueError(f"cond_stage_config: got {cond_stage_config}, expected {UNCONDITIONAL} beside neighbours")
+    return {"conditioner": {"k": k_nn}, "neighbours_key": nn_key}
+
+
+def say_where_neighbours_come_from(**given: Any) -> None:
+    """Logs which of CompVis' retrieval options were given: here a retriever stands beside the model, not in it."""
+    names = [name for name, value in given.items() if value]
+    if names:
+        LOG.warning("%s: not read; neighbours come from the batch, or from a Retriever", ", ".join(names))
+
+
+def flat_neighbours(neighbours: Tensor) -> Tensor:
+    """Returns ``[B, K, D]`` for CompVis' ``[B, patches, K, D]``; the former is returned as it is."""
+    return neighbours.flatten(1, -2)
