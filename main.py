@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("main")
 SECTIONS = ("model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks", "checkpoint")
+# Lightning's warnings that are not true here: metrics are put aside before it deletes them, a first stage is meant to
+# stay in evaluation mode, one process loads small pictures fast enough, and the rest is between Lightning and torch.
+UNTRUE = (
+    "Experiment logs directory",
+    "Found .* in eval mode",
+    ".*many workers",
+    ".*isinstance.treespec",
+    "The dirpath has",
+)
 # Targets of CompVis configs that live here for their sake.
 DOORS = {"DataModuleFromConfig": "ldm.data.DataModule", "ImageLogger": "ldm.callbacks.ImageLogger"}
 
@@ -128,6 +138,8 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
     from ldm.callbacks import LastStep, Timings
     from ldm.util import check_params
 
+    for message in UNTRUE:
+        warnings.filterwarnings("ignore", message)
     section = config.get("lightning") or {}
     defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
     options: dict[str, Any] = {**defaults, **(section.get("trainer") or {})}

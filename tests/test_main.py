@@ -87,12 +87,14 @@ def test_nothing_to_do_or_to_resume_is_said(tmp_path: Path) -> None:
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run")
     pictures = write_pictures(folder / "pictures", 10)
+    network = unet()
+    network["params"]["dropout"] = 0.2
     content: dict[str, Any] = {
         "model": {
             "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
             "base_learning_rate": 1e-3,
             "params": {
-                "unet_config": unet(),
+                "unet_config": network,
                 "first_stage_config": IDENTITY,
                 "timesteps": 20,
                 "scale_by_std": True,

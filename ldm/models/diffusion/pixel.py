@@ -220,6 +220,8 @@ class DDPM(pl.LightningModule):
         t = torch.randint(len(self.schedule), (len(latent),), generator=generator).to(latent.device)
         noise = torch.randn(latent.shape, generator=generator).to(latent)
         context = self.drop_context(self.context(batch), generator)
+        # Dropout draws from torch's global generator, which no checkpoint holds.
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
         means = {name: value.mean() for name, value in self.losses(latent, context, t, noise).items()}
         loss = means.pop("loss")
         self.log("train/loss", loss, prog_bar=True)
