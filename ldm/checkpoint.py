@@ -153,7 +153,7 @@ def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     plain = {name: value for name, value in state.items() if not name.startswith("model_ema.")}
     for name in plain:
         average = "model_ema." + name.removeprefix("model.").replace(".", "")
-        if name.startswith("model.") and average in state:
+        if average in state:
             plain[name] = state[average]
     return plain
 

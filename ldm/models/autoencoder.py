@@ -10,22 +10,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ldm.checkpoint import load_weights, read_weights
-from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.models.adversarial import AdversarialAutoencoder
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.vqperceptual import codebook_statistics
-from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 
 
-class VQModel(pl.LightningModule):
+class VQModel(AdversarialAutoencoder):
     """Vector-quantised autoencoder (Esser et al. 2021), trained against a patch discriminator.
 
     Args:
@@ -34,17 +30,15 @@ class VQModel(pl.LightningModule):
         embed_dim: width of a code.
         lossconfig: the loss; ``torch.nn.Identity`` (or none) for a model that only encodes and decodes.
         ckpt_path: weights to start from, ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent.
-        image_key: where a batch holds its images.
-        monitor: logged value that picks the best checkpoint.
+        ignore_keys: beginnings of names that are not taken from ``ckpt_path``.
         beta: weight of the commitment term.
         warm_up_steps: train as a plain autoencoder for so many steps, then set the codes by k-means over latents:
             a codebook from a cold start learns slowly and leaves codes unused.
-        scheduler_config: factor of the learning rate by step.
-        learning_rate: of Adam, for generator and discriminator.
-        betas: of Adam, for the generator; the discriminator has (0.5, 0.9).
+        remap: ``.npy`` file of the codes that are in use; code numbers count these.
+        sane_index_shape: give code numbers as ``[B, h, w]`` instead of ``[B h w]``.
+        use_ema: keep a running average of the weights, and validate with it.
+        training: the other arguments of :class:`AdversarialAutoencoder`.
     """
-
-    loss: Any
 
     def __init__(
         self,
@@ -53,29 +47,21 @@ class VQModel(pl.LightningModule):
         embed_dim: int,
         lossconfig: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
-        image_key: str = "image",
-        monitor: str | None = None,
+        ignore_keys: Sequence[str] = (),
         beta: float = 0.25,
         warm_up_steps: int = 0,
-        scheduler_config: Mapping[str, Any] | None = None,
-        learning_rate: float = 4.5e-6,
-        betas: Sequence[float] = (0.5, 0.9),
+        remap: str | None = None,
+        sane_index_shape: bool = False,
+        use_ema: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.encoder = Encoder(**ddconfig)
-        self.decoder = Decoder(**ddconfig)
-        self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=beta)
+        super().__init__(ddconfig, **training)
+        self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
-        self.loss = instantiate_from_config(lossconfig) if lossconfig else nn.Identity()
-        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
-        self.image_key, self.monitor, self.warm_up_steps = image_key, monitor, warm_up_steps
-        self.scheduler_config, self.learning_rate = scheduler_config, learning_rate
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.warm_up_steps = warm_up_steps
         self._recent: list[Tensor] = []
-        if ckpt_path:
-            load_weights(self, read_weights(ckpt_path), source=ckpt_path, allow=("loss.*",))
+        self.complete(lossconfig, ckpt_path, ignore_keys, use_ema)
 
     def encode(self, image: Tensor) -> Tensor:
         """Returns the latent ``[B, C, h, w]`` before quantisation.
@@ -83,10 +69,7 @@ class VQModel(pl.LightningModule):
         Raises:
             ValueError: the image sides are no multiple of the downsampling factor.
         """
-        if image.ndim != 4 or any(side % self.downsampling for side in image.shape[2:]):
-            raise ValueError(
-                f"image: got {tuple(image.shape)}, expected [B, 3, H, W] with sides divisible by {self.downsampling}"
-            )
+        self.check_sides(image)
         return self.quant_conv(self.encoder(image))
 
     def decode(self, latent: Tensor, *, quantize: bool = True) -> Tensor:
@@ -104,56 +87,23 @@ class VQModel(pl.LightningModule):
         quantized, loss, indices = self.nearest_codes(self.encode(image))
         return self.decode(quantized, quantize=False), loss, indices
 
-    @property
-    def last_layer(self) -> Tensor:
-        """The decoder's last weight, where the two losses are balanced."""
-        return self.decoder.conv_out.weight
-
-    def setup(self, stage: str) -> None:
-        """Checks, before training, that the model can be trained as it is set up.
-
-        Raises:
-            ValueError: no loss, or float16, whose scaled gradients need one optimiser.
-        """
-        if stage == "fit" and not hasattr(self.loss, "generator"):
-            raise ValueError(
-                f"the loss is {type(self.loss).__name__}, which trains nothing; set model.params.lossconfig"
-            )
-        if stage == "fit" and self.trainer.precision == "16-mixed":
-            raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """One step of the generator, from ``disc_start`` on also of the discriminator; only the first are counted."""
-        images, step = batch[self.image_key], self.global_step
-        optimizers: Any = self.optimizers()
-        generator, discriminator = optimizers
-        if step < self.warm_up_steps:
+    def bottleneck(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns reconstruction ``[B, 3, H, W]`` and codebook loss ``[]``; the codes are set as the warm-up ends."""
+        if self.global_step < self.warm_up_steps:
             latent = self.encode(images)
-            reconstruction, codebook_loss = self.decode(latent, quantize=False), latent.new_zeros(())
             self._remember(latent)
-        else:
-            if self._recent:
-                self.set_codes(torch.cat([latent.to(images.device) for latent in self._recent]))
-                self._recent.clear()
-            reconstruction, codebook_loss, indices = self(images)
-            perplexity, used = codebook_statistics(indices, self.quantize.n_e)
-            self.log_dict({"train/perplexity": perplexity, "train/cluster_usage": used})
-        loss, log = self.loss.generator(images, reconstruction, codebook_loss, self.last_layer, step)
-        generator.zero_grad()
-        self.manual_backward(loss, inputs=self.generator_parameters())
-        generator.step()
-        if step >= self.loss.disc_start:
-            loss, more = self.loss.discriminate(images, reconstruction)
-            log |= more
-            # The bare optimiser, so that Lightning's global_step counts generator steps only.
-            discriminator.optimizer.zero_grad()
-            self.manual_backward(loss)
-            discriminator.optimizer.step()
-        schedulers: Any = self.lr_schedulers()
-        for scheduler in schedulers or []:
-            scheduler.step()
-        self.log("train/loss", log["total_loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in log.items()})
+            return self.decode(latent, quantize=False), latent.new_zeros(())
+        if self._recent:
+            self.set_codes(torch.cat([latent.to(images.device) for latent in self._recent]))
+            self._recent.clear()
+        reconstruction, codebook_loss, indices = self(images)
+        perplexity, used = codebook_statistics(indices, self.quantize.n_e)
+        self.log_dict({"train/perplexity": perplexity, "train/cluster_usage": used})
+        return reconstruction, codebook_loss
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Returns ``[B, 3, H, W]``; during the warm-up without quantisation."""
+        return self.decode(self.encode(images), quantize=self.global_step >= self.warm_up_steps)
 
     def _remember(self, latent: Tensor, keep: int = 64) -> None:
         self._recent = [*self._recent[-keep + 1 :], latent.detach().movedim(1, -1).flatten(0, 2)]
@@ -192,58 +142,125 @@ class VQModel(pl.LightningModule):
         self.quantize.embedding.weight.copy_(codes)
         LOG.info("set %d codes from %d latents", size, len(latents))
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Logs reconstruction loss and PSNR and SSIM of held-out images."""
-        images = batch[self.image_key]
-        if self.global_step < self.warm_up_steps:
-            reconstruction = self.decode(self.encode(images), quantize=False)
-        else:
-            reconstruction = self(images)[0]
-        reconstruction = reconstruction.float()
-        squared = F.mse_loss(reconstruction.clamp(-1, 1) / 2, images / 2, reduction="none").mean((1, 2, 3))
-        values = {"rec_loss": (reconstruction - images).abs().mean(), "psnr": (-10 * squared.log10()).mean()}
-        values["ssim"] = structural_similarity_index_measure(reconstruction.clamp(-1, 1), images, data_range=2.0)
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=len(images))
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs the figures of validation on the test set."""
-        self.validation_step(batch, batch_idx)
-
-    @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns columns of a grid: the images and their reconstructions."""
-        images = batch[self.image_key]
-        quantize = self.global_step >= self.warm_up_steps
-        return {"inputs": images, "reconstructions": self.decode(self.encode(images), quantize=quantize)}
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters of all but the loss."""
-        return [p for name, p in self.named_parameters() if not name.startswith("loss.")]
-
-    def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
-        """Returns Adam for the generator and for the discriminator, with the configured factor by step."""
-        groups = (
-            (self.generator_parameters(), self.betas),
-            (self.loss.discriminator.parameters(), (0.5, 0.9)),
-        )
-        optimizers = [torch.optim.Adam(group, lr=self.learning_rate, betas=betas) for group, betas in groups]
-        if self.scheduler_config is None:
-            return optimizers, []
-        factor = instantiate_from_config(self.scheduler_config)
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-
 
 class VQModelInterface(VQModel):
-    """CompVis' name for a VQ model that is only used."""
+    """CompVis' name for a VQ model that is only used.
+
+    Args:
+        embed_dim: width of a code.
+        options: the other arguments of :class:`VQModel`.
+    """
+
+    def __init__(self, embed_dim: int, **options: Any) -> None:
+        super().__init__(embed_dim=embed_dim, **options)
+
+    def decode(self, latent: Tensor, force_not_quantize: bool = False, *, quantize: bool = True) -> Tensor:
+        """Returns the image ``[B, 3, H, W]`` of a latent, which is quantised first."""
+        return super().decode(latent, quantize=quantize and not force_not_quantize)
+
+
+class AutoencoderKL(AdversarialAutoencoder):
+    """Autoencoder with normally distributed latents (Kingma and Welling 2014), trained against a patch discriminator.
+
+    Args:
+        ddconfig: arguments of encoder and decoder; the encoder gives means and variances (``double_z``).
+        lossconfig: the loss; ``torch.nn.Identity`` for a model that only encodes and decodes.
+        embed_dim: channels of the latent.
+        ckpt_path: weights to start from, ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent.
+        ignore_keys: beginnings of names that are not taken from ``ckpt_path``.
+        learn_logvar: train the likelihood's scale, which CompVis keeps at its first value.
+        use_ema: keep a running average of the weights, and validate with it.
+        training: the other arguments of :class:`AdversarialAutoencoder`.
+
+    Raises:
+        ValueError: ``double_z`` is false, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any] | None,
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        learn_logvar: bool = False,
+        use_ema: bool = False,
+        **training: Any,
+    ) -> None:
+        if not ddconfig.get("double_z", True):
+            raise ValueError("ddconfig.double_z: got false, expected true; the encoder gives means and variances")
+        super().__init__(ddconfig, **training)
+        self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
+        self.embed_dim, self.learn_logvar = embed_dim, learn_logvar
+        self.complete(lossconfig, ckpt_path, ignore_keys, use_ema)
+
+    def encode(self, image: Tensor) -> DiagonalGaussianDistribution:
+        """Returns the distribution of the latent ``[B, C, h, w]``.
+
+        Raises:
+            ValueError: the image sides are no multiple of the downsampling factor.
+        """
+        self.check_sides(image)
+        return DiagonalGaussianDistribution(self.quant_conv(self.encoder(image)))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Returns the image ``[B, 3, H, W]`` of a latent."""
+        return self.decoder(self.post_quant_conv(latent))
+
+    def forward(
+        self, image: Tensor, sample_posterior: bool = True, noise: Tensor | None = None
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Returns the reconstruction ``[B, 3, H, W]`` and the distribution of its latent.
+
+        Args:
+            image: ``[B, 3, H, W]``.
+            sample_posterior: decode a sample; else the mean.
+            noise: standard normal ``[B, C, h, w]`` of the sample; drawn where not given.
+        """
+        posterior = self.encode(image)
+        return self.decode(posterior.sample(noise) if sample_posterior else posterior.mode()), posterior
+
+    def bottleneck(self, images: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Returns the reconstruction ``[B, 3, H, W]`` of a sample, and the distribution of its latent in float32."""
+        moments = self.encode(images).parameters.float()  # exponentials and sums over all pixels need float32
+        posterior = DiagonalGaussianDistribution(moments)
+        return self.decode(posterior.sample(generator=self.generator())).float(), posterior
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Returns ``[B, 3, H, W]``, decoded from the mean."""
+        return self(images, sample_posterior=False)[0]
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of all but the loss, and of the loss the likelihood's scale where that is learnt."""
+        return super().generator_parameters() + ([self.loss.logvar] if self.learn_logvar else [])
 
 
 class IdentityFirstStage(nn.Module):
-    """No compression: the latent is the image."""
+    """No compression: the latent is the image. Takes, and ignores, the arguments of any other first stage.
 
-    def encode(self, image: Tensor) -> Tensor:
+    Args:
+        args: ignored.
+        vq_interface: give what a VQ model's quantiser gives.
+        kwargs: ignored.
+    """
+
+    def __init__(self, *args: Any, vq_interface: bool = False, **kwargs: Any) -> None:  # noqa: ARG002
+        super().__init__()
+        self.vq_interface = vq_interface
+
+    def encode(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         """Returns the image."""
         return image
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         """Returns the latent."""
         return latent
+
+    def quantize(self, latent: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """Returns the latent; with ``vq_interface`` also empty loss and code numbers."""
+        return (latent, None, [None, None, None]) if self.vq_interface else latent
+
+    def forward(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        """Returns the image."""
+        return image

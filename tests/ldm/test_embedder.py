@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from pictures import write_clip
 
 from ldm.checkpoint import read_weights, write_weights
-from ldm.modules.encoders.modules import OpenClipEmbedder
+from ldm.modules.encoders.clip import openai_model
+from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder, OpenClipEmbedder
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,30 @@ def test_wrong_names_are_refused(options: dict, error: type[Exception], message:
 def test_a_folder_takes_no_second_weights(clip: str) -> None:
     with pytest.raises(ValueError, match="holds its own weights; got pretrained=openai, expected none"):
         OpenClipEmbedder(clip, "openai")
+
+
+def test_compvis_text_condition_repeats_a_normalised_vector(clip: str) -> None:
+    raw = OpenClipEmbedder(clip).texts(["a cat", "two dogs"])
+    embedder = FrozenCLIPTextEmbedder(clip, n_repeat=3)
+    tokens = embedder.encode(["a cat", "two dogs"])
+    assert tokens.shape == (2, 3, 8) and torch.equal(tokens[:, 0], tokens[:, 2])
+    assert torch.allclose(tokens[:, 0], raw / raw.norm(dim=1, keepdim=True), atol=1e-6)
+    assert torch.allclose(FrozenCLIPTextEmbedder(clip, normalize=False)("two dogs"), raw[1:], atol=1e-6)
+    with pytest.raises(ValueError, match="max_length: got 77, expected 8"):
+        FrozenCLIPTextEmbedder(clip, max_length=77)
+
+
+def test_compvis_image_embedder_uses_compvis_preprocessing(clip: str) -> None:
+    images = pictures(2, 15, 22)
+    embedder = FrozenClipImageEmbedder(clip)
+    assert torch.equal(embedder(images), OpenClipEmbedder(clip, preprocessing="compvis").images(images))
+    with pytest.raises(ValueError, match="jit=False, antialias=True; expected false"):
+        FrozenClipImageEmbedder(clip, antialias=True)
+
+
+def test_openai_names_mean_their_weights_with_the_right_activation(clip: str) -> None:
+    assert openai_model("ViT-L/14", None) == ("ViT-L-14-quickgelu", "openai")
+    assert openai_model("ViT-L/14@336px", None) == ("ViT-L-14-336-quickgelu", "openai")
+    assert openai_model("RN50x4", None) == ("RN50x4-quickgelu", "openai")
+    assert openai_model("ViT-B-32-quickgelu", "laion400m_e32") == ("ViT-B-32-quickgelu", "laion400m_e32")
+    assert openai_model(clip, None) == (clip, None)

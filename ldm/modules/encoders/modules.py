@@ -1,138 +1,203 @@
-"""Encoders of conditions: CLIP through open_clip."""
+"""Encoders of conditions, under the names of CompVis' configs: classes, texts, label maps; CLIP in ``clip.py``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOG = logging.getLogger(__name__)
-PREPROCESSING = ("clip", "compvis")
+from ldm.modules.encoders.clip import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder, OpenClipEmbedder
+from ldm.modules.x_transformer import Encoder, TransformerWrapper
+
+__all__ = [
+    "BERTEmbedder",
+    "BERTTokenizer",
+    "ClassEmbedder",
+    "FrozenCLIPTextEmbedder",
+    "FrozenClipImageEmbedder",
+    "OpenClipEmbedder",
+    "SpatialRescaler",
+    "TransformerEmbedder",
+]
 
 
-class OpenClipEmbedder(nn.Module):
-    """Images and texts to CLIP vectors, raw (not normalised).
+class ClassEmbedder(nn.Module):
+    """Class numbers to one context token each.
 
     Args:
-        model: an open_clip architecture (``ViT-B-32-quickgelu``) or a folder in open_clip's local-directory form.
-        pretrained: open_clip's tag (``openai``) or a weights file; must be absent for a folder.
-        preprocessing: ``clip`` scales the shorter side to the model's size with antialiasing and cuts the centre out,
-            as CLIP itself does; ``compvis`` squeezes the whole picture to that size without antialiasing, as the
-            released databases of CompVis were made. It is part of the fingerprint.
-
-    Raises:
-        ValueError: unknown architecture, tag or preprocessing; weights that cannot be had.
-        FileNotFoundError: no such folder.
+        embed_dim: width of the token.
+        n_classes: number of classes.
+        key: where a batch holds its class numbers.
     """
 
-    clip: Any
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: str, pretrained: str | None = None, preprocessing: str = "clip") -> None:
+    def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
-        if preprocessing not in PREPROCESSING:
-            raise ValueError(f"preprocessing: got '{preprocessing}', expected one of {', '.join(PREPROCESSING)}")
-        self.clip, self.tokenizer = _load_open_clip(model, pretrained)
-        self.preprocessing = preprocessing
-        visual = self.clip.visual
-        size = visual.image_size
-        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
-        self.name = model if pretrained is None else f"{model}/{pretrained}"
-        self.register_buffer("mean", torch.tensor(visual.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(visual.image_std).view(3, 1, 1), persistent=False)
-        self.eval().requires_grad_(False)
-        self.fingerprint = self._hash()
-        self.dim = int(self.texts([""]).shape[1])
+        self.key = key
+        self.embedding = nn.Embedding(n_classes, embed_dim)
 
-    def _hash(self) -> str:
-        digest = hashlib.sha256(json.dumps([self.preprocessing, self.image_size]).encode())
-        for name, tensor in sorted([*self.clip.state_dict().items(), ("mean", self.mean), ("std", self.std)]):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return digest.hexdigest()[:32]
+    def forward(self, batch: Mapping[str, Any], key: str | None = None) -> Tensor:
+        """Returns ``[B, 1, embed_dim]`` of a batch with class numbers ``[B] int64`` under ``key``."""
+        return self.embedding(batch[key or self.key][:, None])
 
-    @torch.no_grad()
-    def images(self, images: Tensor) -> Tensor:
-        """Returns raw vectors ``[B, D] float32`` of images ``[B, 3, H, W]`` in [-1, 1].
+    def encode(self, batch: Mapping[str, Any]) -> Tensor:
+        """Returns ``[B, 1, embed_dim]`` of a batch."""
+        return self(batch)
+
+
+class TransformerEmbedder(nn.Module):
+    """Token numbers to context tokens.
+
+    Args:
+        n_embed: width of a context token.
+        n_layer: depth of the transformer.
+        vocab_size: number of different tokens.
+        max_seq_len: most tokens of a text.
+        device: where the transformer is used first; it moves with the module around it.
+        embedding_dropout: rate of dropout of what enters the transformer.
+    """
+
+    def __init__(
+        self,
+        n_embed: int,
+        n_layer: int,
+        vocab_size: int,
+        max_seq_len: int = 77,
+        device: str | None = None,
+        embedding_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        layers = Encoder(n_embed, n_layer)
+        self.transformer = TransformerWrapper(vocab_size, max_seq_len, layers, embedding_dropout)
+        if device is not None:
+            self.transformer.to(device)
+
+    def forward(self, tokens: Any) -> Tensor:
+        """Returns ``[B, L, n_embed]`` of tokens ``[B, L] int64``."""
+        return self.transformer(tokens, return_embeddings=True)
+
+    def encode(self, tokens: Any) -> Tensor:
+        """Returns ``[B, L, n_embed]`` of tokens ``[B, L] int64``."""
+        return self(tokens)
+
+
+class BERTEmbedder(TransformerEmbedder):
+    """Texts to context tokens, through BERT's vocabulary and a transformer of its own.
+
+    Args:
+        n_embed: width of a context token.
+        n_layer: depth of the transformer.
+        vocab_size: number of different tokens; BERT's 30522.
+        max_seq_len: tokens of every text; shorter ones are filled, longer ones cut.
+        device: where the transformer is used first; it moves with the module around it.
+        use_tokenizer: take texts; else token numbers.
+        embedding_dropout: rate of dropout of what enters the transformer.
+        tokenizer: name of BERT's tokenizer, or a folder that holds its ``vocab.txt``; read with the first text.
+    """
+
+    def __init__(
+        self,
+        n_embed: int,
+        n_layer: int,
+        vocab_size: int = 30522,
+        max_seq_len: int = 77,
+        device: str | None = None,
+        use_tokenizer: bool = True,
+        embedding_dropout: float = 0.0,
+        tokenizer: str = "bert-base-uncased",
+    ) -> None:
+        super().__init__(n_embed, n_layer, vocab_size, max_seq_len, device, embedding_dropout)
+        self.tokenize = BERTTokenizer(max_length=max_seq_len, source=tokenizer) if use_tokenizer else None
+
+    def forward(self, tokens: Any) -> Tensor:
+        """Returns ``[B, L, n_embed]`` of texts, or of tokens ``[B, L] int64`` where there is no tokenizer."""
+        if self.tokenize is not None:
+            tokens = self.tokenize(tokens).to(self.transformer.token_emb.weight.device)
+        return super().forward(tokens)
+
+
+class BERTTokenizer:
+    """Texts to the numbers of BERT's word pieces.
+
+    Args:
+        max_length: tokens of every text; shorter ones are filled, longer ones cut.
+        source: name of the tokenizer, or a folder that holds its ``vocab.txt``; read with the first text.
+    """
+
+    def __init__(self, max_length: int = 77, source: str = "bert-base-uncased") -> None:
+        self.max_length, self.source = max_length, source
+        self._pieces: Any = None
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Returns ``[B, max_length] int64``.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the transformers package, or the vocabulary, cannot be had.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W]")
-        pixels = self.resize(images.to(self.mean)).clamp(-1, 1) / 2 + 0.5
-        return self.clip.encode_image((pixels - self.mean) / self.std).float()
-
-    def resize(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, S, S]`` at the model's size S, in the configured way."""
-        size = self.image_size
-        if images.shape[2:] == (size, size):
-            return images
-        if self.preprocessing == "compvis":
-            from kornia.geometry.transform import resize
-
-            return resize(images, (size, size), interpolation="bicubic", align_corners=True, antialias=False)
-        scale = size / min(images.shape[2:])
-        height, width = (max(size, round(side * scale)) for side in images.shape[2:])
-        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
-        top, left = (height - size) // 2, (width - size) // 2
-        return images[:, :, top : top + size, left : left + size]
-
-    @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns raw vectors ``[B, D] float32`` of texts.
-
-        Raises:
-            ValueError: a text is longer than the model reads.
-        """
-        limit = self.tokenizer.context_length
-        if hasattr(self.tokenizer, "encode"):
-            for text in texts:
-                length = len(self.tokenizer.encode(text)) + 2
-                if length > limit:
-                    raise ValueError(
-                        f"the text '{text[:40]}...' has {length} tokens, the model reads {limit}; shorten it"
-                    )
-        return self.clip.encode_text(self.tokenizer(list(texts)).to(self.mean.device)).float()
+        if self._pieces is None:
+            self._pieces = _read_bert_tokenizer(self.source)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        encoded = self._pieces(
+            texts, truncation=True, max_length=self.max_length, padding="max_length", return_tensors="pt"
+        )
+        return encoded["input_ids"]
 
 
-def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
-    import open_clip
-
-    if Path(model).is_dir() or "/" in model:
-        if pretrained is not None:
-            raise ValueError(f"the folder {model} holds its own weights; got pretrained={pretrained}, expected none")
-        if not (Path(model) / "open_clip_config.json").is_file():
-            raise FileNotFoundError(
-                f"no CLIP model in {model}: expected open_clip_config.json and open_clip_model.safetensors; "
-                "train one with main.py --base configs/clip/emoji.yaml -t, or correct the embedder's 'model'"
-            )
-        return open_clip.create_model(f"local-dir:{model}"), open_clip.get_tokenizer(f"local-dir:{model}")
-    if model not in open_clip.list_models():
-        from ldm.util import nearest
-
-        raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
-    if pretrained is None:
-        raise ValueError(f"embedder {model} has no weights; give 'pretrained': a tag or a file")
-    if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():
-        raise ValueError(f"OpenAI's weights were trained with QuickGELU; name the model {model}-quickgelu, got {model}")
+def _read_bert_tokenizer(source: str) -> Any:
     try:
-        return open_clip.create_model(model, pretrained, require_pretrained=True), open_clip.get_tokenizer(model)
-    except (RuntimeError, OSError, ValueError) as error:
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        if pretrained not in tags and not Path(pretrained).is_file():
-            raise ValueError(
-                f"{model} has no weights '{pretrained}'; expected a file or one of {', '.join(tags)}"
-            ) from error
+        from transformers import BertTokenizerFast
+    except ImportError as error:
         raise ValueError(
-            f"could not load the weights '{pretrained}' of {model} ({type(error).__name__}); offline, download "
-            "open_clip_model.safetensors elsewhere and give its path as 'pretrained', or use models/clip/emoji"
+            "BERTEmbedder needs the transformers package to read texts; pip install transformers, or set "
+            "use_tokenizer: false and give token numbers"
         ) from error
+    try:
+        return BertTokenizerFast.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no BERT vocabulary in '{source}'; offline, download bert-base-uncased's vocab.txt elsewhere and give "
+            "its folder as 'tokenizer'"
+        ) from error
+
+
+class SpatialRescaler(nn.Module):
+    """Images or label maps at a smaller size, their channels mixed where ``out_channels`` is given.
+
+    Args:
+        n_stages: times the size is multiplied.
+        method: of ``torch.nn.functional.interpolate``.
+        multiplier: of the size, each time.
+        in_channels: of the map.
+        out_channels: of what is returned; ``None`` keeps the channels.
+        bias: of the mixing.
+
+    Raises:
+        ValueError: a negative number of stages, or an unknown method.
+    """
+
+    def __init__(
+        self,
+        n_stages: int = 1,
+        method: str = "bilinear",
+        multiplier: float = 0.5,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        methods = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
+        if n_stages < 0 or method not in methods:
+            raise ValueError(f"got n_stages={n_stages}, method={method}; expected 0 or more, one of {methods}")
+        self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
+        self.channel_mapper = None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``[B, out_channels, h, w]`` of a map ``[B, in_channels, H, W]``."""
+        for _ in range(self.n_stages):
+            x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
+        return x if self.channel_mapper is None else self.channel_mapper(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Returns ``[B, out_channels, h, w]`` of a map."""
+        return self(x)

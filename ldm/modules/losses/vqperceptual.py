@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.modules.losses.adversarial import AdversarialLoss, Log, refuse_conditional
+from ldm.modules.losses.adversarial import AdversarialLoss, Log
 
 
 def codebook_statistics(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -26,63 +25,50 @@ class VQLPIPSWithDiscriminator(AdversarialLoss):
     """Generator and discriminator loss of a VQ-GAN; the arguments are CompVis' and taming's, and ``perceptual``.
 
     Args:
-        disc_start: see :class:`AdversarialLoss`, as all that is not named here.
+        disc_start: generator step from which the discriminator takes part.
         codebook_weight: of the codebook loss.
-        disc_conditional: must be false.
-        n_classes: number of codes; taken for CompVis' configs, as the model knows it.
+        n_classes: number of codes, for statistics of their use in CompVis' call.
         perceptual_loss: kind of network CompVis downloads; only ``lpips``, which ``perceptual`` names with its weights.
+        options: the other arguments of :class:`AdversarialLoss`.
     """
 
     def __init__(
         self,
         disc_start: int,
         codebook_weight: float = 1.0,
-        pixelloss_weight: float = 1.0,
-        disc_num_layers: int = 3,
-        disc_in_channels: int = 3,
-        disc_factor: float = 1.0,
-        disc_weight: float = 1.0,
-        perceptual_weight: float | None = None,
-        use_actnorm: bool = False,
-        disc_conditional: bool = False,
-        disc_ndf: int = 64,
-        disc_loss: str = "hinge",
         n_classes: int | None = None,
         perceptual_loss: str = "lpips",
-        pixel_loss: str = "l1",
-        perceptual: Mapping[str, Any] | nn.Module | None = None,
+        **options: Any,
     ) -> None:
-        refuse_conditional(disc_conditional)
+        super().__init__(disc_start, **options)
         if perceptual_loss != "lpips":
             raise ValueError(f"perceptual_loss: got '{perceptual_loss}', expected 'lpips'; name others in 'perceptual'")
-        super().__init__(
-            disc_start,
-            pixelloss_weight=pixelloss_weight,
-            perceptual_weight=perceptual_weight,
-            perceptual=perceptual,
-            disc_num_layers=disc_num_layers,
-            disc_in_channels=disc_in_channels,
-            disc_ndf=disc_ndf,
-            use_actnorm=use_actnorm,
-            disc_factor=disc_factor,
-            disc_weight=disc_weight,
-            disc_loss=disc_loss,
-            pixel_loss=pixel_loss,
-        )
         self.codebook_weight, self.n_classes = codebook_weight, n_classes
+
+    def forward(
+        self,
+        codebook_loss: Tensor,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        optimizer_idx: int,
+        global_step: int,
+        last_layer: Tensor,
+        cond: None = None,  # noqa: ARG002 (CompVis' signature)
+        split: str = "train",
+        predicted_indices: Tensor | None = None,
+    ) -> tuple[Tensor, Log]:
+        """Returns what CompVis' call of this class returns, see :meth:`by_optimizer`."""
+        others = codebook_loss.mean(), last_layer, global_step
+        loss, log = self.by_optimizer(optimizer_idx, split, inputs, reconstructions, *others)
+        if optimizer_idx == 0 and predicted_indices is not None and self.n_classes is not None:
+            perplexity, used = codebook_statistics(predicted_indices, self.n_classes)
+            log |= {f"{split}/perplexity": perplexity, f"{split}/cluster_usage": used}
+        return loss, log
 
     def generator(
         self, images: Tensor, reconstructions: Tensor, codebook_loss: Tensor, last_layer: Tensor, step: int
     ) -> tuple[Tensor, Log]:
-        """Returns the autoencoder's loss ``[]`` and its parts.
-
-        Args:
-            images: ``[B, 3, H, W]`` in [-1, 1].
-            reconstructions: the same shape.
-            codebook_loss: ``[]``.
-            last_layer: the decoder's last weight, where gradients are balanced.
-            step: number of generator steps taken.
-        """
+        """Returns the autoencoder's loss ``[]`` with that of the codebook ``[]``, and its parts."""
         distance, log = self.distance(images, reconstructions)
         nll = distance.mean()
         adversarial, more = self.fool(nll, reconstructions, last_layer, step)

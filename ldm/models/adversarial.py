@@ -1,0 +1,225 @@
+"""Training of an autoencoder against a patch discriminator: two optimisers, one step each (Esser et al. 2021).
+
+Images are ``[B, 3, H, W]`` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from ldm.checkpoint import average_as_weights, load_weights, read_weights
+from ldm.modules.diffusionmodules.model import Decoder, Encoder
+from ldm.modules.ema import LitEma
+from ldm.util import instantiate_from_config
+
+LOG = logging.getLogger(__name__)
+
+
+class AdversarialAutoencoder(pl.LightningModule):
+    """Encoder, decoder and their training; a subclass puts its bottleneck between and then calls :meth:`complete`.
+
+    Args:
+        ddconfig: arguments of encoder and decoder.
+        image_key: where a batch holds its images.
+        monitor: logged value that picks the best checkpoint.
+        colorize_nlabels: number of channels of label maps, which are shown in random colours.
+        batch_resize_range: smallest and largest side; each training batch is resized to a multiple of 16 between.
+        scheduler_config: factor of the learning rate by step.
+        learning_rate: of Adam, for generator and discriminator.
+        lr_g_factor: factor of the generator's learning rate.
+        betas: of Adam, for the generator; the discriminator has (0.5, 0.9).
+    """
+
+    loss: Any
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        *,
+        image_key: str = "image",
+        monitor: str | None = None,
+        colorize_nlabels: int | None = None,
+        batch_resize_range: Sequence[int] | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        learning_rate: float = 4.5e-6,
+        lr_g_factor: float = 1.0,
+        betas: Sequence[float] = (0.5, 0.9),
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.encoder = Encoder(**ddconfig)
+        self.decoder = Decoder(**ddconfig)
+        self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        self.image_key, self.monitor, self.batch_resize_range = image_key, monitor, batch_resize_range
+        self.scheduler_config, self.learning_rate, self.lr_g_factor = scheduler_config, learning_rate, lr_g_factor
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.model_ema: LitEma | None = None
+        if colorize_nlabels is not None:
+            self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
+
+    def complete(
+        self,
+        lossconfig: Mapping[str, Any] | None,
+        ckpt_path: str | None,
+        ignore_keys: Sequence[str],
+        use_ema: bool = False,
+    ) -> None:
+        """Adds what comes after the networks: their running average, the loss, the weights to start from.
+
+        Args:
+            lossconfig: the loss; ``torch.nn.Identity`` (or none) for a model that only encodes and decodes.
+            ckpt_path: ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent. A running average that is
+                not kept here takes the place of the weights.
+            ignore_keys: beginnings of names that are not taken from the checkpoint.
+            use_ema: keep a running average of the weights, and validate with it.
+        """
+        if use_ema:
+            self.model_ema = LitEma(self)  # made before the loss, which it does not follow
+        self.loss = instantiate_from_config(lossconfig) if lossconfig else nn.Identity()
+        if not ckpt_path:
+            return
+        state, begins = read_weights(ckpt_path), tuple(ignore_keys)
+        if not use_ema:
+            state = average_as_weights(state)
+        state = {name: value for name, value in state.items() if not (begins and name.startswith(begins))}
+        load_weights(self, state, source=ckpt_path, allow=("loss.*", *(f"{begin}*" for begin in begins)))
+
+    @abstractmethod
+    def bottleneck(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Returns the reconstruction ``[B, 3, H, W]`` of a training step, and what its loss wants to know beside it."""
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Returns the reconstruction ``[B, 3, H, W]`` that the model is judged by."""
+
+    def check_sides(self, images: Tensor) -> None:
+        """Checks that every halving of the encoder is exact.
+
+        Raises:
+            ValueError: the image sides are no multiple of the downsampling factor.
+        """
+        if images.ndim != 4 or any(side % self.downsampling for side in images.shape[2:]):
+            raise ValueError(
+                f"image: got {tuple(images.shape)}, expected [B, 3, H, W] with sides divisible by {self.downsampling}"
+            )
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, where the two losses are balanced."""
+        return self.decoder.conv_out.weight
+
+    def setup(self, stage: str) -> None:
+        """Checks, before training, that the model can be trained as it is set up.
+
+        Raises:
+            ValueError: no loss, or float16, whose scaled gradients need one optimiser.
+        """
+        if stage != "fit":
+            return
+        if not hasattr(self.loss, "generator"):
+            raise ValueError(
+                f"the loss is {type(self.loss).__name__}, which trains nothing; set model.params.lossconfig"
+            )
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
+        LOG.info("distance of reconstructions: %s", self.loss.describe())
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
+        """One step of the generator, from ``disc_start`` on also of the discriminator; only the first are counted."""
+        images, step = self.resized(batch[self.image_key]), self.global_step
+        optimizers: Any = self.optimizers()
+        generator, discriminator = optimizers
+        reconstruction, beside = self.bottleneck(images)
+        loss, log = self.loss.generator(images, reconstruction, beside, self.last_layer, step)
+        generator.zero_grad()
+        self.manual_backward(loss, inputs=self.generator_parameters())
+        generator.step()
+        if step >= self.loss.disc_start:
+            loss, more = self.loss.discriminate(images, reconstruction)
+            log |= more
+            # The bare optimiser, so that Lightning's global_step counts generator steps only.
+            discriminator.optimizer.zero_grad()
+            self.manual_backward(loss)
+            discriminator.optimizer.step()
+        schedulers: Any = self.lr_schedulers()
+        for scheduler in schedulers or []:
+            scheduler.step()
+        if self.model_ema is not None:
+            self.model_ema(self)
+        self.log("train/loss", log["total_loss"], prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in log.items()})
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Returns a training batch at a size of the range, drawn by the step; the first ones at the largest."""
+        if self.batch_resize_range is None:
+            return images
+        low, high = self.batch_resize_range
+        sizes, size = range(low, high + 1, 16), high
+        if self.global_step > 4:
+            size = sizes[int(torch.randint(len(sizes), (), generator=self.generator()))]
+        return images if size == images.shape[2] else F.interpolate(images, (size, size), mode="bicubic")
+
+    def generator(self) -> torch.Generator:
+        """Returns a CPU generator that is a function of step and device, so that a resumed run repeats nothing."""
+        return torch.Generator().manual_seed(self.global_step * 1_000_003 + self.global_rank)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        """Logs reconstruction loss and PSNR and SSIM of held-out images."""
+        images = batch[self.image_key]
+        with self.averaged():
+            reconstruction = self.reconstruct(images).float()
+        squared = F.mse_loss(reconstruction.clamp(-1, 1) / 2, images / 2, reduction="none").mean((1, 2, 3))
+        values = {"rec_loss": (reconstruction - images).abs().mean(), "psnr": (-10 * squared.log10()).mean()}
+        values["ssim"] = structural_similarity_index_measure(reconstruction.clamp(-1, 1), images, data_range=2.0)
+        self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=len(images))
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the figures of validation on the test set."""
+        self.validation_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns columns of a grid: the images and their reconstructions."""
+        images = batch[self.image_key]
+        with self.averaged():
+            return {"inputs": self.shown(images), "reconstructions": self.shown(self.reconstruct(images))}
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Returns ``[B, 3, H, W]`` in [-1, 1]: label maps in colours, images as they are."""
+        if "colorize" not in self._buffers:
+            return images
+        colours = F.conv2d(images, self.get_buffer("colorize"))
+        low, high = colours.aminmax()
+        return 2 * (colours - low) / (high - low) - 1
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the model its averaged weights inside the ``with`` block, where it keeps an average."""
+        with self.model_ema.applied(self) if self.model_ema is not None else contextlib.nullcontext():
+            yield
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of all but the loss."""
+        return [p for name, p in self.named_parameters() if not name.startswith("loss.")]
+
+    def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
+        """Returns Adam for the generator and for the discriminator, with the configured factor by step."""
+        rate = self.learning_rate
+        optimizers = [
+            torch.optim.Adam(self.generator_parameters(), lr=self.lr_g_factor * rate, betas=self.betas),
+            torch.optim.Adam(self.loss.discriminator.parameters(), lr=rate, betas=(0.5, 0.9)),
+        ]
+        if self.scheduler_config is None:
+            return optimizers, []
+        factor = instantiate_from_config(self.scheduler_config)
+        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]

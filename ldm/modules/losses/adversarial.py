@@ -1,0 +1,162 @@
+"""What the losses of all first stages share: distance to the image, patch discriminator, balance of the two.
+
+Esser et al. 2021, equations 5 to 7. Images and reconstructions are ``[B, 3, H, W]`` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
+from taming.modules.losses.vqperceptual import hinge_d_loss, vanilla_d_loss
+from torch import Tensor, nn
+
+from ldm.util import instantiate_from_config
+
+ADVERSARIAL = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
+Log = dict[str, Tensor]
+
+
+def adaptive_weight(nll: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """Returns the factor that gives both losses equal gradients at the decoder's last layer, in [0, 10^4]."""
+    by_nll = torch.autograd.grad(nll, last_layer, retain_graph=True)[0].norm()
+    by_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (by_nll / (by_adversarial + 1e-4)).clamp(0.0, 1e4).detach()
+
+
+class AdversarialLoss(nn.Module):
+    """Distance, discriminator and their weights; a subclass adds the term of its bottleneck.
+
+    Args:
+        disc_start: generator step from which the discriminator takes part.
+        pixelloss_weight: of the L1 (or L2) distance.
+        disc_num_layers: of the patch discriminator.
+        disc_in_channels: of the patch discriminator.
+        disc_factor: scales both adversarial losses.
+        disc_weight: of the generator's adversarial loss, after the adaptive weight.
+        perceptual_weight: of the perceptual distance; ``None`` is 1 where there is a network for it and 0 elsewhere.
+        use_actnorm: normalise the discriminator's layers by their first batch rather than by every batch.
+        disc_conditional: must be false: the discriminator looks at the image alone.
+        disc_ndf: width of the patch discriminator's first layer.
+        disc_loss: ``hinge`` or ``vanilla``.
+        pixel_loss: ``l1`` or ``l2``.
+        perceptual: a module ``(images, reconstructions) -> [B, 1, 1, 1]``, or its config.
+
+    Raises:
+        ValueError: an unknown loss, a perceptual weight without a network, or a conditional discriminator.
+    """
+
+    def __init__(
+        self,
+        disc_start: int,
+        pixelloss_weight: float = 1.0,
+        disc_num_layers: int = 3,
+        disc_in_channels: int = 3,
+        disc_factor: float = 1.0,
+        disc_weight: float = 1.0,
+        perceptual_weight: float | None = None,
+        use_actnorm: bool = False,
+        disc_conditional: bool = False,
+        disc_ndf: int = 64,
+        disc_loss: str = "hinge",
+        pixel_loss: str = "l1",
+        perceptual: Mapping[str, Any] | nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if disc_loss not in ADVERSARIAL or pixel_loss not in ("l1", "l2"):
+            raise ValueError(f"got disc_loss={disc_loss}, pixel_loss={pixel_loss}; expected hinge or vanilla, l1 or l2")
+        if disc_conditional:
+            raise ValueError("disc_conditional: got true, expected false; the discriminator looks at the image alone")
+        if perceptual_weight and perceptual is None:
+            raise ValueError(
+                f"perceptual_weight is {perceptual_weight} but no perceptual network is configured; name one in "
+                "'perceptual', e.g. ldm.modules.losses.lpips.LPIPS with its weights, or set the weight to 0"
+            )
+        network = instantiate_from_config(perceptual) if isinstance(perceptual, Mapping) else perceptual
+        self.perceptual_loss: nn.Module | None = None if network is None else network.eval().requires_grad_(False)
+        self.perceptual_weight = 1.0 if perceptual_weight is None else perceptual_weight
+        self.discriminator = NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers, use_actnorm=use_actnorm)
+        self.discriminator.apply(weights_init)
+        self.disc_start, self.disc_loss = disc_start, disc_loss
+        self.disc_factor, self.disc_weight = disc_factor, disc_weight
+        self.pixel_weight, self.pixel_loss = pixelloss_weight, pixel_loss
+
+    def train(self, mode: bool = True) -> AdversarialLoss:
+        """Sets the mode of all but the perceptual network, which has no training."""
+        super().train(mode)
+        if self.perceptual_loss is not None:
+            self.perceptual_loss.eval()
+        return self
+
+    def describe(self) -> str:
+        """Returns in words what the reconstruction is compared by."""
+        words = f"{self.pixel_loss} x {self.pixel_weight:g}"
+        if self.perceptual_loss is None:
+            return f"{words}, no perceptual network"
+        return f"{words}, {type(self.perceptual_loss).__name__} x {self.perceptual_weight:g}"
+
+    @abstractmethod
+    def generator(
+        self, images: Tensor, reconstructions: Tensor, beside: Any, last_layer: Tensor, step: int
+    ) -> tuple[Tensor, Log]:
+        """Returns the autoencoder's loss ``[]`` and its parts.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            reconstructions: the same shape.
+            beside: what the bottleneck adds: a codebook loss ``[]``, or the posterior of the latents.
+            last_layer: the decoder's last weight, where gradients are balanced.
+            step: number of generator steps taken.
+        """
+
+    def by_optimizer(
+        self, optimizer_idx: int, split: str, images: Tensor, reconstructions: Tensor, *others: Any
+    ) -> tuple[Tensor, Log]:
+        """Returns the loss of one of two optimisers as CompVis' trainers ask for it, and its parts under ``split/``."""
+        if optimizer_idx == 0:
+            loss, log = self.generator(images, reconstructions, *others)
+        else:
+            loss, log = self.discriminate(images, reconstructions)
+            started = others[-1] >= self.disc_start
+            loss, log["disc_loss"] = loss * started, log["disc_loss"] * started
+        return loss, {f"{split}/{name}": value for name, value in log.items()}
+
+    def distance(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Log]:
+        """Returns the weighted distance ``[B, 3, H, W]`` and its parts."""
+        difference = images - reconstructions
+        distance = self.pixel_weight * (difference.abs() if self.pixel_loss == "l1" else difference.square())
+        log = {}
+        if self.perceptual_loss is not None and self.perceptual_weight > 0:
+            perceptual = self.perceptual_loss(images, reconstructions)
+            distance = distance + self.perceptual_weight * perceptual
+            log["p_loss"] = perceptual.detach().mean()
+        return distance, log | {"rec_loss": distance.detach().mean()}
+
+    def fool(self, nll: Tensor, reconstructions: Tensor, last_layer: Tensor, step: int) -> tuple[Tensor | float, Log]:
+        """Returns the generator's weighted adversarial loss ``[]``, 0 before the discriminator's start, and its parts.
+
+        Args:
+            nll: the loss ``[]`` that the adversarial one is balanced with.
+            reconstructions: ``[B, 3, H, W]``.
+            last_layer: the decoder's last weight, where gradients are balanced.
+            step: number of generator steps taken.
+        """
+        if step < self.disc_start:
+            return 0.0, {}
+        adversarial = -self.discriminator(reconstructions).mean()
+        weight = self.disc_weight * (adaptive_weight(nll, adversarial, last_layer) if nll.requires_grad else 1.0)
+        log = {"g_loss": adversarial.detach(), "d_weight": torch.as_tensor(weight)}
+        return weight * self.disc_factor * adversarial, log
+
+    def discriminate(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Log]:
+        """Returns the discriminator's loss ``[]`` and the mean logits of real and reconstructed images."""
+        real, fake = self.discriminator(images.detach()), self.discriminator(reconstructions.detach())
+        loss = self.disc_factor * ADVERSARIAL[self.disc_loss](real, fake)
+        return loss, {
+            "disc_loss": loss.detach(),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }
