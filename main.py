@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.config import check_keys, read_config, write_config
-from ldm.util import command_line, get_obj_from_str, instantiate_from_config, nearest
+from ldm.util import add_trust_option, command_line, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -86,6 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--scale_lr", **flag, help="multiply the learning rate by devices x batch size x accumulation")
     p.add_argument("--gpus", default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is")
+    add_trust_option(p)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings, stronger than the configs")
     words = sys.argv[1:] if arguments is None else arguments
     # Settings may stand anywhere, so they are taken out before options with optional values can swallow them.

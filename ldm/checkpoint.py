@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.config import read_config
 from ldm.util import atomic_path
 
 LOG = logging.getLogger(__name__)
@@ -126,6 +127,23 @@ def load_weights(
     Raises:
         ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
     """
+    check_weights(module, state, source=source, allow=allow)
+    own = module.state_dict()
+    module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+
+
+def check_weights(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str | Path = "checkpoint",
+    allow: Sequence[str] = (),
+) -> None:
+    """Checks that ``state`` fits ``module``, which may be on the meta device; see :func:`load_weights`.
+
+    Raises:
+        ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
+    """
     own = module.state_dict()
     missing = [name for name in own if name not in state and not _matches(name, allow)]
     unexpected = [name for name in state if name not in own and not _matches(name, allow)]
@@ -142,7 +160,6 @@ def load_weights(
             if names
         )
         raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
-    module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 
 
 def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,27 +175,84 @@ def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def export_run(run: str | Path, output: str | Path, *, checkpoint: str | Path | None = None, half: bool = True) -> Path:
+def choose_weights(state: Mapping[str, Tensor], which: str) -> dict[str, Tensor]:
+    """Returns the tensors of a checkpoint with the weights that were asked for.
+
+    Args:
+        state: tensors by name.
+        which: ``average`` (the running average as the weights; the weights where there is none), ``raw`` (the weights)
+            or ``both`` (the weights, and the average under its own names).
+
+    Raises:
+        ValueError: another word, or ``both`` of a checkpoint without an average.
+    """
+    averages = {name for name in state if name.startswith("model_ema.")}
+    if which == "average":
+        return average_as_weights(state)
+    if which == "raw":
+        return {name: value for name, value in state.items() if name not in averages}
+    if which != "both":
+        raise ValueError(f"weights: got '{which}', expected average, raw or both")
+    if not averages:
+        raise ValueError("weights: got both, but the checkpoint has no running average; ask for average or raw")
+    return dict(state)
+
+
+def read_run(
+    run: str | Path, checkpoint: str | Path | None = None, weights: str = "average"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns config and weights of a run or of a shipped folder.
+
+    Args:
+        run: holds ``config.yaml`` and ``checkpoints/last.ckpt``, ``model.safetensors`` or ``model.ckpt``.
+        checkpoint: another file of weights.
+        weights: see :func:`choose_weights`.
+
+    Raises:
+        FileNotFoundError: no config or no weights.
+        ValueError: a damaged checkpoint, or weights that it does not hold.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"no config.yaml in {run}; expected a run folder that main.py made")
+    names = ("checkpoints/last.ckpt", "model.safetensors", "model.ckpt")
+    found = next((run / name for name in names if (run / name).is_file()), run / names[0])
+    return read_config([run / "config.yaml"]), choose_weights(read_weights(checkpoint or found), weights)
+
+
+def export_run(
+    run: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    half: bool = True,
+    weights: str = "average",
+) -> Path:
     """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the weights' path.
 
-    The running average takes the place of the weights where there is one; losses and optimisers stay behind. With
-    ``half``, networks are stored in float16, and the module's own numbers (noise schedule, scale factor) in float32.
+    Losses and optimisers stay behind. With ``half``, networks are stored in float16, and the module's own numbers
+    (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`.
 
     Raises:
         FileNotFoundError: the run has no config or checkpoint.
     """
     run, output = Path(run), Path(output)
-    config = run / "config.yaml"
-    if not config.is_file():
-        raise FileNotFoundError(f"no config.yaml in {run}; expected a run folder that main.py made")
-    state = average_as_weights(read_weights(checkpoint or run / "checkpoints" / "last.ckpt"))
+    _, state = read_run(run, checkpoint, weights)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     if half:
-        kept = {n: t.half() if "." in n and t.is_floating_point() else t for n, t in kept.items()}
+        numbers = {name for name in kept if "." not in name or name == "model_ema.decay"}
+        kept = {n: t.half() if n not in numbers and t.is_floating_point() else t for n, t in kept.items()}
     write_weights(output / "model.safetensors", kept)
     with atomic_path(output / "config.yaml") as temporary:
-        temporary.write_bytes(config.read_bytes())
+        temporary.write_bytes((run / "config.yaml").read_bytes())
     return output / "model.safetensors"
+
+
+def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Writes tensors under ``state_dict`` of a ``.ckpt``, as CompVis and Lightning do, completely or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        torch.save({"state_dict": tensors}, temporary)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

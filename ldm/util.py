@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import functools
@@ -39,6 +40,38 @@ REPLACED = {
     ),
 }
 
+# What the user of this process trusts beside it, see `trust`.
+_trusted: set[str] = set()
+
+
+def trust(*packages: str) -> None:
+    """Lets configs name what lies in further packages, for the rest of the process.
+
+    Raises:
+        ValueError: not the dotted name of a package.
+    """
+    for package in packages:
+        if not all(part.isidentifier() for part in package.split(".")):
+            raise ValueError(f"--trust: got '{package}', expected the name of a package, such as 'mypackage.models'")
+        _trusted.add(package)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust PACKAGE``, which takes effect as it is read."""
+    parser.add_argument(
+        "--trust", action=_Trust, default=[], metavar="PACKAGE", help="a package that configs may name targets of"
+    )
+
+
+class _Trust(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        del option
+        try:
+            trust(values)
+        except ValueError as error:
+            parser.error(str(error))
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the known word most like ``word``, or ``""`` where none is like it."""
@@ -52,8 +85,11 @@ def get_obj_from_str(target: str) -> Any:
     Raises:
         ValueError: the path is outside the trusted packages, or names nothing.
     """
-    if not any(target.startswith(package + ".") for package in TRUSTED_PACKAGES):
-        raise ValueError(f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}")
+    if not any(target.startswith(package + ".") for package in (*TRUSTED_PACKAGES, *_trusted)):
+        raise ValueError(
+            f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}; "
+            f"if you trust its code, give --trust {target.partition('.')[0]}"
+        )
     module_name, _, attribute = REPLACED.get(target, target).rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from ldm.convert.compvis import export_compvis
 
 LOG = logging.getLogger(__name__)
 IDENTITIES = ("torch.nn.Identity", "rdm.modules.encoders.nn_encoders.IdentityEncoder")
+RETRIEVAL_ARGUMENTS = ("k_nn", "query_key", "retrieval_encoder_cfg", "nn_key", "p_uncond", "guidance_vex_shape")
+UNET_TARGET = "rdm.modules.diffusionmodules.openaimodel.UNetModel"  # their other class takes no list of contexts
 UNCONDITIONAL = "__is_unconditional__"
 
 
@@ -51,3 +57,52 @@ def say_where_neighbours_come_from(**given: Any) -> None:
 def flat_neighbours(neighbours: Tensor) -> Tensor:
     """Returns ``[B, K, D]`` for CompVis' ``[B, patches, K, D]``; the former is returned as it is."""
     return neighbours.flatten(1, -2)
+
+
+def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
+    """Writes ``model.ckpt`` and ``config.yaml`` for CompVis' code and returns the path of the first.
+
+    Args:
+        model: target and params of any latent diffusion model or first stage, with retrieval or without.
+        state: its weights, see ``ldm.checkpoint.choose_weights``.
+        output: the folder.
+
+    Raises:
+        ValueError: something CompVis' code has no counterpart for.
+    """
+    if not str(model["target"]).startswith("rdm."):
+        return export_compvis(model, state, output)
+    notes, model = _retrieval_model(model)
+    state = dict(state)
+    if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # their code divides by its length
+        state["unconditional_guidance_vex"] = torch.ones(*model["params"]["guidance_vex_shape"])
+    return export_compvis(model, state, output, arguments=RETRIEVAL_ARGUMENTS, notes=notes)
+
+
+def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns what a user of CompVis' code has to know, and the model under CompVis' name and arguments."""
+    params = dict(model["params"])
+    if not params.pop("use_neighbours", True):
+        raise ValueError("use_neighbours is false, expected true; CompVis' code has no model without neighbours")
+    unet = {name: value for name, value in params["unet_config"]["params"].items() if name != "legacy"}
+    if unet.get("n_embed") is not None:
+        raise ValueError(f"unet_config: n_embed is {unet['n_embed']}, expected none; CompVis' network is another one")
+    width = unet["context_dim"]
+    conditioner = params.pop("conditioner", None) or {}
+    theirs = {
+        "k_nn": conditioner.get("k", 4),
+        "query_key": "clip_img_emb",
+        "nn_key": "nn_embeddings",
+        "retrieval_encoder_cfg": {"target": IDENTITIES[0]},
+        "guidance_vex_shape": [width if isinstance(width, int) else width[0]],
+        "cond_stage_key": "nixda",
+        "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
+    }
+    params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
+    params["unet_config"] = {"target": UNET_TARGET, "params": unet}
+    notes = "For CompVis' code; the null context is zeros."
+    if conditioner.get("normalize"):
+        length = f"length {conditioner.get('scale', 1.0)}"
+        notes += f"\nThe model was trained on vectors of {length}: bring every neighbour (and query) to it before."
+        LOG.warning("the model looks at vectors of %s, which CompVis' code has to be given: see config.yaml", length)
+    return notes, {**model, "target": "rdm.models.diffusion.ddpm.MinimalRETRODiffusion", "params": params}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ldm.util import add_trust_option
+
 
 def positive(text: str) -> int:
     """Returns a whole number of at least 1."""
@@ -40,6 +42,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--ddim_eta", type=float, default=0.0, help="fresh noise in each step of ddim, 0 to 1")
     p.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, default=16, help="images sampled together; changes no image")
+    add_trust_option(p)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
 
 
 def _checkpoints_in(folder: Path) -> list[Path]:
-    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt")
+    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt", folder / "model.ckpt")
     return [file for file in candidates if file.is_file()]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
+from ldm.util import add_trust_option, command_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--batch-size", type=int, help="pictures embedded at once (256 if neither given nor configured)"
     )
+    add_trust_option(parser)
     parser.add_argument("overrides", nargs="*", help="config entries as key.path=value")
     return parser.parse_args()
 

@@ -1,19 +1,29 @@
-"""Turns a training run into a folder to ship: config.yaml and model.safetensors, the averaged weights in float16."""
+"""Turns a run into a folder to ship: ours, one for CompVis' code or one for diffusers; and diffusers' into ours."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from ldm.util import command_line
+from ldm.util import add_trust_option, command_line
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("run", help="run folder with config.yaml and checkpoints/last.ckpt")
+    p.add_argument("run", help="folder with config.yaml and checkpoints/last.ckpt, model.safetensors or model.ckpt")
+    p.add_argument("--to", choices=("safetensors", "compvis", "diffusers"), default="safetensors", help="what to write")
+    p.add_argument("--from", dest="source", choices=("run", "diffusers"), default="run", help="what the folder holds")
     p.add_argument("--checkpoint", help="another checkpoint of the run")
     p.add_argument("--output", required=True, help="folder to write, e.g. models/rdm/mine")
-    p.add_argument("--float32", action="store_true", help="keep full precision")
+    p.add_argument(
+        "--weights",
+        choices=("average", "raw", "both"),
+        default="average",
+        help="the running average as the weights, the weights themselves, or both under their names",
+    )
+    p.add_argument("--float32", action="store_true", help="keep full precision in --to safetensors")
+    add_trust_option(p)
     return p.parse_args()
 
 
@@ -21,10 +31,42 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Writes the folder."""
     args = parse()
-    from ldm.checkpoint import export_run
+    if args.source == "diffusers":
+        if args.to != "safetensors" or args.checkpoint or args.weights != "average":
+            raise ValueError("--from diffusers gives our own folder: leave out --to, --checkpoint and --weights")
+        from ldm.checkpoint import write_weights
+        from ldm.config import write_config
+        from ldm.convert.diffusers import import_diffusers
 
-    file = export_run(args.run, args.output, checkpoint=args.checkpoint, half=not args.float32)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+        config, state = import_diffusers(args.run)
+        write_config(Path(args.output) / "config.yaml", config)
+        written = Path(args.output) / "model.safetensors"
+        write_weights(written, state)
+    elif args.to == "safetensors":
+        from ldm.checkpoint import export_run
+
+        options = {"half": not args.float32, "weights": args.weights}
+        written = export_run(args.run, args.output, checkpoint=args.checkpoint, **options)
+    else:
+        written = convert(args)
+    size = sum(file.stat().st_size for file in Path(args.output).rglob("*") if file.is_file())
+    print(f"{written}: {size / 1e6:.1f} MB in {args.output}")
+
+
+def convert(args: argparse.Namespace) -> Path:
+    """Writes a run for CompVis' code or for diffusers, and returns what was written."""
+    from ldm.checkpoint import read_run
+
+    config, state = read_run(args.run, args.checkpoint, args.weights)
+    if args.to == "compvis":
+        from rdm.compat import export_model
+
+        return export_model(config["model"], state, args.output)
+    if args.weights == "both":
+        raise ValueError("--weights both: diffusers has one set of weights; ask for average or raw")
+    from ldm.convert.diffusers import export_diffusers
+
+    return export_diffusers(config, state, args.output)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
+from ldm.util import add_trust_option, command_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", help="with --database: folder of the table (its neighbours/train if not given)")
     parser.add_argument("--k", type=int, help="neighbours per picture (20 if neither given nor configured)")
     parser.add_argument("--near-duplicate", type=float, help="leave out rows at least this similar (0.999 likewise)")
+    add_trust_option(parser)
     parser.add_argument("overrides", nargs="*", help="config entries as key.path=value")
     return parser.parse_args()
 

@@ -1,0 +1,151 @@
+"""First stages in the terms of diffusers' ``VQModel`` and ``AutoencoderKL``: their options and names of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.convert.unet import Names, check_values
+
+KL, VQ = "AutoencoderKL", "VQModel"
+TARGETS = {
+    "ldm.models.autoencoder.AutoencoderKL": KL,
+    "ldm.models.autoencoder.VQModel": VQ,
+    "ldm.models.autoencoder.VQModelInterface": VQ,
+}
+WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
+    "resamp_with_conv": (True,),
+    "tanh_out": (False, None),
+    "attn_type": ("vanilla", "none"),
+}
+FIXED: dict[str, tuple[Any, ...]] = {
+    "_class_name": (KL, VQ),
+    "act_fn": ("silu",),
+    "norm_num_groups": (32,),
+    "norm_type": ("group",),
+    "lookup_from_codebook": (False,),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+    "shift_factor": (None,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+
+
+def first_stage_to_diffusers(config: Mapping[str, Any], scale_factor: float) -> dict[str, Any]:
+    """Returns diffusers' config of a first stage.
+
+    Args:
+        config: target and params of an autoencoder.
+        scale_factor: latents are multiplied by it.
+
+    Raises:
+        ValueError: a class or an option that diffusers has no counterpart for.
+    """
+    if config["target"] not in TARGETS:
+        raise ValueError(f"first_stage_config: got {config['target']}, expected {' or '.join(TARGETS)}")
+    kind, params, dd = TARGETS[config["target"]], config["params"], config["params"]["ddconfig"]
+    check_values("ddconfig", dd, WITHOUT_COUNTERPART)
+    check_values("first_stage_config", params, {"remap": (None,), "colorize_nlabels": (None,)})
+    if (kind == KL) != bool(dd.get("double_z", True)):
+        raise ValueError(f"ddconfig: double_z is {dd.get('double_z', True)}; {kind} has no counterpart")
+    if kind == KL and params["embed_dim"] != dd["z_channels"]:
+        raise ValueError(f"embed_dim is {params['embed_dim']}, expected z_channels, {dd['z_channels']}; no counterpart")
+    attended = _attended(dd)
+    found = {
+        "_class_name": kind,
+        "_diffusers_version": "0.35.0",
+        "in_channels": dd["in_channels"],
+        "out_channels": dd["out_ch"],
+        "block_out_channels": [dd["ch"] * mult for mult in dd["ch_mult"]],
+        "layers_per_block": dd["num_res_blocks"],
+        "down_block_types": ["AttnDownEncoderBlock2D" if there else "DownEncoderBlock2D" for there in attended],
+        "up_block_types": ["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in reversed(attended)],
+        "latent_channels": dd["z_channels"],
+        "sample_size": dd["resolution"],
+        "scaling_factor": scale_factor,
+        "norm_num_groups": 32,
+        "act_fn": "silu",
+        "mid_block_add_attention": dd.get("attn_type", "vanilla") != "none",
+    }
+    if kind == VQ:
+        found |= {"num_vq_embeddings": params["n_embed"], "vq_embed_dim": params["embed_dim"]}
+    return found
+
+
+def first_stage_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns target and params of the first stage that a config of ``VQModel`` or ``AutoencoderKL`` describes.
+
+    Raises:
+        ValueError: an option that the first stages have no counterpart for.
+    """
+    check_values("first stage's config.json", config, FIXED)
+    kind = config["_class_name"]
+    widths, ch = list(config["block_out_channels"]), config["block_out_channels"][0]
+    if any(width % ch for width in widths):
+        raise ValueError(f"{kind} config.json: block_out_channels is {widths}, expected multiples of the first")
+    attended = [name.startswith("Attn") for name in config["down_block_types"]]
+    kinds = ["AttnUpDecoderBlock2D" if there else "UpDecoderBlock2D" for there in reversed(attended)]
+    if list(config["up_block_types"]) != kinds:
+        raise ValueError(f"{kind} config.json: up_block_types is {config['up_block_types']}, expected {kinds}")
+    resolution, latent = int(config.get("sample_size") or 256), config["latent_channels"]
+    dd = {
+        "double_z": kind == KL,
+        "z_channels": latent,
+        "resolution": resolution,
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": ch,
+        "ch_mult": [width // ch for width in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [resolution >> level for level, there in enumerate(attended) if there],
+        "dropout": 0.0,
+        "attn_type": "vanilla" if config.get("mid_block_add_attention", True) else "none",
+    }
+    if dd["attn_type"] == "none" and any(attended):
+        raise ValueError(
+            f"{kind} config.json: mid_block_add_attention is false, expected true with attention elsewhere"
+        )
+    if kind == KL:
+        params = {"embed_dim": latent, "ddconfig": dd, "lossconfig": {"target": "torch.nn.Identity"}}
+        return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
+    codes = {"embed_dim": config.get("vq_embed_dim") or latent, "n_embed": config["num_vq_embeddings"]}
+    return {"target": "ldm.models.autoencoder.VQModelInterface", "params": {**codes, "ddconfig": dd}}
+
+
+def first_stage_names(dd: Mapping[str, Any]) -> Names:
+    """Returns the beginnings of a first stage's names and what diffusers calls them; the rest is the same."""
+    levels, blocks = len(dd["ch_mult"]), int(dd["num_res_blocks"])
+    attended = _attended(dd)
+    found: Names = {}
+    resnets: Names = {}
+    attentions: Names = {}
+    for half, side, other, count in (
+        ("encoder", "down", "down_blocks", blocks),
+        ("decoder", "up", "up_blocks", blocks + 1),
+    ):
+        found |= {f"{half}.norm_out": f"{half}.conv_norm_out"}
+        resnets |= {f"{half}.mid.block_{i + 1}": f"{half}.mid_block.resnets.{i}" for i in range(2)}
+        attentions[f"{half}.mid.attn_1"] = f"{half}.mid_block.attentions.0"
+        for level in range(levels):
+            ours = f"{half}.{side}.{level}"
+            theirs = f"{half}.{other}.{level if half == 'encoder' else levels - 1 - level}"
+            resnets |= {f"{ours}.block.{i}": f"{theirs}.resnets.{i}" for i in range(count)}
+            if attended[level]:
+                attentions |= {f"{ours}.attn.{i}": f"{theirs}.attentions.{i}" for i in range(count)}
+            found[f"{ours}.{side}sample"] = f"{theirs}.{side}samplers.0"
+    for ours, theirs in resnets.items():
+        found |= {f"{ours}.{name}": f"{theirs}.{name}" for name in ("norm1", "conv1", "norm2", "conv2")}
+        found[f"{ours}.nin_shortcut"] = f"{theirs}.conv_shortcut"
+    for ours, theirs in attentions.items():
+        found |= {f"{ours}.{inner}": f"{theirs}.{name}" for inner, name in ATTENTION.items()}
+    same = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
+    return found | {name: name for name in (*same, "quant_conv", "post_quant_conv", "quantize.embedding")}
+
+
+def _attended(dd: Mapping[str, Any]) -> list[bool]:
+    """Returns whether there is attention, for every level."""
+    there = dd.get("attn_type", "vanilla") != "none"
+    levels = range(len(dd["ch_mult"]))
+    return [there and dd["resolution"] >> level in list(dd["attn_resolutions"]) for level in levels]

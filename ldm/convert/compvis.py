@@ -1,0 +1,159 @@
+"""Latent diffusion models as CompVis' own code loads them: ``model.ckpt``, and a config of its targets and arguments.
+
+What is retrieval's own is translated in ``rdm.compat`` before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.checkpoint import write_checkpoint
+from ldm.config import write_config
+from ldm.util import atomic_path
+
+# The arguments that each of CompVis' classes takes; what we have beside them concerns training here and is left out.
+DIFFUSION = """
+    timesteps beta_schedule loss_type monitor use_ema first_stage_key image_size channels log_every_t clip_denoised
+    linear_start linear_end cosine_s given_betas original_elbo_weight v_posterior l_simple_weight parameterization
+    scheduler_config use_positional_encodings learn_logvar logvar_init num_timesteps_cond cond_stage_key
+    cond_stage_trainable concat_mode cond_stage_forward conditioning_key scale_factor scale_by_std unet_config
+    first_stage_config cond_stage_config
+"""
+UNET = """
+    image_size in_channels model_channels out_channels num_res_blocks attention_resolutions dropout channel_mult
+    conv_resample dims num_classes use_checkpoint use_fp16 num_heads num_head_channels num_heads_upsample
+    use_scale_shift_norm resblock_updown use_new_attention_order use_spatial_transformer transformer_depth context_dim
+    n_embed legacy
+"""
+KL = "ddconfig embed_dim image_key colorize_nlabels monitor"
+VQ = KL + " n_embed batch_resize_range remap sane_index_shape use_ema"
+FIRST_STAGE = {"VQModel": VQ, "VQModelInterface": VQ, "AutoencoderKL": KL}
+UNET_TARGET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+MODELS, AUTOENCODERS = "ldm.models.diffusion.ddpm.", "ldm.models.autoencoder."
+SCHEDULERS = tuple(
+    f"ldm.lr_scheduler.{name}"
+    for name in ("LambdaWarmUpCosineScheduler", "LambdaWarmUpCosineScheduler2", "LambdaLinearScheduler")
+)
+CONDITIONS = (
+    "torch.nn.Identity",
+    *(
+        f"ldm.modules.encoders.modules.{name}"
+        for name in (
+            "ClassEmbedder",
+            "TransformerEmbedder",
+            "BERTEmbedder",
+            "SpatialRescaler",
+            "FrozenCLIPTextEmbedder",
+            "FrozenClipImageEmbedder",
+        )
+    ),
+)
+UNCONDITIONAL, IS_FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+IDENTITY = {"target": "torch.nn.Identity"}
+
+
+def export_compvis(
+    model: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    output: str | Path,
+    *,
+    arguments: Sequence[str] = (),
+    notes: str = "",
+) -> Path:
+    """Writes ``model.ckpt`` and ``config.yaml`` and returns the path of the first.
+
+    Args:
+        model: target and params of a latent diffusion model or a first stage; see :func:`compvis_model`.
+        state: its weights; an average is used by CompVis' code where its names are there.
+        output: the folder.
+        arguments: names of further arguments of the model's class.
+        notes: comment lines for the config.
+
+    Raises:
+        ValueError: something CompVis' code has no counterpart for.
+    """
+    output = Path(output)
+    averaged = any(name.startswith("model_ema.") for name in state)
+    described = {"model": compvis_model(model, averaged, arguments)}
+    kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith("loss.")}
+    write_checkpoint(output / "model.ckpt", kept)
+    write_config(output / "config.yaml", described)
+    if notes:
+        text = (output / "config.yaml").read_text(encoding="utf-8")
+        with atomic_path(output / "config.yaml") as temporary:
+            temporary.write_text("".join(f"# {line}\n" for line in notes.splitlines()) + text, encoding="utf-8")
+    return output / "model.ckpt"
+
+
+def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns target and params in CompVis' names, and nothing that its code does not know.
+
+    Args:
+        model: ours, or one of CompVis' name and arguments already.
+        averaged: whether the checkpoint holds a running average; without one CompVis' code must not look for it.
+        arguments: names of further arguments of the model's class, which makes it one that CompVis' code has.
+
+    Raises:
+        ValueError: something CompVis' code has no counterpart for.
+    """
+    target, params = str(model["target"]), dict(model["params"])
+    if target.startswith(AUTOENCODERS):
+        return _first_stage(model, averaged)
+    if not target.startswith(MODELS) and not arguments:
+        raise ValueError(f"got {target}, expected a latent diffusion model; CompVis' code has no such class")
+    if params.get("parameterization", "eps") not in ("eps", "x0"):
+        raise ValueError(f"parameterization is '{params['parameterization']}', expected eps or x0 for CompVis' code")
+    network = params["unet_config"]
+    unet = network["params"]
+    sizes = {"image_size": unet["image_size"], "channels": unet["out_channels"]}  # what their scripts sample
+    names = [*DIFFUSION.split(), *arguments]
+    found = {name: value for name, value in {**sizes, **params}.items() if name in names}
+    found["use_ema"] = averaged
+    found["unet_config"] = {"target": network["target"] if arguments else UNET_TARGET, "params": _unet(unet)}
+    if "first_stage_config" in params:
+        found["first_stage_config"] = _first_stage(params["first_stage_config"], False)
+    found["cond_stage_config"] = _condition(params.get("cond_stage_config"))
+    if (params.get("scheduler_config") or IDENTITY)["target"] not in SCHEDULERS:
+        found.pop("scheduler_config", None)
+    rate = model.get("base_learning_rate", params.get("learning_rate", 1e-4))
+    return {"base_learning_rate": rate, "target": target, "params": found}
+
+
+def _unet(params: Mapping[str, Any]) -> dict[str, Any]:
+    if params.get("run_without_timestep_conditioning"):
+        raise ValueError("unet_config: run_without_timestep_conditioning is true, expected false for CompVis' code")
+    return {name: value for name, value in params.items() if name in UNET.split()}
+
+
+def _first_stage(config: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
+    target = str(config["target"])
+    name, params = target.removeprefix(AUTOENCODERS), config.get("params") or {}
+    if name == "IdentityFirstStage":
+        return {"target": target, "params": dict(params)}
+    if name not in FIRST_STAGE:
+        raise ValueError(f"first_stage_config: got {target}, expected {', '.join(FIRST_STAGE)} for CompVis' code")
+    known = FIRST_STAGE[name].split()
+    if averaged and "use_ema" not in known:
+        raise ValueError(f"--weights both: CompVis' {name} keeps no running average; ask for average or raw")
+    found = {key: value for key, value in params.items() if key in known}
+    if averaged:
+        found["use_ema"] = True
+    else:
+        found.pop("use_ema", None)
+    return {"target": target, "params": {**found, "lossconfig": IDENTITY}}
+
+
+def _condition(config: Mapping[str, Any] | str | None) -> Any:
+    if config is None or config == UNCONDITIONAL:
+        return UNCONDITIONAL
+    if config == IS_FIRST_STAGE or not isinstance(config, Mapping):
+        return config
+    if config["target"].startswith(AUTOENCODERS):
+        return _first_stage(config, False)
+    if config["target"] not in CONDITIONS:
+        raise ValueError(f"cond_stage_config: got {config['target']}, expected one of {', '.join(CONDITIONS)}")
+    return dict(config)

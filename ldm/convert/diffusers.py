@@ -1,0 +1,265 @@
+"""Latent diffusion models as folders that diffusers loads, and back; the package itself is not needed.
+
+``unet/`` is a ``UNet2DConditionModel``, ``vqvae/`` a ``VQModel`` or ``vae/`` an ``AutoencoderKL``, ``scheduler/`` a
+``DDIMScheduler``. Our ``config.yaml`` beside them, and ``other.safetensors`` with what has no place in these (a text
+encoder, a learned variance), make the way back exact; without them the config is read from diffusers' own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import check_weights, read_weights, write_weights
+from ldm.config import read_config, write_config
+from ldm.convert.autoencoder import KL, TARGETS, first_stage_from_diffusers, first_stage_names, first_stage_to_diffusers
+from ldm.convert.unet import Names, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
+from ldm.util import atomic_path, instantiate_from_config
+
+LOG = logging.getLogger(__name__)
+UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
+WEIGHTS, OTHER = "diffusion_pytorch_model.safetensors", "other.safetensors"
+SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the same numbers under another name
+OLDER_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in autoencoders
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def export_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
+    """Writes a model as a folder for diffusers and returns the folder.
+
+    Args:
+        config: ``model`` and what else a run's config holds.
+        state: its weights by name, without a running average.
+        output: the folder.
+
+    Raises:
+        ValueError: an option that diffusers has no counterpart for, named; or weights that do not fit the config.
+    """
+    output, model = Path(output), config["model"]
+    params = model["params"]
+    if model["target"] in TARGETS:
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+        _write_first_stage(output, model, kept, 1.0)
+        write_config(output / "config.yaml", dict(config))
+        return output
+    if params.get("conditioning_key") in ("concat", "hybrid", "adm"):
+        raise ValueError(f"conditioning_key is '{params['conditioning_key']}', expected crossattn; no counterpart")
+    unet, first = params["unet_config"]["params"], params["first_stage_config"]
+    described = unet_to_diffusers(unet)
+    built = _build(model)
+    check_weights(built, state, source="the run's checkpoint", allow=getattr(built, "optional_names", ()))
+    schedule = {name for name, value in built.named_buffers() if not value.is_meta}
+    scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
+    _write_first_stage(output, first, _below(state, FIRST_STAGE), scale)
+    _write_json(output / "unet" / "config.json", described)
+    write_weights(output / "unet" / WEIGHTS, renamed(_below(state, UNET), unet_names(unet)))
+    _write_json(output / "scheduler" / "scheduler_config.json", scheduler_to_diffusers(params, state["betas"]))
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith((UNET, FIRST_STAGE))}
+    rest = {name: tensor for name, tensor in rest.items() if name not in schedule | {"scale_factor"}}
+    if rest:
+        LOG.warning("%d tensors have no place in diffusers and lie in %s, first %s", len(rest), OTHER, next(iter(rest)))
+        write_weights(output / OTHER, rest)
+    write_config(output / "config.yaml", {**config, "model": {**model, "params": _without_paths(params)}})
+    return output
+
+
+def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns config and weights of a folder that diffusers, or :func:`export_diffusers`, wrote.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a class or an option that we have no counterpart for, or weights that do not fit.
+    """
+    folder = Path(folder)
+    if (folder / "config.yaml").is_file():
+        config = read_config([folder / "config.yaml"])
+    else:
+        config = {"model": _describe(folder)}
+    model = config["model"]
+    if model["target"] in TARGETS:
+        names = first_stage_names(model["params"]["ddconfig"])
+        return config, _read_part(_first_stage_folder(folder), _build(model), names)
+    params = model["params"]
+    built = _build(model)
+    state = {name: value for name, value in built.state_dict().items() if not value.is_meta}
+    parts = {
+        UNET: ("unet", unet_names(params["unet_config"]["params"])),
+        FIRST_STAGE: ("", first_stage_names(params["first_stage_config"]["params"]["ddconfig"])),
+    }
+    for begin, (name, names) in parts.items():
+        part = built.get_submodule(begin.removesuffix("."))
+        found = _read_part(folder / name if name else _first_stage_folder(folder), part, names)
+        state |= {begin + key: tensor for key, tensor in found.items()}
+    if (folder / OTHER).is_file():
+        state |= read_weights(folder / OTHER)
+    if params.get("scale_by_std"):  # measured in training, so one of the weights
+        described = _read_json(_first_stage_folder(folder) / "config.json")
+        state["scale_factor"] = torch.tensor(described["scaling_factor"])
+    check_weights(built, state, source=folder, allow=getattr(built, "optional_names", ()))
+    return config, state
+
+
+def scheduler_to_diffusers(params: Mapping[str, Any], betas: Tensor) -> dict[str, Any]:
+    """Returns the config of a ``DDIMScheduler`` that takes the steps of our ``ddim``.
+
+    Args:
+        params: of a diffusion model.
+        betas: ``[T] float32``, written out where the schedule has no name in diffusers.
+    """
+    name = params.get("beta_schedule", "linear")
+    found = {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": "0.35.0",
+        "num_train_timesteps": len(betas),
+        "beta_schedule": SCHEDULES.get(name, "linear"),
+        "beta_start": float(params.get("linear_start", 1e-4)),
+        "beta_end": float(params.get("linear_end", 2e-2)),
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "prediction_type": PREDICTIONS[params.get("parameterization", "eps")],
+    }
+    if name not in SCHEDULES or params.get("given_betas") is not None:
+        found["trained_betas"] = [float(beta) for beta in betas]
+    return found
+
+
+def scheduler_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a diffusion model that describe the noise of any of diffusers' schedulers.
+
+    Raises:
+        ValueError: a schedule or a prediction that we have no counterpart for.
+    """
+    check_values("scheduler_config.json", config, {"rescale_betas_zero_snr": (False,)})
+    predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in predictions:
+        raise ValueError(f"scheduler_config.json: prediction_type is '{prediction}', expected {', '.join(predictions)}")
+    found = {"parameterization": predictions[prediction], "timesteps": config.get("num_train_timesteps", 1000)}
+    if config.get("trained_betas") is not None:
+        return {**found, "given_betas": list(config["trained_betas"])}
+    schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
+    name = config.get("beta_schedule", "linear")
+    if name not in schedules:
+        raise ValueError(f"scheduler_config.json: beta_schedule is '{name}', expected {' or '.join(schedules)}")
+    ends = {"linear_start": config.get("beta_start", 1e-4), "linear_end": config.get("beta_end", 2e-2)}
+    return {**found, "beta_schedule": schedules[name], **ends}
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    """Returns target and params of the model in a folder that holds nothing of ours."""
+    stage = _read_json(_first_stage_folder(folder) / "config.json")
+    first = first_stage_from_diffusers(stage)
+    if not (folder / "unet").is_dir():
+        return first
+    unet = unet_from_diffusers(_read_json(folder / "unet" / "config.json"))
+    params = {
+        **scheduler_from_diffusers(_read_json(folder / "scheduler" / "scheduler_config.json")),
+        "use_ema": False,
+        "conditioning_key": "crossattn",
+        "image_size": unet["image_size"],
+        "channels": unet["in_channels"],
+        "scale_factor": stage.get("scaling_factor", 0.18215),
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
+        "first_stage_config": first,
+        "cond_stage_config": {"target": "torch.nn.Identity"},
+    }
+    return {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+
+
+def _first_stage_folder(folder: Path) -> Path:
+    found = [folder / name for name in ("vae", "vqvae") if (folder / name).is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds neither vae/ nor vqvae/; expected a folder that diffusers wrote")
+    return found[0]
+
+
+def _write_first_stage(output: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], scale: float) -> None:
+    described = first_stage_to_diffusers(config, scale)
+    folder = output / ("vae" if described["_class_name"] == KL else "vqvae")
+    _write_json(folder / "config.json", described)
+    write_weights(folder / WEIGHTS, renamed(state, first_stage_names(config["params"]["ddconfig"])))
+
+
+def _build(model: Mapping[str, Any]) -> nn.Module:
+    """Returns the model without weights of its own; numbers that are no weights (the noise schedule) are there."""
+    params = _without_paths(model["params"])
+    if "unet_config" in params:
+        params["use_ema"] = False
+    with torch.device("meta"):
+        return instantiate_from_config({"target": model["target"], "params": params})
+
+
+def _without_paths(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns params that name no file of weights, neither their own nor the first stage's."""
+    found = {name: value for name, value in params.items() if name not in ("ckpt_path", "ignore_keys")}
+    if "first_stage_config" in found:
+        first = found["first_stage_config"]
+        found["first_stage_config"] = {**first, "params": _without_paths(first.get("params") or {})}
+    return found
+
+
+def _below(state: Mapping[str, Tensor], begin: str) -> dict[str, Tensor]:
+    return {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
+
+
+def _their_names(names: Names, own: Iterator[str]) -> dict[str, str]:
+    """Returns diffusers' name of every one of our names."""
+    found = {}
+    for name in own:
+        begin = name
+        while begin and begin not in names:
+            begin = begin.rpartition(".")[0]
+        if not begin:
+            raise ValueError(f"'{name}' has no counterpart in diffusers")
+        found[name] = names[begin] + name.removeprefix(begin)
+    return found
+
+
+def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    """Returns weights under diffusers' names; attention's 1x1 convolutions are linear layers there."""
+    found = {}
+    for name, theirs in _their_names(names, iter(state)).items():
+        tensor = state[name]
+        linear = ".to_" in theirs and tensor.ndim == 4
+        found[theirs] = tensor.flatten(1) if linear else tensor
+    return found
+
+
+def _read_part(folder: Path, own: nn.Module, names: Names) -> dict[str, Tensor]:
+    """Returns one network's weights under our names and in our shapes.
+
+    Raises:
+        ValueError: a weight is missing, left over, or of another size.
+    """
+    file = next((folder / name for name in (WEIGHTS, "diffusion_pytorch_model.bin") if (folder / name).is_file()), None)
+    state = read_weights(file or folder / WEIGHTS)
+    shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("loss.")}
+    theirs = _their_names(names, iter(shapes))
+    known = {other: name for name, other in theirs.items()}
+    for new, old in OLDER_ATTENTION.items():
+        known |= {other.replace(f".{new}.", f".{old}."): name for other, name in known.items()}
+    found = {known.get(name, name): tensor for name, tensor in state.items()}
+    for name, shape in shapes.items():
+        if name in found and found[name].numel() == shape.numel():
+            found[name] = found[name].reshape(shape)
+    check_weights(own, found, source=file or folder, allow=("loss.*",))
+    return found
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file.name} in {file.parent}; expected a folder that diffusers wrote")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,252 @@
+"""Exports for CompVis' code: its names and arguments only, and the way back through our doors loses no bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import VQ, randomise, unet
+
+from ldm.checkpoint import choose_weights, read_run, read_weights, write_checkpoint, write_weights
+from ldm.config import read_config, write_config
+from ldm.convert.compvis import compvis_model
+from ldm.util import instantiate_from_config
+from rdm.compat import UNET_TARGET, export_model
+from scripts import export_checkpoint
+
+ROOT = Path(__file__).parents[2]
+OURS = {
+    "target": "rdm.models.diffusion.ddpm.RetrievalAugmentedDiffusion",
+    "params": {
+        "learning_rate": 2.0e-4,
+        "weight_decay": 0.02,
+        "seed": 3,
+        "ema_decay": 0.99,
+        "conditioner": {"k": 2, "normalize": True, "scale": 4.0},
+        "p_uncond": 0.2,
+        "timesteps": 10,
+        "linear_start": 0.0015,
+        "scale_by_std": True,
+        "cache_latents": True,
+        "unet_config": unet(context_dim=8),
+        "first_stage_config": VQ,
+    },
+}
+# What CompVis' MinimalRETRODiffusion, LatentDiffusion and DDPM take of it.
+THEIR_PARAMS = {
+    "k_nn": 2,
+    "query_key": "clip_img_emb",
+    "nn_key": "nn_embeddings",
+    "retrieval_encoder_cfg": {"target": "torch.nn.Identity"},
+    "p_uncond": 0.2,
+    "cond_stage_key": "nixda",
+    "cond_stage_config": "__is_unconditional__",
+    "conditioning_key": "retro_only",
+    "timesteps": 10,
+    "linear_start": 0.0015,
+    "scale_by_std": True,
+    "guidance_vex_shape": [8],
+    "image_size": 4,
+    "channels": 3,
+}
+
+
+def trained() -> Any:
+    """Returns a model whose running average is another than its weights."""
+    model = instantiate_from_config(OURS)
+    model.scale_factor.fill_(1.7)
+    model.model_ema(model.model)
+    randomise(model)
+    return model
+
+
+def test_an_rdm_has_their_target_and_arguments_only_and_comes_back_bit_equal(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    file = export_model(OURS, choose_weights(state, "both"), tmp_path)
+    described = read_config([tmp_path / "config.yaml"])
+    assert list(described) == ["model"]
+    model = described["model"]
+    assert model["target"] == "rdm.models.diffusion.ddpm.MinimalRETRODiffusion"
+    assert model["base_learning_rate"] == 2.0e-4
+    params = dict(model["params"])
+    assert params.pop("unet_config") == {**unet(context_dim=8), "target": UNET_TARGET}
+    assert params.pop("first_stage_config") == {
+        "target": "ldm.models.autoencoder.VQModelInterface",
+        "params": {**VQ["params"], "lossconfig": {"target": "torch.nn.Identity"}},  # type: ignore[dict-item]
+    }
+    assert params.pop("use_ema") is True
+    assert params == THEIR_PARAMS
+    content = torch.load(file, weights_only=True)
+    assert list(content) == ["state_dict"]
+    direction = content["state_dict"].pop("unconditional_guidance_vex")
+    assert direction.shape == (8,) and float(direction.norm()) > 0
+    assert content["state_dict"].keys() == state.keys()
+    # Through the door of their name, as their code would load it.
+    back = instantiate_from_config({**model, "params": {**model["params"], "ckpt_path": str(file)}}).state_dict()
+    assert torch.equal(back.pop("unconditional_guidance_vex"), direction)
+    assert back.keys() == state.keys()
+    assert [name for name in state if not torch.equal(back[name], state[name])] == []
+
+
+def test_the_config_says_what_their_code_cannot(tmp_path: Path) -> None:
+    export_model(OURS, trained().state_dict(), tmp_path)
+    text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# For CompVis' code") and "vectors of length 4.0" in text.splitlines()[1]
+
+
+@pytest.mark.parametrize("which", ["average", "raw"])
+def test_one_set_of_weights_switches_their_average_off(which: str, tmp_path: Path) -> None:
+    """Else their code would sample with an average that is the untrained weights."""
+    model = trained()
+    export_model(OURS, choose_weights(model.state_dict(), which), tmp_path)
+    assert read_config([tmp_path / "config.yaml"])["model"]["params"]["use_ema"] is False
+    got = read_weights(tmp_path / "model.ckpt")
+    assert not [name for name in got if name.startswith("model_ema.")]
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    average = model.state_dict()["model_ema.diffusion_modelinput_blocks00weight"]
+    expected = average if which == "average" else model.state_dict()[name]
+    assert torch.equal(got[name], expected) and not torch.equal(average, model.state_dict()[name])
+
+
+def test_a_stored_direction_is_kept_and_one_of_length_zero_replaced(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    stored = torch.arange(8.0)
+    export_model(OURS, {**state, "unconditional_guidance_vex": stored}, tmp_path)
+    assert torch.equal(read_weights(tmp_path / "model.ckpt")["unconditional_guidance_vex"], stored)
+    export_model(OURS, {**state, "unconditional_guidance_vex": torch.zeros(8)}, tmp_path)
+    assert torch.equal(read_weights(tmp_path / "model.ckpt")["unconditional_guidance_vex"], torch.ones(8))
+
+
+@pytest.mark.parametrize("name", ["imagenet", "ffhq"])
+def test_our_config_of_a_release_becomes_theirs_again(name: str, tmp_path: Path) -> None:
+    from test_checkpoint_names import OURS as LAYOUTS
+    from test_checkpoint_names import layout
+
+    released = layout(LAYOUTS[name])["config"]
+    export_model(read_config([ROOT / "configs" / "rdm" / f"{name}.yaml"])["model"], {}, tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert got["target"] == released["target"]
+    # Theirs says more than it has to; ours trains the null, and tells that there is no average.
+    different = {key for key, value in got["params"].items() if released["params"].get(key) != value}
+    assert different <= {"use_ema", "p_uncond", "guidance_vex_shape", "unet_config"}
+    assert got["params"]["unet_config"]["target"] == released["params"]["unet_config"]["target"]
+    theirs = released["params"]["unet_config"]["params"]
+    own = got["params"]["unet_config"]["params"]
+    assert {key: value for key, value in theirs.items() if own.get(key) != value and value is not False} == {}
+    assert {key: value for key, value in own.items() if theirs.get(key) != value} == {}
+
+
+def test_a_list_of_one_context_and_what_their_network_lacks(tmp_path: Path) -> None:
+    network = unet(context_dim=8)
+    params = {**OURS["params"], "unet_config": network}  # type: ignore[dict-item]
+    network["params"] |= {"context_dim": [8], "legacy": False}
+    export_model({**OURS, "params": params}, {}, tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]["params"]
+    assert got["guidance_vex_shape"] == [8] and "legacy" not in got["unet_config"]["params"]
+    network["params"]["n_embed"] = 5
+    with pytest.raises(ValueError, match="n_embed is 5"):
+        export_model({**OURS, "params": params}, {}, tmp_path)
+    with pytest.raises(ValueError, match="use_neighbours is false"):
+        export_model({**OURS, "params": {**params, "use_neighbours": False}}, {}, tmp_path)
+
+
+def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
+    params = {"unet_config": unet(), "first_stage_config": VQ, "seed": 1, "scale_factor": 0.5, "timesteps": 10}
+    described = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+    model = instantiate_from_config(described)
+    export_model(described, choose_weights(model.state_dict(), "average"), tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert got["params"]["cond_stage_config"] == "__is_unconditional__"
+    assert "seed" not in got["params"] and got["params"]["scale_factor"] == 0.5
+    back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(tmp_path / "model.ckpt")}})
+    name = "model.diffusion_model.out.2.weight"
+    assert torch.equal(back.state_dict()[name], model.state_dict()[name])
+    vq = instantiate_from_config(VQ)
+    export_model(VQ, {**vq.state_dict(), "loss.logvar": torch.zeros(())}, tmp_path / "vq")
+    assert read_weights(tmp_path / "vq" / "model.ckpt").keys() == vq.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameterization": "v"}, "parameterization is 'v', expected eps or x0"),
+        ({"cond_stage_config": {"target": "ldm.modules.encoders.modules.OpenClipEmbedder"}}, "cond_stage_config: got"),
+        ({"first_stage_config": {"target": "torch.nn.Identity"}}, "first_stage_config: got torch.nn.Identity"),
+    ],
+)
+def test_what_their_code_lacks_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    params = {"unet_config": unet(), "first_stage_config": VQ, **change}
+    with pytest.raises(ValueError, match=message):
+        compvis_model({"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}, False)
+
+
+def test_both_weights_want_an_average() -> None:
+    with pytest.raises(ValueError, match="no running average; ask for average or raw"):
+        choose_weights({"model.weight": torch.ones(1)}, "both")
+    with pytest.raises(ValueError, match="got 'ema', expected average, raw or both"):
+        choose_weights({}, "ema")
+
+
+def test_a_folder_without_config_or_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config.yaml in .*; expected a run folder"):
+        read_run(tmp_path)
+    write_config(tmp_path / "config.yaml", {"model": VQ})
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last.ckpt"):
+        read_run(tmp_path)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["export_checkpoint.py", *map(str, words)])
+    export_checkpoint.main.__wrapped__()  # type: ignore[attr-defined]
+
+
+def test_the_script_writes_every_form_and_reads_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = tmp_path / "run", trained().state_dict()
+    write_config(run / "config.yaml", {"model": OURS})
+    write_checkpoint(run / "checkpoints" / "last.ckpt", state)
+    script(monkeypatch, run, "--to", "diffusers", "--output", tmp_path / "d")
+    script(monkeypatch, "--from", "diffusers", tmp_path / "d", "--output", tmp_path / "back")
+    config, back = read_run(tmp_path / "back")
+    expected = choose_weights(state, "average")
+    assert config == {"model": OURS} and back.keys() == expected.keys()
+    assert all(torch.equal(back[name], expected[name]) for name in expected)
+    script(monkeypatch, run, "--to", "compvis", "--weights", "both", "--output", tmp_path / "c")
+    assert read_weights(tmp_path / "c" / "model.ckpt").keys() == {*state, "unconditional_guidance_vex"}
+    script(monkeypatch, run, "--float32", "--weights", "raw", "--output", tmp_path / "s")
+    raw = read_weights(tmp_path / "s" / "model.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in raw.items())
+    script(monkeypatch, run, "--weights", "both", "--output", tmp_path / "h")
+    half = read_weights(tmp_path / "h" / "model.safetensors")
+    assert half.keys() == state.keys() and torch.equal(half["model_ema.decay"], state["model_ema.decay"])
+    assert half["model_ema.diffusion_modelout2weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--to", "compvis", "--weights", "both"), "the checkpoint has no running average"),
+        (("--to", "diffusers", "--weights", "both"), "no running average|one set of weights"),
+        (("--from", "diffusers", "--to", "compvis"), "--from diffusers gives our own folder"),
+    ],
+)
+def test_the_script_refuses_what_cannot_be(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(tmp_path / "config.yaml", {"model": VQ})
+    write_weights(tmp_path / "model.safetensors", instantiate_from_config(VQ).state_dict())
+    with pytest.raises(ValueError, match=message):
+        script(monkeypatch, tmp_path, *words, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_float16_weights_becomes_float32_for_their_code(tmp_path: Path) -> None:
+    state = choose_weights(trained().state_dict(), "average")
+    write_config(tmp_path / "config.yaml", {"model": OURS})
+    write_weights(tmp_path / "model.safetensors", {n: t.half() if "." in n else t for n, t in state.items()})
+    config, half = read_run(tmp_path)
+    export_model(config["model"], half, tmp_path / "c")
+    got = read_weights(tmp_path / "c" / "model.ckpt")
+    assert {tensor.dtype for tensor in got.values()} == {torch.float32}
+    assert torch.equal(got["model.diffusion_model.out.2.weight"].half(), half["model.diffusion_model.out.2.weight"])
