@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from ldm.checkpoint import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [
@@ -34,7 +37,8 @@ def commands() -> list[list[str]]:
 
 def shrink(command: list[str], folder: Path) -> list[str]:
     """The same command with little to do."""
-    runs = sorted((folder / "logs").glob("*"), key=lambda run: run.stat().st_mtime)
+    stage = "emoji-vq-f4" if "models/first_stage/mine" in command else "rdm"
+    runs = sorted((folder / "logs").glob(f"*_{stage}"))
     words = [str(runs[-1]) if word == "logs/RUN" else word for word in command]
     if words[0] == "main.py":
         return words + TRAIN + SMALLER.get(words[words.index("--base") + 1], [])
@@ -46,13 +50,19 @@ def shrink(command: list[str], folder: Path) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A place like the checkout, whose runs and databases are its own."""
-    for name in ("main.py", "scripts", "configs", "data/emoji", "models/clip", "models/rdm"):
+    for name in ("main.py", "scripts", "configs", "data/emoji", "models/clip"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "models/first_stage").mkdir()
-    for file in (ROOT / "models/first_stage").iterdir():
-        (tmp_path / "models/first_stage" / file.name).symlink_to(file)
+    for kind in ("first_stage", "rdm"):
+        (tmp_path / "models" / kind).mkdir()
+        for file in (ROOT / "models" / kind).iterdir():
+            (tmp_path / "models" / kind / file.name).symlink_to(file)
     return tmp_path
+
+
+def exported_run(folder: Path) -> Path:
+    """The checkpoint of the run that the README exports."""
+    return next((folder / "logs").glob("*_rdm")) / "checkpoints/last.ckpt"
 
 
 def test_commands_do_what_the_readme_says(folder: Path) -> None:
@@ -83,5 +93,9 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
         grid = Image.open(folder / f"outputs/{name}/{name}-grid.png")
         assert grid.size == (2 + 5 * 66, 2 + 2 * 66)  # two rows: a sample and four neighbours
     assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
+    assert read_weights(folder / "exported/compvis/model.ckpt").keys() > {"betas", "unconditional_guidance_vex"}
+    ours, back = (read_weights(file) for file in (exported_run(folder), folder / "models/rdm/mine/model.safetensors"))
+    name = "model.diffusion_model.out.2.weight"
+    assert torch.equal(ours["model_ema." + name.removeprefix("model.").replace(".", "")], back[name])
     assert (folder / "data/databases/emoji/neighbours/train/neighbours.npy").is_file()
     assert len(list((folder / "logs").glob("*_emoji/open_clip/open_clip_model.safetensors"))) == 1
