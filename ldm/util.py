@@ -172,6 +172,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o644)  # some writers make files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
