@@ -34,7 +34,7 @@ def clip_config() -> dict[str, Any]:
 def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
     """The config of the whole system, its CLIP and first stage written to ``folder``."""
     torch.manual_seed(0)
-    instantiate_from_config(clip_config()).export(folder / "clip")
+    instantiate_from_config(clip_config()).export(folder / "clip", ["flag"])
     first_stage = {"target": "ldm.models.autoencoder.VQModelInterface"}
     first_stage["params"] = {"ddconfig": DDCONFIG, "n_embed": 16, "embed_dim": 3}
     model = instantiate_from_config(first_stage)

@@ -123,8 +123,9 @@ class SmallCLIP(pl.LightningModule):
         self.config = {"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": dict(preprocess_cfg)}
         self.clip = open_clip.CLIP(**self.config["model_cfg"])
         self.clip.visual.to(memory_format=torch.channels_last)
+        text = self.config["model_cfg"]["text_cfg"]
         self.tokenizer = open_clip.SimpleTokenizer(
-            context_length=self.config["model_cfg"]["text_cfg"]["context_length"]
+            context_length=text["context_length"], **text.get("tokenizer_kwargs", {})
         )
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.seed = seed
@@ -133,19 +134,24 @@ class SmallCLIP(pl.LightningModule):
         self._codes: dict[str, int] = {}
         self._outputs: list[tuple[Tensor, dict[str, list[str]]]] = []
 
-    def forget_unused_tokens(self, texts: Sequence[str]) -> None:
-        """Sets the embedding of every token that no text holds to zero, so that unknown words say nothing."""
-        used = self.tokenizer(list(texts)).unique()
-        weight = self.clip.token_embedding.weight
-        keep = torch.zeros(len(weight), 1)
-        keep[used] = 1.0
-        weight.data.mul_(keep.to(weight))
+    def neutral_embedding(self, texts: Sequence[str]) -> Tensor:
+        """Returns the token embedding ``[V, W]`` with the article "a" in place of what training taught nothing about.
 
-    def on_fit_start(self) -> None:
-        """Learns the vocabulary from the data set."""
+        That is every token that no text holds, and sentence punctuation. Layer norms bring an untaught embedding, even
+        zero, to full size, so that one unknown word drowned the known ones.
+        """
+        weight = self.clip.token_embedding.weight.detach().clone()
+        known = self.tokenizer([*texts, "a an image picture of in style"]).unique()
+        neutral = torch.ones(len(weight), dtype=torch.bool)
+        neutral[known] = False
+        neutral[[self.tokenizer.encode(mark)[0] for mark in ".,!"]] = True
+        weight[neutral.to(weight.device)] = weight[self.tokenizer.encode("a")[0]].clone()
+        return weight
+
+    def training_texts(self) -> list[str]:
+        """Returns all words the data set holds, a text for each picture."""
         items = [item for loader in self._loaders() for item in all_metadata(loader.dataset)]
-        texts = [" ".join(i[key] for key in ("caption", "keywords", *FACTS[1:])).replace("-", " ") for i in items]
-        self.forget_unused_tokens([*texts, "a an image picture of in style"])
+        return [" ".join(i[key] for key in ("caption", "keywords", *FACTS[1:])).replace("-", " ") for i in items]
 
     def _loaders(self) -> list[Any]:
         module: Any = getattr(self.trainer, "datamodule")  # noqa: B009 (Lightning does not declare it)
@@ -223,12 +229,18 @@ class SmallCLIP(pl.LightningModule):
     def on_fit_end(self) -> None:
         """Writes the model beside the checkpoints in open_clip's local-directory form."""
         if self.trainer.is_global_zero and self.trainer.log_dir:
-            self.export(Path(self.trainer.log_dir) / "open_clip")
+            self.export(Path(self.trainer.log_dir) / "open_clip", self.training_texts())
 
-    def export(self, folder: str | Path) -> None:
-        """Writes ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16) into ``folder``."""
+    def export(self, folder: str | Path, texts: Sequence[str]) -> None:
+        """Writes ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16) into ``folder``.
+
+        Args:
+            folder: is made.
+            texts: what the model was trained on; other words become neutral, see :meth:`neutral_embedding`.
+        """
         folder = Path(folder)
-        write_weights(folder / "open_clip_model.safetensors", self.clip.state_dict(), dtype=torch.float16)
+        state = {**self.clip.state_dict(), "token_embedding.weight": self.neutral_embedding(texts)}
+        write_weights(folder / "open_clip_model.safetensors", state, dtype=torch.float16)
         with atomic_path(folder / "open_clip_config.json") as temporary:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n")
         LOG.info("wrote the CLIP model to %s", folder)

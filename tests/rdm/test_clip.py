@@ -88,15 +88,17 @@ def test_random_affine_stays_within_its_bounds() -> None:
     assert torch.equal(moved, random_affine(images, torch.Generator().manual_seed(0)))
 
 
-def test_unused_tokens_say_nothing() -> None:
+def test_untaught_words_read_like_the_article() -> None:
     torch.manual_seed(0)
     model = SmallCLIP(MODEL, PREPROCESS)
     before = model.clip.token_embedding.weight.detach().clone()
-    used = model.tokenizer(["cat"]).unique()
-    model.forget_unused_tokens(["cat"])
-    after = model.clip.token_embedding.weight.detach()
-    assert torch.equal(after[used], before[used])
-    assert after.abs().sum() == pytest.approx(before[used].abs().sum().item(), rel=1e-6)
+    after = model.neutral_embedding(["red cat."])
+    article, red, cat, dog, stop = (model.tokenizer.encode(word)[0] for word in ("a", "red", "cat", "dog", "."))
+    for known in (article, red, cat, model.tokenizer.eot_token_id):
+        assert torch.equal(after[known], before[known])
+    for unknown in (dog, stop):
+        assert torch.equal(after[unknown], before[article])
+    assert torch.equal(model.clip.token_embedding.weight, before)
 
 
 def test_training_step_is_the_loss_of_its_parts() -> None:
@@ -128,7 +130,7 @@ def test_retrieval_figures_of_a_perfect_and_a_wrong_order(model: SmallCLIP) -> N
 
 
 def test_export_loads_in_open_clip_with_equal_embeddings(model: SmallCLIP, tmp_path: Path) -> None:
-    model.export(tmp_path / "clip")
+    model.export(tmp_path / "clip", ["a cat", "two dogs"])
     assert sorted(path.name for path in (tmp_path / "clip").iterdir()) == [
         "open_clip_config.json",
         "open_clip_model.safetensors",
