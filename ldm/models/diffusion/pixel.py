@@ -248,7 +248,8 @@ class DDPM(pl.LightningModule):
             with self.ema_scope():
                 averaged = self.losses(latent, context, t, noise)
             values |= {f"val/{name}_ema": value.mean() for name, value in averaged.items()}
-        self.log_dict(values, prog_bar=True, batch_size=n)
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs the figures of validation on the test set."""
