@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import logging
 import pickle
+import re
 import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.config import read_config
-from ldm.util import atomic_path
+from ldm.files import read_json
+from ldm.util import atomic_path, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 # What torch.load raises on a file that is cut short or no checkpoint at all.
@@ -33,6 +35,8 @@ DAMAGED = (
     AssertionError,
     struct.error,
 )
+# Beside the network: losses and the average are only trained with; the cond stage may bring weights of its own.
+BESIDE = ("loss.*", "first_stage_model.loss.*", "model_ema.*", "cond_stage_model.*")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -67,15 +71,18 @@ def _read_pickle(path: Path) -> Any:
     from pytorch_lightning.callbacks import ModelCheckpoint
 
     try:
-        with torch.serialization.safe_globals([ModelCheckpoint]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([ModelCheckpoint]):
+            warnings.simplefilter("ignore")  # what torch has to say of a strange pickle, the error says
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {named[1]}" if named else "it holds more than tensors"
         raise ValueError(
-            f"{path} was refused: it holds more than tensors; convert it where you trust it ({reason})"
+            f"{path} was refused: {reason}, which could run code, and nothing of it was run; if you trust it, load it "
+            "elsewhere and save its state_dict alone"
         ) from error
     except DAMAGED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
 
 
@@ -201,7 +208,7 @@ def choose_weights(state: Mapping[str, Tensor], which: str) -> dict[str, Tensor]
 def read_run(
     run: str | Path, checkpoint: str | Path | None = None, weights: str = "average"
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config and weights of a run or of a shipped folder.
+    """Returns config and weights of a run or of a shipped folder, checked against each other.
 
     Args:
         run: holds ``config.yaml`` and ``checkpoints/last.ckpt``, ``model.safetensors`` or ``model.ckpt``.
@@ -210,14 +217,66 @@ def read_run(
 
     Raises:
         FileNotFoundError: no config or no weights.
-        ValueError: a damaged checkpoint, or weights that it does not hold.
+        ValueError: a damaged checkpoint, or weights that it does not hold; weights of another architecture than the
+            config describes.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"no config.yaml in {run}; expected a run folder that main.py made")
+    file = Path(checkpoint or weights_of(run))
+    config, state = read_config([run / "config.yaml"]), choose_weights(read_weights(file), weights)
+    if "model" not in config:
+        raise ValueError(f"{run / 'config.yaml'} describes no model; got {', '.join(config) or 'nothing'}")
+    check_described(config["model"], state, file)
+    return config, state
+
+
+def weights_of(run: str | Path) -> Path:
+    """Returns where the weights of a run or of a shipped folder are, or would be."""
     names = ("checkpoints/last.ckpt", "model.safetensors", "model.ckpt")
-    found = next((run / name for name in names if (run / name).is_file()), run / names[0])
-    return read_config([run / "config.yaml"]), choose_weights(read_weights(checkpoint or found), weights)
+    return next((Path(run) / name for name in names if (Path(run) / name).is_file()), Path(run) / names[0])
+
+
+def described_model(model: Mapping[str, Any]) -> nn.Module:
+    """Returns the model of a config on the meta device: names and shapes, without reading a file of weights.
+
+    Numbers that are no weights (the noise schedule) are there. Losses and the cond stage are left out.
+
+    Raises:
+        ValueError: target or params are wrong, or not trusted.
+    """
+    if not isinstance(model, Mapping):
+        raise ValueError(f"model: expected a mapping with a 'target' key, got {model!r}")
+    params = without_paths(model.get("params") or {})
+    if "unet_config" in params:
+        params["use_ema"] = False
+    first = params.get("first_stage_config")
+    for part in (params, first["params"] if isinstance(first, Mapping) else {}):
+        for name in ("lossconfig", "cond_stage_config"):
+            if isinstance(part.get(name), Mapping):
+                part[name] = {"target": "torch.nn.Identity"}
+    with torch.device("meta"):
+        return instantiate_from_config({**model, "params": params})
+
+
+def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], source: str | Path) -> nn.Module:
+    """Checks that weights are those of a config's model, and returns that model, see :func:`described_model`.
+
+    Raises:
+        ValueError: a wrong config, or weights of another architecture.
+    """
+    built = described_model(model)
+    check_weights(built, state, source=source, allow=(*getattr(built, "optional_names", ()), *BESIDE))
+    return built
+
+
+def without_paths(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns params that name no file of weights, neither their own nor the first stage's."""
+    found = {name: value for name, value in params.items() if name not in ("ckpt_path", "ignore_keys")}
+    first = found.get("first_stage_config")
+    if isinstance(first, Mapping):
+        found["first_stage_config"] = {**first, "params": without_paths(first.get("params") or {})}
+    return found
 
 
 def export_run(
@@ -231,10 +290,12 @@ def export_run(
     """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the weights' path.
 
     Losses and optimisers stay behind. With ``half``, networks are stored in float16, and the module's own numbers
-    (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`.
+    (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`. What a first stage's
+    validation measured of its latents (``latents.json``) becomes metadata of the weights and a comment in the config.
 
     Raises:
         FileNotFoundError: the run has no config or checkpoint.
+        ValueError: see :func:`read_run`.
     """
     run, output = Path(run), Path(output)
     _, state = read_run(run, checkpoint, weights)
@@ -242,9 +303,13 @@ def export_run(
     if half:
         numbers = {name for name in kept if "." not in name or name == "model_ema.decay"}
         kept = {n: t.half() if n not in numbers and t.is_floating_point() else t for n, t in kept.items()}
-    write_weights(output / "model.safetensors", kept)
+    measured = (
+        read_json(run / "latents.json", "delete it or validate again") if (run / "latents.json").is_file() else {}
+    )
+    write_weights(output / "model.safetensors", kept, metadata=measured)
+    comment = "# Measured: " + ", ".join(f"{name} {value:.6g}" for name, value in measured.items()) + "\n"
     with atomic_path(output / "config.yaml") as temporary:
-        temporary.write_bytes((run / "config.yaml").read_bytes())
+        temporary.write_text((comment if measured else "") + (run / "config.yaml").read_text())
     return output / "model.safetensors"
 
 
@@ -257,16 +322,3 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def file_sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a file as 64 hex digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()

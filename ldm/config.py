@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.util import nearest
+from ldm.util import check_mapping, nearest
 
 
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -40,13 +40,14 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
 
 
 def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raises ValueError for a key that is not known, naming the nearest one."""
+    """Raises ValueError for a key that is not known, naming the nearest one, and for what is no mapping."""
+    check_mapping(mapping, where)
     for key in mapping:
         if key not in known:
             raise ValueError(

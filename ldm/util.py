@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,9 @@ REPLACED = {
         "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
     ),
 }
+
+# Types, as our signatures write them, that no text in a config stands for.
+NUMBERS = ("int", "float", "bool", "int | float", "float | int")
 
 # What the user of this process trusts beside it, see `trust`.
 _trusted: set[str] = set()
@@ -112,6 +116,8 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         ValueError: no target, an untrusted or unknown target, or a parameter the target does not take.
     """
+    if isinstance(config, Mapping) and not isinstance(config.get("target", ""), str):
+        raise ValueError(f"got the target {config['target']!r}, expected a dotted name such as ldm.data.ImageFolder")
     if not isinstance(config, Mapping) or "target" not in config:
         raise ValueError(f"expected a mapping with a 'target' key, got {config!r}")
     unknown = set(config) - {"target", "params", "base_learning_rate"}
@@ -119,17 +125,28 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         key = sorted(map(str, unknown))[0]
         raise ValueError(f"{config['target']}: unknown key '{key}'{nearest(key, ['target', 'params'])}")
     build = get_obj_from_str(config["target"])
+    check_mapping(config.get("params"), f"{config['target']}: params")
     params = {**(config.get("params") or {}), **extra}
     check_params(config["target"], build, params)
-    return build(**params)
+    try:
+        return build(**params)
+    except TypeError as error:
+        raise ValueError(f"{config['target']}: {error}; correct its params") from error
+
+
+def check_mapping(value: Any, where: str) -> None:
+    """Raises ValueError where a part of a config is neither absent nor a mapping."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{where}: got {value!r}, expected a mapping of names to values")
 
 
 def check_params(target: str, build: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    """Checks that ``build`` takes every name in ``params`` and lacks none it needs.
+    """Checks that ``build`` takes every name in ``params``, lacks none it needs, and gets no word for a number.
 
     Raises:
         ValueError: names the first wrong or missing parameter, and the nearest known one.
     """
+    check_mapping(params, target)
     try:
         signature = _parameters(build)
     except ValueError:  # classes written in C carry no signature
@@ -143,6 +160,10 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
             raise ValueError(
                 f"{target} has no parameter '{name}'{nearest(name, known) or ', it takes ' + ', '.join(known)}"
             )
+    for parameter in signature:
+        value, wanted = params.get(parameter.name), str(parameter.annotation)
+        if isinstance(value, str) and wanted.removesuffix(" | None") in NUMBERS:
+            raise ValueError(f"{target}: got {parameter.name}='{value}', expected {wanted}")
     missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]
     if missing:
         raise ValueError(f"{target} needs the parameter '{missing[0]}', got {', '.join(params) or 'none'}")
@@ -160,6 +181,37 @@ def _parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
         names = {p.name for p in found}
         found += [p for p in inspect.signature(base).parameters.values() if p.name not in names]
     return found
+
+
+def seed_number(text: str) -> int:
+    """Returns a seed of the command line: a whole number that every generator takes, 0 to 2**32 - 1."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, got '{text}'")
+    return int(text)
+
+
+def read_text(file: str | Path) -> str:
+    """Returns what a UTF-8 text file holds.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def bytes_of(text: str) -> int:
+    """Returns the number of bytes of a size such as ``1.5GB``, ``512M`` or ``2GiB``.
+
+    Raises:
+        ValueError: not a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(I?)B?", text.strip().upper())
+    if found is None:
+        raise ValueError(f"memory: got '{text}', expected a size such as 512MB or 2GiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "KMG".index(found[2])))
 
 
 @contextlib.contextmanager
@@ -188,6 +240,13 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _in_words(error: Exception) -> str:
+    """Returns what an error says; for one of the system, the path first, and what to do."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}; name another path, or change what is there"
+    return str(error)
+
+
 def command_line(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates a script's ``main``: bad input ends in one line and exit code 2, never in a traceback."""
 
@@ -199,7 +258,7 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             if os.environ.get("LDM_TRACEBACK"):
                 raise
-            message = " ".join(str(error).split())
+            message = " ".join(_in_words(error).split())
             sys.stderr.write(f"error: {message}\n")
             sys.exit(2)
         except KeyboardInterrupt:

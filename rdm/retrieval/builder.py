@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ldm.files import file_hash, read_json, write_json
 from ldm.util import atomic_path, instantiate_from_config
 from rdm.retrieval.database import CARD, FORMAT, NUMBERS, TEXTS, RetrievalDatabase, shard_file
 from rdm.retrieval.embedder import Embedder, check_embedder, embed_images, image_id, picture_hash, to_pixels
-from rdm.retrieval.files import file_hash, read_json, write_json
 
 LOG = logging.getLogger(__name__)
 PLAN = "build.json"

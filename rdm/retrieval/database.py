@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm.files import check_hash, read_json
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder, check_embedder, picture_hash, to_pixels
-from rdm.retrieval.files import check_hash, read_json
 
 FORMAT = 1
 CARD = "database.json"

@@ -12,9 +12,9 @@ import torch  # faiss comes after torch: both bring an OpenMP runtime, and the f
 
 import faiss  # isort: skip
 
+from ldm.files import check_hash, file_hash, read_json, write_json
 from ldm.util import atomic_path
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.files import check_hash, file_hash, read_json, write_json
 
 LOG = logging.getLogger(__name__)
 _GPU_MAX_K = 2048  # faiss' limit

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm.files import check_hash, file_hash, read_json, write_json
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images, image_id, picture_hash, to_pixels
-from rdm.retrieval.files import check_hash, file_hash, read_json, write_json
 
 if TYPE_CHECKING:  # faiss is needed to build a table, not to read one
     from rdm.retrieval.index import NeighbourIndex

@@ -60,3 +60,14 @@ def test_unknown_keys_name_the_nearest() -> None:
         check_keys({"modle": 1}, ("model", "data"), "config")
     with pytest.raises(ValueError, match="config: unknown key 'xyz', expected model, data"):
         check_keys({"xyz": 1}, ("model", "data"), "config")
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xad\x00")
+    with pytest.raises(ValueError, match="config .*a.yaml: 'utf-8' codec can't decode"):
+        read_config([tmp_path / "a.yaml"])
+
+
+def test_a_section_that_is_no_mapping_is_named() -> None:
+    with pytest.raises(ValueError, match="lightning: got 'abc', expected a mapping"):
+        check_keys("abc", ("trainer",), "lightning")

@@ -1,5 +1,6 @@
 """Objects from configs, atomic files, one-line errors."""
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ldm.util import (
     get_obj_from_str,
     instantiate_from_config,
     nearest,
+    read_text,
+    seed_number,
 )
 
 
@@ -117,3 +120,52 @@ def test_bad_input_ends_in_one_line_and_code_2(
     monkeypatch.setenv("LDM_TRACEBACK", "1")
     with pytest.raises(ValueError, match="k is 0"):
         run(ValueError("k is 0"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"target": 5}, "got the target 5, expected a dotted name"),
+        ({"target": "torch.nn.Linear", "params": "abc"}, "torch.nn.Linear: params: got 'abc', expected a mapping"),
+        (
+            {"target": "ldm.data.DataModule", "params": {"batch_size": "abc"}},
+            "ldm.data.DataModule: got batch_size='abc', expected int",
+        ),
+        (
+            {"target": "ldm.data.DataModule", "params": {"batch_size": [1]}},
+            "ldm.data.DataModule: '<' not supported between instances of 'list' and 'int'; correct its params",
+        ),
+    ],
+)
+def test_values_of_a_wrong_type_are_named(config: dict, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        instantiate_from_config(config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "x", str(2**32), "99999999999999999999"])
+def test_seeds_are_what_every_generator_takes(text: str) -> None:
+    assert seed_number("4294967295") == 2**32 - 1
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected a whole number from 0 to 4294967295, got '{text}'"):
+        seed_number(text)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("größe")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
+    assert read_text(tmp_path / "a.txt") == "größe"
+    with pytest.raises(ValueError, match="b.txt: got bytes that are no UTF-8 text .* save it as UTF-8"):
+        read_text(tmp_path / "b.txt")
+
+
+def test_errors_of_the_system_name_the_path_and_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+
+    @command_line
+    def main() -> None:
+        (tmp_path / "file" / "folder").mkdir()
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    message = f"error: {tmp_path / 'file' / 'folder'}: not a directory; name another path, or change what is there"
+    assert caught.value.code == 2 and capsys.readouterr().err.strip() == message

@@ -37,8 +37,11 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     """Returns the content of a card.
 
     Raises:
+        FileNotFoundError: it is not there.
         ValueError: it is not a JSON object.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file.name} in {file.parent}; {remedy}")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
