@@ -1,9 +1,28 @@
-"""Learning-rate factors as functions of the step, for ``torch.optim.lr_scheduler.LambdaLR``. Names are CompVis'."""
+"""Learning-rate factors as functions of the step, and the schedule that applies them. Names are CompVis'."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class StepSchedule(LambdaLR):
+    """Multiplies learning rates by a factor of the step.
+
+    Of its state a checkpoint holds the step alone: rates and factor are those of the config, so that a run can be
+    resumed with others. torch's own would silently go on with the old ones.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the step."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a step."""
+        self.last_epoch = state_dict["last_epoch"]
 
 
 class LambdaWarmUpCosineScheduler:

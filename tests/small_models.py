@@ -7,25 +7,22 @@ from typing import Any
 import torch
 from torch import nn
 
+DDCONFIG: dict[str, Any] = {
+    "double_z": False,
+    "z_channels": 3,
+    "resolution": 8,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
 IDENTITY = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 VQ = {
     "target": "ldm.models.autoencoder.VQModelInterface",
-    "params": {
-        "embed_dim": 3,
-        "n_embed": 8,
-        "ddconfig": {
-            "double_z": False,
-            "z_channels": 3,
-            "resolution": 8,
-            "in_channels": 3,
-            "out_ch": 3,
-            "ch": 32,
-            "ch_mult": [1, 1],
-            "num_res_blocks": 1,
-            "attn_resolutions": [],
-            "dropout": 0.0,
-        },
-    },
+    "params": {"embed_dim": 3, "n_embed": 8, "ddconfig": DDCONFIG},
 }
 
 

@@ -7,15 +7,46 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import checkpoint, zero_module
+from ldm.modules.layers import Conv2d, GroupNorm, Linear, attend_in_parts, can_attend_in_parts
 
-Context = Tensor | Sequence[Tensor] | None
+
+class KeysValues(NamedTuple):
+    """What one cross-attention makes of its context."""
+
+    keys: Tensor
+    """[B, L, H, D]."""
+    values: Tensor
+    """[B, L, H, D]."""
+
+
+Tokens = Tensor | Sequence[Tensor]
+"""Context tokens [B, L, D]; a list gives each of a transformer's blocks its own."""
+Context = Tokens | Sequence[KeysValues] | None
+"""What a transformer looks at: tokens, or what its blocks made of them."""
+
+
+class ProjectedContext(NamedTuple):
+    """A context as every cross-attention of a U-Net takes it, see :func:`project_context`."""
+
+    layers: Sequence[Sequence[KeysValues] | None]
+    """For each of the U-Net's layers in order, what its transformer looks at; None where it has none."""
+
+
+# On a CPU and in bfloat16, writing up to this many scores (queries x keys) per head out is 1.2 to 2.5 times faster than
+# the fused kernel, 2 to 8 times with the backward pass. In float32 and float16 it is slower, in all sizes of note.
+# benchmarks/attention.py measures it.
+PLAIN_SCORES = 256 * 256
+
+# Above so many, without gradients, it is fastest to go head by head.
+PARTED_SCORES = 512 * 512
 
 
 @functools.cache
@@ -31,8 +62,9 @@ def _xformers_attention() -> Callable[..., Tensor] | None:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it is installed, else by torch.
 
-    The environment variable ``LDM_ATTENTION`` forces one: ``sdpa`` everywhere, or ``xformers`` on CUDA (an
-    error where it is not installed). xformers has no kernels for other devices; those always use torch.
+    The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
+    kernels) everywhere, or ``xformers`` on CUDA (an error where it is not installed). xformers has no kernels for
+    other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
 
     Args:
         q: queries [B, N, H, D].
@@ -46,16 +78,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not installed.
     """
     choice = os.environ.get("LDM_ATTENTION", "")
-    if choice not in ("", "sdpa", "xformers"):
-        raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers' or 'sdpa'; correct or unset it")
-    if q.is_cuda and choice != "sdpa":
+    if choice not in ("", "plain", "sdpa", "xformers"):
+        raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers', 'sdpa' or 'plain'; correct or unset it")
+    if q.is_cuda and choice in ("", "xformers"):
         fast = _xformers_attention()
         if fast is not None:
             return fast(q, k, v)
         if choice == "xformers":
             raise ValueError("LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it")
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2)
+    many = q.shape[1] * k.shape[1] > PARTED_SCORES
+    if many and not choice and can_attend_in_parts(q, k, v):
+        return attend_in_parts(q, k, v)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= PLAIN_SCORES
+    if choice == "plain" or (plain and choice != "sdpa"):
+        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+        return (weights.to(v.dtype) @ v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 class GEGLU(nn.Module):
@@ -63,7 +102,7 @@ class GEGLU(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(dim_in, 2 * dim_out)
+        self.proj = Linear(dim_in, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., dim_in] to [..., dim_out]."""
@@ -79,8 +118,8 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         inner = mult * dim
-        first = GEGLU(dim, inner) if glu else nn.Sequential(nn.Linear(dim, inner), nn.GELU())
-        self.net = nn.Sequential(first, nn.Dropout(dropout), nn.Linear(inner, dim_out or dim))
+        first = GEGLU(dim, inner) if glu else nn.Sequential(Linear(dim, inner), nn.GELU())
+        self.net = nn.Sequential(first, nn.Dropout(dropout), Linear(inner, dim_out or dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., dim] to [..., dim_out]."""
@@ -102,18 +141,21 @@ class CrossAttention(nn.Module):
         inner = heads * dim_head
         context_dim = query_dim if context_dim is None else context_dim
         self.heads = heads
-        self.to_q = nn.Linear(query_dim, inner, bias=False)
-        self.to_k = nn.Linear(context_dim, inner, bias=False)
-        self.to_v = nn.Linear(context_dim, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+        self.to_q = Linear(query_dim, inner, bias=False)
+        self.to_k = Linear(context_dim, inner, bias=False)
+        self.to_v = Linear(context_dim, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, query_dim), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim]."""
-        context = x if context is None else context
+    def project(self, context: Tensor) -> KeysValues:
+        """Returns the keys and values of a context [B, L, context_dim], which ``forward`` takes in its place."""
         split = (self.heads, -1)
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        out = attend(q.unflatten(-1, split), k.unflatten(-1, split), v.unflatten(-1, split))
-        return self.to_out(out.flatten(2))
+        return KeysValues(self.to_k(context).unflatten(-1, split), self.to_v(context).unflatten(-1, split))
+
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
+        """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim], or its keys."""
+        q = self.to_q(x).unflatten(-1, (self.heads, -1))
+        seen = context if isinstance(context, KeysValues) else self.project(x if context is None else context)
+        return self.to_out(attend(q, seen.keys, seen.values).flatten(2))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -138,11 +180,11 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.use_checkpoint = use_checkpoint
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Returns [B, N, dim] for tokens x [B, N, dim] and a context [B, L, context_dim]."""
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
+        """Returns [B, N, dim] for tokens x [B, N, dim] and a context [B, L, context_dim], or its keys."""
         return checkpoint(self._forward, x, context, enabled=self.use_checkpoint)
 
-    def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _forward(self, x: Tensor, context: Tensor | KeysValues | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -184,36 +226,51 @@ class SpatialTransformer(nn.Module):
                 f"context_dim lists {len(widths)} widths, expected one for each of {depth} blocks, or one int"
             )
         widths = widths * depth if len(widths) == 1 else widths
-        self.norm = nn.GroupNorm(32, in_channels, eps=1e-6)
-        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.norm = GroupNorm(32, in_channels, eps=1e-6)
+        self.proj_in = Conv2d(in_channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, n_heads, d_head, dropout, width, use_checkpoint=use_checkpoint)
             for width in widths
         )
-        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+        self.proj_out = zero_module(Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Returns x [B, C, h, w] plus what the transformer made of it.
 
         Args:
             x: feature map [B, C, h, w].
-            context: tokens [B, L, D] for all blocks, or a list with one such tensor for all or for each.
+            context: tokens [B, L, D] for all blocks, or a list with one such tensor for all or for each, or what
+                ``project`` made of either.
 
         Raises:
             ValueError: a list whose length is neither 1 nor the number of blocks.
         """
-        blocks = self.transformer_blocks
-        contexts = [context] if context is None or isinstance(context, Tensor) else list(context)
-        if len(contexts) not in (1, len(blocks)):
-            raise ValueError(
-                f"got {len(contexts)} contexts, expected one for each of {len(blocks)} blocks, or one for all"
-            )
-        contexts = contexts * len(blocks) if len(contexts) == 1 else contexts
         h, w = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2).contiguous()
-        for block, seen in zip(blocks, contexts, strict=True):
+        for block, seen in zip(self.transformer_blocks, self._for_each(context), strict=True):
             tokens = block(tokens, seen)
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
+
+    def project(self, context: Tokens) -> list[KeysValues]:
+        """Returns each block's keys and values of the tokens that ``forward`` takes."""
+        pairs: Any = zip(self.transformer_blocks, self._for_each(context), strict=True)
+        return [block.attn2.project(tokens) for block, tokens in pairs]
+
+    def _for_each(self, context: Context) -> list[Any]:
+        n = len(self.transformer_blocks)
+        contexts = [context] if context is None or isinstance(context, Tensor) else list(context)
+        if len(contexts) not in (1, n):
+            raise ValueError(f"got {len(contexts)} contexts, expected one for each of {n} blocks, or one for all")
+        return contexts * n if len(contexts) == 1 else contexts
+
+
+def project_context(layers: Iterable[nn.Sequential], context: Tokens) -> ProjectedContext:
+    """Returns a context's keys and values in every transformer of a U-Net's layers.
+
+    They hold as long as the weights do: make them anew for every sampling run.
+    """
+    transformers = ([part for part in layer if isinstance(part, SpatialTransformer)] for layer in layers)
+    return ProjectedContext([found[0].project(context) if found else None for found in transformers])
 
 
 def list_context_widths(context_dim: int | Sequence[int] | None) -> list[int]:
@@ -223,13 +280,18 @@ def list_context_widths(context_dim: int | Sequence[int] | None) -> list[int]:
     return [context_dim] if isinstance(context_dim, int) else [int(width) for width in context_dim]
 
 
-def check_context(context: Context, widths: Sequence[int], batch: int) -> None:
+def check_context(context: Tokens | ProjectedContext | None, widths: Sequence[int], batch: int) -> None:
     """Checks a context against the widths a network was built for.
 
     Raises:
         ValueError: a context for a network without cross-attention, or one of a wrong rank, batch or width.
     """
     if context is None:
+        return
+    if isinstance(context, ProjectedContext):
+        sizes = {len(seen.keys) for layer in context.layers for seen in layer or ()}
+        if sizes - {batch}:
+            raise ValueError(f"context was projected for a batch of {max(sizes)}, expected {batch}; project it anew")
         return
     tensors = [context] if isinstance(context, torch.Tensor) else list(context)
     expected = list(widths) * len(tensors) if len(widths) == 1 else list(widths)

@@ -22,14 +22,35 @@ def test_one_token_is_copied_to_every_query() -> None:
     torch.testing.assert_close(out, v.expand(1, 6, 2, 4))
 
 
-def test_environment_chooses_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    q = normal(1, 4, 1, 8)
-    expected = attend(q, q, q)
-    for choice in ("sdpa", "xformers"):  # off CUDA both are torch's
+@pytest.mark.parametrize(
+    ("dtype", "tokens", "tolerance"),
+    [
+        (torch.float32, (64, 5), 1e-5),
+        (torch.bfloat16, (64, 5), 2e-2),
+        (torch.bfloat16, (257, 256), 2e-2),  # on either side of PLAIN_SCORES
+    ],
+)
+def test_every_kernel_gives_the_same_numbers_and_gradients(
+    dtype: torch.dtype, tokens: tuple[int, int], tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, length = tokens
+    inputs = [normal(2, size, 3, 8, seed=i).to(dtype).requires_grad_() for i, size in enumerate((n, length, length))]
+    results = {}
+    for choice in ("", "plain", "sdpa", "xformers"):  # off CUDA, xformers is as good as no choice
         monkeypatch.setenv("LDM_ATTENTION", choice)
-        assert torch.equal(attend(q, q, q), expected)
+        out = attend(*inputs)
+        results[choice] = (out, *torch.autograd.grad(out.square().sum(), inputs))
+    for choice in ("", "sdpa", "xformers"):
+        for got, expected in zip(results[choice], results["plain"], strict=True):
+            assert got.dtype == dtype and (got - expected).abs().max() <= tolerance * expected.abs().max()
+    few = dtype == torch.bfloat16 and n == 64  # on a CPU, then scores are written out
+    assert all(map(torch.equal, results[""], results["plain" if few else "sdpa"]))
+
+
+def test_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = normal(1, 4, 1, 8)
     monkeypatch.setenv("LDM_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="LDM_ATTENTION is 'flash', expected 'xformers' or 'sdpa'"):
+    with pytest.raises(ValueError, match="LDM_ATTENTION is 'flash', expected 'xformers', 'sdpa' or 'plain'"):
         attend(q, q, q)
 
 
@@ -51,6 +72,24 @@ def test_order_of_context_tokens_does_not_matter_but_their_content_does() -> Non
     torch.testing.assert_close(attention(x, context.flip(1)), out)
     torch.testing.assert_close(attention(x, context.repeat(1, 2, 1)), out)
     assert not torch.allclose(attention(x, 2 * context), out)
+
+
+def test_a_context_may_be_projected_beforehand() -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(16, context_dim=8, heads=2, dim_head=8)
+    x, context = normal(2, 5, 16), normal(2, 4, 8, seed=1)
+    seen = attention.project(context)
+    assert seen.keys.shape == seen.values.shape == (2, 4, 2, 8)
+    assert torch.equal(attention(x, seen), attention(x, context))
+    transformer = SpatialTransformer(32, 2, 16, depth=2, context_dim=[8, 6], use_checkpoint=True)
+    torch.nn.init.normal_(transformer.proj_out.weight)
+    image, contexts = normal(2, 32, 4, 4).requires_grad_(), [context, normal(2, 3, 6, seed=2)]
+    raw, projected = transformer(image, contexts), transformer(image, transformer.project(contexts))
+    assert torch.equal(raw, projected)
+    (expected,) = torch.autograd.grad(raw.square().sum(), image)
+    assert torch.equal(torch.autograd.grad(projected.square().sum(), image)[0], expected)
+    with pytest.raises(ValueError, match="got 3 contexts, expected one for each of 2 blocks"):
+        transformer.project([context] * 3)
 
 
 def test_checkpoint_names() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import write_weights
 from ldm.models.diffusion.ddim import DDIMSampler, as_condition
 from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
-from ldm.models.diffusion.samplers import ddim
+from ldm.models.diffusion.samplers import ddim, seeded_noise
 from ldm.models.diffusion.wrapper import DiffusionWrapper, Hybrid
 from ldm.util import instantiate_from_config
 
@@ -69,6 +69,64 @@ def test_guidance_of_a_hybrid_acts_on_its_tokens() -> None:
     guided = model.denoiser(given, null, 3.0)(x, t)
     assert torch.allclose(guided, nothing + 3 * (eps - nothing), atol=1e-4 * float(guided.abs().max()))
     assert model.sample(given, (3, 4, 4), [0, 1], steps=2, scale=2.0, null=null).shape == (2, 3, 4, 4)
+
+
+def count_projections(model: LatentDiffusion) -> dict[str, int]:
+    """Counts, from now on, the calls of every layer that projects keys or values."""
+    counts: dict[str, int] = {}
+    for name, module in model.model.named_modules():
+        if name.endswith((".to_k", ".to_v")):
+            counts[name] = 0
+            module.register_forward_hook(lambda *_, name=name: counts.update({name: counts[name] + 1}))
+    return counts
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("key", ["crossattn", "hybrid"])
+def test_a_sampling_run_projects_its_context_once(key: str, scale: float) -> None:
+    model = make(with_channels(5 if key == "hybrid" else 3, 6), conditioning_key=key)
+    tokens = draw(2, 3, 6)
+    condition = Hybrid(draw(2, 2, 4, 4, seed=1), tokens) if key == "hybrid" else tokens
+    counts = count_projections(model)
+    model.sample(condition, (3, 4, 4), [0, 1], steps=4, scale=scale, null=torch.zeros(1, 3, 6))
+    assert {count for name, count in counts.items() if "attn2" in name} == {1}
+    assert {count for name, count in counts.items() if "attn1" in name} == {4}
+    given = {"c_concat": [condition.image], "c_crossattn": [tokens]} if isinstance(condition, Hybrid) else tokens
+    null = torch.zeros(2, 3, 6)
+    DDIMSampler(model).sample(
+        3, 2, (3, 4, 4), given, unconditional_guidance_scale=scale, unconditional_conditioning=null
+    )
+    assert {count for name, count in counts.items() if "attn2" in name} == {2}
+
+
+@torch.no_grad()
+def test_every_sampling_run_projects_with_the_weights_of_its_time() -> None:
+    tokens = draw(2, 3, 6)
+    options: dict[str, Any] = {"latent_shape": (3, 4, 4), "seeds": [0, 1], "steps": 3}
+    model = LatentDiffusion(IDENTITY, unet_config=unet(6), conditioning_key="crossattn", timesteps=20).eval()
+    randomise(model.model)
+    before = model.sample(tokens, **options)
+    with model.ema_scope():  # holds the weights it was built with, whose output is zero
+        averaged = model.sample(tokens, **options)
+    for name, parameter in model.model.named_parameters():
+        if "attn2.to_" in name:
+            parameter.mul_(2)
+    changed = model.sample(tokens, **options)
+    assert not torch.allclose(before, averaged) and not torch.allclose(before, changed)
+    noise = seeded_noise([0, 1], (3, 4, 4), model.device)
+    assert torch.equal(changed, ddim(lambda x, t: model.predict_eps(x, t, tokens), noise, model.schedule, 3))
+
+
+@torch.no_grad()
+def test_a_network_with_nothing_to_project_gets_the_tokens() -> None:
+    class Sums(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:  # noqa: ARG002
+            return x + context.sum((1, 2)).view(-1, 1, 1, 1)
+
+    model, tokens = make(unet(6), conditioning_key="crossattn"), draw(2, 3, 6)
+    model.model.diffusion_model = Sums()
+    x, t = draw(2, 3, 4, 4, seed=1), torch.tensor([1, 5])
+    assert torch.equal(model.denoiser(tokens)(x, t), x + tokens.sum((1, 2)).view(-1, 1, 1, 1))
 
 
 def test_compvis_forms_of_a_condition() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from golden_cases import GoldenCase, error_of, load_golden
+from golden_cases import GoldenCase, load_golden
 from torch import Tensor
 
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -28,10 +28,6 @@ def built(name: str) -> tuple[GoldenCase, DDPM]:
     return BUILT[name]
 
 
-def check(case: GoldenCase, name: str, got: Tensor, kind: str = "forward") -> None:
-    assert error_of(got, case.tensors[f"out.{name}"]) <= case.card["tolerance"][f"rtol_of_max_{kind}"], name
-
-
 def replay(entries: Tensor) -> Noise:
     remaining = iter(entries)
     return lambda x: next(remaining).to(x)
@@ -43,20 +39,20 @@ def test_forward_process_and_posterior(name: str) -> None:
     x0, noise, t = (case.tensors[f"in.{key}"] for key in ("z0", "noise", "t"))
     at: Callable[[str], Tensor] = lambda buffer: model.get_buffer(buffer)[t].view(-1, 1, 1, 1)  # noqa: E731
     x_t = model.schedule.add_noise(x0, noise, t)
-    check(case, "q.q_sample", x_t)
-    check(case, "q.q_mean", model.schedule.add_noise(x0, 0 * noise, t))
-    check(case, "q.q_variance", 1 - at("alphas_cumprod"))
-    check(case, "q.q_log_variance", at("log_one_minus_alphas_cumprod"))
-    check(case, "q.predict_start_from_noise", model.schedule.x0_from_eps(x_t, noise, t))
-    check(case, "q.posterior_mean", at("posterior_mean_coef1") * x0 + at("posterior_mean_coef2") * x_t)
-    check(case, "q.posterior_variance", at("posterior_variance"))
-    check(case, "q.posterior_log_variance_clipped", at("posterior_log_variance_clipped"))
+    case.check("q.q_sample", x_t)
+    case.check("q.q_mean", model.schedule.add_noise(x0, 0 * noise, t))
+    case.check("q.q_variance", 1 - at("alphas_cumprod"))
+    case.check("q.q_log_variance", at("log_one_minus_alphas_cumprod"))
+    case.check("q.predict_start_from_noise", model.schedule.x0_from_eps(x_t, noise, t))
+    case.check("q.posterior_mean", at("posterior_mean_coef1") * x0 + at("posterior_mean_coef2") * x_t)
+    case.check("q.posterior_variance", at("posterior_variance"))
+    case.check("q.posterior_log_variance_clipped", at("posterior_log_variance_clipped"))
     if "out.q.prior_bpd" in case.tensors:
         last = torch.full_like(t, len(model.schedule) - 1)
         mean = model.schedule.add_noise(x0, 0 * noise, last)
         logvar = model.log_one_minus_alphas_cumprod[last].view(-1, 1, 1, 1).expand_as(mean)
         nats = 0.5 * (-1.0 - logvar + logvar.exp() + mean.square())  # tiny; in float32 it depends on the order
-        check(case, "q.prior_bpd", nats.mean((1, 2, 3)) / math.log(2))
+        case.check("q.prior_bpd", nats.mean((1, 2, 3)) / math.log(2))
 
 
 @pytest.mark.parametrize(
@@ -76,13 +72,13 @@ def test_losses_and_their_gradients(name: str, run: str, mode: str) -> None:
     logged = [name for name in case.part(f"out.{run}.log.{mode}")]
     assert set(terms) == set(logged)
     for term in logged:
-        check(case, f"{run}.log.{mode}.{term}", terms[term].mean())
+        case.check(f"{run}.log.{mode}.{term}", terms[term].mean())
     terms["loss"].mean().backward()
-    check(case, f"{run}.loss", terms["loss"].mean())
+    case.check(f"{run}.loss", terms["loss"].mean())
     for parameter in case.part(f"out.{run}.grad"):
         gradient = model.get_parameter(parameter).grad
         assert gradient is not None
-        check(case, f"{run}.grad.{parameter}", gradient, "grad")
+        case.check(f"{run}.grad.{parameter}", gradient, "grad")
 
 
 @pytest.mark.parametrize("name", NAMES[:2])
@@ -90,7 +86,7 @@ def test_what_the_unet_predicts(name: str) -> None:
     case, model = built(name)
     with torch.no_grad():
         got = model.model(case.tensors["in.z0"], case.tensors["in.t"], case.tensors["in.c"])
-    check(case, "apply.eps", got)
+    case.check("apply.eps", got)
 
 
 @pytest.mark.parametrize(("name", "run"), [("ldm_crossattn_samplers", "psteps"), ("ddpm_pixel", "psteps_clip")])
@@ -103,7 +99,7 @@ def test_single_ancestral_steps(name: str, run: str) -> None:
         t = int(key.removeprefix("t"))
         seen.clear()
         ddpm(denoise, x, model.schedule, [t - 1, t] if t else [t], noise=lambda _: noise, on_step=seen.append)
-        check(case, f"{run}.{key}", seen[0].x)
+        case.check(f"{run}.{key}", seen[0].x)
 
 
 @pytest.mark.parametrize("run", ["anc10", "progressive10"])
@@ -127,11 +123,11 @@ def test_ancestral_sampling_of_a_model_that_predicts_x0(run: str) -> None:
     noise = replay(given["noise_p"])
     denoise = model.denoiser(case.tensors["in.c"])
     got = ddpm(denoise, case.tensors["in.x_T"], chain, 10, noise=noise, on_step=observe)
-    check(case, f"{run}.sample", got)
+    case.check(f"{run}.sample", got)
     if "mask" in given:
-        check(case, f"{run}.intermediates", torch.stack([case.tensors["in.x_T"], *steps]))
+        case.check(f"{run}.intermediates", torch.stack([case.tensors["in.x_T"], *steps]))
     else:
-        check(case, f"{run}.x0_partial", torch.stack(believed))
+        case.check(f"{run}.x0_partial", torch.stack(believed))
 
 
 RUNS = {
@@ -167,9 +163,9 @@ def test_the_samplers_doors_take_compvis_calls(run: str) -> None:
         unconditional_conditioning=[case.tensors["in.uc"]],
         **options,
     )
-    check(case, f"{run}.sample", got)
+    case.check(f"{run}.sample", got)
     for key in ("x_inter", "pred_x0"):
-        check(case, f"{run}.{key}", torch.stack(steps[key]))
+        case.check(f"{run}.{key}", torch.stack(steps[key]))
 
 
 @pytest.mark.parametrize("name", ["dwrap_ldm_concat", "dwrap_ldm_hybrid"])
@@ -181,6 +177,6 @@ def test_where_conditions_enter(name: str) -> None:
     if name.endswith("hybrid"):
         condition = Hybrid(condition, torch.cat([given["c_crossattn0"], given["c_crossattn1"]], dim=1))
     with torch.no_grad():
-        check(case, "y", wrapper(given["x"], given["t"], condition))
+        case.check("y", wrapper(given["x"], given["t"], condition))
         with pytest.raises(ValueError, match="condition: got NoneType, expected what conditioning_key"):
             wrapper(given["x"], given["t"])

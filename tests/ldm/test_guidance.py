@@ -33,6 +33,25 @@ def test_is_linear_between_null_and_context(scale: float, batch: int) -> None:
 
 def test_unconditional_model() -> None:
     torch.testing.assert_close(guide(Model(), None)(X, T), X + 0.1 * T.view(-1, 1, 1, 1))
+    torch.testing.assert_close(guide(Model(), None, project=torch.neg)(X, T), X + 0.1 * T.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(0.0, 3), (1.0, 3), (2.5, 6)])
+def test_the_context_is_projected_once_for_all_steps(scale: float, batch: int) -> None:
+    projected: list[Tensor] = []
+
+    def double(tokens: Tensor) -> Tensor:
+        projected.append(2 * tokens)
+        return projected[-1]
+
+    null = torch.full((1, 2, 2), 0.25)
+    denoise, expected = (
+        guide(Model(), CONTEXT, null, scale, project=double),
+        guide(Model(), 2 * CONTEXT, 2 * null, scale),
+    )
+    for step in range(4):
+        assert torch.equal(denoise(step * X, T), expected(step * X, T))
+    assert [len(tokens) for tokens in projected] == [batch]
 
 
 def test_refuses() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from golden_cases import GoldenCase, error_of, golden_names, load_golden
+import torch.nn.functional as F
+from golden_cases import GoldenCase, golden_names, load_golden
 
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
@@ -22,26 +23,25 @@ def test_matches_original(name: str, use_checkpoint: bool) -> None:
     case = load_golden(name)
     case.card["config"]["params"]["use_checkpoint"] = use_checkpoint
     model = case.build()
-    tolerance = case.card["tolerance"]
     expected = case.part("out")
     inputs = case.part("in")
     asked = [inputs[key].requires_grad_() for key in inputs if f"grad_{key}" in expected]
     y = call(model, case, inputs)
-    assert error_of(y, expected["y"]) <= tolerance["rtol_of_max_forward"]
+    case.check("y", y)
     if "grad_norms" not in expected:
         return
     loss = y.square().mean()
     loss.backward()
-    assert error_of(loss, expected["loss_mean_square"]) <= tolerance["rtol_of_max_forward"]
+    case.check("loss_mean_square", loss)
     assert asked
     for key, tensor in inputs.items():
         if tensor.requires_grad:
-            assert error_of(tensor.grad, expected[f"grad_{key}"]) <= tolerance["rtol_of_max_grad"], key
+            case.check(f"grad_{key}", tensor.grad, "grad")
     gradients = {key: p.grad for key, p in model.named_parameters()}
     order = case.card["param_order_for_grad_norms"]
     assert list(gradients) == order
     norms = torch.stack([torch.zeros(()) if g is None else g.norm() for g in gradients.values()])
-    assert error_of(norms, expected["grad_norms"]) <= tolerance["rtol_of_max_grad"]
+    case.check("grad_norms", norms, "grad")
 
 
 def small(**changes: object) -> UNetModel:
@@ -69,6 +69,31 @@ def test_starts_at_zero_and_batch_does_not_matter() -> None:
     alone = torch.cat([model(x[i : i + 1], t[i : i + 1], context[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(together, model(x, t, context.flip(0)))
+
+
+@pytest.mark.parametrize("widths", [8, [8, 6]])
+def test_a_projected_context_gives_the_same_numbers(widths: int | list[int]) -> None:
+    torch.manual_seed(0)
+    model = small(use_spatial_transformer=True, context_dim=widths, transformer_depth=2, attention_resolutions=[1, 2])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0, 5, 999])
+    context = torch.randn(3, 2, 8) if widths == 8 else [torch.randn(3, 2, 8), torch.randn(3, 5, 6)]
+    projected = model.project_context(context)
+    assert torch.equal(model(x, t, projected), model(x, t, context))
+    with pytest.raises(ValueError, match="context was projected for a batch of 3, expected 2; project it anew"):
+        model(x[:2], t[:2], projected)
+    with pytest.raises(ValueError, match=r"expected \[3, L, 8\]"):
+        model.project_context(torch.randn(3, 2, 9))
+
+
+def test_a_projected_context_is_traced_without_breaks() -> None:
+    torch.manual_seed(0)
+    model = small(use_spatial_transformer=True, context_dim=8, channel_mult=[1], attention_resolutions=[1])
+    torch.nn.init.normal_(model.out[2].weight)
+    x, t, context = torch.randn(2, 3, 4, 4), torch.tensor([0, 5]), torch.randn(2, 2, 8)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, t, model.project_context(context)), model(x, t, context))
 
 
 def test_checkpointing_without_context_and_with_frozen_weights() -> None:
@@ -117,7 +142,9 @@ def test_refuses_inputs() -> None:
 
 @pytest.mark.parametrize("dim", [32, 33, 192])
 def test_timestep_embedding(dim: int) -> None:
+    """Processors differ by a unit in the last place of a float32 exponential, which a late time multiplies."""
     case = load_golden("timestep_embeddings")
-    expected = case.tensors[f"out.ldm_timestep_embedding.{dim}"]
-    got = timestep_embedding(case.tensors["in.t"], dim)
-    assert error_of(got, expected) <= case.card["tolerance"]["rtol_of_max"]
+    t = case.tensors["in.t"]
+    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    two_units = F.pad((t[:, None] * frequencies * 2.0**-22).repeat(1, 2), (0, dim % 2))
+    case.check(f"ldm_timestep_embedding.{dim}", timestep_embedding(t, dim), rounding=two_units)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_cases import GoldenCase, error_of, load_golden
+from golden_cases import GoldenCase, load_golden
 from small_models import IDENTITY, unet
 from torch import Tensor
 
@@ -42,10 +42,6 @@ def model(case: GoldenCase) -> MinimalRETRODiffusion:
     return case.build()
 
 
-def check(case: GoldenCase, name: str, got: Tensor, kind: str = "forward") -> None:
-    assert error_of(got, case.tensors[f"out.{name}"]) <= case.card["tolerance"][f"rtol_of_max_{kind}"], name
-
-
 def replay(entries: Tensor) -> Any:
     remaining = iter(entries)
     return lambda x: next(remaining).to(x)
@@ -74,11 +70,11 @@ def sampled(case: GoldenCase, model: MinimalRETRODiffusion, context: Tensor, sca
 def test_latent_context_and_null(case: GoldenCase, model: MinimalRETRODiffusion) -> None:
     batch = batch_of(case)
     context = model.context(batch)
-    check(case, "z", model.to_latent(batch["image"]))
-    assert torch.equal(context, case.tensors["out.r"])
+    case.check("z", model.to_latent(batch["image"]))
+    case.check("r", context)
     assert torch.equal(model.null_context(context), case.tensors["out.uncond_label0"].abs())
-    check(case, "uncond_label1.5", model.null_context(context, length=1.5))
-    check(case, "uncond_labelNone", model.unconditional_guidance_vex.expand(2, -1))
+    case.check("uncond_label1.5", model.null_context(context, length=1.5))
+    case.check("uncond_labelNone", model.unconditional_guidance_vex.expand(2, -1))
 
 
 def test_losses_and_their_gradient(case: GoldenCase, model: MinimalRETRODiffusion) -> None:
@@ -88,22 +84,22 @@ def test_losses_and_their_gradient(case: GoldenCase, model: MinimalRETRODiffusio
     terms = model.losses(model.to_latent(batch["image"]), model.context(batch), t, noise)
     for mode in ("train", "val"):
         for name in terms:
-            check(case, f"p_losses.{mode}.{name}", terms[name].mean())
+            case.check(f"p_losses.{mode}.{name}", terms[name].mean())
     terms["loss"].mean().backward()
-    check(case, "shared_step.loss", terms["loss"].mean())
+    case.check("shared_step.loss", terms["loss"].mean())
     gradient = model.get_parameter("model.diffusion_model.out.2.weight").grad
     assert gradient is not None
-    check(case, "p_losses.grad.model.diffusion_model.out.2.weight", gradient, "grad")
+    case.check("p_losses.grad.model.diffusion_model.out.2.weight", gradient, "grad")
 
 
 @torch.no_grad()
 def test_predictions_with_and_without_averaging(case: GoldenCase, model: MinimalRETRODiffusion) -> None:
     z, t, context = case.tensors["out.z"], case.tensors["in.t"], case.tensors["out.r"]
-    check(case, "apply_model", model.model(z, t, context))
+    case.check("apply_model", model.model(z, t, context))
     with model.ema_scope():
-        check(case, "apply_model_ema", model.model(z, t, context))
+        case.check("apply_model_ema", model.model(z, t, context))
     on_codes = case.tensors["out.ddim_quantx0.sample"]
-    check(case, "decode_first_stage_force_not_quantize", model.first_stage_model.decode(on_codes, quantize=False))
+    case.check("decode_first_stage_force_not_quantize", model.first_stage_model.decode(on_codes, quantize=False))
 
 
 @pytest.mark.parametrize(
@@ -120,10 +116,10 @@ def test_ddim_trajectories(
 ) -> None:
     noise = {"noise": replay(case.tensors["in.eta1_noise"])} if "eta" in options else {}
     latent, steps = sampled(case, model, case.tensors["out.r"], scale, **options, **noise)
-    check(case, f"ddim_{run}.sample", latent)
+    case.check(f"ddim_{run}.sample", latent)
     for name in ("x_inter", "pred_x0"):
-        check(case, f"ddim_{run}.{name}", torch.stack(steps[name]))
-    check(case, f"ddim_{run}.image", model.to_image(latent))
+        case.check(f"ddim_{run}.{name}", torch.stack(steps[name]))
+    case.check(f"ddim_{run}.image", model.to_image(latent))
 
 
 def test_ways_to_ask(case: GoldenCase, model: MinimalRETRODiffusion) -> None:
@@ -136,7 +132,7 @@ def test_ways_to_ask(case: GoldenCase, model: MinimalRETRODiffusion) -> None:
         "sample_with_query_norm": torch.cat([F.normalize(query, dim=-1)[:, None], unit[:, :3]], dim=1),
     }
     for name, context in contexts.items():
-        check(case, name, model.to_image(sampled(case, model, context, 2.0)[0]))
+        case.check(name, model.to_image(sampled(case, model, context, 2.0)[0]))
 
 
 def test_the_stored_direction_is_loaded_where_there_is_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper
+from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
 
@@ -43,6 +44,8 @@ class LatentDiffusion(DDPM):
         load_only_unet: take the U-Net alone from that file.
         cache_latents: keep the latent of every training image in memory, by its ``id``, once it is made: for a data set
             that is not augmented and small enough. A KL first stage then gives its mode in every epoch.
+        first_stage_tile: encode and decode large images in tiles: their side in pixels, or the memory that one may take
+            (``2GB``); see :mod:`ldm.models.tiling` for what that changes.
         options: arguments of :class:`DDPM`, of which ``clip_denoised`` has no effect: latents have no fixed range.
 
     Raises:
@@ -70,6 +73,7 @@ class LatentDiffusion(DDPM):
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
         cache_latents: bool = False,
+        first_stage_tile: int | str | None = None,
         **options: Any,
     ) -> None:
         if num_timesteps_cond not in (None, 1):
@@ -91,6 +95,7 @@ class LatentDiffusion(DDPM):
             if not cond_stage_trainable:
                 self.cond_stage_model.eval().requires_grad_(False)
         self.cond_stage_trainable = cond_stage_trainable and self.cond_stage_model is not None
+        self.first_stage_tile = first_stage_tile
         self.scale_by_std = scale_by_std
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
@@ -117,7 +122,7 @@ class LatentDiffusion(DDPM):
             image: ``[B, 3, H, W]`` in [-1, 1].
             generator: draws from a KL first stage's posterior; its mode without one.
         """
-        encoded = self.first_stage_model.encode(image)
+        encoded = encode_tiled(self.first_stage_model, image, self.first_stage_tile)
         if isinstance(encoded, DiagonalGaussianDistribution):
             encoded = encoded.mode() if generator is None else encoded.sample(generator=generator)
         return self.scale_factor * encoded
@@ -125,7 +130,7 @@ class LatentDiffusion(DDPM):
     @torch.no_grad()
     def to_image(self, latent: Tensor) -> Tensor:
         """Returns images ``[B, 3, H, W]`` of scaled latents."""
-        return self.first_stage_model.decode(latent / self.scale_factor)
+        return decode_tiled(self.first_stage_model, latent / self.scale_factor, self.first_stage_tile)
 
     def context(self, batch: Mapping[str, Any]) -> Condition:
         """Returns what the cond stage makes of a batch; none without a cond stage."""

@@ -41,7 +41,15 @@ class Objective:
             target: what it should predict ``[B, C, h, w]``.
             logvar: logarithm of the error's expected size at each sample's time ``[B]``.
             elbo_weights: weights of the variational bound at each sample's time ``[B]``.
+
+        Raises:
+            ValueError: the model predicts something of another shape.
         """
+        if output.shape != target.shape:
+            raise ValueError(
+                f"the network's output has shape {list(output.shape)}, expected {list(target.shape)}; "
+                "correct out_channels in unet_config"
+            )
         error = output.float() - target
         simple = (error.abs() if self.loss_type == "l1" else error.square()).mean((1, 2, 3))
         gamma = simple / logvar.exp() + logvar

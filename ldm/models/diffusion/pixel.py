@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
+from ldm.lr_scheduler import StepSchedule
 from ldm.models.diffusion.guidance import Denoiser, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, clip_x0, seeded_noise, seeded_step_noise
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
-from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid
+from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid, compile_network
+from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config, nearest
 
@@ -64,6 +66,7 @@ class DDPM(pl.LightningModule):
         ema_decay: of the running average.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
+        compile: let ``torch.compile`` compile the U-Net at its first use; a string names another backend than inductor.
         seed: of noise and times; step n draws from (seed, n, rank), so a resumed run repeats nothing.
 
     Raises:
@@ -109,6 +112,7 @@ class DDPM(pl.LightningModule):
         ema_decay: float = 0.9999,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
+        compile: bool | str = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -130,6 +134,7 @@ class DDPM(pl.LightningModule):
         else:
             self.register_buffer("logvar", logvar, persistent=False)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
+        compile_network(self.model.diffusion_model, compile)
         self.model_ema = LitEma(self.model, decay=ema_decay) if use_ema else None
         self.parameterization, self.clip_denoised, self.seed = parameterization, clip_denoised, seed
         self.first_stage_key, self.monitor, self.scheduler_config = first_stage_key, monitor, scheduler_config
@@ -173,22 +178,25 @@ class DDPM(pl.LightningModule):
         """Returns the context of a training step; subclasses drop it now and then, to train the null."""
         return context
 
-    def predict_eps(self, x: Tensor, t: Tensor, context: Condition) -> Tensor:
+    def predict_eps(self, x: Tensor, t: Tensor, context: Condition | ProjectedContext) -> Tensor:
         """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
         return self.schedule.to_eps(self.parameterization, self.model(x, t, context), x, t)
 
     def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0) -> Denoiser:
-        """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided."""
+        """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided.
+
+        It is for one sampling run: the context is projected here, once for all steps, with the weights of this moment.
+        """
         if isinstance(context, Hybrid):
             image, tokens = context
 
-            def predict(x: Tensor, t: Tensor, tokens: Tensor | None) -> Tensor:
+            def predict(x: Tensor, t: Tensor, tokens: Any) -> Tensor:
                 beside = image.repeat(len(x) // len(image), 1, 1, 1)
                 return self.predict_eps(x, t, None if tokens is None else Hybrid(beside, tokens))
 
-            denoise = guide(predict, tokens, null, scale)
+            denoise = guide(predict, tokens, null, scale, project=self.model.project)
         else:
-            denoise = guide(self.predict_eps, context, null, scale)
+            denoise = guide(self.predict_eps, context, null, scale, project=self.model.project)
         return clip_x0(denoise, self.schedule) if self.clip_denoised else denoise
 
     def ema_scope(self) -> Any:
@@ -317,5 +325,5 @@ class DDPM(pl.LightningModule):
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
         if self.scheduler_config is None:
             return {"optimizer": optimizer}
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, instantiate_from_config(self.scheduler_config))
+        schedule = StepSchedule(optimizer, instantiate_from_config(self.scheduler_config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

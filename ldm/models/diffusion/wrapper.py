@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.attention import ProjectedContext
 from ldm.util import instantiate_from_config, nearest
 
 CONDITIONING_KEYS = ("concat", "crossattn", "hybrid", "adm")
@@ -23,6 +24,21 @@ class Hybrid(NamedTuple):
 
 
 Condition = Tensor | Hybrid | None
+
+
+def compile_network(network: nn.Module, how: bool | str, *, freeze: bool = False) -> None:
+    """Lets ``torch.compile`` compile a network at its first use; the names of its weights stay as they are.
+
+    Args:
+        network: compiled in place.
+        how: whether to, or the name of a backend other than inductor.
+        freeze: for a network whose weights change no more and which needs no gradients: inductor makes constants of
+            them on a CPU, which is faster still.
+    """
+    if how:
+        backend = "inductor" if how is True else str(how)
+        frozen = freeze and backend == "inductor" and next(network.parameters()).device.type == "cpu"
+        network.compile(backend=backend, options={"freezing": True} if frozen else None)
 
 
 class DiffusionWrapper(nn.Module):
@@ -48,8 +64,17 @@ class DiffusionWrapper(nn.Module):
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
 
-    def forward(self, x: Tensor, t: Tensor, condition: Condition = None) -> Tensor:
-        """Returns what the U-Net predicts, ``[B, C, h, w]``.
+    def project(self, condition: Tensor) -> Tensor | ProjectedContext:
+        """Returns context tokens with all done to them that depends on neither x nor t; other conditions as they are.
+
+        They hold as long as the weights do: make them anew for every sampling run.
+        """
+        project = getattr(self.diffusion_model, "project_context", None)  # another network may have nothing to do
+        looked_at = self.conditioning_key in ("crossattn", "hybrid")
+        return condition if project is None or not looked_at else project(condition)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | ProjectedContext = None) -> Tensor:
+        """Returns what the U-Net predicts, ``[B, C, h, w]``; tokens may be projected, also those of a hybrid.
 
         Raises:
             ValueError: a condition of another kind than the model has.

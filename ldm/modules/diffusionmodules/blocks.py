@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import Context, SpatialTransformer, attend
 from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, normalization, zero_module
+from ldm.modules.layers import Linear, UpsamplingConv2d, linear
 
 
 class Upsample(nn.Module):
@@ -19,11 +22,16 @@ class Upsample(nn.Module):
         super().__init__()
         self.channels = channels
         self.scale = (1.0, 2.0, 2.0) if dims == 3 else (2.0,) * dims
-        self.conv = conv_nd(dims, channels, out_channels or channels, 3, padding=1) if use_conv else None
+        self.conv: nn.Module | None = None
+        if use_conv:
+            out_channels = out_channels or channels
+            kind = UpsamplingConv2d if dims == 2 else functools.partial(conv_nd, dims)
+            self.conv = kind(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [B, C, h, w] to [B, C', 2h, 2w]."""
-        x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
+        if not isinstance(self.conv, UpsamplingConv2d):
+            x = F.interpolate(x, scale_factor=self.scale, mode="nearest")
         return x if self.conv is None else self.conv(x)
 
 
@@ -83,7 +91,7 @@ class ResBlock(nn.Module):
         if up or down:
             self.resample = Upsample(channels, False, dims) if up else Downsample(channels, False, dims)
         self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
+            nn.SiLU(), Linear(emb_channels, 2 * out_channels if use_scale_shift_norm else out_channels)
         )
         self.out_layers = nn.Sequential(
             normalization(out_channels),
@@ -153,12 +161,12 @@ class AttentionBlock(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         # 1x1 convolutions as linear layers: tokens stay contiguous, which the fast attention kernels need.
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        qkv = linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
         if self.use_new_attention_order:
             q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         else:
             q, k, v = qkv.unflatten(-1, (self.num_heads, 3, -1)).unbind(3)
-        out = F.linear(attend(q, k, v).flatten(2), self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        out = linear(attend(q, k, v).flatten(2), self.proj_out.weight.squeeze(-1), self.proj_out.bias)
         return x + out.transpose(1, 2).reshape(x.shape)
 
 

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import attend
+from ldm.modules.layers import Conv2d, GroupNorm, UpsamplingConv2d, channels_last
 
 
 def normalize(channels: int) -> nn.GroupNorm:
     """Returns the group norm of the first stages: 32 groups, eps 1e-6."""
-    return nn.GroupNorm(32, channels, eps=1e-6)
+    return GroupNorm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
@@ -24,11 +25,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1 = normalize(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = normalize(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[B, out_channels, h, w]``."""
@@ -43,15 +44,16 @@ class AttnBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = normalize(channels)
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.k = nn.Conv2d(channels, channels, 1)
-        self.v = nn.Conv2d(channels, channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
+        self.q = Conv2d(channels, channels, 1)
+        self.k = Conv2d(channels, channels, 1)
+        self.v = Conv2d(channels, channels, 1)
+        self.proj_out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the same shape."""
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(2) for conv in (self.q, self.k, self.v))
+        # Contiguous, as the fused kernels need it: without them the scores of 64x64 positions alone take 67 MB.
+        q, k, v = (conv(h).flatten(2).mT.contiguous().unsqueeze(2) for conv in (self.q, self.k, self.v))
         return x + self.proj_out(attend(q, k, v).squeeze(2).transpose(1, 2).reshape(x.shape))
 
 
@@ -69,7 +71,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, with_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2) if with_conv else None
+        self.conv = Conv2d(channels, channels, 3, stride=2) if with_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[B, C, h // 2, w // 2]``."""
@@ -81,12 +83,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, with_conv: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if with_conv else None
+        self.conv = UpsamplingConv2d(channels, channels, 3, padding=1) if with_conv else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[B, C, 2h, 2w]``."""
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return x if self.conv is None else self.conv(x)
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if self.conv is None else self.conv(x)
 
 
 class Level(nn.Module):
@@ -144,7 +145,7 @@ class Encoder(nn.Module):
         tanh_out: bool = False,  # noqa: ARG002
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = Conv2d(in_channels, ch, 3, padding=1)
         self.down = nn.ModuleList()
         channels, last = ch, len(ch_mult) - 1
         for i, multiplier in enumerate(ch_mult):
@@ -157,14 +158,14 @@ class Encoder(nn.Module):
             channels = width
         self.mid = Middle(channels, dropout, attn_type)
         self.norm_out = normalize(channels)
-        self.conv_out = nn.Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
+        self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[B, z, h, w]`` (``2 z`` channels with ``double_z``) of images ``[B, in_channels, H, W]``."""
-        h = self.conv_in(x)
+        h = self.conv_in(channels_last(x))
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)))).contiguous()
 
 
 class Decoder(nn.Module):
@@ -190,7 +191,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.tanh_out = tanh_out
         channels = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, channels, 3, padding=1)
+        self.conv_in = Conv2d(z_channels, channels, 3, padding=1)
         self.mid = Middle(channels, dropout, attn_type)
         levels: list[Level] = []
         for i in reversed(range(len(ch_mult))):
@@ -203,12 +204,12 @@ class Decoder(nn.Module):
             channels = width
         self.up = nn.ModuleList(levels)
         self.norm_out = normalize(channels)
-        self.conv_out = nn.Conv2d(channels, out_ch, 3, padding=1)
+        self.conv_out = Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Returns images ``[B, out_ch, H, W]`` of features ``[B, z_channels, h, w]``."""
-        h = self.mid(self.conv_in(z))
+        h = self.mid(self.conv_in(channels_last(z)))
         for level in reversed(self.up):
             h = level(h)
-        image = self.conv_out(F.silu(self.norm_out(h)))
+        image = self.conv_out(F.silu(self.norm_out(h))).contiguous()
         return image.tanh() if self.tanh_out else image

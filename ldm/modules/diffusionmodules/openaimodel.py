@@ -6,6 +6,7 @@ Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022; one clas
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.attention import Context, SpatialTransformer, check_context, list_context_widths
+from ldm.modules.attention import (
+    ProjectedContext,
+    SpatialTransformer,
+    Tokens,
+    check_context,
+    list_context_widths,
+    project_context,
+)
 from ldm.modules.diffusionmodules.blocks import (
     AttentionBlock,
     Downsample,
@@ -22,6 +30,7 @@ from ldm.modules.diffusionmodules.blocks import (
     Upsample,
 )
 from ldm.modules.diffusionmodules.util import conv_nd, normalization, timestep_embedding, zero_module
+from ldm.modules.layers import Linear, channels_last
 
 MakeLayer = Callable[..., nn.Module]
 
@@ -178,7 +187,7 @@ class UNetModel(nn.Module):
         widths = [mult * model_channels for mult in channel_mult]
 
         self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+            Linear(model_channels, emb_channels), nn.SiLU(), Linear(emb_channels, emb_channels)
         )
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, emb_channels)
@@ -192,15 +201,29 @@ class UNetModel(nn.Module):
         if n_embed is not None:
             self.id_predictor = nn.Sequential(normalization(widths[0]), conv_nd(dims, widths[0], n_embed, 1))
 
+    def project_context(self, context: Tokens) -> ProjectedContext:
+        """Returns the keys and values of context tokens, which ``forward`` takes in their place while weights stay.
+
+        Raises:
+            ValueError: a context that does not fit the model.
+        """
+        batch = len(context) if isinstance(context, Tensor) else len(context[0])
+        check_context(context, self.context_widths, batch)
+        return project_context([*self.input_blocks, self.middle_block, *self.output_blocks], context)
+
     def forward(
-        self, x: Tensor, timesteps: Tensor | None = None, context: Context = None, y: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tokens | ProjectedContext | None = None,
+        y: Tensor | None = None,
     ) -> Tensor:
         """Returns the prediction [B, out_channels, h, w], or logits [B, n_embed, h, w].
 
         Args:
             x: noisy latents [B, in_channels, h, w]; h and w multiples of 2 ** (levels - 1).
             timesteps: [B] int64 in [0, T), or fractional.
-            context: tokens [B, L, D], or a list of such.
+            context: tokens [B, L, D], or a list of such, or what ``project_context`` made of either.
             y: class labels [B] int64, exactly where the model was built with ``num_classes``.
 
         Raises:
@@ -213,17 +236,20 @@ class UNetModel(nn.Module):
         emb = self.time_embed(time.to(next(self.time_embed.parameters()).dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
-        h = x
+        h = channels_last(x)
         skips = []
+        seen = iter(context.layers) if isinstance(context, ProjectedContext) else itertools.repeat(context)
         for block in self.input_blocks:
-            h = block(h, emb, context)
+            h = block(h, emb, next(seen))
             skips.append(h)
-        h = self.middle_block(h, emb, context)
+        h = self.middle_block(h, emb, next(seen))
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
-        return self.out(h) if self.n_embed is None else self.id_predictor(h)
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, next(seen))
+        return (self.out if self.n_embed is None else self.id_predictor)(h).contiguous()
 
-    def _check_inputs(self, x: Tensor, timesteps: Tensor | None, context: Context, y: Tensor | None) -> None:
+    def _check_inputs(
+        self, x: Tensor, timesteps: Tensor | None, context: Tokens | ProjectedContext | None, y: Tensor | None
+    ) -> None:
         if x.shape[1] != self.in_channels:
             raise ValueError(f"x has shape {list(x.shape)}, expected [B, {self.in_channels}, h, w]")
         step = 2 ** (self.levels - 1)

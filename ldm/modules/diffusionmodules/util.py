@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ldm.modules.layers import Conv2d, GroupNorm
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
 _POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
@@ -59,7 +61,7 @@ def normalization(channels: int) -> nn.GroupNorm:
     """
     if channels % 32:
         raise ValueError(f"got {channels} channels, expected a multiple of 32; change model_channels")
-    return nn.GroupNorm(32, channels)
+    return GroupNorm(32, channels)
 
 
 def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:

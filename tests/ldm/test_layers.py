@@ -1,0 +1,101 @@
+"""Layers under torch's names: torch's numbers, gradients and state, in whatever order of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules import layers
+from ldm.modules.layers import Conv2d, GroupNorm, Linear, UpsamplingConv2d, attend_in_parts, channels_last
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor, prepare: object = None) -> None:
+    """Outputs without gradients, outputs with them, and the gradients are the same."""
+    theirs.load_state_dict(ours.state_dict())
+    results = []
+    for module in (ours, theirs):
+        given = x.clone().requires_grad_()
+        before = F.interpolate(given, scale_factor=2.0, mode="nearest") if prepare and module is theirs else given
+        y = module(before)
+        (y * numbers(*y.shape)).sum().backward()
+        results.append([y.detach(), given.grad, *(parameter.grad for parameter in module.parameters())])
+    with torch.no_grad():
+        results[0].append(ours(x))
+        results[1].append(results[1][0])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24)])
+def test_linear(shape: tuple[int, ...], bias: bool) -> None:
+    if shape[0]:
+        assert_same(Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias), numbers(*shape))
+    else:
+        assert Linear(24, 40, bias=bias)(torch.zeros(shape)).shape == (0, 40)
+
+
+def test_linear_follows_autocast_and_lower_precision() -> None:
+    layer, x = Linear(24, 40), numbers(3, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((8, 12, 1), {}),
+        ((8, 12, 3), {"padding": 1}),
+        ((8, 12, 3), {"padding": 1, "stride": 2}),
+        ((8, 12, 2), {"padding": 1, "bias": False}),
+    ],
+)
+def test_convolutions(arguments: tuple[int, ...], options: dict, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "LARGE_WEIGHT", 1)  # also where few pixels become a product of matrices
+    x = numbers(2, 8, 6, 4)
+    assert_same(Conv2d(*arguments, **options), nn.Conv2d(*arguments, **options), channels_last(x) if last else x)
+
+
+def test_large_weights_of_few_pixels() -> None:
+    assert_same(Conv2d(344, 344, 3, padding=1), nn.Conv2d(344, 344, 3, padding=1), channels_last(numbers(1, 344, 4, 4)))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 1)])
+def test_a_convolution_after_repetition(size: tuple[int, int]) -> None:
+    """The larger size takes the short way, the smaller one does not pay."""
+    ours, theirs = UpsamplingConv2d(6, 7, 3, padding=1), nn.Conv2d(6, 7, 3, padding=1)
+    assert_same(ours, theirs, numbers(2, 6, *size), prepare=True)
+
+
+def test_group_norm_of_large_means_keeps_its_digits() -> None:
+    norm, x = GroupNorm(4, 16), 0.01 * numbers(2, 16, 9, 9) + 5.0
+    exact = nn.GroupNorm(4, 16).double()(x.double()).float()
+    torch.testing.assert_close(norm(channels_last(x)), norm(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm(channels_last(x)), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "QUERIES_AT_ONCE", 4)
+    q, k, v = numbers(2, 9, 3, 8), numbers(2, 7, 3, 8), numbers(2, 7, 3, 8).flip(0)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    got = attend_in_parts(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected, rtol=2e-2, atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_weights_lie_channels_last_on_a_cpu_and_keep_their_names_and_numbers() -> None:
+    layer, plain = Conv2d(8, 12, 3), nn.Conv2d(8, 12, 3)
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    layer.load_state_dict(plain.state_dict())
+    assert torch.equal(layer.weight, plain.weight)
+    assert layer.double().weight.is_contiguous(memory_format=torch.channels_last)
+    assert layer.to("meta").weight.is_contiguous()
