@@ -31,6 +31,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Writes the folder."""
     args = parse()
+    if Path(args.output).resolve() == Path(args.run).resolve():
+        raise ValueError(f"--output: got {args.output}, the folder that is read; give another, or its config is lost")
     if args.source == "diffusers":
         if args.to != "safetensors" or args.checkpoint or args.weights != "average":
             raise ValueError("--from diffusers gives our own folder: leave out --to, --checkpoint and --weights")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_cases import LAYOUTS_BUILT
 
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
@@ -76,6 +77,7 @@ def test_a_released_config_gives_the_names_and_shapes_of_its_checkpoint(name: st
         found = {"shapes": kept, "n_params": found["n_params"] - sum(map(math.prod, texts.values()))}
     assert differences(shapes(module), found["shapes"]) == {"missing": [], "unexpected": [], "shape": []}
     assert size(module) == found["n_params"]
+    LAYOUTS_BUILT.add(name)
 
 
 @pytest.mark.parametrize("name", ["ldm__models__first_stage_models__kl-f4", "ldm__models__first_stage_models__vq-f8"])

@@ -30,6 +30,17 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+# What a config of diffusers' classes means where it leaves an option out.
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
+    "layers_per_block": 1,
+    "num_vq_embeddings": 256,
+}
+LATENT_CHANNELS = {KL: 4, VQ: 3}
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
@@ -80,8 +91,9 @@ def first_stage_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that the first stages have no counterpart for.
     """
+    kind = config.get("_class_name")
+    config = {**DEFAULTS, "latent_channels": LATENT_CHANNELS.get(str(kind)), "_class_name": kind, **config}
     check_values("first stage's config.json", config, FIXED)
-    kind = config["_class_name"]
     widths, ch = list(config["block_out_channels"]), config["block_out_channels"][0]
     if any(width % ch for width in widths):
         raise ValueError(f"{kind} config.json: block_out_channels is {widths}, expected multiples of the first")

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ldm.checkpoint import write_checkpoint
 from ldm.config import write_config
+from ldm.convert.unet import one_width
+from ldm.modules.encoders.clip import openai_model
 from ldm.util import atomic_path
 
 # The arguments that each of CompVis' classes takes; what we have beside them concerns training here and is left out.
@@ -38,20 +40,16 @@ SCHEDULERS = tuple(
     f"ldm.lr_scheduler.{name}"
     for name in ("LambdaWarmUpCosineScheduler", "LambdaWarmUpCosineScheduler2", "LambdaLinearScheduler")
 )
-CONDITIONS = (
-    "torch.nn.Identity",
-    *(
-        f"ldm.modules.encoders.modules.{name}"
-        for name in (
-            "ClassEmbedder",
-            "TransformerEmbedder",
-            "BERTEmbedder",
-            "SpatialRescaler",
-            "FrozenCLIPTextEmbedder",
-            "FrozenClipImageEmbedder",
-        )
-    ),
-)
+ENCODERS = "ldm.modules.encoders.modules."
+CONDITIONS = {
+    "torch.nn.Identity": "",
+    f"{ENCODERS}ClassEmbedder": "embed_dim n_classes key",
+    f"{ENCODERS}TransformerEmbedder": "n_embed n_layer vocab_size max_seq_len device",
+    f"{ENCODERS}BERTEmbedder": "n_embed n_layer vocab_size max_seq_len device use_tokenizer embedding_dropout",
+    f"{ENCODERS}SpatialRescaler": "n_stages method multiplier in_channels out_channels bias",
+    f"{ENCODERS}FrozenCLIPTextEmbedder": "version device max_length n_repeat normalize",
+    f"{ENCODERS}FrozenClipImageEmbedder": "model jit device antialias",
+}
 UNCONDITIONAL, IS_FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
 IDENTITY = {"target": "torch.nn.Identity"}
 
@@ -79,7 +77,9 @@ def export_compvis(
     output = Path(output)
     averaged = any(name.startswith("model_ema.") for name in state)
     described = {"model": compvis_model(model, averaged, arguments)}
-    kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith("loss.")}
+    # Their CLIP is another package's, which brings its own weights under its own names.
+    left = ("loss.", "cond_stage_model.embedder.")
+    kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(left)}
     write_checkpoint(output / "model.ckpt", kept)
     write_config(output / "config.yaml", described)
     if notes:
@@ -107,6 +107,8 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
         raise ValueError(f"got {target}, expected a latent diffusion model; CompVis' code has no such class")
     if params.get("parameterization", "eps") not in ("eps", "x0"):
         raise ValueError(f"parameterization is '{params['parameterization']}', expected eps or x0 for CompVis' code")
+    if params.get("given_betas") is not None:
+        raise ValueError("given_betas: got a list, expected the name of a beta_schedule; CompVis' code reads no lists")
     network = params["unet_config"]
     unet = network["params"]
     sizes = {"image_size": unet["image_size"], "channels": unet["out_channels"]}  # what their scripts sample
@@ -114,9 +116,11 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     found = {name: value for name, value in {**sizes, **params}.items() if name in names}
     found["use_ema"] = averaged
     found["unet_config"] = {"target": network["target"] if arguments else UNET_TARGET, "params": _unet(unet)}
+    if not arguments and unet.get("context_dim") is not None:  # their class takes no list
+        found["unet_config"]["params"]["context_dim"] = one_width(unet["context_dim"])
     if "first_stage_config" in params:
         found["first_stage_config"] = _first_stage(params["first_stage_config"], False)
-    found["cond_stage_config"] = _condition(params.get("cond_stage_config"))
+        found["cond_stage_config"] = _condition(params.get("cond_stage_config"))
     if (params.get("scheduler_config") or IDENTITY)["target"] not in SCHEDULERS:
         found.pop("scheduler_config", None)
     rate = model.get("base_learning_rate", params.get("learning_rate", 1e-4))
@@ -156,4 +160,10 @@ def _condition(config: Mapping[str, Any] | str | None) -> Any:
         return _first_stage(config, False)
     if config["target"] not in CONDITIONS:
         raise ValueError(f"cond_stage_config: got {config['target']}, expected one of {', '.join(CONDITIONS)}")
-    return dict(config)
+    if not (params := config.get("params")):
+        return dict(config)
+    name = str(params.get("version", params.get("model", "")))
+    if name and openai_model(name, params.get("pretrained"))[1] != "openai":
+        raise ValueError(f"cond_stage_config: got CLIP {name}, expected one of OpenAI's, which CompVis' code loads")
+    known = CONDITIONS[config["target"]].split()
+    return {"target": config["target"], "params": {key: value for key, value in params.items() if key in known}}

@@ -7,7 +7,6 @@ encoder, a learned variance), make the way back exact; without them the config i
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,17 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import check_weights, read_weights, write_weights
+from ldm.checkpoint import (
+    check_described,
+    check_weights,
+    described_model,
+    read_weights,
+    without_paths,
+    write_weights,
+)
 from ldm.config import read_config, write_config
 from ldm.convert.autoencoder import KL, TARGETS, first_stage_from_diffusers, first_stage_names, first_stage_to_diffusers
 from ldm.convert.unet import Names, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
-from ldm.util import atomic_path, instantiate_from_config
+from ldm.files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 WEIGHTS, OTHER = "diffusion_pytorch_model.safetensors", "other.safetensors"
 SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the same numbers under another name
+READ_SCHEDULES = {theirs: ours for ours, theirs in SCHEDULES.items()} | {"squaredcos_cap_v2": "cosine"}
 OLDER_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in autoencoders
+REMEDY = "expected a folder that diffusers wrote"
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
@@ -48,24 +56,25 @@ def export_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], out
         _write_first_stage(output, model, kept, 1.0)
         write_config(output / "config.yaml", dict(config))
         return output
+    if "first_stage_config" not in params or "unet_config" not in params:
+        raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
     if params.get("conditioning_key") in ("concat", "hybrid", "adm"):
         raise ValueError(f"conditioning_key is '{params['conditioning_key']}', expected crossattn; no counterpart")
     unet, first = params["unet_config"]["params"], params["first_stage_config"]
     described = unet_to_diffusers(unet)
-    built = _build(model)
-    check_weights(built, state, source="the run's checkpoint", allow=getattr(built, "optional_names", ()))
+    built = check_described(model, state, "the run's checkpoint")
     schedule = {name for name, value in built.named_buffers() if not value.is_meta}
     scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     _write_first_stage(output, first, _below(state, FIRST_STAGE), scale)
-    _write_json(output / "unet" / "config.json", described)
+    write_json(output / "unet" / "config.json", described)
     write_weights(output / "unet" / WEIGHTS, renamed(_below(state, UNET), unet_names(unet)))
-    _write_json(output / "scheduler" / "scheduler_config.json", scheduler_to_diffusers(params, state["betas"]))
+    write_json(output / "scheduler" / "scheduler_config.json", scheduler_to_diffusers(params, state["betas"]))
     rest = {name: tensor for name, tensor in state.items() if not name.startswith((UNET, FIRST_STAGE))}
     rest = {name: tensor for name, tensor in rest.items() if name not in schedule | {"scale_factor"}}
     if rest:
         LOG.warning("%d tensors have no place in diffusers and lie in %s, first %s", len(rest), OTHER, next(iter(rest)))
         write_weights(output / OTHER, rest)
-    write_config(output / "config.yaml", {**config, "model": {**model, "params": _without_paths(params)}})
+    write_config(output / "config.yaml", {**config, "model": {**model, "params": without_paths(params)}})
     return output
 
 
@@ -81,12 +90,13 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
         config = read_config([folder / "config.yaml"])
     else:
         config = {"model": _describe(folder)}
-    model = config["model"]
+    if not isinstance(model := config.get("model"), Mapping):
+        raise ValueError(f"{folder / 'config.yaml'} describes no model; leave it out to read diffusers' own configs")
     if model["target"] in TARGETS:
         names = first_stage_names(model["params"]["ddconfig"])
-        return config, _read_part(_first_stage_folder(folder), _build(model), names)
+        return config, _read_part(_first_stage_folder(folder), described_model(model), names)
     params = model["params"]
-    built = _build(model)
+    built = described_model(model)
     state = {name: value for name, value in built.state_dict().items() if not value.is_meta}
     parts = {
         UNET: ("unet", unet_names(params["unet_config"]["params"])),
@@ -99,9 +109,9 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
     if (folder / OTHER).is_file():
         state |= read_weights(folder / OTHER)
     if params.get("scale_by_std"):  # measured in training, so one of the weights
-        described = _read_json(_first_stage_folder(folder) / "config.json")
+        described = read_json(_first_stage_folder(folder) / "config.json", REMEDY)
         state["scale_factor"] = torch.tensor(described["scaling_factor"])
-    check_weights(built, state, source=folder, allow=getattr(built, "optional_names", ()))
+    check_described(model, state, folder)
     return config, state
 
 
@@ -145,23 +155,24 @@ def scheduler_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {"parameterization": predictions[prediction], "timesteps": config.get("num_train_timesteps", 1000)}
     if config.get("trained_betas") is not None:
         return {**found, "given_betas": list(config["trained_betas"])}
-    schedules = {theirs: ours for ours, theirs in SCHEDULES.items()}
     name = config.get("beta_schedule", "linear")
-    if name not in schedules:
-        raise ValueError(f"scheduler_config.json: beta_schedule is '{name}', expected {' or '.join(schedules)}")
+    if name not in READ_SCHEDULES:
+        raise ValueError(
+            f"scheduler_config.json: beta_schedule is '{name}', expected one of {', '.join(READ_SCHEDULES)}"
+        )
     ends = {"linear_start": config.get("beta_start", 1e-4), "linear_end": config.get("beta_end", 2e-2)}
-    return {**found, "beta_schedule": schedules[name], **ends}
+    return {**found, "beta_schedule": READ_SCHEDULES[name], **ends}
 
 
 def _describe(folder: Path) -> dict[str, Any]:
     """Returns target and params of the model in a folder that holds nothing of ours."""
-    stage = _read_json(_first_stage_folder(folder) / "config.json")
+    stage = read_json(_first_stage_folder(folder) / "config.json", REMEDY)
     first = first_stage_from_diffusers(stage)
     if not (folder / "unet").is_dir():
         return first
-    unet = unet_from_diffusers(_read_json(folder / "unet" / "config.json"))
+    unet = unet_from_diffusers(read_json(folder / "unet" / "config.json", REMEDY))
     params = {
-        **scheduler_from_diffusers(_read_json(folder / "scheduler" / "scheduler_config.json")),
+        **scheduler_from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json", REMEDY)),
         "use_ema": False,
         "conditioning_key": "crossattn",
         "image_size": unet["image_size"],
@@ -184,26 +195,8 @@ def _first_stage_folder(folder: Path) -> Path:
 def _write_first_stage(output: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], scale: float) -> None:
     described = first_stage_to_diffusers(config, scale)
     folder = output / ("vae" if described["_class_name"] == KL else "vqvae")
-    _write_json(folder / "config.json", described)
+    write_json(folder / "config.json", described)
     write_weights(folder / WEIGHTS, renamed(state, first_stage_names(config["params"]["ddconfig"])))
-
-
-def _build(model: Mapping[str, Any]) -> nn.Module:
-    """Returns the model without weights of its own; numbers that are no weights (the noise schedule) are there."""
-    params = _without_paths(model["params"])
-    if "unet_config" in params:
-        params["use_ema"] = False
-    with torch.device("meta"):
-        return instantiate_from_config({"target": model["target"], "params": params})
-
-
-def _without_paths(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns params that name no file of weights, neither their own nor the first stage's."""
-    found = {name: value for name, value in params.items() if name not in ("ckpt_path", "ignore_keys")}
-    if "first_stage_config" in found:
-        first = found["first_stage_config"]
-        found["first_stage_config"] = {**first, "params": _without_paths(first.get("params") or {})}
-    return found
 
 
 def _below(state: Mapping[str, Tensor], begin: str) -> dict[str, Tensor]:
@@ -252,14 +245,3 @@ def _read_part(folder: Path, own: nn.Module, names: Names) -> dict[str, Tensor]:
             found[name] = found[name].reshape(shape)
     check_weights(own, found, source=file or folder, allow=("loss.*",))
     return found
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FileNotFoundError(f"no {file.name} in {file.parent}; expected a folder that diffusers wrote")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -44,6 +44,22 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "class_embeddings_concat": (False,),
     "cross_attention_norm": (None,),
     "attention_type": ("default", None),
+    "num_attention_heads": (None,),
+    "mid_block_only_cross_attention": (None, False),
+    "reverse_transformer_layers_per_block": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+}
+# What a config of diffusers' class means where it leaves an option out.
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 1280,
 }
 RES_BLOCK = {
     "in_layers.0": "norm1",
@@ -82,11 +98,7 @@ def unet_to_diffusers(params: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an option that ``UNet2DConditionModel`` has no counterpart for.
     """
     check_values("unet_config", {"use_spatial_transformer": False, **params}, WITHOUT_COUNTERPART)
-    context = params["context_dim"]
-    if not isinstance(context, int):
-        if len(context) != 1:
-            raise ValueError(f"unet_config: context_dim is {list(context)}, expected one width; no counterpart")
-        context = int(context[0])
+    context = one_width(params.get("context_dim"))
     widths = [mult * params["model_channels"] for mult in params.get("channel_mult", (1, 2, 4, 8))]
     head, heads = params.get("num_head_channels", -1), params.get("num_heads", -1)
     attended = _attended(params)
@@ -123,6 +135,7 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that the U-Net has no counterpart for.
     """
+    config = {**DEFAULTS, **config}
     check_values("unet/config.json", config, FIXED)
     widths = list(config["block_out_channels"])
     base = widths[0]
@@ -158,6 +171,18 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_classes": config.get("num_class_embeds"),
         "dropout": config.get("dropout", 0.0),
     }
+
+
+def one_width(context_dim: Any) -> int:
+    """Returns the width of the one context of a U-Net, which may be written as a list of it.
+
+    Raises:
+        ValueError: there are several, or none.
+    """
+    found = [context_dim] if isinstance(context_dim, int) else list(context_dim or ())
+    if len(found) != 1:
+        raise ValueError(f"unet_config: context_dim is {context_dim}, expected one width; there is no counterpart")
+    return int(found[0])
 
 
 def unet_names(params: Mapping[str, Any]) -> Names:

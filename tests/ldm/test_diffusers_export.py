@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from test_checkpoint_names import layout
 from torch import Tensor, nn
 
-from ldm.checkpoint import read_weights, write_weights
 from ldm.config import read_config
 from ldm.convert.autoencoder import first_stage_names, first_stage_to_diffusers
 from ldm.convert.diffusers import OTHER, export_diffusers, import_diffusers, renamed, scheduler_to_diffusers
@@ -181,30 +179,14 @@ def test_every_option_with_a_counterpart_gives_the_same_numbers(
         assert torch.equal(again.eval().model.diffusion_model(x, t, context=context, **labels), expected)
 
 
-def test_diffusers_own_folder_is_read(tmp_path: Path) -> None:
-    """Written by ``save_pretrained``, not by us."""
-    model_params = model_config({}, VQ)
-    model = built(model_params)
-    export_diffusers({"model": model_params}, model.state_dict(), tmp_path / "a")
-    for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vqvae", diffusers.VQModel)):
-        kind.from_pretrained(tmp_path / "a", subfolder=name).save_pretrained(tmp_path / "b" / name)
-    shutil.copytree(tmp_path / "a" / "scheduler", tmp_path / "b" / "scheduler")
-    assert_bit_equal(import_diffusers(tmp_path / "b")[1], model.state_dict())
-
-
-def test_the_attention_names_of_older_folders_are_read(tmp_path: Path) -> None:
-    """As in Stable Diffusion v1's autoencoder."""
-    model = built(KL)
-    export_diffusers({"model": KL}, model.state_dict(), tmp_path)
-    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-    older = {}
-    for name, tensor in read_weights(file).items():
-        for new, old in (("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")):
-            name = name.replace(new, old)
-        older[name] = tensor
-    assert "encoder.mid_block.attentions.0.proj_attn.bias" in older
-    write_weights(file, older)
-    assert_bit_equal(import_diffusers(tmp_path)[1], model.state_dict())
+def test_a_text_encoder_is_kept_beside_without_being_built(tmp_path: Path) -> None:
+    target, params = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder", {"version": "no/such/folder"}
+    config = model_config(cond_stage_config={"target": target, "params": params})
+    state = built(model_config()).state_dict() | {"cond_stage_model.embedder.clip.weight": torch.ones(2)}
+    export_diffusers({"model": config}, state, tmp_path)
+    back, found = import_diffusers(tmp_path)
+    assert back == {"model": config}
+    assert_bit_equal(found, state)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -285,6 +267,7 @@ def test_the_scheduler_takes_the_steps_of_our_ddim(schedule: str, parameterizati
         ({"dims": 3}, "dims is 3"),
         ({"n_embed": 7}, "n_embed is 7"),
         ({"context_dim": [24, 24], "transformer_depth": 2}, "context_dim is"),
+        ({"context_dim": None}, "context_dim is None"),
     ],
 )
 def test_an_option_without_counterpart_is_refused_by_name_and_nothing_written(
@@ -311,19 +294,15 @@ def test_a_first_stage_without_counterpart_is_refused(change: dict[str, Any], me
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"_class_name": "UNet2DModel"}, "_class_name is 'UNet2DModel', expected 'UNet2DConditionModel'"),
-        ({"act_fn": "gelu"}, "act_fn is 'gelu', expected 'silu'"),
-        ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "down_block_types holds AttnDownBlock2D"),
-        ({"layers_per_block": [1, 2]}, r"layers_per_block is \[1, 2\]"),
-    ],
-)
-def test_a_foreign_unet_without_counterpart_is_refused(change: dict[str, Any], message: str) -> None:
-    described = {**unet_to_diffusers(UNET), **change}
-    with pytest.raises(ValueError, match=message):
-        unet_from_diffusers(described)
+def test_a_model_of_pixels_and_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    pixel = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": {"target": NETWORK, "params": UNET}}}
+    with pytest.raises(ValueError, match="got ldm.models.diffusion.ddpm.DDPM, expected a latent diffusion model or"):
+        export_diffusers({"model": pixel}, {}, tmp_path)
+    for text, message in (("{", "config.json is not JSON"), ("[]", "config.json holds a list, expected an object")):
+        (tmp_path / "vae").mkdir(exist_ok=True)
+        (tmp_path / "vae" / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            import_diffusers(tmp_path)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

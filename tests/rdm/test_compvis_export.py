@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_models import VQ, randomise, unet
+from test_checkpoint_names import LATER, LAYOUTS, LPIPS, layout
+from test_checkpoint_names import OURS as LAYOUT_OF
 
-from ldm.checkpoint import choose_weights, read_run, read_weights, write_checkpoint, write_weights
+from ldm.checkpoint import choose_weights, read_run, read_weights, write_weights
 from ldm.config import read_config, write_config
-from ldm.convert.compvis import compvis_model
+from ldm.convert.compvis import ENCODERS, compvis_model
 from ldm.util import instantiate_from_config
-from rdm.compat import UNET_TARGET, export_model
-from scripts import export_checkpoint
+from rdm.compat import RETRIEVAL_ARGUMENTS, UNET_TARGET, export_model
 
 ROOT = Path(__file__).parents[2]
+RELEASED = [
+    name
+    for name in (path.name.removesuffix(".json.gz") for path in LAYOUTS)
+    if name != LPIPS and not any(target in json.dumps(layout(name)["config"]) for target in LATER)
+]
 OURS = {
     "target": "rdm.models.diffusion.ddpm.RetrievalAugmentedDiffusion",
     "params": {
@@ -63,7 +70,8 @@ def trained() -> Any:
 
 
 def test_an_rdm_has_their_target_and_arguments_only_and_comes_back_bit_equal(tmp_path: Path) -> None:
-    state = trained().state_dict()
+    original = trained()
+    state = original.state_dict()
     file = export_model(OURS, choose_weights(state, "both"), tmp_path)
     described = read_config([tmp_path / "config.yaml"])
     assert list(described) == ["model"]
@@ -88,6 +96,33 @@ def test_an_rdm_has_their_target_and_arguments_only_and_comes_back_bit_equal(tmp
     assert torch.equal(back.pop("unconditional_guidance_vex"), direction)
     assert back.keys() == state.keys()
     assert [name for name in state if not torch.equal(back[name], state[name])] == []
+    again = instantiate_from_config({**model, "params": {**model["params"], "ckpt_path": str(file)}}).eval()
+    assert torch.equal(predicted(again), predicted(original.eval()))
+    assert torch.equal(again.to_image(torch.ones(1, 3, 4, 4)), original.to_image(torch.ones(1, 3, 4, 4)))
+
+
+@torch.no_grad()
+def predicted(model: Any) -> torch.Tensor:
+    """Returns what the averaged U-Net gives for fixed numbers."""
+    x, context = torch.linspace(-1, 1, 96).view(2, 3, 4, 4), torch.linspace(-2, 2, 32).view(2, 2, 8)
+    with model.ema_scope():
+        return model.model(x, torch.tensor([1, 7]), context if model.model.conditioning_key else None)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_every_released_config_comes_out_as_it_is(name: str) -> None:
+    """But for the loss, which is left behind with its weights, and what CompVis' code does not read or assumes."""
+    released = layout(name)["config"]
+    theirs = json.loads(json.dumps(released["params"]))
+    for part in (theirs, theirs.get("first_stage_config", {}).get("params", {})):
+        if "lossconfig" in part:
+            part["lossconfig"] = {"target": "torch.nn.Identity"}
+    averaged = "unet_config" in theirs and theirs.setdefault("use_ema", True)
+    for unread in ("ignore_keys", "retrieval_cfg"):
+        theirs.pop(unread, None)
+    arguments = RETRIEVAL_ARGUMENTS if released["target"].startswith("rdm.") else ()
+    got = compvis_model(released, averaged, arguments)
+    assert got["target"] == released["target"] and got["params"] == theirs
 
 
 def test_the_config_says_what_their_code_cannot(tmp_path: Path) -> None:
@@ -121,10 +156,7 @@ def test_a_stored_direction_is_kept_and_one_of_length_zero_replaced(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["imagenet", "ffhq"])
 def test_our_config_of_a_release_becomes_theirs_again(name: str, tmp_path: Path) -> None:
-    from test_checkpoint_names import OURS as LAYOUTS
-    from test_checkpoint_names import layout
-
-    released = layout(LAYOUTS[name])["config"]
+    released = layout(LAYOUT_OF[name])["config"]
     export_model(read_config([ROOT / "configs" / "rdm" / f"{name}.yaml"])["model"], {}, tmp_path)
     got = read_config([tmp_path / "config.yaml"])["model"]
     assert got["target"] == released["target"]
@@ -161,8 +193,10 @@ def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
     assert got["params"]["cond_stage_config"] == "__is_unconditional__"
     assert "seed" not in got["params"] and got["params"]["scale_factor"] == 0.5
     back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(tmp_path / "model.ckpt")}})
-    name = "model.diffusion_model.out.2.weight"
-    assert torch.equal(back.state_dict()[name], model.state_dict()[name])
+    expected = choose_weights(model.state_dict(), "average")
+    assert back.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in back.state_dict().items())
+    assert torch.equal(predicted(back.eval()), predicted(model.eval()))
     vq = instantiate_from_config(VQ)
     export_model(VQ, {**vq.state_dict(), "loss.logvar": torch.zeros(())}, tmp_path / "vq")
     assert read_weights(tmp_path / "vq" / "model.ckpt").keys() == vq.state_dict().keys()
@@ -174,12 +208,41 @@ def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
         ({"parameterization": "v"}, "parameterization is 'v', expected eps or x0"),
         ({"cond_stage_config": {"target": "ldm.modules.encoders.modules.OpenClipEmbedder"}}, "cond_stage_config: got"),
         ({"first_stage_config": {"target": "torch.nn.Identity"}}, "first_stage_config: got torch.nn.Identity"),
+        ({"given_betas": [0.1, 0.2]}, "given_betas: got a list, expected the name of a beta_schedule"),
+        ({"unet_config": {"params": {**unet(8)["params"], "context_dim": [8, 8]}}}, r"context_dim is \[8, 8\]"),
+        (
+            {
+                "cond_stage_config": {
+                    "target": f"{ENCODERS}FrozenCLIPTextEmbedder",
+                    "params": {"version": "models/clip"},
+                }
+            },
+            "got CLIP models/clip, expected one of OpenAI's",
+        ),
     ],
 )
 def test_what_their_code_lacks_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     params = {"unet_config": unet(), "first_stage_config": VQ, **change}
     with pytest.raises(ValueError, match=message):
         compvis_model({"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}, False)
+
+
+def test_conditions_and_contexts_are_written_in_their_arguments_only(tmp_path: Path) -> None:
+    target, encoder = "ldm.models.diffusion.ddpm.LatentDiffusion", {"n_embed": 8, "n_layer": 1}
+    condition = {"target": f"{ENCODERS}BERTEmbedder", "params": {**encoder, "tokenizer": "vocabulary"}}
+    network = {**unet(8), "params": {**unet(8)["params"], "context_dim": [8]}}
+    params = {"unet_config": network, "first_stage_config": VQ, "cond_stage_config": condition}
+    got = compvis_model({"target": target, "params": params}, False)["params"]
+    assert got["cond_stage_config"] == {"target": f"{ENCODERS}BERTEmbedder", "params": encoder}
+    assert got["unet_config"]["params"]["context_dim"] == 8
+    state = {"cond_stage_model.embedder.clip.weight": torch.ones(1), "cond_stage_model.other": torch.ones(1)}
+    clip = {"target": f"{ENCODERS}FrozenCLIPTextEmbedder", "params": {"version": "ViT-B/32", "pretrained": "openai"}}
+    export_model({"target": target, "params": {**params, "cond_stage_config": clip}}, state, tmp_path)
+    assert list(read_weights(tmp_path / "model.ckpt")) == ["cond_stage_model.other"]
+    written = read_config([tmp_path / "config.yaml"])["model"]["params"]["cond_stage_config"]["params"]
+    assert written == {"version": "ViT-B/32"}
+    pixel = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": unet(), "image_size": 8}}
+    assert set(compvis_model(pixel, True)["params"]) == {"unet_config", "image_size", "channels", "use_ema"}
 
 
 def test_both_weights_want_an_average() -> None:
@@ -195,50 +258,6 @@ def test_a_folder_without_config_or_weights_is_an_error(tmp_path: Path) -> None:
     write_config(tmp_path / "config.yaml", {"model": VQ})
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last.ckpt"):
         read_run(tmp_path)
-
-
-def script(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    monkeypatch.setattr("sys.argv", ["export_checkpoint.py", *map(str, words)])
-    export_checkpoint.main.__wrapped__()  # type: ignore[attr-defined]
-
-
-def test_the_script_writes_every_form_and_reads_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, state = tmp_path / "run", trained().state_dict()
-    write_config(run / "config.yaml", {"model": OURS})
-    write_checkpoint(run / "checkpoints" / "last.ckpt", state)
-    script(monkeypatch, run, "--to", "diffusers", "--output", tmp_path / "d")
-    script(monkeypatch, "--from", "diffusers", tmp_path / "d", "--output", tmp_path / "back")
-    config, back = read_run(tmp_path / "back")
-    expected = choose_weights(state, "average")
-    assert config == {"model": OURS} and back.keys() == expected.keys()
-    assert all(torch.equal(back[name], expected[name]) for name in expected)
-    script(monkeypatch, run, "--to", "compvis", "--weights", "both", "--output", tmp_path / "c")
-    assert read_weights(tmp_path / "c" / "model.ckpt").keys() == {*state, "unconditional_guidance_vex"}
-    script(monkeypatch, run, "--float32", "--weights", "raw", "--output", tmp_path / "s")
-    raw = read_weights(tmp_path / "s" / "model.safetensors")
-    assert all(torch.equal(tensor, state[name]) for name, tensor in raw.items())
-    script(monkeypatch, run, "--weights", "both", "--output", tmp_path / "h")
-    half = read_weights(tmp_path / "h" / "model.safetensors")
-    assert half.keys() == state.keys() and torch.equal(half["model_ema.decay"], state["model_ema.decay"])
-    assert half["model_ema.diffusion_modelout2weight"].dtype == torch.float16
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--to", "compvis", "--weights", "both"), "the checkpoint has no running average"),
-        (("--to", "diffusers", "--weights", "both"), "no running average|one set of weights"),
-        (("--from", "diffusers", "--to", "compvis"), "--from diffusers gives our own folder"),
-    ],
-)
-def test_the_script_refuses_what_cannot_be(
-    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_config(tmp_path / "config.yaml", {"model": VQ})
-    write_weights(tmp_path / "model.safetensors", instantiate_from_config(VQ).state_dict())
-    with pytest.raises(ValueError, match=message):
-        script(monkeypatch, tmp_path, *words, "--output", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_float16_weights_becomes_float32_for_their_code(tmp_path: Path) -> None:
