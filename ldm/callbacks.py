@@ -53,9 +53,14 @@ class ImageLogger(pl.Callback):
     Args:
         every_n_steps: distance between grids; one more is written at the end.
         max_images: rows of a grid.
+
+    Raises:
+        ValueError: either is below 1.
     """
 
     def __init__(self, every_n_steps: int = 500, max_images: int = 8) -> None:
+        if every_n_steps < 1 or max_images < 1:
+            raise ValueError(f"got every_n_steps={every_n_steps}, max_images={max_images}; expected at least 1 of each")
         self.every_n_steps, self.max_images = every_n_steps, max_images
         self._last = -1
 
@@ -128,6 +133,8 @@ class LastStep(pl.Callback):
         if self._step != trainer.global_step:
             self._step = trainer.global_step
             trainer.save_checkpoint(self.path)
+            for other in trainer.checkpoint_callbacks:  # one that never wrote would overwrite it after the epoch's end
+                other._last_checkpoint_saved = str(self.path)  # type: ignore[attr-defined]
 
 
 class Timings(pl.Callback):

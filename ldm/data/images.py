@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             ValueError: `size` is below 1 or `max_broken` below 0.
         """
         if size < 1 or max_broken < 0:
-            raise ValueError(
-                f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0"
-            )
+            raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
         self.size = size
         self.max_broken = max_broken
         self._broken: dict[int, str] = {}
@@ -96,27 +94,63 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
 
 class ImageFolder(ImageDataset):
-    """Every picture under a folder, sorted by path; the first folder below the root is the class.
+    """Pictures under a folder, sorted by path, or those of a list; the first folder below the root is the class.
 
-    `cat.txt` beside `cat.jpg` is its caption.
+    `cat.txt` beside `cat.jpg` is its caption; where there is none, the name of its class is.
+
+    Args:
+        root: the folder.
+        size: side of the delivered pictures in pixels.
+        max_broken: number of broken pictures to tolerate.
+        files: a text file of paths below the root, one a line, in its order (LSUN's and taming's lists); blank lines
+            are skipped. The folder is then not searched.
+        classes: `[first, end]`, the class folders to keep by their number in sorted order, `end` left out.
+            `[151, 269]` of ImageNet's 1000 folders are its dogs. Numbers count the folders of all listed pictures.
+        class_names: a text file of `folder name` lines (ImageNet's `n02084071 dog, domestic dog`).
+
+    Raises:
+        FileNotFoundError: the root is not a folder or holds no picture, or a text file is missing.
+        ValueError: an empty list, a range that is none, or a class without a name.
     """
 
-    def __init__(self, root: str, size: int, max_broken: int = 10) -> None:
-        """List the pictures under `root`.
-
-        Raises:
-            FileNotFoundError: `root` is not a folder or holds no picture.
-        """
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        max_broken: int = 10,
+        files: str | None = None,
+        classes: Sequence[int] | None = None,
+        class_names: str | None = None,
+    ) -> None:
         super().__init__(size, max_broken)
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"no image folder at {root!r}; correct `root` in the data config")
-        found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        self.names = sorted(path.relative_to(self.root).as_posix() for path in found)
+        self.names = self._found() if files is None else _lines(files)
         if not self.names:
+            raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} a line")
+        folders = sorted({folder_of(name) for name in self.names} - {""})
+        if classes is not None:
+            if len(classes) != 2 or not 0 <= classes[0] < classes[1] <= len(folders):
+                raise ValueError(
+                    f"classes: got {list(classes)}, expected [first, end] within [0, {len(folders)}], the class folders"
+                )
+            folders = folders[classes[0] : classes[1]]
+            kept = set(folders)
+            self.names = [name for name in self.names if folder_of(name) in kept]
+        lines = [line.split(maxsplit=1) for line in _lines(class_names)] if class_names else []
+        self.class_names = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
+        if class_names and (unknown := [folder for folder in folders if folder not in self.class_names]):
+            raise ValueError(f"class_names: got no name of class {unknown[0]!r} in {class_names!r}; add its line")
+
+    def _found(self) -> list[str]:
+        found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        names = sorted(path.relative_to(self.root).as_posix() for path in found)
+        if not names:
             raise FileNotFoundError(
-                f"no image below {root!r}; expected files ending in {', '.join(SUFFIXES)}"
+                f"no image below {str(self.root)!r}; expected files ending in {', '.join(SUFFIXES)}"
             )
+        return names
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -131,14 +165,26 @@ class ImageFolder(ImageDataset):
         name = Path(self.names[index])
         text = self.root / name.with_suffix(".txt")
         caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        class_id = name.parts[0] if len(name.parts) > 1 else ""
-        return complete(
-            {"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)}
-        )
+        class_id = folder_of(self.names[index])
+        caption = caption or self.class_names.get(class_id, "")
+        return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
 
     def read(self, index: int) -> bytes:
         """The file."""
         return (self.root / self.names[index]).read_bytes()
+
+
+def folder_of(name: str) -> str:
+    """The first folder of a path below the root, empty for a file of the root itself."""
+    return name.partition("/")[0] if "/" in name else ""
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of a text file that are not blank."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
+    text = Path(file).read_text(encoding="utf-8")
+    return [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:
@@ -161,11 +207,7 @@ def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
             matches = [path]
         else:
             anchor = Path(path.anchor)
-            matches = (
-                sorted(anchor.glob(path.relative_to(anchor).as_posix()))
-                if any(c in entry for c in "*?[")
-                else []
-            )
+            matches = sorted(anchor.glob(path.relative_to(anchor).as_posix())) if any(c in entry for c in "*?[") else []
         if not matches:
             raise FileNotFoundError(
                 f"no {suffix} file at {entry!r}; correct the data config or run from the project root"

@@ -1,6 +1,7 @@
 """Training of an autoencoder against a patch discriminator: two optimisers, one step each (Esser et al. 2021).
 
-Images are ``[B, 3, H, W]`` in [-1, 1].
+Images are ``[B, 3, H, W]`` in [-1, 1]. Lightning's trainer refuses to clip and to accumulate gradients for two
+optimisers, so the model does both itself, with the trainer's settings.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
+from ldm.lr_scheduler import StepSchedule
+from ldm.metrics import psnr, ssim
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config
+from ldm.modules.quantize import summed
+from ldm.util import check_params, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class AdversarialAutoencoder(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        check_params("ddconfig", Encoder, ddconfig)
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
@@ -64,6 +68,8 @@ class AdversarialAutoencoder(pl.LightningModule):
         self.scheduler_config, self.learning_rate, self.lr_g_factor = scheduler_config, learning_rate, lr_g_factor
         self.betas = (float(betas[0]), float(betas[1]))
         self.model_ema: LitEma | None = None
+        self._refused: tuple[float | None, int] = None, 1
+        self.latent_sums = torch.zeros(3, device="cpu")
         if colorize_nlabels is not None:
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
 
@@ -95,12 +101,20 @@ class AdversarialAutoencoder(pl.LightningModule):
         load_weights(self, state, source=ckpt_path, allow=("loss.*", *(f"{begin}*" for begin in begins)))
 
     @abstractmethod
-    def bottleneck(self, images: Tensor) -> tuple[Tensor, Any]:
-        """Returns the reconstruction ``[B, 3, H, W]`` of a training step, and what its loss wants to know beside it."""
+    def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Any]:
+        """Returns the reconstruction ``[B, 3, H, W]`` of a training batch, and what its loss wants to know."""
 
     @abstractmethod
+    def latent(self, images: Tensor) -> Tensor:
+        """Returns the latent ``[B, C, h, w]`` that a diffusion model would be trained on."""
+
+    @abstractmethod
+    def restore(self, latent: Tensor) -> Tensor:
+        """Returns the image ``[B, 3, H, W]`` of a latent, which the model is judged by."""
+
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Returns the reconstruction ``[B, 3, H, W]`` that the model is judged by."""
+        """Returns ``[B, 3, H, W]``, from the latent that a diffusion model would be trained on."""
+        return self.restore(self.latent(images))
 
     def check_sides(self, images: Tensor) -> None:
         """Checks that every halving of the encoder is exact.
@@ -118,12 +132,19 @@ class AdversarialAutoencoder(pl.LightningModule):
         """The decoder's last weight, where the two losses are balanced."""
         return self.decoder.conv_out.weight
 
+    def configure_callbacks(self) -> list[Any]:
+        """Hides clipping and accumulation while the trainer looks for what it refuses; adds no callback."""
+        self._refused = self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches
+        self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = None, 1
+        return []
+
     def setup(self, stage: str) -> None:
         """Checks, before training, that the model can be trained as it is set up.
 
         Raises:
             ValueError: no loss, or float16, whose scaled gradients need one optimiser.
         """
+        self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = self._refused
         if stage != "fit":
             return
         if not hasattr(self.loss, "generator"):
@@ -134,54 +155,86 @@ class AdversarialAutoencoder(pl.LightningModule):
             raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
         LOG.info("distance of reconstructions: %s", self.loss.describe())
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002 (Lightning's signature)
-        """One step of the generator, from ``disc_start`` on also of the discriminator; only the first are counted."""
-        images, step = self.resized(batch[self.image_key]), self.global_step
-        optimizers: Any = self.optimizers()
-        generator, discriminator = optimizers
-        reconstruction, beside = self.bottleneck(images)
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Gradients of the generator, from ``disc_start`` on also of the discriminator, and a step where it is due."""
+        step, parts = self.global_step, self.trainer.accumulate_grad_batches
+        images = self.resized(batch[self.image_key], batch_idx)
+        # Dropout draws from torch's global generator, which no checkpoint holds.
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self.generator(batch_idx))))
+        reconstruction, beside = self.bottleneck(images, batch_idx)
+        self.loss.discriminator.requires_grad_(False)
         loss, log = self.loss.generator(images, reconstruction, beside, self.last_layer, step)
-        generator.zero_grad()
-        self.manual_backward(loss, inputs=self.generator_parameters())
-        generator.step()
+        self.manual_backward(loss / parts)
+        self.loss.discriminator.requires_grad_(True)
         if step >= self.loss.disc_start:
             loss, more = self.loss.discriminate(images, reconstruction)
             log |= more
-            # The bare optimiser, so that Lightning's global_step counts generator steps only.
-            discriminator.optimizer.zero_grad()
-            self.manual_backward(loss)
-            discriminator.optimizer.step()
+            self.manual_backward(loss / parts)
+        if (batch_idx + 1) % parts == 0 or self.trainer.is_last_batch:
+            self.take_step(step >= self.loss.disc_start)
+        self.log("train/loss", log["total_loss"], prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in log.items()})
+
+    def take_step(self, adversarial: bool) -> None:
+        """Moves the generator, where asked also the discriminator, by their gradients; only the first are counted."""
+        optimizers: Any = self.optimizers()
+        generator, discriminator = optimizers
+        # The bare optimiser, so that Lightning's global_step counts generator steps only.
+        for optimizer in (generator, discriminator.optimizer) if adversarial else (generator,):
+            self.clip_gradients(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers or []:
             scheduler.step()
         if self.model_ema is not None:
             self.model_ema(self)
-        self.log("train/loss", log["total_loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in log.items()})
 
-    def resized(self, images: Tensor) -> Tensor:
+    def resized(self, images: Tensor, batch_idx: int) -> Tensor:
         """Returns a training batch at a size of the range, drawn by the step; the first ones at the largest."""
         if self.batch_resize_range is None:
             return images
         low, high = self.batch_resize_range
         sizes, size = range(low, high + 1, 16), high
         if self.global_step > 4:
-            size = sizes[int(torch.randint(len(sizes), (), generator=self.generator()))]
+            size = sizes[int(torch.randint(len(sizes), (), generator=self.generator(batch_idx)))]
         return images if size == images.shape[2] else F.interpolate(images, (size, size), mode="bicubic")
 
-    def generator(self) -> torch.Generator:
-        """Returns a CPU generator that is a function of step and device, so that a resumed run repeats nothing."""
-        return torch.Generator().manual_seed(self.global_step * 1_000_003 + self.global_rank)
+    def generator(self, batch_idx: int) -> torch.Generator:
+        """Returns a CPU generator that is a function of step, batch and device, so that a resumed run goes on alike."""
+        return torch.Generator().manual_seed(self.global_step * 1_000_003 + 10_007 * batch_idx + self.global_rank)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Logs reconstruction loss and PSNR and SSIM of held-out images."""
         images = batch[self.image_key]
         with self.averaged():
-            reconstruction = self.reconstruct(images).float()
-        squared = F.mse_loss(reconstruction.clamp(-1, 1) / 2, images / 2, reduction="none").mean((1, 2, 3))
-        values = {"rec_loss": (reconstruction - images).abs().mean(), "psnr": (-10 * squared.log10()).mean()}
-        values["ssim"] = structural_similarity_index_measure(reconstruction.clamp(-1, 1), images, data_range=2.0)
+            latent = self.latent(images)
+            self.observe(latent)
+            reconstruction = self.restore(latent).float()
+        shown = reconstruction.clamp(-1, 1)
+        values = {"rec_loss": (reconstruction - images).abs().mean()}
+        values |= {"psnr": psnr(images, shown).mean(), "ssim": ssim(images, shown).mean()}
         self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=len(images))
+
+    def observe(self, latent: Tensor) -> None:
+        """Adds the latents ``[B, C, h, w]`` of held-out images to the statistics of a validation."""
+        sums = torch.stack(
+            [torch.tensor(1.0, device=latent.device), latent.float().mean(), latent.float().square().mean()]
+        )
+        self.latent_sums = self.latent_sums.to(latent.device) + len(latent) * sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs mean and standard deviation of all latents; the inverse of the latter scales them to unit variance."""
+        count, total, squares = summed(self.latent_sums)
+        mean = total / count
+        self.log_dict(
+            {"val/latent_mean": mean, "val/latent_std": (squares / count - mean.square()).clamp(min=0).sqrt()}
+        )
+        self.latent_sums = torch.zeros(3, device="cpu")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs what the end of a validation logs."""
+        self.on_validation_epoch_end()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs the figures of validation on the test set."""
@@ -209,8 +262,8 @@ class AdversarialAutoencoder(pl.LightningModule):
             yield
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters of all but the loss."""
-        return [p for name, p in self.named_parameters() if not name.startswith("loss.")]
+        """Returns the parameters of all but the loss, without frozen ones."""
+        return [p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("loss.")]
 
     def configure_optimizers(self) -> tuple[list[Any], list[Any]]:
         """Returns Adam for the generator and for the discriminator, with the configured factor by step."""
@@ -222,4 +275,4 @@ class AdversarialAutoencoder(pl.LightningModule):
         if self.scheduler_config is None:
             return optimizers, []
         factor = instantiate_from_config(self.scheduler_config)
-        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+        return optimizers, [StepSchedule(optimizer, factor) for optimizer in optimizers]

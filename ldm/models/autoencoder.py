@@ -6,19 +6,16 @@ quantisation; ``decode`` quantises it first, as the codebook belongs to the deco
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
 from ldm.models.adversarial import AdversarialAutoencoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.modules.losses.vqperceptual import codebook_statistics
-
-LOG = logging.getLogger(__name__)
+from ldm.modules.quantize import Codebook, CodeUsage
+from ldm.util import check_params
 
 
 class VQModel(AdversarialAutoencoder):
@@ -37,6 +34,7 @@ class VQModel(AdversarialAutoencoder):
         remap: ``.npy`` file of the codes that are in use; code numbers count these.
         sane_index_shape: give code numbers as ``[B, h, w]`` instead of ``[B h w]``.
         use_ema: keep a running average of the weights, and validate with it.
+        codebook: how the codes are learned: ``kind``, ``decay``, ``restart_every`` of :class:`Codebook`.
         training: the other arguments of :class:`AdversarialAutoencoder`.
     """
 
@@ -53,14 +51,19 @@ class VQModel(AdversarialAutoencoder):
         remap: str | None = None,
         sane_index_shape: bool = False,
         use_ema: bool = False,
+        codebook: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> None:
         super().__init__(ddconfig, **training)
-        self.quantize = VectorQuantizer2(n_embed, embed_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape)
+        options = {"n_e": n_embed, "e_dim": embed_dim, "beta": beta, "remap": remap, **(codebook or {})}
+        check_params("model.params.codebook", Codebook, options)
+        self.quantize = Codebook(**options, sane_index_shape=sane_index_shape)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.warm_up_steps = warm_up_steps
         self._recent: list[Tensor] = []
+        # Codes chosen over an epoch of training, over a validation, and since codes were last restarted.
+        self.usage = {name: CodeUsage(n_embed) for name in ("train", "val", "restart")}
         self.complete(lossconfig, ckpt_path, ignore_keys, use_ema)
 
     def encode(self, image: Tensor) -> Tensor:
@@ -74,7 +77,8 @@ class VQModel(AdversarialAutoencoder):
 
     def decode(self, latent: Tensor, *, quantize: bool = True) -> Tensor:
         """Returns the image ``[B, 3, H, W]`` of a latent, which is quantised first."""
-        return self.decoder(self.post_quant_conv(self.nearest_codes(latent)[0] if quantize else latent))
+        latent = self.nearest_codes(latent)[0].to(latent.dtype) if quantize else latent
+        return self.decoder(self.post_quant_conv(latent))
 
     def nearest_codes(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the quantised latent ``[B, C, h, w]``, the codebook loss ``[]`` and code numbers ``[B h w]``."""
@@ -87,60 +91,73 @@ class VQModel(AdversarialAutoencoder):
         quantized, loss, indices = self.nearest_codes(self.encode(image))
         return self.decode(quantized, quantize=False), loss, indices
 
-    def bottleneck(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def warming(self) -> bool:
+        """Whether the model is in training and still without codes."""
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        return fitting and self.global_step < self.warm_up_steps
+
+    def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """Returns reconstruction ``[B, 3, H, W]`` and codebook loss ``[]``; the codes are set as the warm-up ends."""
-        if self.global_step < self.warm_up_steps:
-            latent = self.encode(images)
+        latent = self.encode(images)
+        if self.warming:
             self._remember(latent)
             return self.decode(latent, quantize=False), latent.new_zeros(())
         if self._recent:
-            self.set_codes(torch.cat([latent.to(images.device) for latent in self._recent]))
+            self.quantize.cluster(torch.cat([latent.to(images.device) for latent in self._recent]))
             self._recent.clear()
-        reconstruction, codebook_loss, indices = self(images)
-        perplexity, used = codebook_statistics(indices, self.quantize.n_e)
-        self.log_dict({"train/perplexity": perplexity, "train/cluster_usage": used})
-        return reconstruction, codebook_loss
+        recent, every = self.usage["restart"], self.quantize.restart_every
+        if every and recent.batches >= every:
+            latents = latent.detach().movedim(1, -1).flatten(0, 2)
+            self.quantize.restart(latents, recent.unused(), self.generator(batch_idx))
+            recent.reset()
+        quantized, codebook_loss, indices = self.nearest_codes(latent)
+        self.usage["train"].add(indices)
+        recent.add(indices)
+        return self.decode(quantized, quantize=False), codebook_loss
 
-    def reconstruct(self, images: Tensor) -> Tensor:
+    def latent(self, images: Tensor) -> Tensor:
+        """Returns the latent ``[B, C, h, w]`` before quantisation."""
+        return self.encode(images)
+
+    def restore(self, latent: Tensor) -> Tensor:
         """Returns ``[B, 3, H, W]``; during the warm-up without quantisation."""
-        return self.decode(self.encode(images), quantize=self.global_step >= self.warm_up_steps)
+        return self.decode(latent, quantize=not self.warming)
+
+    def observe(self, latent: Tensor) -> None:
+        """Adds latents ``[B, C, h, w]`` of held-out images, and the codes they choose, to the statistics."""
+        super().observe(latent)
+        if not self.warming:
+            self.usage["val"].add(self.nearest_codes(latent)[2])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the statistics of all held-out latents, and the use of codes."""
+        super().on_validation_epoch_end()
+        self._log_usage("val")
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the use of codes in an epoch."""
+        self._log_usage("train")
+
+    def _log_usage(self, split: str) -> None:
+        usage = self.usage[split]
+        if usage.batches:
+            self.log_dict({f"{split}/{name}": value for name, value in usage.figures().items()})
+        usage.reset()
 
     def _remember(self, latent: Tensor, keep: int = 64) -> None:
         self._recent = [*self._recent[-keep + 1 :], latent.detach().movedim(1, -1).flatten(0, 2)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the latents of the warm-up, from which a resumed run sets its codes."""
+        """Keeps the latents of the warm-up, from which a resumed run sets its codes, and the use of codes so far."""
         checkpoint["recent_latents"] = [latent.cpu() for latent in self._recent]
+        checkpoint["code_usage"] = {name: usage.state_dict() for name, usage in self.usage.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the latents of the warm-up back."""
+        """Takes both back."""
         self._recent = list(checkpoint.get("recent_latents", []))
-
-    @torch.no_grad()
-    def set_codes(self, latents: Tensor, rounds: int = 20) -> None:
-        """Sets the codebook to the means of a k-means clustering.
-
-        Args:
-            latents: ``[N, C]`` with N at least the number of codes.
-            rounds: of Lloyd's algorithm; an empty cluster restarts at a random latent.
-        """
-        generator = torch.Generator().manual_seed(0)
-        size = self.quantize.n_e
-        if len(latents) < size:
-            raise ValueError(
-                f"got {len(latents)} latents to make {size} codes from; use a larger batch or more warm_up_steps"
-            )
-        latents = latents[torch.randperm(len(latents), generator=generator)[: 100 * size].to(latents.device)].float()
-        codes = latents[:size].clone()
-        for _ in range(rounds):
-            nearest = torch.cat([torch.cdist(part, codes).argmin(1) for part in latents.split(8192)])
-            count = torch.bincount(nearest, minlength=size)
-            total = torch.zeros_like(codes).index_add_(0, nearest, latents)
-            codes = total / count.clamp(min=1)[:, None]
-            empty = (count == 0).nonzero().flatten()
-            codes[empty] = latents[torch.randint(len(latents), (len(empty),), generator=generator).to(latents.device)]
-        self.quantize.embedding.weight.copy_(codes)
-        LOG.info("set %d codes from %d latents", size, len(latents))
+        for name, state in checkpoint.get("code_usage", {}).items():
+            self.usage[name].load_state_dict(state)
 
 
 class VQModelInterface(VQModel):
@@ -194,6 +211,8 @@ class AutoencoderKL(AdversarialAutoencoder):
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.embed_dim, self.learn_logvar = embed_dim, learn_logvar
         self.complete(lossconfig, ckpt_path, ignore_keys, use_ema)
+        if hasattr(self.loss, "logvar"):
+            self.loss.logvar.requires_grad_(learn_logvar)
 
     def encode(self, image: Tensor) -> DiagonalGaussianDistribution:
         """Returns the distribution of the latent ``[B, C, h, w]``.
@@ -221,15 +240,19 @@ class AutoencoderKL(AdversarialAutoencoder):
         posterior = self.encode(image)
         return self.decode(posterior.sample(noise) if sample_posterior else posterior.mode()), posterior
 
-    def bottleneck(self, images: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+    def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Returns the reconstruction ``[B, 3, H, W]`` of a sample, and the distribution of its latent in float32."""
         moments = self.encode(images).parameters.float()  # exponentials and sums over all pixels need float32
         posterior = DiagonalGaussianDistribution(moments)
-        return self.decode(posterior.sample(generator=self.generator())).float(), posterior
+        return self.decode(posterior.sample(generator=self.generator(batch_idx))).float(), posterior
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Returns ``[B, 3, H, W]``, decoded from the mean."""
-        return self(images, sample_posterior=False)[0]
+    def latent(self, images: Tensor) -> Tensor:
+        """Returns the mean ``[B, C, h, w]`` of the latent's distribution."""
+        return self.encode(images).mode()
+
+    def restore(self, latent: Tensor) -> Tensor:
+        """Returns the image ``[B, 3, H, W]`` of a latent."""
+        return self.decode(latent)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of all but the loss, and of the loss the likelihood's scale where that is learnt."""

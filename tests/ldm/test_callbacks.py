@@ -66,3 +66,9 @@ def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) ->
     images = torch.stack([data.datasets["validation"][i]["image"] for i in (0, 4, 8)])
     columns = image_grid({"inputs": images, "reconstructions": images})
     assert torch.equal(grid[:, :, :22], columns)
+
+
+@pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"max_images": 0}])
+def test_a_grid_every_no_steps_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="expected at least 1 of each"):
+        ImageLogger(**wrong)

@@ -7,7 +7,7 @@ import torch
 
 from ldm.config import read_config
 from ldm.models.autoencoder import AutoencoderKL, VQModel
-from ldm.util import instantiate_from_config
+from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "first_stage"
 # Numbers of parameters and of state names, the perceptual network aside, of the released checkpoints.
@@ -26,6 +26,7 @@ RELEASED = [
 
 def build(name: str) -> VQModel | AutoencoderKL:
     config = read_config([str(CONFIGS / f"{name}.yaml")])
+    config["model"]["params"]["lossconfig"]["params"].pop("perceptual", None)  # its weights are not part of the stage
     with torch.device("meta"):
         return instantiate_from_config(config["model"])
 
@@ -36,6 +37,15 @@ def test_released_architectures_are_built(name: str, parameters: int, names: int
     assert sum(p.numel() for p in model.parameters()) == parameters and len(model.state_dict()) == names
     assert model.downsampling == int(name.split("-")[1].removeprefix("f"))
     assert hasattr(model.loss, "generator") and ("loss.logvar" in model.state_dict()) == name.startswith("kl")
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in RELEASED])
+def test_released_configs_compare_by_lpips_and_name_what_stands_in(name: str) -> None:
+    config = read_config([str(CONFIGS / f"{name}.yaml")])["model"]["params"]["lossconfig"]["params"]
+    targets = [choice["target"].rpartition(".")[2] for choice in config["perceptual"]]
+    assert targets == ["LPIPS", "ClipDistance", "ClipDistance"]
+    for choice in config["perceptual"]:
+        check_params(choice["target"], get_obj_from_str(choice["target"]), choice["params"])
 
 
 def test_every_config_is_named_here() -> None:

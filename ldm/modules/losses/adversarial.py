@@ -6,7 +6,7 @@ Esser et al. 2021, equations 5 to 7. Images and reconstructions are ``[B, 3, H, 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.vqperceptual import hinge_d_loss, vanilla_d_loss
 from torch import Tensor, nn
 
-from ldm.util import instantiate_from_config
+from ldm.modules.losses.perceptual import perceptual_network
 
 ADVERSARIAL = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
 Log = dict[str, Tensor]
@@ -43,7 +43,8 @@ class AdversarialLoss(nn.Module):
         disc_ndf: width of the patch discriminator's first layer.
         disc_loss: ``hinge`` or ``vanilla``.
         pixel_loss: ``l1`` or ``l2``.
-        perceptual: a module ``(images, reconstructions) -> [B, 1, 1, 1]``, or its config.
+        perceptual: a module ``(images, reconstructions) -> [B, 1, 1, 1]``, its config, or a list of configs of which
+            the first one whose weights can be had is taken.
 
     Raises:
         ValueError: an unknown loss, a perceptual weight without a network, or a conditional discriminator.
@@ -63,7 +64,7 @@ class AdversarialLoss(nn.Module):
         disc_ndf: int = 64,
         disc_loss: str = "hinge",
         pixel_loss: str = "l1",
-        perceptual: Mapping[str, Any] | nn.Module | None = None,
+        perceptual: Mapping[str, Any] | Sequence[Mapping[str, Any]] | nn.Module | None = None,
     ) -> None:
         super().__init__()
         if disc_loss not in ADVERSARIAL or pixel_loss not in ("l1", "l2"):
@@ -73,9 +74,11 @@ class AdversarialLoss(nn.Module):
         if perceptual_weight and perceptual is None:
             raise ValueError(
                 f"perceptual_weight is {perceptual_weight} but no perceptual network is configured; name one in "
-                "'perceptual', e.g. ldm.modules.losses.lpips.LPIPS with its weights, or set the weight to 0"
+                "'perceptual', e.g. ldm.modules.losses.lpips.LPIPS with its weights or "
+                "ldm.modules.losses.perceptual.ClipDistance, or set the weight to 0"
             )
-        network = instantiate_from_config(perceptual) if isinstance(perceptual, Mapping) else perceptual
+        given = perceptual is None or isinstance(perceptual, nn.Module)
+        network: Any = perceptual if given else perceptual_network(perceptual)  # type: ignore[arg-type]
         self.perceptual_loss: nn.Module | None = None if network is None else network.eval().requires_grad_(False)
         self.perceptual_weight = 1.0 if perceptual_weight is None else perceptual_weight
         self.discriminator = NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers, use_actnorm=use_actnorm)
@@ -96,7 +99,8 @@ class AdversarialLoss(nn.Module):
         words = f"{self.pixel_loss} x {self.pixel_weight:g}"
         if self.perceptual_loss is None:
             return f"{words}, no perceptual network"
-        return f"{words}, {type(self.perceptual_loss).__name__} x {self.perceptual_weight:g}"
+        name = getattr(self.perceptual_loss, "name", type(self.perceptual_loss).__name__)
+        return f"{words}, {name} x {self.perceptual_weight:g}"
 
     @abstractmethod
     def generator(

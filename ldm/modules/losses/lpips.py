@@ -1,7 +1,13 @@
-"""LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), built without a network connection."""
+"""LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924).
+
+Its weights are those of VGG16 and one number a channel. VGG16's come from a file, or from torchvision's server where
+there is a network connection; the others (7 kB, the same as taming's) are part of torchmetrics.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,14 @@ class LPIPS(nn.Module):
     """Distance of VGG features, weighted by channel; state names are those of taming's class.
 
     Args:
-        weights: a file with all 33 tensors: a state dict of this class, or a released first stage, which holds them
-            under ``loss.perceptual_loss``. Without it the network waits for ``load_state_dict``.
+        weights: ``download`` for torchvision's VGG16, kept in torch's cache; or a file: torchvision's VGG16
+            (``vgg16-397923af.pth``), a released first stage, which holds all 33 tensors under
+            ``loss.perceptual_loss``, or a state dict of this class. Without it the network waits for
+            ``load_state_dict``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file does not hold these weights.
+        ValueError: the file does not hold these weights, or they cannot be downloaded.
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
@@ -44,12 +52,11 @@ class LPIPS(nn.Module):
         self.loaded = False
         self.register_load_state_dict_post_hook(_mark_loaded)
         self.eval().requires_grad_(False)
+        self.name = "LPIPS (VGG16)"
         if weights is not None:
-            state = read_weights(weights)
-            for prefix in INSIDE_A_CHECKPOINT:
-                if any(name.startswith(prefix) for name in state):
-                    state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-            load_weights(self, state, source=weights)
+            file = download_vgg() if weights == "download" else Path(weights)
+            load_weights(self, own_names(read_weights(file)), source=file)
+            self.name = f"LPIPS (VGG16 of {file.name})"
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """Returns the distance ``[B, 1, 1, 1]`` of two batches of images ``[B, 3, H, W]`` in [-1, 1].
@@ -68,6 +75,59 @@ class LPIPS(nn.Module):
             difference = (F.normalize(x, dim=1, eps=1e-10) - F.normalize(y, dim=1, eps=1e-10)).square()
             total = total + self.get_submodule(f"lin{number}")(difference).mean((2, 3), keepdim=True)
         return total
+
+
+def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint or of torchvision's VGG16 under the names of :class:`LPIPS`."""
+    for prefix in INSIDE_A_CHECKPOINT:
+        if any(name.startswith(prefix) for name in state):
+            return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    if "features.0.weight" not in state:
+        return dict(state)
+    places = {str(i): f"net.slice{n}.{i}" for n, part in enumerate(SLICES, 1) for i in range(*part)}
+    named = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        number, _, kind = rest.partition(".")
+        if part == "features":
+            named[f"{places.get(number, name)}.{kind}"] = tensor
+    scaling = {f"scaling_layer.{name}": value for name, value in Scaling().state_dict().items()}
+    return named | scaling | channel_weights()
+
+
+def channel_weights() -> dict[str, Tensor]:
+    """Returns the weight of every channel, version 0.1, from the file in torchmetrics.
+
+    Raises:
+        ValueError: this version of torchmetrics does not have it.
+    """
+    found = find_spec("torchmetrics")
+    file = Path((found and found.origin) or "").parent / "functional" / "image" / "lpips_models" / "vgg.pth"
+    if not file.is_file():
+        raise ValueError("LPIPS: torchmetrics no longer holds its weights; give a released first stage as 'weights'")
+    return read_weights(file)
+
+
+def download_vgg() -> Path:
+    """Returns torchvision's VGG16 in torch's cache, fetched from its server where it is not yet there.
+
+    Raises:
+        ValueError: it cannot be fetched.
+    """
+    from torchvision.models import VGG16_Weights
+
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"LPIPS: VGG16 could not be fetched from {url} ({error}); download it elsewhere and give the file as "
+                "'weights', or name a network you have: ldm.modules.losses.perceptual.ClipDistance"
+            ) from error
+    return file
 
 
 class Scaling(nn.Module):

@@ -1,0 +1,86 @@
+"""Reads a first stage to use it: from a run, a shipped folder, or a released checkpoint beside its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import average_as_weights, load_weights, read_weights, weights_of
+from ldm.config import read_config
+from ldm.util import instantiate_from_config
+
+INSIDE = "first_stage_model."
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """A first stage with where it came from.
+
+    Attributes:
+        model: in evaluation mode, frozen, holding its averaged weights.
+        config: the whole config it was found in.
+        file: its weights.
+    """
+
+    model: Any
+    config: Mapping[str, Any]
+    file: Path
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures it was made for."""
+        return int(_stage_config(self.config)["params"]["ddconfig"]["resolution"])
+
+
+def load_first_stage(path: str | Path, config: str | Path | None = None) -> FirstStage:
+    """Returns the first stage at a path, on the GPU where there is one.
+
+    Args:
+        path: a run folder, a folder with ``model.safetensors`` or ``model.ckpt``, or a file of weights; of a latent
+            diffusion model, the first stage inside it is taken.
+        config: the config of a file of weights; where not given, the ``config.yaml`` of its folder or of its run.
+
+    Raises:
+        FileNotFoundError: no weights, or no config beside them.
+        ValueError: the weights do not fit the config.
+    """
+    path = Path(path)
+    file = weights_of(path) if path.is_dir() or not path.suffix else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no weights of a first stage at {file}; train one with main.py or give another path")
+    whole = read_config([config or _config_beside(file)])
+    found = _stage_config(whole)
+    dropped = ("lossconfig", "ckpt_path", "ignore_keys", "use_ema")
+    params = {name: value for name, value in found["params"].items() if name not in dropped}
+    model = instantiate_from_config({"target": found["target"], "params": params}, lossconfig=None)
+    state = average_as_weights(read_weights(file))
+    if any(name.startswith(INSIDE) for name in state):
+        state = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
+    load_weights(model, state, source=file, allow=("loss.*", "colorize"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return FirstStage(model.eval().requires_grad_(False).to(device), whole, file)
+
+
+def _config_beside(file: Path) -> Path:
+    for folder in (file.parent, file.parent.parent):
+        for found in (folder / "config.yaml", *sorted((folder / "configs").glob("*-project.yaml"), reverse=True)):
+            if found.is_file():
+                return found
+    raise FileNotFoundError(f"no config.yaml beside {file}; give its config with --config")
+
+
+def _stage_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the ``{target, params}`` of the first stage in a config: the model itself, or inside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model = config.get("model", config)
+    stage = (model.get("params") or {}).get("first_stage_config", model)
+    if "ddconfig" not in (stage.get("params") or {}):
+        raise ValueError(f"the config's model is {model.get('target')}, expected a first stage, or one inside")
+    return stage
