@@ -6,9 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import loader
+from benchmarks import attention, loader, networks
 
-BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {"loader": loader.run}
+BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
+    "attention": attention.run,
+    "loader": loader.run,
+    "networks": networks.run,
+}
 
 
 def main() -> None:
