@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 import time
@@ -15,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.config import check_keys, read_config, write_config
-from ldm.util import add_trust_option, command_line, get_obj_from_str, instantiate_from_config, nearest
+from ldm.util import (
+    add_trust_option,
+    check_mapping,
+    command_line,
+    get_obj_from_str,
+    instantiate_from_config,
+    nearest,
+    seed_number,
+)
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -24,13 +33,16 @@ LOG = logging.getLogger("main")
 SECTIONS = ("model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks", "checkpoint")
 # Lightning's warnings that are not true here: metrics are put aside before it deletes them, a first stage is meant to
-# stay in evaluation mode, one process loads small pictures fast enough, and the rest is between Lightning and torch.
+# stay in evaluation mode, one process loads small pictures fast enough, a checkpoint is meant to hold the weights after
+# the step, and the rest is between Lightning and torch.
 UNTRUE = (
     "Experiment logs directory",
     "Found .* in eval mode",
     ".*many workers",
     ".*isinstance.treespec",
     "The dirpath has",
+    "Using ModelCheckpoint with manual optimization",
+    "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
 # Targets of CompVis configs that live here for their sake.
 DOORS = {"DataModuleFromConfig": "ldm.data.DataModule", "ImageLogger": "ldm.callbacks.ImageLogger"}
@@ -49,6 +61,13 @@ def yes_or_no(text: str) -> bool:
     if text.lower() in ("no", "false", "f", "n", "0"):
         return False
     raise argparse.ArgumentTypeError(f"expected yes or no, got '{text}'")
+
+
+def gpu_numbers(text: str) -> str:
+    """Returns the GPUs of a command line as they are written."""
+    if text and not re.fullmatch(r"\d+(,\d+)*,?", text):
+        raise argparse.ArgumentTypeError(f"expected numbers such as '0,' or '0,1', got '{text}'")
+    return text
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -80,12 +99,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "-s",
         "--seed",
-        type=int,
+        type=seed_number,
         default=23,
         help="seed of the first weights; data order and noise have theirs in data.params.seed and model.params.seed",
     )
     p.add_argument("--scale_lr", **flag, help="multiply the learning rate by devices x batch size x accumulation")
-    p.add_argument("--gpus", default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is")
+    p.add_argument(
+        "--gpus", type=gpu_numbers, default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is"
+    )
     add_trust_option(p)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings, stronger than the configs")
     words = sys.argv[1:] if arguments is None else arguments
@@ -102,11 +123,14 @@ def read_run_config(paths: list[str], overrides: list[str]) -> dict[str, Any]:
     """Returns the merged configuration of a run, its sections checked.
 
     Raises:
-        ValueError: an unknown or missing section.
+        ValueError: an unknown or missing section, or one that is no mapping.
     """
     config = read_config(paths, overrides)
     check_keys(config, SECTIONS, "config")
-    check_keys(config.get("lightning") or {}, LIGHTNING, "lightning")
+    lightning = config.get("lightning") or {}
+    check_keys(lightning, LIGHTNING, "lightning")
+    for name, part in lightning.items():
+        check_mapping(part, f"lightning.{name}")
     for section in ("model", "data"):
         if section not in config:
             raise ValueError(f"config {', '.join(paths)}: section '{section}' is missing; give it with --base")
@@ -118,9 +142,12 @@ def find_run(resume: str) -> tuple[Path, Path]:
 
     Raises:
         FileNotFoundError: neither exists.
+        ValueError: a file that lies in no run folder.
     """
     path = Path(resume)
     if path.is_file():
+        if path.parent.name != "checkpoints":
+            raise ValueError(f"got {resume}, expected a run folder or the file of a checkpoint in its checkpoints/")
         return path.parent.parent, path
     checkpoint = path / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
@@ -131,12 +158,18 @@ def find_run(resume: str) -> tuple[Path, Path]:
 
 
 def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> pl.Trainer:
-    """Returns the Lightning trainer of the ``lightning`` section; what training writes goes to ``run``."""
+    """Returns the Lightning trainer of the ``lightning`` section; what training writes goes to ``run``.
+
+    Raises:
+        ValueError: a setting that Lightning does not take, or a GPU that is not there.
+    """
     import pytorch_lightning as pl
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
     from pytorch_lightning.loggers import CSVLogger
 
     from ldm.callbacks import LastStep, Timings
+    from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.util import check_params
 
     for message in UNTRUE:
@@ -159,6 +192,12 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
     }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
     callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
+    callbacks += [
+        keep_config(run, config),
+        FiniteSteps(run),
+        DiscriminatorWatch(),
+        LatentStatistics(run / "latents.json"),
+    ]
     if keep["save_last"]:
         callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
     if options.get("enable_progress_bar", True):
@@ -170,7 +209,46 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
         keep_metrics(run)
         # Lightning numbers its log folders; a run is one folder here.
         logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
-    return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+    try:
+        return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+    except (TypeError, MisconfigurationException) as error:
+        given = f"--gpus {gpus}" if gpus else "lightning.trainer"
+        raise ValueError(f"{given}: {str(error).rstrip('!.')}; correct it, or leave it out") from error
+
+
+def new_run(options: argparse.Namespace, name: str) -> Path:
+    """Returns the folder of a new run; under ``--logdir`` one that no other run has, made at once where it trains.
+
+    Raises:
+        ValueError: ``--project`` names a folder in which another run has checkpoints.
+    """
+    if options.project:
+        run = Path(options.project)
+        if options.train and (run / "checkpoints").is_dir():
+            raise ValueError(f"{run} already holds a run; go on with --resume {run}, or name another folder")
+        return run
+    stem = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}{options.postfix}"
+    run, number = Path(options.logdir) / stem, 1
+    # The further processes of a run with several GPUs write nothing here.
+    while options.train and os.environ.get("LOCAL_RANK", "0") == "0":
+        try:
+            run.mkdir(parents=True)
+            break
+        except FileExistsError:
+            number += 1
+            run = Path(options.logdir) / f"{stem}-{number}"
+    return run
+
+
+def keep_config(run: Path, config: dict[str, Any]) -> pl.Callback:
+    """Returns what writes the config of a run that begins; a resumed one that fails before keeps the one it had."""
+    from pytorch_lightning.callbacks import LambdaCallback
+
+    def write(trainer: pl.Trainer, _: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_config(run / "config.yaml", config)
+
+    return LambdaCallback(on_train_start=write)
 
 
 def keep_metrics(run: Path) -> None:
@@ -201,30 +279,41 @@ def train(options: argparse.Namespace) -> None:
     if not paths:
         raise ValueError("nothing to do: give a config with --base, or a run to go on from with --resume")
     config = read_run_config(paths, options.overrides)
-    if checkpoint:
-        from ldm.checkpoint import read_weights
+    from ldm.checkpoint import check_weights, read_weights
 
-        read_weights(checkpoint)  # refuses a file that is cut short or would run code
-    if run is None:
-        name = "".join((options.name or Path(paths[0]).stem, options.postfix))
-        run = (
-            Path(options.project)
-            if options.project
-            else Path(options.logdir) / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}"
-        )
+    weights = read_weights(checkpoint) if checkpoint else {}  # refuses a file that is cut short or would run code
     import pytorch_lightning as pl
 
     pl.seed_everything(options.seed, workers=True)
     model = instantiate_from_config(config["model"])
     data = instantiate_from_config(config["data"])
+    check_weights(model, weights, source=f"checkpoint {checkpoint}", allow=("*",))  # shapes; names are for Lightning
+    del weights
+    made = run is None
+    run = run or new_run(options, options.name or Path(paths[0]).stem)
+    try:
+        fit(options, config, run, checkpoint, model, data)
+    finally:
+        if made and run.is_dir() and not any(run.iterdir()):
+            run.rmdir()
+
+
+def fit(
+    options: argparse.Namespace, config: dict[str, Any], run: Path, checkpoint: Path | None, model: Any, data: Any
+) -> None:
+    """Trains and tests, or validates, what has been built."""
     trainer = build_trainer(config, run, options.gpus, options.train)
     set_learning_rate(model, config, options.scale_lr, trainer)
-    if options.train and trainer.is_global_zero:
-        write_config(run / "config.yaml", config)
     weights = None if options.train else checkpoint
     if options.train:
         LOG.info("run folder %s", run)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        try:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+        except SystemExit:  # Lightning's answer to SIGINT and SIGTERM, with which it would end as if all were well
+            stored = (run / "checkpoints" / "last.ckpt").is_file()
+            how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
+            sys.stderr.write(f"stopped at step {trainer.global_step}; {how}\n")
+            sys.exit(143 if trainer.received_sigterm else 130)
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
         trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=False)

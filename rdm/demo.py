@@ -47,7 +47,7 @@ def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Ima
     twice = [name for name in classes for _ in range(2)]
     parts = {
         "text: " + ", ".join(prompts): sample_texts(loaded, prompts, **common),
-        "class: " + ", ".join(classes): sample_classes(loaded, twice, pool=40, **common),
+        "class: " + ", ".join(classes): sample_classes(loaded, twice, pool=20, **common),
         "unconditional, from popular rows": sample_popular(loaded, 6, top_m=0.2, weighted=False, **common),
     }
     blocks = {label: side_by_side(samples, loaded) for label, samples in parts.items()}

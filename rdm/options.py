@@ -1,11 +1,14 @@
-"""The options that all sampling scripts share; light to import, so that ``--help`` answers at once."""
+"""The options that scripts share; light to import, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+from pathlib import Path
 from typing import Any
 
-from ldm.util import add_trust_option
+from ldm.util import add_trust_option, bytes_of, seed_number
 
 
 def positive(text: str) -> int:
@@ -13,6 +16,33 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
     return int(text)
+
+
+def finite(text: str) -> float:
+    """Returns a number that is neither infinite nor NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got '{text}'")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Returns a number from 0 to 1."""
+    if not 0 <= finite(text) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got '{text}'")
+    return float(text)
+
+
+def folder(text: str) -> str:
+    """Returns the path of a folder that is there or can be made, so that nothing is sampled in vain."""
+    path = Path(text)
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {there}, expected a folder that can be made or written to")
+    return text
 
 
 def fraction_or_count(text: str) -> float | int:
@@ -23,25 +53,55 @@ def fraction_or_count(text: str) -> float | int:
         raise argparse.ArgumentTypeError(
             f"expected a fraction such as 0.2 or a number such as 500, got '{text}'"
         ) from None
-    if value <= 0 or (isinstance(value, float) and value > 1):
+    if not value > 0 or (isinstance(value, float) and value > 1):
         raise argparse.ArgumentTypeError(f"expected a fraction in (0, 1] or a positive number, got '{text}'")
     return value
+
+
+def pixels_or_memory(text: str) -> int | str:
+    """Returns a number of pixels as an int, or a size of memory such as ``2GB`` as it is."""
+    try:
+        return positive(text) if text.isdigit() else text if bytes_of(text) else 0
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a side in pixels or a size such as 2GB, got '{text}'") from error
+
+
+def add_tile_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--tile``."""
+    parser.add_argument(
+        "--tile",
+        type=pixels_or_memory,
+        metavar="SIDE",
+        help="the first stage works in tiles: of so many pixels a side, or such as fit a memory, e.g. 2GB",
+    )
+
+
+def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
+    """Adds what the scripts that embed pictures share, for use with the option ``beside`` or with a config."""
+    p = parser
+    p.add_argument("--size", type=positive, default=256, help=f"with {beside}: side of the pictures in pixels")
+    p.add_argument("--embedder", default="models/clip/emoji", help=f"with {beside}: open_clip folder or architecture")
+    p.add_argument("--pretrained", help=f"with {beside}: open_clip's name of the weights")
+    add_trust_option(p)
+    p.add_argument("overrides", nargs="*", help="with --config: entries of it as key.path=value")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
     """Adds the options; the second names are those of CompVis' scripts."""
     p = parser
-    p.add_argument("--outdir", default=outdir, help="folder for images, grid and JSON record")
+    p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
     p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
     p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
     p.add_argument("--knn", "--k_nn", type=positive, default=4, help="neighbours of each image")
-    p.add_argument("--scale", "--guidance_scale", type=float, default=2.0, help="guidance scale, 1 for none")
+    p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")
     p.add_argument("--steps", "--ddim_steps", type=positive, default=50, help="denoising steps")
     p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms or dpmpp_2m")
-    p.add_argument("--ddim_eta", type=float, default=0.0, help="fresh noise in each step of ddim, 0 to 1")
-    p.add_argument("--seed", type=int, default=0, help="of the first image; the next ones count on")
+    p.add_argument("--ddim_eta", type=fraction, default=0.0, help="fresh noise in each step of ddim, 0 to 1")
+    p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, default=16, help="images sampled together; changes no image")
+    add_tile_option(p)
+    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
     add_trust_option(p)
 
 
@@ -53,4 +113,6 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "sampler": args.sampler,
         "eta": args.ddim_eta,
         "batch_size": args.batch_size,
+        "tile": args.tile,
+        "compile": args.compile,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,9 @@ from tqdm import tqdm
 from ldm.callbacks import image_grid, save_png
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
-from ldm.util import atomic_path, instantiate_from_config, nearest
+from ldm.files import write_json
+from ldm.models.diffusion.wrapper import compile_network
+from ldm.util import instantiate_from_config, nearest
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
@@ -30,6 +31,7 @@ from rdm.retrieval.retriever import Retrieved, Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
+RDM = "rdm.models.diffusion."  # where the models of this road live
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 
 def _is_rdm(run: Path) -> bool:
     file = run / "config.yaml"
-    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith("rdm.models.diffusion")
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
 
 
 def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
@@ -109,7 +111,12 @@ def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
     """
     path = find_checkpoint(checkpoint)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
     config = read_config([folder / "config.yaml"])
+    target = (config.get("model") or {}).get("target", "nothing")
+    if not str(target).startswith(RDM):
+        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
     LOG.info("model %s", path)
     model = load_model(config["model"], path)
     data = instantiate_from_config(config["data"])
@@ -126,7 +133,7 @@ def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffu
     params = dict(config["params"])
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
-    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None}
+    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None, "compile": False}
     model = instantiate_from_config({"target": config["target"], "params": params})
     load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,6 +146,8 @@ def generate(
     seeds: Sequence[int],
     *,
     batch_size: int = 16,
+    tile: int | str | None = None,
+    compile: bool | str = False,
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -149,8 +158,15 @@ def generate(
         latent_shape: ``(C, h, w)``.
         seeds: one an image; image i depends on its seed and context, not on the batch.
         batch_size: images sampled together.
+        compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
+            images; a string names another backend than inductor.
+        tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
         options: ``sampler``, ``steps``, ``scale``, ``eta`` of ``LatentDiffusion.sample``.
     """
+    model.first_stage_tile = tile or model.first_stage_tile
+    for network in (model.model.diffusion_model, getattr(model.first_stage_model, "decoder", None)):
+        if network is not None and compile:
+            compile_network(network, compile, freeze=True)
     parts = []
     for start in tqdm(
         range(0, len(seeds), batch_size), desc="sampling", unit="batch", disable=len(seeds) <= batch_size
@@ -277,8 +293,6 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Pat
     grid = outdir / f"{name}-grid.png"
     shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
     save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
-    with atomic_path(outdir / f"{name}.json") as temporary:
-        temporary.write_text(
-            json.dumps({"checkpoint": str(loaded.path), "database": str(database.path), "images": records}, indent=1)
-        )
+    whole = {"checkpoint": str(loaded.path), "database": str(database.path), "images": records}
+    write_json(outdir / f"{name}.json", whole)
     return grid

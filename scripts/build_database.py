@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import add_trust_option, command_line
+from ldm.util import command_line
+from rdm.options import add_embedding_options, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,17 +15,11 @@ def parse_args() -> argparse.Namespace:
         "--config", help="YAML file with 'embedder' and 'database', such as configs/database/emoji.yaml"
     )
     parser.add_argument("--source", help="instead: image folder, Parquet file(s) or tar shards")
-    parser.add_argument("--size", type=int, default=256, help="with --source: side of the pictures in pixels")
-    parser.add_argument(
-        "--embedder", default="models/clip/emoji", help="with --source: open_clip folder or architecture"
-    )
-    parser.add_argument("--pretrained", help="with --source: open_clip's name of the weights")
     parser.add_argument("--output", help="folder of the database")
     parser.add_argument(
-        "--batch-size", type=int, help="pictures embedded at once (256 if neither given nor configured)"
+        "--batch-size", type=positive, help="pictures embedded at once (256 if neither given nor configured)"
     )
-    add_trust_option(parser)
-    parser.add_argument("overrides", nargs="*", help="config entries as key.path=value")
+    add_embedding_options(parser, "--source")
     return parser.parse_args()
 
 
@@ -33,14 +28,18 @@ def main() -> None:
     """Builds what the command line asks for."""
     args = parse_args()
     from ldm.config import read_config
+    from ldm.util import check_mapping
     from rdm.retrieval.builder import prepare_database
     from rdm.retrieval.config import check_database, embedder_config, load_embedder, require, source_config
     from rdm.retrieval.index import NeighbourIndex
 
     if bool(args.config) == bool(args.source):
         raise ValueError("expected either --config FILE or --source PICTURES; see --help")
+    if args.source and not args.output:
+        raise ValueError("got --source without --output, expected the folder of the database as --output FOLDER")
     if args.config:
         embedder, database = require(read_config([args.config], args.overrides), ("embedder", "database"), args.config)
+        check_mapping(database, "database")
     else:
         embedder = embedder_config(args.embedder, args.pretrained)
         database = {"source": source_config(args.source, args.size)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import command_line
-from rdm.options import add_sampling_options, sampling_options
+from rdm.options import add_sampling_options, positive, sampling_options
 
 
 def parse() -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="e.g. animal-bird; several times",
     )
-    p.add_argument("--pool", type=int, default=40, help="draw each image's neighbours from so many")
+    p.add_argument("--pool", type=positive, default=20, help="draw each image's neighbours from so many")
     add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
     return p.parse_args()
 
@@ -28,6 +28,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images of every class."""
     args = parse()
+    if args.pool < args.knn:
+        raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
     from rdm.sample import load, resolve_class, sample_classes, save
 
     loaded = load(args.ckpt, args.database)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ldm.util import command_line
+from rdm.options import finite
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
@@ -39,7 +40,7 @@ def train(minutes: float, run: Path) -> None:
 def main() -> None:
     """The command behind ``make demo``."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--minutes", type=float, default=5.0, help="training time; 0 shows the shipped model only")
+    p.add_argument("--minutes", type=finite, default=5.0, help="training time; 0 shows the shipped model only")
     p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
     args = p.parse_args()
     from rdm.demo import paint

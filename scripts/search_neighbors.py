@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import add_trust_option, command_line
+from ldm.util import command_line
+from rdm.options import add_embedding_options, finite, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,14 +15,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--database", help="instead: folder of a finished database")
     parser.add_argument("--images", help="with --database: image folder, Parquet file(s) or tar shards")
     parser.add_argument("--split", help="with --database: rows of this split only")
-    parser.add_argument("--size", type=int, default=256, help="with --database: side of the pictures in pixels")
-    parser.add_argument("--embedder", default="models/clip/emoji", help="with --database: the one that made it")
-    parser.add_argument("--pretrained", help="with --database: open_clip's name of the weights")
     parser.add_argument("--output", help="with --database: folder of the table (its neighbours/train if not given)")
-    parser.add_argument("--k", type=int, help="neighbours per picture (20 if neither given nor configured)")
-    parser.add_argument("--near-duplicate", type=float, help="leave out rows at least this similar (0.999 likewise)")
-    add_trust_option(parser)
-    parser.add_argument("overrides", nargs="*", help="config entries as key.path=value")
+    parser.add_argument("--k", type=positive, help="neighbours per picture (20 if neither given nor configured)")
+    parser.add_argument("--near-duplicate", type=finite, help="leave out rows at least this similar (0.999 likewise)")
+    add_embedding_options(parser, "--database")
     return parser.parse_args()
 
 
@@ -30,7 +27,7 @@ def main() -> None:
     """Makes what the command line asks for."""
     args = parse_args()
     from ldm.config import read_config
-    from ldm.util import instantiate_from_config
+    from ldm.util import check_mapping, instantiate_from_config
     from rdm.retrieval.config import embedder_config, load_embedder, require, source_config
     from rdm.retrieval.database import RetrievalDatabase
     from rdm.retrieval.index import NeighbourIndex
@@ -41,6 +38,7 @@ def main() -> None:
     given = {} if args.near_duplicate is None else {"near_duplicate": args.near_duplicate}
     if args.config:
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
+        check_mapping(data, "data")
         stored = {"stored_k": args.k} if args.k is not None else {}
         if data.get("target") != "rdm.data.RetrievalDataModule":
             raise ValueError(f"{args.config}: data is {data.get('target')}, expected rdm.data.RetrievalDataModule")

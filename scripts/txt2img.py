@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ldm.util import command_line
+from ldm.util import command_line, read_text
 from rdm.options import add_sampling_options, sampling_options
 
 
@@ -27,9 +26,11 @@ def main() -> None:
     args = parse()
     prompts = list(args.prompt or [])
     if args.from_file:
-        prompts += [line.strip() for line in Path(args.from_file).read_text().splitlines() if line.strip()]
+        prompts += [line.strip() for line in read_text(args.from_file).splitlines() if line.strip()]
     if not prompts:
-        raise ValueError("no prompt; give --prompt TEXT or --from-file FILE")
+        raise ValueError("no prompt; give --prompt TEXT, or --from-file FILE with one in each line")
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("got an empty --prompt, expected some words")
     from rdm.sample import load, sample_texts, save
 
     loaded = load(args.ckpt, args.database)

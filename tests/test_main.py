@@ -1,8 +1,13 @@
 """The command line of main.py, and that a run which was stopped goes on as if it had not been."""
 
 import csv
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,8 @@ def test_settings_may_stand_anywhere() -> None:
         (["--resme", "x"], "unknown argument '--resme'; did you mean '--resume'?"),
         (["-t", "-b", "a.yaml", "--no_test"], "unknown argument '--no_test'; did you mean '--no-test'?"),
         (["--train", "maybe"], "expected yes or no, got 'maybe'"),
+        (["--gpus", "abc"], "expected numbers such as '0,' or '0,1', got 'abc'"),
+        (["-s", "x"], "expected a whole number from 0 to 4294967295, got 'x'"),
     ],
 )
 def test_wrong_words_end_with_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +71,7 @@ def test_targets_of_compvis_are_reachable() -> None:
             "lightning: unknown key 'trainr'; did you mean 'trainer'?",
         ),
         ({"model": {}}, "section 'data' is missing; give it with --base"),
+        ({"model": {}, "data": {}, "lightning": {"trainer": "x"}}, "lightning.trainer: got 'x', expected a mapping"),
     ],
 )
 def test_wrong_sections_are_named(config: dict, message: str, tmp_path: Path) -> None:
@@ -187,7 +195,7 @@ def test_an_evil_checkpoint_is_not_resumed(config: str, tmp_path: Path) -> None:
 
     (tmp_path / "checkpoints").mkdir()
     torch.save({"state_dict": {}, "callbacks": Evil()}, tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(ValueError, match="was refused: it holds more than tensors"):
+    with pytest.raises(ValueError, match="was refused: it asks for pathlib.Path.mkdir|was refused: .* could run code"):
         main.train(main.parse(["-b", config, "-t", "--resume", str(tmp_path)]))
     assert not (tmp_path / "made").exists()
 
@@ -202,3 +210,54 @@ def test_the_rate_is_absolute_unless_scaling_is_asked_for(config: str) -> None:
     assert model.learning_rate == 1e-3
     main.set_learning_rate(model, settings, True, trainer)
     assert model.learning_rate == pytest.approx(1e-3 * 1 * 2 * 3)
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main.time, "strftime", lambda _: "now")
+    options = main.parse(["-t", "-l", str(tmp_path), "-f", "_b"])
+    made = [main.new_run(options, "a") for _ in range(3)]
+    assert [run.name for run in made] == ["now_a_b", "now_a_b-2", "now_a_b-3"] and all(run.is_dir() for run in made)
+
+
+def test_a_run_that_does_not_begin_leaves_nothing(config: str, tmp_path: Path) -> None:
+    for words in (["data.params.train.params.root=none"], ["lightning.trainer.max_steps=abc"], ["--gpus", "99,"]):
+        with pytest.raises(ValueError if "root" not in words[0] else FileNotFoundError):
+            main.train(main.parse(["-b", config, "-t", "-l", str(tmp_path / "logs"), *words]))
+        assert contents(tmp_path) == {}
+
+
+def test_a_run_is_neither_written_over_nor_spoilt_by_a_wrong_config(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=1"]))
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(ValueError, match="already holds a run; go on with --resume"):
+        main.train(main.parse(["-b", config, "-t", "-p", str(run)]))
+    with pytest.raises(ValueError, match="last.ckpt does not fit LatentDiffusion: .* of another shape"):
+        main.train(main.parse(["-t", "-r", str(run), "model.params.unet_config.params.model_channels=64"]))
+    with pytest.raises(ValueError, match="expected at least batch_size=1000"):
+        main.train(main.parse(["-t", "-r", str(run), "data.params.batch_size=1000"]))
+    assert (run / "config.yaml").read_text() == before
+    with pytest.raises(ValueError, match="expected a run folder or the file of a checkpoint"):
+        main.train(main.parse(["-t", "-r", str(run / "config.yaml")]))
+
+
+def test_a_network_of_too_many_outputs_is_named(config: str, tmp_path: Path) -> None:
+    words = ["-b", config, "-t", "-p", str(tmp_path / "run"), "model.params.unet_config.params.out_channels=5"]
+    with pytest.raises(ValueError, match="output has shape .* correct out_channels in unet_config"):
+        main.train(main.parse(words))
+
+
+def test_a_run_that_is_told_to_stop_says_so_and_how_to_go_on(config: str, tmp_path: Path) -> None:
+    run, root = tmp_path / "run", Path(main.__file__).parent
+    words = ["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=1000000"]
+    with subprocess.Popen(  # noqa: S603 (our own command)
+        [sys.executable, "main.py", *words], cwd=root, env=os.environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        give_up = time.monotonic() + 120
+        while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < give_up:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, errors
+    assert re.search(rf"^stopped at step \d+; go on from its last checkpoint with -t --resume {run}$", errors, re.M)
+    assert "Traceback" not in errors

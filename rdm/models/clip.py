@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint import write_weights
-from ldm.util import atomic_path
+from ldm.files import write_json
+from ldm.lr_scheduler import StepSchedule
 
 LOG = logging.getLogger(__name__)
 FACTS = ("concept", "subcategory", "category", "style")
@@ -223,7 +224,7 @@ class SmallCLIP(pl.LightningModule):
             warm = min(1.0, (step + 1) / self.warmup_steps)
             return warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / total))))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = StepSchedule(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
@@ -241,8 +242,7 @@ class SmallCLIP(pl.LightningModule):
         folder = Path(folder)
         state = {**self.clip.state_dict(), "token_embedding.weight": self.neutral_embedding(texts)}
         write_weights(folder / "open_clip_model.safetensors", state, dtype=torch.float16)
-        with atomic_path(folder / "open_clip_config.json") as temporary:
-            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+        write_json(folder / "open_clip_config.json", self.config)
         LOG.info("wrote the CLIP model to %s", folder)
 
 

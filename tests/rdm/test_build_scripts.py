@@ -83,10 +83,16 @@ def test_wrong_input_is_one_line(run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     clip, source = write_clip(tmp_path / "clip"), ("build_database.py", "--source", tmp_path / "empty")
     assert "no image below" in run(*source, "--embedder", clip, "--output", tmp_path / "db")
-    assert "has no 'path'" in run(*source, "--embedder", clip)
+    assert "got --source without --output" in run(*source, "--embedder", clip)
     assert "either --config FILE or --database" in run("search_neighbors.py", "--database", tmp_path)
     search = ("search_neighbors.py", "--database", tmp_path / "db", "--images", tmp_path / "empty")
     assert "no finished database" in run(*search, "--embedder", clip)
+
+
+def test_wrong_sections_are_one_line(run, tmp_path: Path) -> None:
+    OmegaConf.save({"embedder": {}, "database": "abc", "data": "abc"}, tmp_path / "a.yaml")
+    for script, section in (("build_database.py", "database"), ("search_neighbors.py", "data")):
+        assert f"{section}: got 'abc', expected a mapping" in run(script, "--config", tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("script", ["build_database.py", "search_neighbors.py"])

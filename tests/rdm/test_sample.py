@@ -50,8 +50,8 @@ def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded) -> None:
 @pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("text", 1)])
 def test_tokens_decide_the_context(loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    predict = loaded.model.predict_eps
-    monkeypatch.setattr(loaded.model, "predict_eps", lambda x, t, c: seen.append(c) or predict(x, t, c))
+    denoiser = loaded.model.denoiser
+    monkeypatch.setattr(loaded.model, "denoiser", lambda c, *guidance: seen.append(c) or denoiser(c, *guidance))
     sample_texts(loaded, ["white flag"], k=2, seed=0, steps=1, scale=1.0, tokens=tokens)
     query = loaded.retriever.embedder.texts(["white flag"])
     found = loaded.retriever(query, 2).embeddings[0]
@@ -124,3 +124,12 @@ def test_find_checkpoint_takes_the_newest_run(tmp_path: Path, loaded: Loaded) ->
     assert find_checkpoint(str(tmp_path / "old")) == tmp_path / "old/checkpoints/last.ckpt"
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         find_checkpoint(str(tmp_path / "none"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="no config.yaml beside the checkpoint .*model.safetensors"):
+        load(str(tmp_path))
+    (tmp_path / "config.yaml").write_text("model: {target: ldm.models.autoencoder.VQModelInterface}")
+    with pytest.raises(ValueError, match="holds a ldm.models.autoencoder.VQModelInterface, expected a retrieval-aug"):
+        load(str(tmp_path))
