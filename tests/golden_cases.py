@@ -47,7 +47,7 @@ class GoldenCase:
     def check(self, name: str, got: Tensor, kind: str = "forward", rounding: Tensor | None = None) -> None:
         """Asserts that ``got`` is the original's ``out.name``, to the tolerance that the case states for the kind.
 
-        ``rounding`` is how far two correct processors may differ, of the shape of the output; the tolerance is for the rest.
+        ``rounding``, of the output's shape, is how far correct processors may differ; the tolerance is for the rest.
         """
         expected, stated = self.tensors[f"out.{name}"], self.card["tolerance"]
         if rounding is not None:
