@@ -157,6 +157,17 @@ def test_weights_are_loaded_with_or_without_an_average(tmp_path: Path) -> None:
         make(ckpt_path=str(tmp_path / "cut.safetensors"))
 
 
+def test_min_snr_weighs_what_is_minimised_and_not_what_is_reported() -> None:
+    plain, weighted = make(), make(min_snr_gamma=5.0)
+    assert plain.state_dict().keys() == weighted.state_dict().keys()
+    weighted.load_state_dict(plain.state_dict())
+    t, noise = torch.tensor([3, 15]), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    terms = [model.losses(images(2), None, t, noise) for model in (plain, weighted)]
+    assert torch.equal(terms[0]["loss_simple"], terms[1]["loss_simple"])
+    expected = plain.schedule.min_snr_weights("eps", 5.0)[t] * terms[0]["loss"]
+    torch.testing.assert_close(terms[1]["loss"], expected)
+
+
 def test_learning_rate_follows_the_schedule() -> None:
     scheduler = {
         "target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler",

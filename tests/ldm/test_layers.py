@@ -82,6 +82,18 @@ def test_group_norm_of_large_means_keeps_its_digits() -> None:
     torch.testing.assert_close(norm(channels_last(x)), exact, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("side", [6, 40])
+def test_group_norm_in_bfloat16_with_few_and_many_pixels(side: int) -> None:
+    x = channels_last(numbers(2, 16, side, side).bfloat16()).requires_grad_()
+    ours, exact = GroupNorm(4, 16), nn.GroupNorm(4, 16)
+    y = ours(x)
+    assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
+    gradient = numbers(*y.shape)
+    expected = torch.autograd.grad((exact(x.float()) * gradient).sum(), x)[0]
+    torch.testing.assert_close(y.float(), exact(x.float()), rtol=1e-2, atol=2e-2)
+    torch.testing.assert_close(torch.autograd.grad((y * gradient).sum(), x)[0], expected, rtol=2e-2, atol=3e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_in_parts(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "QUERIES_AT_ONCE", 4)

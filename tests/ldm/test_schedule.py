@@ -111,3 +111,23 @@ def test_refuses() -> None:
         schedule.timesteps(5, "even")
     with pytest.raises(ValueError, match="expected eps or x0"):
         schedule.lvlb_weights("v")
+
+
+def test_min_snr_weights_bound_the_share_of_every_time() -> None:
+    """The same error of x0 weighs min(SNR, gamma), whatever the network predicts."""
+    schedule = NoiseSchedule.linear(50)
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, error = (torch.randn(50, 3, 4, 4, generator=generator) for _ in range(3))
+    t = torch.arange(50)
+    x_t = schedule.add_noise(x0, noise, t)
+    wrong = {"x0": x0 + error, "eps": schedule.eps_from_x0(x_t, x0 + error, t)}
+    signal, sigma = schedule.alphas_cumprod.sqrt(), (1 - schedule.alphas_cumprod).sqrt()
+    wrong["v"] = (signal.view(-1, 1, 1, 1) * wrong["eps"] - sigma.view(-1, 1, 1, 1) * wrong["x0"]).float()
+    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    expected = snr.clamp_max(5.0).float() * error.square().mean((1, 2, 3))
+    for parameterization, output in wrong.items():
+        squares = (output - schedule.target(parameterization, x0, noise, t)).square().mean((1, 2, 3))
+        got = schedule.min_snr_weights(parameterization, 5.0) * squares
+        torch.testing.assert_close(got, expected, rtol=2e-3, atol=0)
+    with pytest.raises(ValueError, match="min_snr_gamma: got 0, expected a positive number"):
+        schedule.min_snr_weights("eps", 0)

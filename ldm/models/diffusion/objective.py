@@ -32,7 +32,12 @@ class Objective:
             raise ValueError(f"loss_type: got '{self.loss_type}', expected l1 or l2")
 
     def __call__(
-        self, output: Tensor, target: Tensor, logvar: Tensor, elbo_weights: Tensor | None = None
+        self,
+        output: Tensor,
+        target: Tensor,
+        logvar: Tensor,
+        elbo_weights: Tensor | None = None,
+        time_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns the terms of every sample, each ``[B]`` float32; ``loss`` is what is minimised.
 
@@ -41,6 +46,7 @@ class Objective:
             target: what it should predict ``[B, C, h, w]``.
             logvar: logarithm of the error's expected size at each sample's time ``[B]``.
             elbo_weights: weights of the variational bound at each sample's time ``[B]``.
+            time_weights: of the error in what is minimised ``[B]``; one each where there are none.
 
         Raises:
             ValueError: the model predicts something of another shape.
@@ -52,7 +58,8 @@ class Objective:
             )
         error = output.float() - target
         simple = (error.abs() if self.loss_type == "l1" else error.square()).mean((1, 2, 3))
-        gamma = simple / logvar.exp() + logvar
+        weighted = simple if time_weights is None else time_weights * simple
+        gamma = weighted / logvar.exp() + logvar
         terms = {"loss": self.simple_weight * gamma, "loss_simple": simple}
         if logvar.requires_grad:
             terms["loss_gamma"] = gamma

@@ -63,6 +63,7 @@ class DDPM(pl.LightningModule):
         use_positional_encodings: without effect, as in CompVis.
         learn_logvar: learn the error's expected size at every time.
         logvar_init: its logarithm, at first or always.
+        min_snr_gamma: keeps the least noisy times from taking most of the loss, see ``NoiseSchedule.min_snr_weights``.
         ema_decay: of the running average.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
@@ -78,6 +79,7 @@ class DDPM(pl.LightningModule):
     model_ema: LitEma | None
     logvar: Tensor
     lvlb_weights: Tensor | None
+    time_weights: Tensor | None
 
     def __init__(
         self,
@@ -109,6 +111,7 @@ class DDPM(pl.LightningModule):
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
         *,
+        min_snr_gamma: float | None = None,
         ema_decay: float = 0.9999,
         learning_rate: float = 1e-4,
         weight_decay: float = 0.01,
@@ -128,6 +131,8 @@ class DDPM(pl.LightningModule):
             bounded = parameterization != "v" or original_elbo_weight  # there is no such bound for v
             weights = self.schedule.lvlb_weights(parameterization, v_posterior) if bounded else None
             self.register_buffer("lvlb_weights", weights, persistent=False)
+            weights = None if min_snr_gamma is None else self.schedule.min_snr_weights(parameterization, min_snr_gamma)
+            self.register_buffer("time_weights", weights, persistent=False)
             logvar = torch.full((len(self.schedule),), float(logvar_init))
         if learn_logvar:
             self.logvar = nn.Parameter(logvar)
@@ -207,8 +212,8 @@ class DDPM(pl.LightningModule):
         """Returns the terms of every sample's loss ``[B]``; ``loss`` is what is minimised, see :class:`Objective`."""
         output = self.model(self.schedule.add_noise(latent, noise, t), t, context)
         target = self.schedule.target(self.parameterization, latent, noise, t)
-        weights = None if self.lvlb_weights is None else self.lvlb_weights[t]
-        return self.objective(output, target, self.logvar[t], weights)
+        weights = [None if table is None else table[t] for table in (self.lvlb_weights, self.time_weights)]
+        return self.objective(output, target, self.logvar[t], *weights)
 
     def generator(self, *numbers: int) -> torch.Generator:
         """Returns a CPU generator that is a function of the seed and the numbers."""
@@ -322,7 +327,10 @@ class DDPM(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Returns AdamW over the trained parameters, with the configured factor by step."""
         parameters = self.trained_parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused)
+        # A fused step could unscale the gradients itself; Lightning then refuses to clip them, which comes before.
+        optimizer._step_supports_amp_scaling = False
         if self.scheduler_config is None:
             return {"optimizer": optimizer}
         schedule = StepSchedule(optimizer, instantiate_from_config(self.scheduler_config))

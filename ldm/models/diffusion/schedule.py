@@ -211,6 +211,22 @@ class NoiseSchedule:
         weights[0] = weights[min(1, len(weights) - 1)]
         return weights
 
+    def min_snr_weights(self, parameterization: str, gamma: float) -> Tensor:
+        """Returns the weights [T] float32 of the squared error under which no time's error of x0 counts over gamma.
+
+        An error of eps counts as SNR = alphas_cumprod / (1 - alphas_cumprod) times the same error of x0, so that plain
+        training spends most of its effort on the least noisy times (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+
+        Raises:
+            ValueError: an unknown parameterization, or a gamma that is not positive.
+        """
+        check_parameterization(parameterization)
+        if not gamma > 0:
+            raise ValueError(f"min_snr_gamma: got {gamma}, expected a positive number (5 in the paper), or null")
+        snr = self.alphas_cumprod / (1 - self.alphas_cumprod)
+        already = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[parameterization]
+        return (snr.clamp_max(gamma) / already).float()
+
     def timesteps(self, count: int, spacing: str = "uniform") -> Tensor:
         """Returns ``count`` times for sampling, [count] int64, rising.
 
