@@ -18,7 +18,7 @@ from typing import Any
 
 LOG = logging.getLogger(__name__)
 
-# A config is data that may come from a stranger; only these packages may be named by a ``target``.
+# A config is data that may come from a stranger; a ``target`` may name only classes of these packages.
 TRUSTED_PACKAGES = (
     "ldm",
     "rdm",
@@ -86,10 +86,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def get_obj_from_str(target: str) -> Any:
     """Returns the object a dotted path names, e.g. ``"ldm.models.autoencoder.VQModel"``.
 
+    A trusted package also holds functions that write or fetch files, and names that it imported from elsewhere: of
+    these packages, a target is a class of their own. Of those that the user trusts beside, it is whatever it names.
+
     Raises:
-        ValueError: the path is outside the trusted packages, or names nothing.
+        ValueError: the path is outside the trusted packages, or names nothing, or no class of theirs.
     """
-    if not any(target.startswith(package + ".") for package in (*TRUSTED_PACKAGES, *_trusted)):
+    if not _lies_in(target, (*TRUSTED_PACKAGES, *_trusted)):
         raise ValueError(
             f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}; "
             f"if you trust its code, give --trust {target.partition('.')[0]}"
@@ -103,7 +106,19 @@ def get_obj_from_str(target: str) -> Any:
         raise ValueError(f"target '{target}': there is no module '{module_name}'") from error
     if not hasattr(module, attribute):
         raise ValueError(f"target '{target}': no such name in {module_name}{nearest(attribute, dir(module))}")
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    own = isinstance(found, type) and _lies_in(f"{found.__module__}.", TRUSTED_PACKAGES)
+    if not own and not _lies_in(target, _trusted):
+        what = f"a class of {found.__module__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ValueError(
+            f"target '{target}' is {what}, expected a class of {target.partition('.')[0]}'s own; if you trust it, give "
+            f"--trust {module_name}"
+        )
+    return found
+
+
+def _lies_in(name: str, packages: Iterable[str]) -> bool:
+    return any(name.startswith(package + ".") for package in packages)
 
 
 def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
@@ -130,8 +145,8 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     check_params(config["target"], build, params)
     try:
         return build(**params)
-    except TypeError as error:
-        raise ValueError(f"{config['target']}: {error}; correct its params") from error
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"{config['target']}: {type(error).__name__} ({error}); correct its params") from error
 
 
 def check_mapping(value: Any, where: str) -> None:

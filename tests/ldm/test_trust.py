@@ -35,6 +35,14 @@ def test_a_refusal_names_the_switch_that_lifts_it() -> None:
         instantiate_from_config({"target": "os.getcwd"})
 
 
+def test_of_what_the_user_trusts_a_target_may_be_a_function() -> None:
+    config = {"target": "ldm.util.nearest", "params": {"word": "on", "known": ["one"]}}
+    with pytest.raises(ValueError, match="'ldm.util.nearest' is a function"):
+        instantiate_from_config(config)
+    parse("--trust", "ldm.util")
+    assert instantiate_from_config(config) == "; did you mean 'one'?"
+
+
 def test_several_packages_and_none() -> None:
     assert parse().trust == []
     assert parse("--trust", "fractions", "--trust", "email.message").trust == ["fractions", "email.message"]

@@ -32,6 +32,14 @@ def test_foreign_targets_are_refused_and_not_run(target: str, tmp_path: Path) ->
     assert not made.exists()
 
 
+def test_functions_of_trusted_packages_are_refused_and_not_run(tmp_path: Path) -> None:
+    """One of ours would write any file with any content."""
+    params = {"file": str(tmp_path / "made"), "config": {"a": 1}}
+    with pytest.raises(ValueError, match="'ldm.config.write_config' is a function, .*--trust ldm.config$"):
+        instantiate_from_config({"target": "ldm.config.write_config", "params": params})
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -39,6 +47,9 @@ def test_foreign_targets_are_refused_and_not_run(target: str, tmp_path: Path) ->
             "ldm.util.os.mkdir",
             "there is no module 'ldm.util.os'",
         ),  # no way out through a trusted module's imports
+        ("ldm.util.os", "'ldm.util.os' is a module, expected a class of ldm's own"),
+        ("ldm.util.Path", "'ldm.util.Path' is a class of pathlib, expected a class of ldm's own"),
+        ("torch.nn.functional.relu", "is a function, expected a class of torch's own; .*--trust torch.nn.functional$"),
         ("ldm.utils.nearest", "there is no module 'ldm.utils'"),
         ("ldm.util.nearst", r"no such name in ldm.util; did you mean 'nearest'\?"),
     ],
@@ -133,7 +144,7 @@ def test_bad_input_ends_in_one_line_and_code_2(
         ),
         (
             {"target": "ldm.data.DataModule", "params": {"batch_size": [1]}},
-            "ldm.data.DataModule: '<' not supported between instances of 'list' and 'int'; correct its params",
+            "DataModule: TypeError ('<' not supported between instances of 'list' and 'int'); correct its params",
         ),
     ],
 )
