@@ -146,8 +146,8 @@ def find_run(resume: str) -> tuple[Path, Path]:
     """
     path = Path(resume)
     if path.is_file():
-        if path.parent.name != "checkpoints":
-            raise ValueError(f"got {resume}, expected a run folder or the file of a checkpoint in its checkpoints/")
+        if path.parent.name != "checkpoints" or path.suffix != ".ckpt":
+            raise ValueError(f"got {resume}, expected a run folder or a .ckpt file in its checkpoints/")
         return path.parent.parent, path
     checkpoint = path / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
@@ -308,7 +308,7 @@ def fit(
     if options.train:
         LOG.info("run folder %s", run)
         try:
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # Lightning's answer to SIGINT and SIGTERM, with which it would end as if all were well
             stored = (run / "checkpoints" / "last.ckpt").is_file()
             how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
@@ -316,11 +316,11 @@ def fit(
             sys.exit(143 if trainer.received_sigterm else 130)
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
-        trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=False)
+        trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
     if not options.no_test and "test" in data.dataset_configs:
         LOG.info("the figures of validation, on the test set:")
         data.setup("test")
-        trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=False)
+        trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
 
 
 @command_line

@@ -89,6 +89,10 @@ def test_nothing_to_do_or_to_resume_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected a checkpoint or a folder with checkpoints/last.ckpt"):
         main.train(main.parse(["-t", "-r", str(tmp_path)]))
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "checkpoints").mkdir()
+    (file := tmp_path / "checkpoints" / "m.safetensors").touch()
+    with pytest.raises(ValueError, match="m.safetensors, expected a run folder or a .ckpt file in its checkpoints/"):
+        main.train(main.parse(["-t", "-r", str(file)]))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +241,7 @@ def test_a_run_is_neither_written_over_nor_spoilt_by_a_wrong_config(config: str,
     with pytest.raises(ValueError, match="expected at least batch_size=1000"):
         main.train(main.parse(["-t", "-r", str(run), "data.params.batch_size=1000"]))
     assert (run / "config.yaml").read_text() == before
-    with pytest.raises(ValueError, match="expected a run folder or the file of a checkpoint"):
+    with pytest.raises(ValueError, match="expected a run folder or a .ckpt file in its checkpoints/"):
         main.train(main.parse(["-t", "-r", str(run / "config.yaml")]))
 
 
