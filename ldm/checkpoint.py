@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import json
 import logging
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from ldm.config import read_config
 from ldm.files import read_json
-from ldm.util import atomic_path, instantiate_from_config
+from ldm.util import atomic_path, check_mapping, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 # What torch.load raises on a file that is cut short or no checkpoint at all.
@@ -66,12 +68,21 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read_pickle(path: Path) -> Any:
-    # CompVis checkpoints carry their callbacks' states under the callback class as the key.
+def _harmless() -> list[Any]:
+    """Returns what checkpoints of CompVis hold beside tensors and plain containers, none of which can run code.
+
+    Their callbacks' states lie under the callback's class, and a cosine schedule's learning rates are numpy's numbers.
+    """
     from pytorch_lightning.callbacks import ModelCheckpoint
 
+    scalar = np.float64(0).__reduce__()[0]
+    places = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # before and since numpy 2
+    return [ModelCheckpoint, *places, codecs.encode, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
+
+
+def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([ModelCheckpoint]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # what torch has to say of a strange pickle, the error says
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -247,6 +258,7 @@ def described_model(model: Mapping[str, Any]) -> nn.Module:
     """
     if not isinstance(model, Mapping):
         raise ValueError(f"model: expected a mapping with a 'target' key, got {model!r}")
+    check_mapping(model.get("params"), f"{model.get('target')}: params")
     params = without_paths(model.get("params") or {})
     if "unet_config" in params:
         params["use_ema"] = False
@@ -256,7 +268,10 @@ def described_model(model: Mapping[str, Any]) -> nn.Module:
             if isinstance(part.get(name), Mapping):
                 part[name] = {"target": "torch.nn.Identity"}
     with torch.device("meta"):
-        return instantiate_from_config({**model, "params": params})
+        built = instantiate_from_config({**model, "params": params})
+    if not isinstance(built, nn.Module):
+        raise ValueError(f"model: got target {model['target']}, expected that of a network")
+    return built
 
 
 def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], source: str | Path) -> nn.Module:
@@ -271,10 +286,15 @@ def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], sourc
 
 
 def without_paths(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns params that name no file of weights, neither their own nor the first stage's."""
+    """Returns params that name no file of weights, neither their own nor the first stage's.
+
+    Raises:
+        ValueError: the first stage's params are no mapping.
+    """
     found = {name: value for name, value in params.items() if name not in ("ckpt_path", "ignore_keys")}
     first = found.get("first_stage_config")
     if isinstance(first, Mapping):
+        check_mapping(first.get("params"), "first_stage_config: params")
         found["first_stage_config"] = {**first, "params": without_paths(first.get("params") or {})}
     return found
 

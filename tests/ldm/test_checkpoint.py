@@ -4,8 +4,10 @@ import hashlib
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -79,6 +81,18 @@ def test_lightning_checkpoints_of_compvis_are_read(tmp_path: Path) -> None:
     }
     torch.save(content, tmp_path / "m.ckpt")
     assert_same(read_weights(tmp_path / "m.ckpt"), STATE)
+
+
+def test_numbers_of_numpy_are_read_also_those_of_its_first_version(tmp_path: Path) -> None:
+    """As the learning rates of a cosine schedule lie in checkpoints of CompVis."""
+    rates = [np.float64(1e-4), np.float32(2.0), np.int64(3), np.bool_(True)]
+    torch.save({"state_dict": STATE, "lr_schedulers": [{"_last_lr": rates}]}, tmp_path / "new.ckpt")
+    assert_same(read_weights(tmp_path / "new.ckpt"), STATE)
+    with zipfile.ZipFile(tmp_path / "new.ckpt") as new, zipfile.ZipFile(tmp_path / "old.ckpt", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert b"numpy.core.multiarray" in (tmp_path / "old.ckpt").read_bytes()
+    assert_same(read_weights(tmp_path / "old.ckpt"), STATE)
 
 
 @pytest.mark.parametrize("name", ["evil.ckpt", "evil.pt"])
