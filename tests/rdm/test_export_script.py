@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import VQ, unet
+from small_models import DDCONFIG, VQ, unet
 from test_compvis_export import OURS, trained
 
 from ldm.checkpoint import choose_weights, read_run, read_weights, write_checkpoint, write_weights
@@ -138,6 +138,32 @@ SYSTEM = {"target": "os.system", "params": {"command": "exit"}}
         (
             described_as(**LATENT, params={"unet_config": SYSTEM, "first_stage_config": VQ}),
             "target 'os.system' is not trusted",
+        ),
+        (described_as(target="ldm.util.nearest", params={"word": "a", "known": []}), "is a function, expected a class"),
+        (described_as(target="ldm.modules.ema.LitEma", params=[1]), "LitEma: params: got [1], expected a mapping"),
+        (
+            described_as(target="torchvision.transforms.Compose", params={"transforms": []}),
+            "expected that of a network",
+        ),
+        (
+            described_as(**LATENT, params={"first_stage_config": {**VQ, "params": [1]}}),
+            "first_stage_config: params: got",
+        ),
+        (
+            described_as(**LATENT, params={"unet_config": unet(), "first_stage_config": VQ, "cond_stage_config": 3}),
+            "cond_stage_config: got 3, expected a mapping with a target, __is_first_stage__ or",
+        ),
+        (
+            described_as(**LATENT, params={"unet_config": unet(), "first_stage_config": VQ, "linear_start": -1.0}),
+            "linear_start=-1.0, linear_end=0.02: expected numbers between 0 and 1",
+        ),
+        (
+            described_as(target=unet()["target"], params={**unet()["params"], "dims": 4}),
+            "dims is 4, expected 1, 2 or 3",
+        ),
+        (
+            described_as(params={**VQ["params"], "ddconfig": {**DDCONFIG, "ch_mult": []}}),
+            "VQModelInterface: IndexError",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else value,

@@ -94,6 +94,9 @@ class LatentDiffusion(DDPM):
             self.cond_stage_model = instantiate_from_config(cond_stage_config)
             if not cond_stage_trainable:
                 self.cond_stage_model.eval().requires_grad_(False)
+        elif cond_stage_config is not None:
+            words = f"a mapping with a target, {FIRST_STAGE} or {UNCONDITIONAL}"
+            raise ValueError(f"cond_stage_config: got {cond_stage_config!r}, expected {words}")
         self.cond_stage_trainable = cond_stage_trainable and self.cond_stage_model is not None
         self.first_stage_tile = first_stage_tile
         self.scale_by_std = scale_by_std

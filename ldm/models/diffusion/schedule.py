@@ -78,8 +78,11 @@ class NoiseSchedule:
             cosine_s: offset of the cosine schedule.
 
         Raises:
-            ValueError: an unknown name.
+            ValueError: an unknown name, or numbers that are no variances.
         """
+        if not (0 < linear_start < 1 and 0 < linear_end < 1):
+            got = f"linear_start={linear_start}, linear_end={linear_end}"
+            raise ValueError(f"{got}: expected numbers between 0 and 1, such as 1e-4 and 2e-2")
         if name == "linear":
             return cls.linear(timesteps, linear_start, linear_end)
         if name == "cosine":

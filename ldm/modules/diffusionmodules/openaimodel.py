@@ -75,6 +75,7 @@ def check_options(
     num_heads: int,
     num_head_channels: int,
     use_fp16: bool,
+    dims: int,
 ) -> None:
     """Checks options of the U-Net against each other.
 
@@ -88,6 +89,8 @@ def check_options(
         )
     if num_heads == num_head_channels == -1:
         raise ValueError("got neither num_heads nor num_head_channels, expected one; add it to unet_config")
+    if dims not in (1, 2, 3):
+        raise ValueError(f"dims is {dims}, expected 1, 2 or 3; correct unet_config")
     if use_fp16:
         raise ValueError("use_fp16 is True, expected False; use the trainer's precision 16-mixed or torch.autocast")
 
@@ -155,7 +158,7 @@ class UNetModel(nn.Module):
         run_without_timestep_conditioning: bool = False,
     ) -> None:
         super().__init__()
-        check_options(use_spatial_transformer, context_dim, num_heads, num_head_channels, use_fp16)
+        check_options(use_spatial_transformer, context_dim, num_heads, num_head_channels, use_fp16, dims)
         self.image_size = image_size
         self.in_channels = in_channels
         self.model_channels = model_channels
