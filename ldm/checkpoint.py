@@ -329,15 +329,19 @@ def export_run(
     write_weights(output / "model.safetensors", kept, metadata=measured)
     comment = "# Measured: " + ", ".join(f"{name} {value:.6g}" for name, value in measured.items()) + "\n"
     with atomic_path(output / "config.yaml") as temporary:
-        temporary.write_text((comment if measured else "") + (run / "config.yaml").read_text())
+        text = (run / "config.yaml").read_text(encoding="utf-8")
+        temporary.write_text((comment if measured else "") + text, encoding="utf-8")
     return output / "model.safetensors"
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Writes tensors under ``state_dict`` of a ``.ckpt``, as CompVis and Lightning do, completely or not at all."""
+    """Writes tensors under ``state_dict`` of a ``.ckpt``, as CompVis and Lightning do, completely or not at all.
+
+    The step beside them, which CompVis' scripts name folders by, is 0: without optimisers, training starts anew.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        torch.save({"state_dict": tensors}, temporary)
+        torch.save({"state_dict": tensors, "global_step": 0}, temporary)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -55,11 +55,12 @@ def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> Non
             )
 
 
-def write_config(file: str | Path, config: dict[str, Any]) -> None:
-    """Writes a config as YAML, completely or not at all."""
+def write_config(file: str | Path, config: dict[str, Any], comment: str = "") -> None:
+    """Writes a config as YAML below the lines of a comment, completely or not at all."""
     from omegaconf import OmegaConf
 
     from ldm.util import atomic_path
 
     with atomic_path(file) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        text = "".join(f"# {line}\n" for line in comment.splitlines())
+        temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from ldm.convert.compvis import export_compvis
+from ldm.convert.unet import check_network
 
 LOG = logging.getLogger(__name__)
 IDENTITIES = ("torch.nn.Identity", "rdm.modules.encoders.nn_encoders.IdentityEncoder")
-RETRIEVAL_ARGUMENTS = ("k_nn", "query_key", "retrieval_encoder_cfg", "nn_key", "p_uncond", "guidance_vex_shape")
+DATABASE_ARGUMENTS = ("retrieval_cfg", "nn_memory", "searcher_path")
+RETRIEVAL_ARGUMENTS = (
+    *("k_nn", "query_key", "retrieval_encoder_cfg", "nn_key", "p_uncond", "guidance_vex_shape"),
+    *DATABASE_ARGUMENTS,
+)
 UNET_TARGET = "rdm.modules.diffusionmodules.openaimodel.UNetModel"  # their other class takes no list of contexts
 UNCONDITIONAL = "__is_unconditional__"
 
@@ -98,6 +103,7 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "cond_stage_key": "nixda",
         "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
     }
+    check_network(params["unet_config"])
     params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
     params["unet_config"] = {"target": UNET_TARGET, "params": unet}
     notes = "For CompVis' code; the null context is zeros."
@@ -105,4 +111,6 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         length = f"length {conditioner.get('scale', 1.0)}"
         notes += f"\nThe model was trained on vectors of {length}: bring every neighbour (and query) to it before."
         LOG.warning("the model looks at vectors of %s, which CompVis' code has to be given: see config.yaml", length)
+    if not params.get("retrieval_cfg"):
+        notes += "\nTheir scripts/rdm_sample.py wants a database of theirs too: retrieval_cfg and nn_memory in params."
     return notes, {**model, "target": "rdm.models.diffusion.ddpm.MinimalRETRODiffusion", "params": params}

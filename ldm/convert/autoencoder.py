@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.convert.unet import Names, check_values
+from torch import Tensor
 
+from ldm.convert.unet import Names, check_values
+from ldm.modules.quantize import Codebook
+
+LOG = logging.getLogger(__name__)
 KL, VQ = "AutoencoderKL", "VQModel"
 TARGETS = {
     "ldm.models.autoencoder.AutoencoderKL": KL,
@@ -154,6 +159,36 @@ def first_stage_names(dd: Mapping[str, Any]) -> Names:
         found |= {f"{ours}.{inner}": f"{theirs}.{name}" for inner, name in ATTENTION.items()}
     same = ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
     return found | {name: name for name in (*same, "quant_conv", "post_quant_conv", "quantize.embedding")}
+
+
+def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns a model and its weights with the codes of its first stage stored as such, which is all that others know.
+
+    Of a latent, the nearest of the codes that any kind of :class:`Codebook` makes is the same; only training differs.
+
+    Args:
+        model: target and params of a first stage, or of a model with one inside.
+        state: its weights, or none.
+
+    Raises:
+        ValueError: the weights hold a running average of codes that are stored otherwise.
+    """
+    params, state = dict(model.get("params") or {}), dict(state)
+    inside = params.get("first_stage_config")
+    stage = dict((inside.get("params") or {}) if isinstance(inside, Mapping) else params)
+    options = stage.pop("codebook", None) or {}
+    begin = ("first_stage_model." if inside else "") + "quantize."
+    if options.get("kind", "plain") != "plain" and any(name.startswith(begin) for name in state):
+        if any(name.startswith("model_ema.quantize") for name in state):
+            raise ValueError(f"--weights both: got codes of kind {options['kind']}, expected plain; ask for one")
+        book = Codebook(stage["n_embed"], stage["embed_dim"], **options)
+        own = {name.removeprefix(begin) for name in state if name.startswith(begin)} & book.state_dict().keys()
+        book.load_state_dict({name: state.pop(begin + name) for name in own})
+        state[f"{begin}embedding.weight"] = book.embedding.weight.detach()
+        LOG.info("codes of kind %s are exported as the codes they make", options["kind"])
+    if isinstance(inside, Mapping):
+        return {**model, "params": {**params, "first_stage_config": {**inside, "params": stage}}}, state
+    return {**model, "params": stage}, state
 
 
 def _attended(dd: Mapping[str, Any]) -> list[bool]:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ldm.checkpoint import write_checkpoint
 from ldm.config import write_config
-from ldm.convert.unet import one_width
+from ldm.convert.autoencoder import with_plain_codes
+from ldm.convert.unet import check_network, one_width
 from ldm.modules.encoders.clip import openai_model
-from ldm.util import atomic_path
 
 # The arguments that each of CompVis' classes takes; what we have beside them concerns training here and is left out.
 DIFFUSION = """
@@ -50,7 +50,9 @@ CONDITIONS = {
     f"{ENCODERS}FrozenCLIPTextEmbedder": "version device max_length n_repeat normalize",
     f"{ENCODERS}FrozenClipImageEmbedder": "model jit device antialias",
 }
-UNCONDITIONAL, IS_FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+# Losses are not exported, nor the average of a first stage inside; their CLIP brings weights under names of its own.
+LEFT = ("loss.", "first_stage_model.loss.", "first_stage_model.model_ema.", "cond_stage_model.embedder.")
+UNCONDITIONAL = "__is_unconditional__"
 IDENTITY = {"target": "torch.nn.Identity"}
 
 
@@ -76,16 +78,11 @@ def export_compvis(
     """
     output = Path(output)
     averaged = any(name.startswith("model_ema.") for name in state)
+    model, state = with_plain_codes(model, state)
     described = {"model": compvis_model(model, averaged, arguments)}
-    # Their CLIP is another package's, which brings its own weights under its own names.
-    left = ("loss.", "cond_stage_model.embedder.")
-    kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(left)}
+    kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(LEFT)}
     write_checkpoint(output / "model.ckpt", kept)
-    write_config(output / "config.yaml", described)
-    if notes:
-        text = (output / "config.yaml").read_text(encoding="utf-8")
-        with atomic_path(output / "config.yaml") as temporary:
-            temporary.write_text("".join(f"# {line}\n" for line in notes.splitlines()) + text, encoding="utf-8")
+    write_config(output / "config.yaml", described, notes)
     return output / "model.ckpt"
 
 
@@ -110,18 +107,23 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     if params.get("given_betas") is not None:
         raise ValueError("given_betas: got a list, expected the name of a beta_schedule; CompVis' code reads no lists")
     network = params["unet_config"]
+    check_network(network)
     unet = network["params"]
-    sizes = {"image_size": unet["image_size"], "channels": unet["out_channels"]}  # what their scripts sample
+    # Their class looks for the first among what it was given, and their scripts sample the size of the others.
+    needed = {"timesteps": 1000, "image_size": unet["image_size"], "channels": unet["out_channels"]}
     names = [*DIFFUSION.split(), *arguments]
-    found = {name: value for name, value in {**sizes, **params}.items() if name in names}
+    found = {name: value for name, value in {**needed, **params}.items() if name in names}
     found["use_ema"] = averaged
     found["unet_config"] = {"target": network["target"] if arguments else UNET_TARGET, "params": _unet(unet)}
     if not arguments and unet.get("context_dim") is not None:  # their class takes no list
         found["unet_config"]["params"]["context_dim"] = one_width(unet["context_dim"])
     if "first_stage_config" in params:
         found["first_stage_config"] = _first_stage(params["first_stage_config"], False)
-        found["cond_stage_config"] = _condition(params.get("cond_stage_config"))
-    if (params.get("scheduler_config") or IDENTITY)["target"] not in SCHEDULERS:
+        # Without a cond stage, tokens are given as they are; their word for none would also take the context away.
+        none = IDENTITY if params.get("conditioning_key") and not arguments else UNCONDITIONAL
+        found["cond_stage_config"] = _condition(params.get("cond_stage_config") or none)
+    scheduler = params.get("scheduler_config")
+    if not isinstance(scheduler, Mapping) or scheduler.get("target") not in SCHEDULERS:
         found.pop("scheduler_config", None)
     rate = model.get("base_learning_rate", params.get("learning_rate", 1e-4))
     return {"base_learning_rate": rate, "target": target, "params": found}
@@ -151,10 +153,8 @@ def _first_stage(config: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
     return {"target": target, "params": {**found, "lossconfig": IDENTITY}}
 
 
-def _condition(config: Mapping[str, Any] | str | None) -> Any:
-    if config is None or config == UNCONDITIONAL:
-        return UNCONDITIONAL
-    if config == IS_FIRST_STAGE or not isinstance(config, Mapping):
+def _condition(config: Mapping[str, Any] | str) -> Any:
+    if not isinstance(config, Mapping):
         return config
     if config["target"].startswith(AUTOENCODERS):
         return _first_stage(config, False)

@@ -24,8 +24,15 @@ from ldm.checkpoint import (
     write_weights,
 )
 from ldm.config import read_config, write_config
-from ldm.convert.autoencoder import KL, TARGETS, first_stage_from_diffusers, first_stage_names, first_stage_to_diffusers
-from ldm.convert.unet import Names, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
+from ldm.convert.autoencoder import (
+    KL,
+    TARGETS,
+    first_stage_from_diffusers,
+    first_stage_names,
+    first_stage_to_diffusers,
+    with_plain_codes,
+)
+from ldm.convert.unet import Names, check_network, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
 from ldm.files import read_json, write_json
 
 LOG = logging.getLogger(__name__)
@@ -49,20 +56,21 @@ def export_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], out
     Raises:
         ValueError: an option that diffusers has no counterpart for, named; or weights that do not fit the config.
     """
-    output, model = Path(output), config["model"]
+    output = Path(output)
+    model, state = with_plain_codes(config["model"], state)
     params = model["params"]
     if model["target"] in TARGETS:
-        kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
-        _write_first_stage(output, model, kept, 1.0)
-        write_config(output / "config.yaml", dict(config))
+        _write_first_stage(output, model, state, 1.0)
+        write_config(output / "config.yaml", {**config, "model": model})
         return output
     if "first_stage_config" not in params or "unet_config" not in params:
         raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
-    if params.get("conditioning_key") in ("concat", "hybrid", "adm"):
-        raise ValueError(f"conditioning_key is '{params['conditioning_key']}', expected crossattn; no counterpart")
+    check_network(params["unet_config"])
     unet, first = params["unet_config"]["params"], params["first_stage_config"]
     described = unet_to_diffusers(unet)
-    built = check_described(model, state, "the run's checkpoint")
+    built: Any = check_described(model, state, "the run's checkpoint")
+    if built.model.conditioning_key != "crossattn":
+        raise ValueError(f"conditioning_key is '{built.model.conditioning_key}', expected crossattn; no counterpart")
     schedule = {name for name, value in built.named_buffers() if not value.is_meta}
     scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     _write_first_stage(output, first, _below(state, FIRST_STAGE), scale)
@@ -92,11 +100,11 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
         config = {"model": _describe(folder)}
     if not isinstance(model := config.get("model"), Mapping):
         raise ValueError(f"{folder / 'config.yaml'} describes no model; leave it out to read diffusers' own configs")
+    built, params = described_model(model), model.get("params") or {}
     if model["target"] in TARGETS:
-        names = first_stage_names(model["params"]["ddconfig"])
-        return config, _read_part(_first_stage_folder(folder), described_model(model), names)
-    params = model["params"]
-    built = described_model(model)
+        return config, _read_part(_first_stage_folder(folder), built, first_stage_names(params["ddconfig"]))
+    if not {"unet_config", "first_stage_config"} <= params.keys():
+        raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
     state = {name: value for name, value in built.state_dict().items() if not value.is_meta}
     parts = {
         UNET: ("unet", unet_names(params["unet_config"]["params"])),
@@ -196,7 +204,8 @@ def _write_first_stage(output: Path, config: Mapping[str, Any], state: Mapping[s
     described = first_stage_to_diffusers(config, scale)
     folder = output / ("vae" if described["_class_name"] == KL else "vqvae")
     write_json(folder / "config.json", described)
-    write_weights(folder / WEIGHTS, renamed(state, first_stage_names(config["params"]["ddconfig"])))
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("loss.", "model_ema."))}
+    write_weights(folder / WEIGHTS, renamed(kept, first_stage_names(config["params"]["ddconfig"])))
 
 
 def _below(state: Mapping[str, Tensor], begin: str) -> dict[str, Tensor]:

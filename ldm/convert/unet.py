@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.util import get_obj_from_str
+
 Names = dict[str, str]
 
 # Options that diffusers' class has no counterpart for: the only value that can be exported.
@@ -91,6 +94,16 @@ def check_values(what: str, given: Mapping[str, Any], allowed: Mapping[str, tupl
             raise ValueError(f"{what}: {name} is {given[name]!r}, expected {values[0]!r}; there is no counterpart")
 
 
+def check_network(config: Mapping[str, Any]) -> None:
+    """Checks that a ``unet_config`` names our U-Net, under whichever name.
+
+    Raises:
+        ValueError: another network, which the names and options here do not describe.
+    """
+    if get_obj_from_str(config["target"]) is not UNetModel:
+        raise ValueError(f"unet_config: got {config['target']}, expected a UNetModel; there is no counterpart")
+
+
 def unet_to_diffusers(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns diffusers' config of a U-Net with such arguments.
 
@@ -151,10 +164,13 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("unet/config.json: down_block_types and up_block_types attend at different levels")
     if any(width % base for width in widths):
         raise ValueError(f"unet/config.json: block_out_channels is {widths}, expected multiples of the first")
-    sizes = {width // count for width, count in zip(widths, heads, strict=True)}
-    if len(sizes) > 1 and len(set(heads)) > 1:
+    # The last level's are also those of the middle; a level without attention has none, whatever is written there.
+    attended = [kind.startswith("Cross") for kind in down[:-1]] + [True]
+    pairs = [pair for pair, there in zip(zip(widths, heads, strict=True), attended, strict=True) if there]
+    sizes, counts = {width // count for width, count in pairs}, {count for _, count in pairs}
+    if len(sizes) > 1 and len(counts) > 1:
         raise ValueError(f"unet/config.json: attention_head_dim is {heads}, expected one number or one width of heads")
-    by_width = {"num_head_channels": sizes.pop()} if len(sizes) == 1 else {"num_heads": heads[0], "legacy": False}
+    by_width = {"num_head_channels": sizes.pop()} if len(sizes) == 1 else {"num_heads": counts.pop(), "legacy": False}
     return {
         "image_size": config.get("sample_size") or 64,
         "in_channels": config["in_channels"],

@@ -87,7 +87,7 @@ def test_an_rdm_has_their_target_and_arguments_only_and_comes_back_bit_equal(tmp
     assert params.pop("use_ema") is True
     assert params == THEIR_PARAMS
     content = torch.load(file, weights_only=True)
-    assert list(content) == ["state_dict"]
+    assert list(content) == ["state_dict", "global_step"]  # their scripts/sample_diffusion.py reads both
     direction = content["state_dict"].pop("unconditional_guidance_vex")
     assert direction.shape == (8,) and float(direction.norm()) > 0
     assert content["state_dict"].keys() == state.keys()
@@ -118,8 +118,7 @@ def test_every_released_config_comes_out_as_it_is(name: str) -> None:
         if "lossconfig" in part:
             part["lossconfig"] = {"target": "torch.nn.Identity"}
     averaged = "unet_config" in theirs and theirs.setdefault("use_ema", True)
-    for unread in ("ignore_keys", "retrieval_cfg"):
-        theirs.pop(unread, None)
+    theirs.pop("ignore_keys", None)
     arguments = RETRIEVAL_ARGUMENTS if released["target"].startswith("rdm.") else ()
     got = compvis_model(released, averaged, arguments)
     assert got["target"] == released["target"] and got["params"] == theirs
@@ -209,7 +208,10 @@ def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
         ({"cond_stage_config": {"target": "ldm.modules.encoders.modules.OpenClipEmbedder"}}, "cond_stage_config: got"),
         ({"first_stage_config": {"target": "torch.nn.Identity"}}, "first_stage_config: got torch.nn.Identity"),
         ({"given_betas": [0.1, 0.2]}, "given_betas: got a list, expected the name of a beta_schedule"),
-        ({"unet_config": {"params": {**unet(8)["params"], "context_dim": [8, 8]}}}, r"context_dim is \[8, 8\]"),
+        (
+            {"unet_config": {**unet(8), "params": {**unet(8)["params"], "context_dim": [8, 8]}}},
+            r"context_dim is \[8, 8\]",
+        ),
         (
             {
                 "cond_stage_config": {
@@ -242,7 +244,61 @@ def test_conditions_and_contexts_are_written_in_their_arguments_only(tmp_path: P
     written = read_config([tmp_path / "config.yaml"])["model"]["params"]["cond_stage_config"]["params"]
     assert written == {"version": "ViT-B/32"}
     pixel = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": unet(), "image_size": 8}}
-    assert set(compvis_model(pixel, True)["params"]) == {"unet_config", "image_size", "channels", "use_ema"}
+    got = compvis_model(pixel, True)["params"]
+    assert set(got) == {"unet_config", "timesteps", "image_size", "channels", "use_ema"}
+    assert got["timesteps"] == len(instantiate_from_config({**pixel, "params": {"unet_config": unet()}}).betas)
+
+
+def test_tokens_that_are_given_as_they_are_are_not_taken_away_by_the_word_for_no_condition(tmp_path: Path) -> None:
+    """With it, their model and ours look at no context at all."""
+    params = {"unet_config": unet(8), "first_stage_config": VQ, "conditioning_key": "crossattn", "use_ema": False}
+    described = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+    model = instantiate_from_config(described)
+    randomise(model)
+    file = export_model(described, model.state_dict(), tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert got["params"]["cond_stage_config"] == {"target": "torch.nn.Identity"}
+    back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(file)}})
+    assert torch.equal(predicted(back.eval()), predicted(model.eval()))
+
+
+def test_where_their_database_lies_is_kept() -> None:
+    """Their script reads it from the config of the model."""
+    released = layout(LAYOUT_OF["imagenet"])["config"]
+    places = {
+        "retrieval_cfg": {"target": "rdm.modules.retrievers.ClipImageRetriever", "params": {"gpu": False}},
+        "nn_memory": "models/rdm/imagenet/nn_memory.p",
+        "searcher_path": "searcher",
+    }
+    given = {**released, "params": {**released["params"], **places}}
+    got = compvis_model(given, True, RETRIEVAL_ARGUMENTS)["params"]
+    assert {name: got[name] for name in places} == places
+
+
+@pytest.mark.parametrize("target", [OURS["target"], "ldm.models.diffusion.ddpm.LatentDiffusion"])
+def test_another_network_is_not_passed_off_as_theirs(target: str, tmp_path: Path) -> None:
+    network = {"target": "torch.nn.Identity", "params": unet(8)["params"]}
+    params = {"unet_config": network, "first_stage_config": VQ}
+    with pytest.raises(ValueError, match=r"unet_config: got torch.nn.Identity, expected a UNetModel"):
+        export_model({"target": target, "params": params}, {}, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ema", "cosine", "simvq"])
+def test_codes_learned_in_other_ways_become_the_codes_they_make(kind: str, tmp_path: Path) -> None:
+    stage = {**VQ, "params": {**VQ["params"], "codebook": {"kind": kind}}}  # type: ignore[dict-item]
+    params = {"unet_config": unet(), "first_stage_config": stage, "use_ema": False}
+    described = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+    model = instantiate_from_config(described).eval()
+    randomise(model)
+    file = export_model(described, model.state_dict(), tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert "codebook" not in got["params"]["first_stage_config"]["params"]
+    back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(file)}}).eval()
+    latent = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected, found = (m.first_stage_model.nearest_codes(latent) for m in (model, back))
+    assert torch.equal(found[2], expected[2]) and len(expected[2].unique()) > 2
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(back.to_image(latent), model.to_image(latent))
 
 
 def test_both_weights_want_an_average() -> None:
