@@ -165,6 +165,7 @@ def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
     """Returns a model and its weights with the codes of its first stage stored as such, which is all that others know.
 
     Of a latent, the nearest of the codes that any kind of :class:`Codebook` makes is the same; only training differs.
+    A first stage inside a model is used with its weights as they are, so it needs no running average there.
 
     Args:
         model: target and params of a first stage, or of a model with one inside.
@@ -187,6 +188,7 @@ def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
         state[f"{begin}embedding.weight"] = book.embedding.weight.detach()
         LOG.info("codes of kind %s are exported as the codes they make", options["kind"])
     if isinstance(inside, Mapping):
+        stage.pop("use_ema", None)
         return {**model, "params": {**params, "first_stage_config": {**inside, "params": stage}}}, state
     return {**model, "params": stage}, state
 

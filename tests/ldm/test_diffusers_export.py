@@ -179,6 +179,35 @@ def test_every_option_with_a_counterpart_gives_the_same_numbers(
         assert torch.equal(again.eval().model.diffusion_model(x, t, context=context, **labels), expected)
 
 
+@pytest.mark.parametrize("kind", ["ema", "cosine", "simvq"])
+def test_codes_learned_in_other_ways_become_the_codes_they_make(kind: str, tmp_path: Path) -> None:
+    """Alone, and inside of a model; the way back finds the same in both."""
+    stage = {**VQ, "params": {**VQ["params"], "codebook": {"kind": kind}}}
+    whole = built(inside := model_config({}, stage))
+    alone = whole.first_stage_model
+    export_diffusers({"model": stage}, alone.state_dict(), tmp_path / "alone")
+    export_diffusers({"model": inside}, whole.state_dict(), tmp_path / "inside")
+    latent = numbers(1, 4, 8, 8)
+    for folder in (tmp_path / "alone", tmp_path / "inside"):
+        theirs = diffusers.VQModel.from_pretrained(folder, subfolder="vqvae").eval()
+        config, state = import_diffusers(folder)
+        back = instantiate_from_config(config["model"]).eval()
+        back.load_state_dict(state)
+        with torch.no_grad():
+            expected = alone.decode(latent)
+            assert error(theirs.decode(latent).sample, expected) < 1e-4
+            assert error(getattr(back, "first_stage_model", back).decode(latent), expected) < 1e-4
+
+
+def test_a_first_stage_inside_leaves_its_loss_and_its_average_behind(tmp_path: Path) -> None:
+    config = model_config({}, {**VQ, "params": {**VQ["params"], "use_ema": True}})
+    state = built(config).state_dict()
+    export_diffusers({"model": config}, state | {"first_stage_model.loss.logvar": torch.zeros(())}, tmp_path)
+    kept = {name: value for name, value in state.items() if "model_ema" not in name}
+    assert len(kept) < len(state)
+    assert_bit_equal(import_diffusers(tmp_path)[1], kept)
+
+
 def test_a_text_encoder_is_kept_beside_without_being_built(tmp_path: Path) -> None:
     target, params = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder", {"version": "no/such/folder"}
     config = model_config(cond_stage_config={"target": target, "params": params})
@@ -276,6 +305,24 @@ def test_an_option_without_counterpart_is_refused_by_name_and_nothing_written(
     with pytest.raises(ValueError, match=name) as caught:
         export_diffusers({"model": model_config(unet)}, {}, tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conditioning_key": "concat"}, "conditioning_key is 'concat', expected crossattn"),
+        ({"conditioning_key": None}, "conditioning_key is 'concat', expected crossattn"),  # CompVis' concat_mode
+        ({"conditioning_key": None, "cond_stage_config": None}, "conditioning_key is 'None', expected crossattn"),
+        ({"unet_config": {"target": "torch.nn.Identity", "params": UNET}}, "got torch.nn.Identity, expected a UNetM"),
+    ],
+)
+def test_a_model_that_does_not_look_at_tokens_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = model_config()
+    state = built(config).state_dict()
+    config["params"] |= change
+    with pytest.raises(ValueError, match=message):
+        export_diffusers({"model": config}, state, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_diffusers_export import KL, UNET, VQ, assert_bit_equal, built, error, model_config, numbers
+from test_diffusers_export import KL, NETWORK, UNET, VQ, assert_bit_equal, built, error, model_config, numbers
 
 from ldm.checkpoint import read_weights, write_weights
+from ldm.config import write_config
 from ldm.convert.autoencoder import first_stage_from_diffusers
 from ldm.convert.diffusers import export_diffusers, import_diffusers
 from ldm.convert.unet import unet_from_diffusers, unet_to_diffusers
@@ -61,6 +62,43 @@ def test_a_foreign_folder_with_linear_projections_and_v_gives_their_numbers(tmp_
         mode = stage.encode(image).latent_dist.mode()
         assert error(model.to_latent(image), 0.18215 * mode) < 1e-4
         assert error(model.first_stage_model.decode(mode), stage.decode(mode).sample) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"num_head_channels": 64, "attention_resolutions": [2, 4]},
+        {"num_head_channels": -1, "num_heads": 2, "attention_resolutions": [1, 4], "legacy": False},
+    ],
+)
+def test_only_levels_with_attention_say_how_many_heads_there_are(heads: dict[str, Any]) -> None:
+    """The first level of the former is narrower than a head."""
+    unet = {**UNET, "channel_mult": [1, 2, 4], **heads}
+    again = unet_from_diffusers(unet_to_diffusers(unet))
+    ours, theirs = (instantiate_from_config({"target": NETWORK, "params": params}).eval() for params in (unet, again))
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    theirs.load_state_dict(ours.state_dict())
+    x, t, context = numbers(1, 3, 8, 8), torch.tensor([801]), numbers(1, 3, 24)
+    with torch.no_grad():
+        assert torch.equal(theirs(x, t, context), ours(x, t, context))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("x", "describes no model"),
+        ({"params": {}}, "expected a mapping with a 'target' key"),
+        ({"target": "os.system"}, "'os.system' is not trusted"),
+        ({"target": KL["target"], "params": [1]}, "params: got \\[1\\], expected a mapping"),
+        ({"target": NETWORK, "params": UNET}, "expected a latent diffusion model or a first stage"),
+    ],
+)
+def test_a_config_beside_that_describes_something_else_is_refused(model: Any, message: str, tmp_path: Path) -> None:
+    export_diffusers({"model": KL}, built(KL).state_dict(), tmp_path)
+    write_config(tmp_path / "config.yaml", {"model": model})
+    with pytest.raises(ValueError, match=message):
+        import_diffusers(tmp_path)
 
 
 def test_options_that_a_config_leaves_out_are_diffusers_defaults() -> None:
