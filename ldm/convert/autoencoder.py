@@ -189,6 +189,7 @@ def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
         LOG.info("codes of kind %s are exported as the codes they make", options["kind"])
     if isinstance(inside, Mapping):
         stage.pop("use_ema", None)
+        state = {name: value for name, value in state.items() if not name.startswith("first_stage_model.model_ema.")}
         return {**model, "params": {**params, "first_stage_config": {**inside, "params": stage}}}, state
     return {**model, "params": stage}, state
 

@@ -50,8 +50,8 @@ CONDITIONS = {
     f"{ENCODERS}FrozenCLIPTextEmbedder": "version device max_length n_repeat normalize",
     f"{ENCODERS}FrozenClipImageEmbedder": "model jit device antialias",
 }
-# Losses are not exported, nor the average of a first stage inside; their CLIP brings weights under names of its own.
-LEFT = ("loss.", "first_stage_model.loss.", "first_stage_model.model_ema.", "cond_stage_model.embedder.")
+# Losses are not exported; their CLIP brings weights under names of its own.
+LEFT = ("loss.", "first_stage_model.loss.", "cond_stage_model.embedder.")
 UNCONDITIONAL = "__is_unconditional__"
 IDENTITY = {"target": "torch.nn.Identity"}
 

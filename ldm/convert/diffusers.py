@@ -204,7 +204,7 @@ def _write_first_stage(output: Path, config: Mapping[str, Any], state: Mapping[s
     described = first_stage_to_diffusers(config, scale)
     folder = output / ("vae" if described["_class_name"] == KL else "vqvae")
     write_json(folder / "config.json", described)
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(("loss.", "model_ema."))}
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     write_weights(folder / WEIGHTS, renamed(kept, first_stage_names(config["params"]["ddconfig"])))
 
 
