@@ -45,6 +45,9 @@ class ProjectedContext(NamedTuple):
 # benchmarks/attention.py measures it.
 PLAIN_SCORES = 256 * 256
 
+# What xformers has kernels for.
+XFORMERS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 # Above so many, without gradients, it is fastest to go head by head.
 PARTED_SCORES = 512 * 512
 
@@ -64,7 +67,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
     kernels) everywhere, or ``xformers`` on CUDA (an error where it is not installed). xformers has no kernels for
-    other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
+    float64 or other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
 
     Args:
         q: queries [B, N, H, D].
@@ -72,7 +75,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         v: values [B, L, H, D].
 
     Returns:
-        [B, N, H, D], in the dtype of the values.
+        [B, N, H, D], in the dtype of the queries.
 
     Raises:
         ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not installed.
@@ -80,12 +83,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     choice = os.environ.get("LDM_ATTENTION", "")
     if choice not in ("", "plain", "sdpa", "xformers"):
         raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers', 'sdpa' or 'plain'; correct or unset it")
+    k, v = k.to(q.dtype), v.to(q.dtype)  # those of a context that was projected outside of autocast have another
     if q.is_cuda and choice in ("", "xformers"):
         fast = _xformers_attention()
-        if fast is not None:
-            return fast(q, k, v)
-        if choice == "xformers":
+        if fast is None and choice:
             raise ValueError("LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it")
+        if fast is not None and (choice or q.dtype in XFORMERS_DTYPES):
+            return fast(q, k, v)
     many = q.shape[1] * k.shape[1] > PARTED_SCORES
     if many and not choice and can_attend_in_parts(q, k, v):
         return attend_in_parts(q, k, v)
@@ -93,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= PLAIN_SCORES
     if choice == "plain" or (plain and choice != "sdpa"):
         weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
-        return (weights.to(v.dtype) @ v).transpose(1, 2)
+        return (weights.to(v.dtype) @ v).transpose(1, 2)  # autocast takes the softmax in float32
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 

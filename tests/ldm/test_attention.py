@@ -47,6 +47,20 @@ def test_every_kernel_gives_the_same_numbers_and_gradients(
     assert all(map(torch.equal, results[""], results["plain" if few else "sdpa"]))
 
 
+@pytest.mark.parametrize("choice", ["", "plain", "sdpa"])
+def test_a_context_projected_outside_of_autocast_is_seen_inside(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDM_ATTENTION", choice)
+    torch.manual_seed(0)
+    attention, x, context = CrossAttention(16, context_dim=8, heads=2, dim_head=8), normal(2, 5, 16), normal(2, 4, 8)
+    seen, expected = attention.project(context), attention(x, context)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(x, seen)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=2e-2, atol=2e-2)
+    q = normal(1, 5, 2, 8).bfloat16()
+    assert attend(q, q.float(), q.float()).dtype == torch.bfloat16  # also outside of it
+
+
 def test_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q = normal(1, 4, 1, 8)
     monkeypatch.setenv("LDM_ATTENTION", "flash")
@@ -62,6 +76,10 @@ def test_xformers_equals_torch_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = attend(q, k, v)
     monkeypatch.setenv("LDM_ATTENTION", "xformers")
     torch.testing.assert_close(attend(q, k, v), expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(attend(q, k.float(), v.float()), expected, rtol=2e-3, atol=2e-3)
+    monkeypatch.setenv("LDM_ATTENTION", "")
+    double = [x.double() for x in (q, k, v)]  # it has no kernels for these
+    torch.testing.assert_close(attend(*double).half(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_order_of_context_tokens_does_not_matter_but_their_content_does() -> None:
