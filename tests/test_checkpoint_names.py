@@ -71,6 +71,13 @@ def test_a_released_config_gives_the_names_and_shapes_of_its_checkpoint(name: st
     if any(target in json.dumps(found["config"]) for target in LATER):
         pytest.skip("autoregressive: its network is not here yet")
     module = build(found["config"])
+    types = {key: kind for key, (_, kind) in found["state_dict"].items()}
+    own = {key: str(value.dtype).removeprefix("torch.") for key, value in module.state_dict().items()}
+    assert {key: (kind, types[key]) for key, kind in own.items() if kind != types[key].removeprefix("torch.")} == {}
+    if name != SD_V1:  # ours says so where the likelihood's scale is not trained; theirs only leaves it out
+        frozen = 1 if found["config"]["target"].endswith("AutoencoderKL") else 0
+        learned = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        assert learned == found["n_trainable"] - frozen
     if name == SD_V1:  # its text model is not one of ours
         texts = {key: shape for key, shape in found["shapes"].items() if key.startswith("cond_stage_model.")}
         kept = {key: shape for key, shape in found["shapes"].items() if key not in texts}
