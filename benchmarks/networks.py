@@ -161,7 +161,7 @@ def _status(name: str) -> float:
 def in_child(*words: str) -> Any:
     """Returns what this module prints, as a process of its own with these words, in its last line."""
     command = [sys.executable, "-m", "benchmarks.networks", *words]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (ourselves)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 (ourselves)
     return json.loads(done.stdout.splitlines()[-1])
 
 
