@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import checkpoint, zero_module
-from ldm.modules.layers import Conv2d, GroupNorm, Linear, attend_in_parts, can_attend_in_parts
+from ldm.modules.layers import INTEL, Conv2d, GroupNorm, Linear, attend_in_parts, can_attend_in_parts
 
 
 class KeysValues(NamedTuple):
@@ -40,15 +40,15 @@ class ProjectedContext(NamedTuple):
     """For each of the U-Net's layers in order, what its transformer looks at; None where it has none."""
 
 
-# On a CPU and in bfloat16, writing up to this many scores (queries x keys) per head out is 1.2 to 2.5 times faster than
-# the fused kernel, 2 to 8 times with the backward pass. In float32 and float16 it is slower, in all sizes of note.
-# benchmarks/attention.py measures it.
+# On a CPU and in bfloat16, writing up to this many scores (queries x keys) per head out and going back through them is
+# 2 to 8 times faster than the fused kernel; without the way back 1.2 to 2.5 times, and slower on Intel's processors.
+# In float32 and float16 it is slower, in all sizes of note. benchmarks/attention.py measures it.
 PLAIN_SCORES = 256 * 256
 
 # What xformers has kernels for.
 XFORMERS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Above so many, without gradients, it is fastest to go head by head.
+# Above so many, without gradients, it is fastest to go head by head, but for Intel's processors.
 PARTED_SCORES = 512 * 512
 
 
@@ -94,7 +94,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if many and not choice and can_attend_in_parts(q, k, v):
         return attend_in_parts(q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    plain = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= PLAIN_SCORES
+    few = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= PLAIN_SCORES
+    plain = few and (torch.is_grad_enabled() or not INTEL)
     if choice == "plain" or (plain and choice != "sdpa"):
         weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
         return (weights.to(v.dtype) @ v).transpose(1, 2)  # autocast takes the softmax in float32

@@ -21,8 +21,13 @@ FEW_PIXELS = 256
 LARGE_WEIGHT = 1 << 20
 # Below so many pixels torch's group norm goes through groups, above through pixels, where channels lie last.
 FEW_ROWS = 1024
+# A group's mean in standard deviations, from which on the float32 group norm of torch loses more than half a digit.
+LARGE_MEAN = 2.0
 # Queries of one matrix product of attention: its scores stay in the cache.
 QUERIES_AT_ONCE = 512
+# Products of MKL, of which torch's fused attention is made, reach their speed on Intel's own processors only.
+_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # earlier torch does not tell
+INTEL = "intel" in str(_capabilities().get("cpu_name", "")).lower()
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -95,9 +100,9 @@ class GroupNorm(nn.GroupNorm):
     """torch's group norm, which on a CPU has two weak spots where memory lies channels last.
 
     In float32 it loses digits where means are large beside deviations, as it takes the variance as a difference of
-    squares. The norm does not see what is added to a whole group, so the mean of some pixels is subtracted first. With
-    fewer than ``FEW_ROWS`` pixels, its bfloat16 kernel reads group by group, a few channels at a time: there, bringing
-    channels first and last again is up to nine times faster.
+    squares. The norm does not see what is added to a whole group, so there the mean of some pixels is subtracted
+    first. With fewer than ``FEW_ROWS`` pixels, its bfloat16 kernel reads group by group, a few channels at a time:
+    there, bringing channels first and last again is up to nine times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,9 +112,10 @@ class GroupNorm(nn.GroupNorm):
         if x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] < FEW_ROWS and x.shape[1] < 16 * self.num_groups:
             return channels_last(super().forward(x.contiguous()))
         if _onednn(x):
-            some = x.detach()[:, :, :: max(1, x.shape[2] // 8), :: max(1, x.shape[3] // 8)].mean((2, 3))
-            mean = some.unflatten(1, (self.num_groups, -1)).mean(2, keepdim=True)
-            x = x - mean.expand(-1, -1, x.shape[1] // self.num_groups).flatten(1)[:, :, None, None]
+            some = x.detach()[:, :, :: max(1, x.shape[2] // 8), :: max(1, x.shape[3] // 8)]
+            variance, mean = torch.var_mean(some.reshape(len(x), self.num_groups, -1), 2, correction=0)
+            if (mean.square() > LARGE_MEAN**2 * variance).any():
+                x = x - mean.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
         return super().forward(x)
 
 
@@ -191,8 +197,16 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def can_attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether :func:`attend_in_parts` takes these: a CPU with oneDNN, without gradients, autocast or compilation."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or q.dtype not in (torch.float32, torch.bfloat16):
+    """Whether :func:`attend_in_parts` takes these, and is faster than torch's fused kernel.
+
+    It needs a CPU with oneDNN, and no gradients, autocast or compilation; it is slower on Intel's processors.
+    """
+    if (
+        INTEL
+        or q.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or q.dtype not in (torch.float32, torch.bfloat16)
+    ):
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False

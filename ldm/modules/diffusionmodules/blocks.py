@@ -85,7 +85,7 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.use_checkpoint = use_checkpoint
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), conv_nd(dims, channels, out_channels, 3, padding=1)
+            normalization(channels), nn.SiLU(inplace=True), conv_nd(dims, channels, out_channels, 3, padding=1)
         )
         self.resample: nn.Module | None = None
         if up or down:
@@ -95,7 +95,7 @@ class ResBlock(nn.Module):
         )
         self.out_layers = nn.Sequential(
             normalization(out_channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(dropout),
             zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
         )

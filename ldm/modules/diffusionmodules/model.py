@@ -33,8 +33,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns ``[B, out_channels, h, w]``."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         h = self.conv_in(channels_last(x))
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h)))).contiguous()
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True)).contiguous()
 
 
 class Decoder(nn.Module):
@@ -211,5 +211,5 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(channels_last(z)))
         for level in reversed(self.up):
             h = level(h)
-        image = self.conv_out(F.silu(self.norm_out(h))).contiguous()
+        image = self.conv_out(F.silu(self.norm_out(h), inplace=True)).contiguous()
         return image.tanh() if self.tanh_out else image

@@ -200,7 +200,7 @@ class UNetModel(nn.Module):
         self.middle_block = TimestepEmbedSequential(res(widths[-1]), attention(widths[-1]), res(widths[-1]))
         self.output_blocks = up_path(levels, skips, decoder_attention, up)
         head = conv_nd(dims, widths[0], out_channels, 3, padding=1)
-        self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(), zero_module(head))
+        self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(inplace=True), zero_module(head))
         if n_embed is not None:
             self.id_predictor = nn.Sequential(normalization(widths[0]), conv_nd(dims, widths[0], n_embed, 1))
 
