@@ -21,6 +21,8 @@ FEW_PIXELS = 256
 LARGE_WEIGHT = 1 << 20
 # Below so many pixels torch's group norm goes through groups, above through pixels, where channels lie last.
 FEW_ROWS = 1024
+# One picture's features of up to so many numbers stay in the cache while a group norm goes back through them.
+PICTURE = 1 << 22
 # A group's mean in standard deviations, from which on the float32 group norm of torch loses more than half a digit.
 LARGE_MEAN = 2.0
 # Queries of one matrix product of attention: its scores stay in the cache.
@@ -101,16 +103,19 @@ class GroupNorm(nn.GroupNorm):
 
     In float32 it loses digits where means are large beside deviations, as it takes the variance as a difference of
     squares. The norm does not see what is added to a whole group, so there the mean of some pixels is subtracted
-    first. With fewer than ``FEW_ROWS`` pixels, its bfloat16 kernel reads group by group, a few channels at a time:
-    there, bringing channels first and last again is up to nine times faster.
+    first. In bfloat16, of groups with few channels, it reads a few numbers at a time: with fewer than ``FEW_ROWS``
+    pixels always, and with more on the way back. There, bringing channels first and last again is up to ten times
+    faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the same shape as x [B, C, ...]."""
         if x.ndim != 4 or x.device.type != "cpu" or torch.compiler.is_compiling() or x.is_contiguous():
             return super().forward(x)
-        if x.dtype == torch.bfloat16 and x.shape[2] * x.shape[3] < FEW_ROWS and x.shape[1] < 16 * self.num_groups:
-            return channels_last(super().forward(x.contiguous()))
+        if x.dtype == torch.bfloat16 and x.shape[1] < 16 * self.num_groups:
+            back = torch.is_grad_enabled() and x[0].numel() <= PICTURE
+            if back or x.shape[2] * x.shape[3] < FEW_ROWS:
+                return channels_last(super().forward(x.contiguous()))
         if _onednn(x):
             some = x.detach()[:, :, :: max(1, x.shape[2] // 8), :: max(1, x.shape[3] // 8)]
             variance, mean = torch.var_mean(some.reshape(len(x), self.num_groups, -1), 2, correction=0)
