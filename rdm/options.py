@@ -96,8 +96,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--knn", "--k_nn", type=positive, default=4, help="neighbours of each image")
     p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")
     p.add_argument("--steps", "--ddim_steps", type=positive, default=50, help="denoising steps")
-    p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms or dpmpp_2m")
-    p.add_argument("--ddim_eta", type=fraction, default=0.0, help="fresh noise in each step of ddim, 0 to 1")
+    p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument(
+        "--ddim_eta", "--eta", type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own"
+    )
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, default=16, help="images sampled together; changes no image")
     add_tile_option(p)

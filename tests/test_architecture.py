@@ -29,7 +29,12 @@ FORBIDDEN = [
 ONLY = {
     "ldm/models/diffusion/schedule.py": ("torch",),
     "ldm/models/diffusion/guidance.py": ("torch",),
-    "ldm/models/diffusion/samplers.py": ("torch", "ldm.models.diffusion.schedule"),
+    "ldm/models/diffusion/stepping.py": ("torch", "ldm.models.diffusion.schedule"),
+    "ldm/models/diffusion/samplers.py": (
+        "torch",
+        "ldm.models.diffusion.schedule",
+        "ldm.models.diffusion.stepping",
+    ),
 }
 # A dependency named here is imported in these files only.
 DOORS = {

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ldm.checkpoint import write_weights
 from ldm.models.diffusion.ddim import DDIMSampler, as_condition
 from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
-from ldm.models.diffusion.samplers import ddim, seeded_noise
+from ldm.models.diffusion.samplers import ddim
+from ldm.models.diffusion.stepping import seeded_noise
 from ldm.models.diffusion.wrapper import DiffusionWrapper, Hybrid
 from ldm.util import instantiate_from_config
 

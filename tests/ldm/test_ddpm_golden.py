@@ -13,8 +13,9 @@ from torch import Tensor
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import DDPM
 from ldm.models.diffusion.plms import PLMSSampler
-from ldm.models.diffusion.samplers import Noise, Step, ddpm
+from ldm.models.diffusion.samplers import ddpm
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.stepping import Noise, Step
 from ldm.models.diffusion.wrapper import Hybrid
 
 NAMES = ("ldm_crossattn_samplers", "ldm_x0_l1_logvar", "ddpm_pixel")

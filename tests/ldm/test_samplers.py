@@ -9,17 +9,9 @@ from golden_cases import GoldenCase, load_golden
 from torch import Tensor
 
 from ldm.models.diffusion.guidance import guide
-from ldm.models.diffusion.samplers import (
-    SAMPLERS,
-    Noise,
-    Step,
-    ddim,
-    ddpm,
-    plms,
-    seeded_noise,
-    seeded_step_noise,
-)
+from ldm.models.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.stepping import Noise, Step, seeded_noise, seeded_step_noise
 
 SCHEDULE = NoiseSchedule.linear(1000, 0.0015, 0.0195)
 MEAN = 0.7
@@ -47,7 +39,7 @@ def start(batch: int = 2) -> Tensor:
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50, 1000])
-@pytest.mark.parametrize("name", ["ddim", "plms", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "plms", "heun", "dpmpp_2m", "unipc"])
 def test_a_single_data_point_is_reached_exactly_in_any_number_of_steps(name: str, steps: int) -> None:
     x = start()
     times = SCHEDULE.timesteps(steps)
@@ -61,7 +53,7 @@ def test_ddpm_ends_in_x0(steps: int) -> None:
     torch.testing.assert_close(got, torch.full_like(got, MEAN), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("plms", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("plms", 2), ("heun", 2), ("dpmpp_2m", 2), ("unipc", 3)])
 def test_converges_at_its_order(name: str, order: int) -> None:
     part = NoiseSchedule(SCHEDULE.alphas_cumprod[100:])  # the first times are too stiff to see the order
     x, last = start(), 800
@@ -70,10 +62,10 @@ def test_converges_at_its_order(name: str, order: int) -> None:
         got = SAMPLERS[name](exact_denoiser(0.5, part), x, part, range(0, last + 1, stride))
         errors.append(float((got - exact_end(x, 0.5, last, part)).abs().max()))
     assert errors[-1] < 0.01
-    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+    assert order - 0.25 < math.log2(errors[0] / errors[1]) < order + 0.5
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim])
+@pytest.mark.parametrize("sampler", [ddpm, ddim, dpmpp_2m_sde])
 def test_stochastic_samples_have_the_distribution_of_the_data(sampler) -> None:
     x = seeded_noise([5], (1, 100, 100)).double()
     schedule = NoiseSchedule.linear(200, 0.0075, 0.0975)
@@ -84,7 +76,7 @@ def test_stochastic_samples_have_the_distribution_of_the_data(sampler) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_an_image_is_the_same_in_any_batch(name: str) -> None:
-    eta = 1.0 if name == "ddpm" else 0.0
+    eta = 1.0 if name in ("ddpm", "dpmpp_2m_sde") else 0.0
 
     def run(seeds: list[int], eta: float) -> Tensor:
         x, noise = seeded_noise(seeds, (1, 4, 4)), seeded_step_noise(seeds)
@@ -96,6 +88,50 @@ def test_an_image_is_the_same_in_any_batch(name: str) -> None:
     assert not torch.allclose(together[0], together[1])
     if name == "ddim":
         assert torch.equal(run([3, 17], 0.5)[1], run([17], 0.5)[0])
+
+
+def test_an_sde_solver_without_noise_is_the_solver_of_the_flow() -> None:
+    got = dpmpp_2m_sde(exact_denoiser(0.5), start(), SCHEDULE, 12, eta=0.0)
+    assert torch.equal(got, dpmpp_2m(exact_denoiser(0.5), start(), SCHEDULE, 12))
+
+
+def test_a_time_may_come_twice() -> None:
+    """Quadratic spacing has such; UniPC looks again, at the corrected latent."""
+    for name, tolerance in (("ddim", 1e-7), ("dpmpp_2m", 1e-7), ("unipc", 0.05)):
+        once, twice = (SAMPLERS[name](exact_denoiser(0.5), start(), SCHEDULE, t) for t in ([1, 9, 40], [1, 9, 9, 40]))
+        torch.testing.assert_close(once, twice, rtol=0, atol=tolerance)
+
+
+# diffusers' name of each solver, and what makes it walk as we do: no lower order at the end.
+DIFFUSERS = {
+    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "clip_sample": False}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    "dpmpp_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {"final_sigmas_type": "sigma_min", "algorithm_type": "sde-dpmsolver++"},
+    ),
+    "unipc": ("UniPCMultistepScheduler", {"final_sigmas_type": "sigma_min", "lower_order_final": False}),
+}
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_takes_the_steps_of_diffusers(name: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    kind, options = DIFFUSERS[name]
+    scheduler = getattr(diffusers, kind)(
+        trained_betas=SCHEDULE.buffers()["betas"].numpy(), timestep_spacing="leading", steps_offset=1, **options
+    )
+    scheduler.set_timesteps(20)
+    denoise, x = exact_denoiser(0.5), start().float()
+    noises = torch.randn(20, *x.shape, generator=torch.Generator().manual_seed(0))
+    theirs = x
+    for i, t in enumerate(scheduler.timesteps):
+        extra = {"variance_noise": noises[i]} if "sde" in name else {}
+        theirs = scheduler.step(denoise(theirs.double(), t.expand(2)).float(), t, theirs, **extra).prev_sample
+    given = {"noise": replay(noises)} if "sde" in name else {}
+    times = sorted(scheduler.timesteps.tolist())
+    ours = SAMPLERS[name](lambda x, t: denoise(x.double(), t).float(), x, SCHEDULE, times, **given)
+    torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
 
 
 def test_step_noise_continues_after_the_starting_noise() -> None:
@@ -129,8 +165,13 @@ def test_refuses() -> None:
         ddim(denoise, x, SCHEDULE, 5, eta=0.5)
     with pytest.raises(ValueError, match="eta is 1.0, expected a source of noise"):
         ddpm(denoise, x, SCHEDULE, 5)
-    with pytest.raises(ValueError, match="expected 0 for plms"):
-        plms(denoise, x, SCHEDULE, 5, eta=0.5)
+    with pytest.raises(ValueError, match="eta is 1.0, expected a source of noise"):
+        dpmpp_2m_sde(denoise, x, SCHEDULE, 5)
+    for name in ("plms", "heun", "dpmpp_2m", "unipc"):
+        with pytest.raises(ValueError, match=f"expected 0 for {name}"):
+            SAMPLERS[name](denoise, x, SCHEDULE, 5, eta=0.5)
+    with pytest.raises(ValueError, match="got order 4, expected 1, 2 or 3"):
+        unipc(denoise, x, SCHEDULE, 5, order=4)
     with pytest.raises(ValueError, match="expected 1 to 1000"):
         ddim(denoise, x, SCHEDULE, 1001)
     with pytest.raises(ValueError, match="expected rising ones"):

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.models.diffusion.pixel import DDPM
-from ldm.models.diffusion.samplers import SAMPLERS, Noise, Step
+from ldm.models.diffusion.samplers import SAMPLERS
+from ldm.models.diffusion.stepping import Noise, Step
 from ldm.models.diffusion.wrapper import Condition, Hybrid
 
 

@@ -18,8 +18,9 @@ from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.diffusion.guidance import Denoiser, guide
 from ldm.models.diffusion.objective import Objective
-from ldm.models.diffusion.samplers import SAMPLERS, clip_x0, seeded_noise, seeded_step_noise
+from ldm.models.diffusion.samplers import SAMPLERS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
+from ldm.models.diffusion.stepping import seeded_noise, seeded_step_noise
 from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid, compile_network
 from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
@@ -279,7 +280,7 @@ class DDPM(pl.LightningModule):
         steps: int = 50,
         scale: float = 1.0,
         null: Tensor | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
     ) -> Tensor:
         """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
 
@@ -291,7 +292,7 @@ class DDPM(pl.LightningModule):
             steps: number of denoising steps.
             scale: of guidance; 1 for none.
             null: the context that means nothing, for guidance.
-            eta: share of fresh noise a step.
+            eta: share of fresh noise a step; the sampler's own where not given.
 
         Raises:
             ValueError: an unknown sampler, or not one seed an image.
@@ -305,8 +306,7 @@ class DDPM(pl.LightningModule):
             raise ValueError(f"got {len(seeds)} seeds for {len(given)} contexts, expected one each")
         x = seeded_noise(seeds, latent_shape, self.device)
         denoise = self.denoiser(context, null, scale)
-        noise = seeded_step_noise(seeds) if eta or sampler == "ddpm" else None
-        options = {"eta": eta, "noise": noise} if sampler != "ddpm" else {"noise": noise}
+        options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
         return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, steps, **options))
 
     @torch.no_grad()

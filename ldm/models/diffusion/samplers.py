@@ -1,81 +1,32 @@
 """Samplers: pure functions from a denoiser and noise to a latent.
 
-All take ``(denoise, x, schedule, steps)`` first: the denoiser ``(x_t [B, C, h, w], t [B]) -> eps``, the noise
-to start from [B, C, h, w], the noise schedule, and the number of steps (or the times themselves, rising). In
-the code, ``level`` is alphas_cumprod at the time a step leaves, ``level_next`` at the time it leads to.
+All take ``(denoise, x, schedule, steps)`` first: the denoiser ``(x_t [B, C, h, w], t [B]) -> eps``, the noise to start
+from [B, C, h, w], the noise schedule, and the number of steps (or the times themselves, rising).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.schedule import NoiseSchedule
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w]."""
-
-Noise = Callable[[Tensor], Tensor]
-"""x [B, C, h, w] -> standard normal noise of its shape and device; called once a step that needs it."""
-
-Steps = int | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a sampler tells its observer after a step."""
-
-    index: int
-    """Number of the step, from 0."""
-    t: int
-    """Time the step started at."""
-    t_next: int | None
-    """Time it led to, where the next one starts; None after the last."""
-    x: Tensor
-    """The latent after the step [B, C, h, w]."""
-    x0: Tensor
-    """The clean latent the step believed in [B, C, h, w]."""
-
-
-OnStep = Callable[[Step], Tensor | None]
-"""Called after each step; a tensor it returns takes the place of ``x`` (that is how inpainting is done)."""
-
-
-def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Returns standard normal noise [len(seeds), *shape] float32, each image from its own seed.
-
-    An image's noise depends on its seed alone: not on the batch, and, drawn on the CPU, not on the device.
-    """
-    return torch.stack([torch.randn(tuple(shape), generator=g) for g in _generators(seeds)]).to(device)
-
-
-def seeded_step_noise(seeds: Sequence[int]) -> Noise:
-    """Returns the noise of stochastic steps, each image from its own seed, going on after ``seeded_noise``.
-
-    Raises:
-        ValueError: when called with a batch of another size than there are seeds.
-    """
-    generators: list[torch.Generator] = []
-
-    def noise(x: Tensor) -> Tensor:
-        if len(x) != len(seeds):
-            raise ValueError(f"got a batch of {len(x)} for {len(seeds)} seeds, expected one seed for each image")
-        shape = tuple(x.shape[1:])
-        if not generators:
-            generators.extend(_generators(seeds))
-            for generator in generators:
-                torch.randn(shape, generator=generator)  # the noise that sampling starts from
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(x)
-
-    return noise
-
-
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+from ldm.models.diffusion.stepping import (
+    Denoiser,
+    Noise,
+    OnStep,
+    Step,
+    Steps,
+    half_log_snr,
+    move,
+    observe,
+    require_deterministic,
+    require_noise,
+    times_of,
+    walk,
+)
 
 
 @torch.no_grad()
@@ -141,15 +92,14 @@ def _ddim(
     noise: Noise | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    if eta and noise is None:
-        raise ValueError(f"eta is {eta}, expected a source of noise with it; give noise=seeded_step_noise(seeds)")
-    for index, t, t_next, level, level_next in _walk(schedule, steps, end):
-        eps = denoise(x, _times(t, x))
+    require_noise(eta, noise)
+    for index, t, t_next, level, level_next in walk(schedule, steps, end):
+        eps = denoise(x, times_of(t, x))
         sigma = eta * math.sqrt((1 - level_next) / (1 - level) * (1 - level / level_next))
-        x, x0 = _move(x, eps, level, level_next, sigma)
+        x, x0 = move(x, eps, level, level_next, sigma)
         if sigma and noise is not None:
             x = x + sigma * noise(x)
-        x = _observe(on_step, Step(index, t, t_next, x, x0))
+        x = observe(on_step, Step(index, t, t_next, x, x0))
     return x
 
 
@@ -173,13 +123,13 @@ def plms(
 
     Source: Liu et al. 2022 (arXiv 2202.09778), equations 9, 12 and 13.
     """
-    _require_deterministic("plms", eta)
+    require_deterministic("plms", eta)
     history: list[Tensor] = []
-    for index, t, t_next, level, level_next in _walk(schedule, steps, None):
-        eps = denoise(x, _times(t, x))
+    for index, t, t_next, level, level_next in walk(schedule, steps, None):
+        eps = denoise(x, times_of(t, x))
         if not history:
-            guess, _ = _move(x, eps, level, level_next)
-            mean = (eps + denoise(guess, _times(t_next or 0, x))) / 2
+            guess, _ = move(x, eps, level, level_next)
+            mean = (eps + denoise(guess, times_of(t_next or 0, x))) / 2
         elif len(history) == 1:
             mean = (3 * eps - history[-1]) / 2
         elif len(history) == 2:
@@ -187,8 +137,39 @@ def plms(
         else:
             mean = (55 * eps - 59 * history[-1] + 37 * history[-2] - 9 * history[-3]) / 24
         history = [*history[-2:], eps]
-        x, x0 = _move(x, mean, level, level_next)
-        x = _observe(on_step, Step(index, t, t_next, x, x0))
+        x, x0 = move(x, mean, level, level_next)
+        x = observe(on_step, Step(index, t, t_next, x, x0))
+    return x
+
+
+@torch.no_grad()
+def heun(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    steps: Steps,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,  # noqa: ARG001 - all samplers are called alike
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Returns the latent [B, C, h, w] by Heun's method: the eps of a step is the mean of those at both of its ends.
+
+    It calls the denoiser twice a step. The variables are those in which DDIM is Euler's method: x over its signal, by
+    the ratio of noise to signal. Arguments are those of ``ddim``; eta must be 0.
+
+    Raises:
+        ValueError: wrong steps, or eta is not 0.
+
+    Source: Karras et al. 2022 (arXiv 2206.00364), algorithm 1.
+    """
+    require_deterministic("heun", eta)
+    for index, t, t_next, level, level_next in walk(schedule, steps, None):
+        eps = denoise(x, times_of(t, x))
+        guess, _ = move(x, eps, level, level_next)
+        mean = (eps + denoise(guess, times_of(t_next or 0, x))) / 2
+        x, x0 = move(x, mean, level, level_next)
+        x = observe(on_step, Step(index, t, t_next, x, x0))
     return x
 
 
@@ -213,20 +194,141 @@ def dpmpp_2m(
 
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
-    _require_deterministic("dpmpp_2m", eta)
-    x0_before: Tensor | None = None
-    h_before = 0.0
-    for index, t, t_next, level, level_next in _walk(schedule, steps, None):
-        eps = denoise(x, _times(t, x))
-        x0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
-        h = (_log_snr(level_next) - _log_snr(level)) / 2
+    require_deterministic("dpmpp_2m", eta)
+    return _dpmpp_2m(denoise, x, schedule, steps, 0.0, None, on_step)
+
+
+@torch.no_grad()
+def dpmpp_2m_sde(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    steps: Steps,
+    *,
+    eta: float = 1.0,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Returns the latent [B, C, h, w] by SDE-DPM-Solver++(2M): ``dpmpp_2m`` with fresh noise in every step.
+
+    Arguments are those of ``ddim``. eta is the share of noise: 1 solves the reverse SDE, 0 is ``dpmpp_2m``.
+
+    Raises:
+        ValueError: wrong steps, or no noise.
+
+    Source: Lu et al. 2022 (arXiv 2211.01095), section 5; for other eta, Xue et al. 2023 (arXiv 2309.05019), section 4,
+    where it is the square of their tau.
+    """
+    require_noise(eta, noise)
+    return _dpmpp_2m(denoise, x, schedule, steps, eta, noise, on_step)
+
+
+def _dpmpp_2m(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    steps: Steps,
+    eta: float,
+    noise: Noise | None,
+    on_step: OnStep | None,
+) -> Tensor:
+    x0_before, h_before = None, 1.0
+    for index, t, t_next, level, level_next in walk(schedule, steps, None):
+        _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
+        h = half_log_snr(level_next) - half_log_snr(level)
         mean = x0
-        if x0_before is not None and h_before > 0:
+        if x0_before is not None:
             mean = x0 + (x0 - x0_before) * (h / (2 * h_before))
-        x = math.sqrt((1 - level_next) / (1 - level)) * x - math.sqrt(level_next) * math.expm1(-h) * mean
-        x0_before, h_before = x0, h
-        x = _observe(on_step, Step(index, t, t_next, x, x0))
+        kept = math.sqrt((1 - level_next) / (1 - level)) * math.exp(-eta * h)
+        x = kept * x - math.sqrt(level_next) * math.expm1(-(1 + eta) * h) * mean
+        if eta and noise is not None:
+            x = x + math.sqrt((1 - level_next) * -math.expm1(-2 * eta * h)) * noise(x)
+        if h > 0:  # else it is the same time twice
+            x0_before, h_before = x0, h
+        x = observe(on_step, Step(index, t, t_next, x, x0))
     return x
+
+
+@torch.no_grad()
+def unipc(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: NoiseSchedule,
+    steps: Steps,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,  # noqa: ARG001 - all samplers are called alike
+    on_step: OnStep | None = None,
+    order: int = 2,
+) -> Tensor:
+    """Returns the latent [B, C, h, w] by UniPC: a multistep predictor, corrected by what is then found at its end.
+
+    One call of the denoiser a step. The corrector makes it one order better than its predictor. Arguments are those of
+    ``ddim``; eta must be 0.
+
+    Args:
+        denoise: the denoiser.
+        x: noise to start from.
+        schedule: the noise schedule.
+        steps: number of steps, or the times.
+        eta: must be 0.
+        noise: not used.
+        on_step: observer.
+        order: of the predictor, 1 to 3; 2 is stable with guidance.
+
+    Raises:
+        ValueError: wrong steps or order, or eta is not 0.
+
+    Source: Zhao et al. 2023 (arXiv 2302.04867), section 3, for the prediction of x0 and with B(h) = e^h - 1.
+    """
+    require_deterministic("unipc", eta)
+    if order not in (1, 2, 3):
+        raise ValueError(f"got order {order}, expected 1, 2 or 3")
+    known: list[tuple[float, Tensor]] = []  # (lambda, x0) of the steps before, newest first
+    before, level_before = x, 1.0
+    for index, t, t_next, level, level_next in walk(schedule, steps, None):
+        _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
+        if known:
+            x = _unified(before, level_before, level, known[:order], x0)
+        if known and known[0][0] == half_log_snr(level):  # the same time twice
+            known.pop(0)
+        known = [(half_log_snr(level), x0), *known[: order - 1]]
+        before, level_before = x, level
+        # While few steps are known, the order is theirs.
+        x = observe(on_step, Step(index, t, t_next, _unified(x, level, level_next, known), x0))
+    return x
+
+
+def _unified(
+    x: Tensor, level: float, level_next: float, known: Sequence[tuple[float, Tensor]], found: Tensor | None = None
+) -> Tensor:
+    """Returns x at the next level by UniPC's formula, through the x0 known before and, to correct, the one found there.
+
+    Differences of x0 over lambda stand for its derivatives; their weights come from matching the Taylor expansion of
+    the exact solution (theorem 3.1), but that a single one has weight 1/2.
+    """
+    h = half_log_snr(level_next) - half_log_snr(level)
+    if h == 0:
+        return x
+    (newest, x0), *others = known
+    places = [(place - newest) / h for place, _ in others]
+    slopes = [(value - x0) / place for (_, value), place in zip(others, places, strict=True)]
+    if found is not None:
+        places.append(1.0)
+        slopes.append(found - x0)
+    x = math.sqrt((1 - level_next) / (1 - level)) * x - math.sqrt(level_next) * math.expm1(-h) * x0
+    if not slopes:
+        return x
+    weights = torch.full((1,), 0.5, dtype=torch.float64)
+    if len(slopes) > 1:
+        wanted, phi = [], math.expm1(-h) / -h - 1
+        for power in range(1, len(slopes) + 1):
+            wanted.append(phi * math.factorial(power) / math.expm1(-h))
+            phi = phi / -h - 1 / math.factorial(power + 1)
+        powers = torch.tensor([[place**power for place in places] for power in range(len(places))], dtype=torch.float64)
+        weights = torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64))
+    slope = sum(weight * each for weight, each in zip(weights.tolist(), slopes, strict=True))
+    return x - math.sqrt(level_next) * math.expm1(-h) * slope
 
 
 def clip_x0(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:
@@ -239,42 +341,12 @@ def clip_x0(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> D
     return clipped
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddim": ddim, "ddpm": ddpm, "plms": plms, "dpmpp_2m": dpmpp_2m}
-
-
-def _walk(
-    schedule: NoiseSchedule, steps: Steps, end: float | None
-) -> Iterator[tuple[int, int, int | None, float, float]]:
-    """Yields (index, t, t_next, level, level_next) from the noisiest time down."""
-    times = schedule.timesteps(steps).tolist() if isinstance(steps, int) else [int(t) for t in steps]
-    if not times or times != sorted(times) or times[0] < 0 or times[-1] >= len(schedule):
-        raise ValueError(f"got the times {times}, expected rising ones in 0 ... {len(schedule) - 1}")
-    here, there = (levels.tolist() for levels in schedule.sampling_levels(times, end))
-    for index, place in enumerate(reversed(range(len(times)))):
-        t_next = times[place - 1] if place else None
-        yield index, times[place], t_next, here[place], there[place]
-
-
-def _move(x: Tensor, eps: Tensor, level: float, level_next: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Returns x at the next level, before fresh noise of deviation sigma, and the x0 that eps implies."""
-    x0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
-    kept = math.sqrt(max(1 - level_next - sigma**2, 0.0))
-    return math.sqrt(level_next) * x0 + kept * eps, x0
-
-
-def _times(t: int, x: Tensor) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
-
-
-def _log_snr(level: float) -> float:
-    return math.log(level / (1 - level))
-
-
-def _observe(on_step: OnStep | None, step: Step) -> Tensor:
-    changed = None if on_step is None else on_step(step)
-    return step.x if changed is None else changed
-
-
-def _require_deterministic(name: str, eta: float) -> None:
-    if eta:
-        raise ValueError(f"eta is {eta}, expected 0 for {name}; use ddim or ddpm for stochastic sampling")
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "plms": plms,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}

@@ -1,0 +1,124 @@
+"""What all samplers share: the noise they start from, the walk through the times, the step, and its observer.
+
+In the code, ``level`` is alphas_cumprod at the time a step leaves, ``level_next`` at the time it leads to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.schedule import NoiseSchedule
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w]."""
+
+Noise = Callable[[Tensor], Tensor]
+"""x [B, C, h, w] -> standard normal noise of its shape and device; called once a step that needs it."""
+
+Steps = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a sampler tells its observer after a step."""
+
+    index: int
+    """Number of the step, from 0."""
+    t: int
+    """Time the step started at."""
+    t_next: int | None
+    """Time it led to, where the next one starts; None after the last."""
+    x: Tensor
+    """The latent after the step [B, C, h, w]."""
+    x0: Tensor
+    """The clean latent the step believed in [B, C, h, w]."""
+
+
+OnStep = Callable[[Step], Tensor | None]
+"""Called after each step; a tensor it returns takes the place of ``x`` (that is how inpainting is done)."""
+
+
+def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Returns standard normal noise [len(seeds), *shape] float32, each image from its own seed.
+
+    An image's noise depends on its seed alone: not on the batch, and, drawn on the CPU, not on the device.
+    """
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in _generators(seeds)]).to(device)
+
+
+def seeded_step_noise(seeds: Sequence[int]) -> Noise:
+    """Returns the noise of stochastic steps, each image from its own seed, going on after ``seeded_noise``.
+
+    Raises:
+        ValueError: when called with a batch of another size than there are seeds.
+    """
+    generators: list[torch.Generator] = []
+
+    def noise(x: Tensor) -> Tensor:
+        if len(x) != len(seeds):
+            raise ValueError(f"got a batch of {len(x)} for {len(seeds)} seeds, expected one seed for each image")
+        shape = tuple(x.shape[1:])
+        if not generators:
+            generators.extend(_generators(seeds))
+            for generator in generators:
+                torch.randn(shape, generator=generator)  # the noise that sampling starts from
+        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(x)
+
+    return noise
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def walk(
+    schedule: NoiseSchedule, steps: Steps, end: float | None
+) -> Iterator[tuple[int, int, int | None, float, float]]:
+    """Yields (index, t, t_next, level, level_next) from the noisiest time down."""
+    times = schedule.timesteps(steps).tolist() if isinstance(steps, int) else [int(t) for t in steps]
+    if not times or times != sorted(times) or times[0] < 0 or times[-1] >= len(schedule):
+        raise ValueError(f"got the times {times}, expected rising ones in 0 ... {len(schedule) - 1}")
+    here, there = (levels.tolist() for levels in schedule.sampling_levels(times, end))
+    for index, place in enumerate(reversed(range(len(times)))):
+        t_next = times[place - 1] if place else None
+        yield index, times[place], t_next, here[place], there[place]
+
+
+def move(x: Tensor, eps: Tensor, level: float, level_next: float, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Returns x at the next level, before fresh noise of deviation sigma, and the x0 that eps implies."""
+    x0 = (x - math.sqrt(1 - level) * eps) / math.sqrt(level)
+    kept = math.sqrt(max(1 - level_next - sigma**2, 0.0))
+    return math.sqrt(level_next) * x0 + kept * eps, x0
+
+
+def times_of(t: int, x: Tensor) -> Tensor:
+    """Returns the time t for every image of x, ``[B] int64``."""
+    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
+
+
+def half_log_snr(level: float) -> float:
+    """Returns lambda = log(sqrt(level) / sqrt(1 - level)), the time in which solvers of high order step."""
+    return math.log(level / (1 - level)) / 2
+
+
+def observe(on_step: OnStep | None, step: Step) -> Tensor:
+    """Returns the latent to go on with after a step."""
+    changed = None if on_step is None else on_step(step)
+    return step.x if changed is None else changed
+
+
+def require_deterministic(name: str, eta: float) -> None:
+    """Raises ValueError where a sampler that draws no noise is asked for some."""
+    if eta:
+        raise ValueError(f"eta is {eta}, expected 0 for {name}; use ddim, ddpm or dpmpp_2m_sde for stochastic sampling")
+
+
+def require_noise(eta: float, noise: Noise | None) -> None:
+    """Raises ValueError where noise is needed and there is no source of it."""
+    if eta and noise is None:
+        raise ValueError(f"eta is {eta}, expected a source of noise with it; give noise=seeded_step_noise(seeds)")
