@@ -28,7 +28,7 @@ def test_numbers_that_may_be_given(parser: argparse.ArgumentParser, tmp_path: Pa
     [
         (["--scale", "nan"], "--scale/--guidance_scale: expected a finite number, got 'nan'"),
         (["--scale", "inf"], "expected a finite number, got 'inf'"),
-        (["--ddim_eta", "2"], "--ddim_eta: expected a number from 0 to 1, got '2'"),
+        (["--ddim_eta", "2"], "--ddim_eta/--eta: expected a number from 0 to 1, got '2'"),
         (["--ddim_eta", "nan"], "expected a finite number, got 'nan'"),
         (["--seed=-5"], "--seed: expected a whole number from 0 to 4294967295, got '-5'"),
         (["--steps", "0"], "expected a whole number of at least 1, got '0'"),
