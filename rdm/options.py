@@ -97,6 +97,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")
     p.add_argument("--steps", "--ddim_steps", type=positive, default=50, help="denoising steps")
     p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument("--spacing", default="uniform", help="of the steps: uniform, trailing, karras or quad")
     p.add_argument(
         "--ddim_eta", "--eta", type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own"
     )
@@ -114,6 +115,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "sampler": args.sampler,
         "eta": args.ddim_eta,
+        "spacing": args.spacing,
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,

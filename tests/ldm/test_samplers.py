@@ -102,6 +102,24 @@ def test_a_time_may_come_twice() -> None:
         torch.testing.assert_close(once, twice, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "unipc"])
+def test_samples_a_model_of_v_from_no_signal_at_all(name: str) -> None:
+    """In float32: what is left of the image at the last time is 2**-12 of its noise."""
+    schedule = SCHEDULE.with_zero_terminal_snr("v")
+    exact = exact_denoiser(0.5, schedule)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        level = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+        eps = exact(x.double(), t)
+        v = (eps - (1 - level).sqrt() * x) / level.sqrt()  # what a network that learned it would say
+        return schedule.to_eps("v", v.float(), x, t)
+
+    x = start().float()
+    times = schedule.timesteps(500, "trailing").tolist()
+    got = SAMPLERS[name](denoise, x, schedule, times)
+    torch.testing.assert_close(got.double(), exact_end(x.double(), 0.5, 999, schedule), rtol=0.02, atol=0.02)
+
+
 # diffusers' name of each solver, and what makes it walk as we do: no lower order at the end.
 DIFFUSERS = {
     "ddim": ("DDIMScheduler", {"set_alpha_to_one": False, "clip_sample": False}),

@@ -131,3 +131,40 @@ def test_min_snr_weights_bound_the_share_of_every_time() -> None:
         torch.testing.assert_close(got, expected, rtol=2e-3, atol=0)
     with pytest.raises(ValueError, match="min_snr_gamma: got 0, expected a positive number"):
         schedule.min_snr_weights("eps", 0)
+
+
+def test_trailing_times_start_at_the_last_one() -> None:
+    schedule = NoiseSchedule.linear(1000)
+    assert schedule.timesteps(5, "trailing").tolist() == [199, 399, 599, 799, 999]
+    assert schedule.timesteps(3, "trailing").tolist() == [332, 666, 999]
+    assert schedule.timesteps(1000, "trailing").tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("count", [1, 5, 50, 400])
+def test_karras_times_are_those_of_even_steps_in_the_seventh_root_of_noise(count: int) -> None:
+    schedule = NoiseSchedule.linear(1000, 0.0015, 0.0195)
+    times = schedule.timesteps(count, "karras")
+    assert times[-1] == 999
+    assert bool((times.diff() > 0).all())
+    assert len(times) == count or count == 400 > len(times)
+    if count == 50:
+        roots = (1 / schedule.alphas_cumprod[times] - 1) ** (1 / 14)
+        assert times[0] == 1
+        torch.testing.assert_close(roots.diff()[10:], roots.diff()[10:].mean().expand(39), rtol=0.1, atol=0)
+
+
+def test_zero_terminal_snr_keeps_the_start_and_loses_the_end() -> None:
+    schedule = NoiseSchedule.linear(1000, 0.00085, 0.012)
+    changed = schedule.with_zero_terminal_snr("v")
+    assert float(changed.alphas_cumprod[0]) == pytest.approx(float(schedule.alphas_cumprod[0]), rel=1e-12)
+    assert float(changed.alphas_cumprod[-1]) == 2.0**-24
+    before, after = schedule.alphas_cumprod.sqrt(), changed.alphas_cumprod.sqrt()
+    ratio = (after[1:] - after[0]) / (before[1:] - before[0])  # shifted and scaled: the same for all
+    torch.testing.assert_close(ratio, ratio[-1].expand(999))
+    with pytest.raises(ValueError, match="zero_terminal_snr: got parameterization eps, expected v or x0"):
+        schedule.with_zero_terminal_snr("eps")
+
+
+def test_refuses_an_unknown_spacing() -> None:
+    with pytest.raises(ValueError, match="spacing is 'even', expected uniform, trailing, karras, quad"):
+        NoiseSchedule.linear(10).timesteps(5, "even")

@@ -55,6 +55,7 @@ class DDPM(pl.LightningModule):
         linear_end: its last number.
         cosine_s: offset of the cosine schedule.
         given_betas: T variances in place of a named schedule.
+        zero_terminal_snr: let the last time keep nothing of the image, see ``NoiseSchedule.with_zero_terminal_snr``.
         original_elbo_weight: of the variational bound's loss.
         v_posterior: weight of beta in the stored posterior variance, and so in that loss.
         l_simple_weight: of the plain loss.
@@ -112,6 +113,7 @@ class DDPM(pl.LightningModule):
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
         *,
+        zero_terminal_snr: bool = False,
         min_snr_gamma: float | None = None,
         ema_decay: float = 0.9999,
         learning_rate: float = 1e-4,
@@ -127,6 +129,8 @@ class DDPM(pl.LightningModule):
                 self.schedule = NoiseSchedule.from_name(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
             else:
                 self.schedule = NoiseSchedule.from_betas(torch.as_tensor(given_betas))
+            if zero_terminal_snr:
+                self.schedule = self.schedule.with_zero_terminal_snr(parameterization)
             for name, value in self.schedule.buffers(v_posterior).items():
                 self.register_buffer(name, value)
             bounded = parameterization != "v" or original_elbo_weight  # there is no such bound for v
@@ -281,6 +285,7 @@ class DDPM(pl.LightningModule):
         scale: float = 1.0,
         null: Tensor | None = None,
         eta: float | None = None,
+        spacing: str = "uniform",
     ) -> Tensor:
         """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
 
@@ -293,6 +298,7 @@ class DDPM(pl.LightningModule):
             scale: of guidance; 1 for none.
             null: the context that means nothing, for guidance.
             eta: share of fresh noise a step; the sampler's own where not given.
+            spacing: of the steps over time, see ``NoiseSchedule.timesteps``.
 
         Raises:
             ValueError: an unknown sampler, or not one seed an image.
@@ -306,8 +312,9 @@ class DDPM(pl.LightningModule):
             raise ValueError(f"got {len(seeds)} seeds for {len(given)} contexts, expected one each")
         x = seeded_noise(seeds, latent_shape, self.device)
         denoise = self.denoiser(context, null, scale)
+        times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
-        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, steps, **options))
+        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, times, **options))
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
+SPACINGS = ("uniform", "trailing", "karras", "quad")
+# What stands for no signal at all: small enough to hide it, large enough to divide by.
+NO_SIGNAL = 2.0**-12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +96,26 @@ class NoiseSchedule:
         if name == "sqrt":
             return cls.from_betas(ramp.sqrt())
         raise ValueError(f"beta_schedule is '{name}', expected linear, cosine, sqrt_linear or sqrt")
+
+    def with_zero_terminal_snr(self, parameterization: str) -> NoiseSchedule:
+        """Returns the schedule whose last time keeps nothing of the image; signals are shifted and scaled in between.
+
+        Models learn there what no other time asks of them, such as the mean colour of very dark images. Sampling has
+        to start at the last time (``trailing`` spacing).
+
+        Args:
+            parameterization: of the model, ``v`` or ``x0``: at no signal, eps says nothing of the image.
+
+        Raises:
+            ValueError: a model of eps.
+
+        Source: Lin et al. 2024 (arXiv 2305.08891), algorithm 1.
+        """
+        if parameterization == "eps":
+            raise ValueError("zero_terminal_snr: got parameterization eps, expected v or x0")
+        signal = self.alphas_cumprod.sqrt()
+        scale = (signal[0] - NO_SIGNAL) / (signal[0] - signal[-1])
+        return NoiseSchedule((NO_SIGNAL + (signal - signal[-1]) * scale).square())
 
     def __repr__(self) -> str:
         """Returns T and the levels at both ends."""
@@ -233,9 +256,13 @@ class NoiseSchedule:
     def timesteps(self, count: int, spacing: str = "uniform") -> Tensor:
         """Returns ``count`` times for sampling, [count] int64, rising.
 
-        Uniform spacing c = T / count gives 1, 1 + c, 1 + 2c ... (rounded down), as CompVis does where count
-        divides T; all T steps are 0 ... T - 1. "quad" is CompVis' quadratic spacing up to 0.8 T, which may
-        repeat times.
+        Args:
+            count: number of steps.
+            spacing: ``uniform``: 1, 1 + c, 1 + 2c ... (rounded down) for c = T / count, as CompVis does where count
+                divides T; all T steps are 0 ... T - 1. ``trailing``: the same from the other end, T - 1, T - 1 - c ...
+                (Lin et al. 2024, section 3.3). ``karras``: nearest to the noise levels of Karras et al. 2022, equation
+                5, most of them small; where times fall together there are fewer of them. ``quad``: CompVis' quadratic
+                spacing up to 0.8 T, which may repeat times.
 
         Raises:
             ValueError: a count outside 1 ... T, or an unknown spacing.
@@ -243,11 +270,20 @@ class NoiseSchedule:
         total = len(self)
         if not 1 <= count <= total:
             raise ValueError(f"got {count} sampling steps, expected 1 to {total}")
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing is '{spacing}', expected {', '.join(SPACINGS)}")
+        places = torch.arange(count, dtype=torch.float64)
         if spacing == "quad":
             roots = torch.linspace(0, (0.8 * total) ** 0.5, count, dtype=torch.float64)
             return (roots.square().long() + 1).clamp_max(total - 1)
-        if spacing != "uniform":
-            raise ValueError(f"spacing is '{spacing}', expected uniform or quad")
+        if spacing == "trailing":
+            return (total - places * total / count).round().long().flip(0) - 1
+        if spacing == "karras":
+            noise = (1 / self.alphas_cumprod[min(1, total - 1) :] - 1).sqrt()  # over the signal, as they have it
+            last, first = noise[-1] ** (1 / 7), noise[0] ** (1 / 7)
+            wanted = (last + places / max(count - 1, 1) * (first - last)) ** 7
+            nearest = (noise.log() - wanted.log()[:, None]).abs().argmin(dim=1)
+            return (nearest + min(1, total - 1)).unique()
         times = torch.arange(count) * total // count
         return times if count == total else times + 1
 
