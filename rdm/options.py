@@ -95,6 +95,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
     p.add_argument("--knn", "--k_nn", type=positive, default=4, help="neighbours of each image")
     p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")
+    p.add_argument("--rescale", type=fraction, default=0.0, help="bring guided contrast back by this share, 0 to 1")
+    p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
+    p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
+    p.add_argument("--weaker_scale", type=finite, default=2.0, help="how far, 1 for not at all")
     p.add_argument("--steps", "--ddim_steps", type=positive, default=50, help="denoising steps")
     p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
     p.add_argument("--spacing", default="uniform", help="of the steps: uniform, trailing, karras or quad")
@@ -116,6 +120,10 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "sampler": args.sampler,
         "eta": args.ddim_eta,
         "spacing": args.spacing,
+        "rescale": args.rescale,
+        "interval": args.interval,
+        "weaker": args.weaker,
+        "weaker_scale": args.weaker_scale,
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,

@@ -110,13 +110,7 @@ def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
         ValueError: weights or database do not fit.
     """
     path = find_checkpoint(checkpoint)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
-    config = read_config([folder / "config.yaml"])
-    target = (config.get("model") or {}).get("target", "nothing")
-    if not str(target).startswith(RDM):
-        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
+    config = config_beside(path)
     LOG.info("model %s", path)
     model = load_model(config["model"], path)
     data = instantiate_from_config(config["data"])
@@ -126,6 +120,23 @@ def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
     side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
     unet = config["model"]["params"]["unet_config"]["params"]
     return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """Returns the config of a checkpoint of a retrieval-augmented model.
+
+    Raises:
+        FileNotFoundError: there is none beside it.
+        ValueError: it is that of another kind of model.
+    """
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
+    config = read_config([folder / "config.yaml"])
+    target = (config.get("model") or {}).get("target", "nothing")
+    if not str(target).startswith(RDM):
+        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
+    return config
 
 
 def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
@@ -145,6 +156,8 @@ def generate(
     latent_shape: Sequence[int],
     seeds: Sequence[int],
     *,
+    part: Tensor | None = None,
+    weaker: str | None = None,
     batch_size: int = 16,
     tile: int | str | None = None,
     compile: bool | str = False,
@@ -157,29 +170,46 @@ def generate(
         context: ``[B, L, D]``.
         latent_shape: ``(C, h, w)``.
         seeds: one an image; image i depends on its seed and context, not on the batch.
+        part: ``[B, l, D]``, a part of each context that is guided by a scale of its own, ``part_scale``.
+        weaker: checkpoint of a weaker model to be led away from, by ``weaker_scale``.
         batch_size: images sampled together.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
             images; a string names another backend than inductor.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
-        options: ``sampler``, ``steps``, ``scale``, ``eta`` of ``LatentDiffusion.sample``.
+        options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``.
+
+    Raises:
+        ValueError: an option that makes no image; the weaker model has another latent.
     """
     model.first_stage_tile = tile or model.first_stage_tile
     for network in (model.model.diffusion_model, getattr(model.first_stage_model, "decoder", None)):
         if network is not None and compile:
             compile_network(network, compile, freeze=True)
+    if weaker is not None:
+        path = find_checkpoint(weaker)
+        options["weaker"] = load_model(config_beside(path)["model"], path)
     parts = []
     for start in tqdm(
         range(0, len(seeds), batch_size), desc="sampling", unit="batch", disable=len(seeds) <= batch_size
     ):
         piece = context[start : start + batch_size].to(model.device)
         null = model.null_context(piece)
-        part = model.sample(piece, latent_shape, seeds[start : start + batch_size], null=null, **options)
-        parts.append(part.clamp(-1, 1).cpu())
+        if part is not None:
+            options["part"] = part[start : start + batch_size].to(model.device)
+        images = model.sample(piece, latent_shape, seeds[start : start + batch_size], null=null, **options)
+        parts.append(images.clamp(-1, 1).cpu())
     return torch.cat(parts)
 
 
 def sample_texts(
-    loaded: Loaded, prompts: Sequence[str], *, k: int, seed: int, tokens: str = "neighbours", **options: Any
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    k: int,
+    seed: int,
+    tokens: str = "neighbours",
+    text_scale: float | None = None,
+    **options: Any,
 ) -> Samples:
     """Returns one image for every prompt; image i has seed ``seed + i``.
 
@@ -189,6 +219,7 @@ def sample_texts(
         k: neighbours of each.
         seed: of the first image.
         tokens: the context: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt, then the neighbours).
+        text_scale: with ``both``, the guidance scale of the prompt, while ``scale`` is that of its neighbours.
         options: see :func:`generate`.
 
     Raises:
@@ -200,6 +231,10 @@ def sample_texts(
     retrieved = loaded.retriever(queries, k)
     neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
     context = loaded.model.conditioner(neighbours, queries, include_query=tokens != "neighbours")
+    if text_scale is not None:
+        if tokens != "both":
+            raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
+        options |= {"part": context[:, :1], "part_scale": text_scale}
     return _sample(loaded, context, retrieved, list(prompts), seed, options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import command_line, read_text
-from rdm.options import add_sampling_options, sampling_options
+from rdm.options import add_sampling_options, finite, sampling_options
 
 
 def parse() -> argparse.Namespace:
@@ -16,6 +16,9 @@ def parse() -> argparse.Namespace:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--only_caption", action="store_true", help="condition on the text alone, without neighbours")
     what.add_argument("--use_query", action="store_true", help="condition on the text and then the neighbours")
+    p.add_argument(
+        "--text_scale", type=finite, help="with --use_query: the text's own scale; --scale is its neighbours'"
+    )
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
     return p.parse_args()
 
@@ -31,12 +34,15 @@ def main() -> None:
         raise ValueError("no prompt; give --prompt TEXT, or --from-file FILE with one in each line")
     if not all(prompt.strip() for prompt in prompts):
         raise ValueError("got an empty --prompt, expected some words")
+    if args.text_scale is not None and not args.use_query:
+        raise ValueError("got --text_scale, expected --use_query with it")
     from rdm.sample import load, sample_texts, save
 
     loaded = load(args.ckpt, args.database)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
-    samples = sample_texts(loaded, repeated, k=args.knn, seed=args.seed, tokens=tokens, **sampling_options(args))
+    options = sampling_options(args) | {"tokens": tokens, "text_scale": args.text_scale}
+    samples = sample_texts(loaded, repeated, k=args.knn, seed=args.seed, **options)
     print(save(samples, loaded, args.outdir, "txt2img"))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.guidance import guide
+from ldm.models.diffusion.guidance import autoguide, guide
 
 CONTEXT = torch.arange(12.0).view(3, 2, 2)
 X, T = torch.ones(3, 1, 2, 2), torch.tensor([5, 6, 7])
@@ -29,6 +29,50 @@ def test_is_linear_between_null_and_context(scale: float, batch: int) -> None:
     told = CONTEXT.sum((1, 2)).view(-1, 1, 1, 1)
     torch.testing.assert_close(got, X + 0.1 * T.view(-1, 1, 1, 1) + 1.0 + scale * (told - 1.0))
     assert model.batches == [batch]
+
+
+@pytest.mark.parametrize(("scale", "part_scale", "batch"), [(3.0, 2.0, 9), (2.0, 2.0, 6), (0.0, 1.0, 3), (1.0, 1.0, 3)])
+def test_a_part_of_the_context_has_its_own_scale(scale: float, part_scale: float, batch: int) -> None:
+    model, null, part = Model(), torch.full((1, 2, 2), 0.25), CONTEXT[:, :1]
+    got = guide(model, CONTEXT, null, scale, part=part, part_scale=part_scale)(X, T)
+    # One token in the place of two: attention sees no difference, and a sum sees it twice.
+    of_part, told = 2 * part.sum((1, 2)).view(-1, 1, 1, 1), CONTEXT.sum((1, 2)).view(-1, 1, 1, 1)
+    guided = 1.0 + part_scale * (of_part - 1.0) + scale * (told - of_part)
+    torch.testing.assert_close(got, X + 0.1 * T.view(-1, 1, 1, 1) + guided)
+    assert model.batches == [batch]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_rescaling_brings_the_deviation_of_each_image_back(share: float) -> None:
+    x, null = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2, 2)
+
+    def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:  # noqa: ARG001
+        return x * (1 + context.sum((1, 2)).view(-1, 1, 1, 1))
+
+    def deviation(**options: float) -> Tensor:
+        return guide(model, CONTEXT, null, **options)(x, T).flatten(1).std(1)
+
+    guided, plain = deviation(scale=4.0), deviation(scale=1.0)
+    torch.testing.assert_close(deviation(scale=4.0, rescale=share), share * plain + (1 - share) * guided)
+
+
+def test_guides_within_an_interval_of_times() -> None:
+    null = torch.full((1, 2, 2), 0.25)
+    within = guide(Model(), CONTEXT, null, 3.0, interval=(10, 20))
+    for time, scale in ((9, 1.0), (10, 3.0), (20, 3.0), (21, 1.0)):
+        t = torch.full((3,), time)
+        assert torch.equal(within(X, t), guide(Model(), CONTEXT, null, scale)(X, t))
+
+
+def test_autoguidance_leads_away_from_a_weaker_model() -> None:
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        return 3 * x + t.view(-1, 1, 1, 1)
+
+    def weaker(x: Tensor, t: Tensor) -> Tensor:
+        return x + t.view(-1, 1, 1, 1)
+
+    assert torch.equal(autoguide(denoise, weaker, 2.5)(X, T), 6 * X + T.view(-1, 1, 1, 1))
+    assert autoguide(denoise, weaker, 1.0) is denoise
 
 
 def test_unconditional_model() -> None:
@@ -59,3 +103,7 @@ def test_refuses() -> None:
         guide(Model(), CONTEXT, None, 2.0)
     with pytest.raises(ValueError, match=r"null context has shape \[1, 3, 2\], expected that of the context"):
         guide(Model(), CONTEXT, torch.zeros(1, 3, 2), 2.0)
+    with pytest.raises(ValueError, match="rescale is 1.5, expected a number from 0 to 1"):
+        guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=1.5)
+    with pytest.raises(ValueError, match=r"part has shape \[3, 3, 2\], expected that of the context, \[3, 2, 2\]"):
+        guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, part=torch.zeros(3, 3, 2))

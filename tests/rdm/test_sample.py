@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from toy import rdm_config, ship
 
+from ldm.checkpoint import read_weights, write_weights
 from rdm.sample import (
     Loaded,
     find_checkpoint,
@@ -58,6 +59,29 @@ def test_tokens_decide_the_context(loaded: Loaded, tokens: str, length: int, mon
     expected = {"neighbours": found, "both": torch.cat([query, found]), "text": query}[tokens]
     assert seen[0].shape == (1, length, 8)
     assert torch.allclose(seen[0][0], 3 * torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+
+
+def test_the_text_has_a_scale_of_its_own(loaded: Loaded) -> None:
+    def images(tokens: str = "both", **options: float) -> torch.Tensor:
+        prompts = ["white flag", "pirate flag", "rainbow flag"]
+        made = sample_texts(loaded, prompts, k=2, seed=0, steps=2, tokens=tokens, scale=2.0, batch_size=2, **options)
+        return made.images
+
+    torch.testing.assert_close(images(text_scale=2.0), images())
+    assert (images(text_scale=4.0) - images()).abs().max() > 0.01
+    with pytest.raises(ValueError, match="got text_scale=3.0 with a context of neighbours, expected one of both"):
+        images("neighbours", text_scale=3.0)
+
+
+def test_is_led_away_from_a_weaker_model(loaded: Loaded, tmp_path: Path) -> None:
+    def images(**options: object) -> torch.Tensor:
+        return sample_texts(loaded, ["white flag"], k=2, seed=0, steps=2, **options).images
+
+    torch.testing.assert_close(images(weaker=str(loaded.path), weaker_scale=3.0), images())  # itself: nowhere to go
+    weights = read_weights(loaded.path)
+    write_weights(tmp_path / "model.safetensors", {name: 0.8 * value for name, value in weights.items()})
+    (tmp_path / "config.yaml").write_text((loaded.path.parent / "config.yaml").read_text())
+    assert (images(weaker=str(tmp_path), weaker_scale=3.0) - images()).abs().max() > 0.01
 
 
 def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:

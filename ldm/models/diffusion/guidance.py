@@ -1,4 +1,4 @@
-"""Classifier-free guidance: everything a sampler must not know is closed over here."""
+"""Guidance: everything a sampler must not know is closed over here."""
 
 from __future__ import annotations
 
@@ -11,52 +11,103 @@ from torch import Tensor
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w], with all conditioning closed over."""
 
+Model = Callable[[Tensor, Tensor, Any], Tensor]
+"""(x_t [B, C, h, w], t [B], projected context) -> eps [B, C, h, w]."""
+
 
 def guide(
-    model: Callable[[Tensor, Tensor, Any], Tensor],
+    model: Model,
     context: Tensor | None,
     null: Tensor | None = None,
     scale: float = 1.0,
     *,
+    part: Tensor | None = None,
+    part_scale: float = 1.0,
+    rescale: float = 0.0,
+    interval: tuple[int, int] | None = None,
     project: Callable[[Tensor], Any] = lambda tokens: tokens,
 ) -> Denoiser:
     """Returns the denoiser eps_null + scale * (eps - eps_null).
 
-    Scale 1 costs one forward pass of B (as does 0, which ignores the context), any other one pass of 2B.
+    It costs one forward pass of B for each of null, part and context that has a weight: at scale 1 that is the context
+    alone, at 0 the null.
 
     Args:
-        model: (x_t [B, C, h, w], t [B], projected context) -> eps [B, C, h, w].
+        model: the network.
         context: tokens [B, L, D]; None for an unconditional model.
-        null: tokens that mean "no context", of the context's shape or broadcastable to it; needed where the
-            scale is not 1.
-        scale: guidance scale.
+        null: tokens that mean "no context", of the context's shape or broadcastable to it; needed where the scale is
+            not 1.
+        scale: guidance scale, 1 for none.
+        part: tokens [B, l, D] of a part of the context that is guided on its own, l a divisor of L: eps_null +
+            part_scale * (eps_part - eps_null) + scale * (eps - eps_part) (Brooks et al. 2023, arXiv 2211.09800,
+            equation 3).
+        part_scale: its scale.
+        rescale: how far each image's eps is brought back to the deviation that it has without guidance, 0 to 1
+            (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16).
+        interval: guide at the times from the first to the last alone, else see the context as it is
+            (Kynkaanniemi et al. 2024, arXiv 2404.07724).
         project: what the model does to its context before it looks at x and t, done here, once for all steps; None
             stays None.
 
     Raises:
-        ValueError: a scale other than 1 without a context and null tokens that fit each other.
+        ValueError: guidance without a context and null tokens that fit each other, or a rescale outside 0 to 1.
 
     Source: Ho & Salimans 2021, equation 6, in CompVis' scaling (1 is no guidance).
     """
-    if scale == 1.0:
-        return _see(model, None if context is None else project(context))
+    if not 0.0 <= rescale <= 1.0:
+        raise ValueError(f"rescale is {rescale}, expected a number from 0 to 1")
     if context is None or null is None:
-        raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
-    if null.ndim != context.ndim or any(a not in (1, b) for a, b in zip(null.shape, context.shape, strict=True)):
-        raise ValueError(
-            f"null context has shape {list(null.shape)}, expected that of the context, {list(context.shape)}"
-        )
-    null = null.to(context).expand_as(context)
-    if scale == 0.0:
-        return _see(model, project(null))
-    both = project(torch.cat([null, context]))
+        if scale != 1.0 or part is not None:
+            raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
+        return _see(model, None if context is None else project(context))
+    seen = [(_fitting(null, context, "null context"), 1 - scale), (context, scale)]
+    if part is not None:
+        middle = _fitting(part.repeat_interleave(max(1, context.shape[1] // part.shape[1]), 1), context, "part")
+        seen = [(seen[0][0], 1 - part_scale), (middle, part_scale - scale), (context, scale)]
+    seen = [(tokens, weight) for tokens, weight in seen if weight != 0]
+    if len(seen) == 1:
+        return _see(model, project(seen[0][0]))
+    together, weights = project(torch.cat([tokens for tokens, _ in seen])), [weight for _, weight in seen]
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        without, with_context = model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return torch.lerp(without, with_context, scale)
+        found = model(torch.cat([x] * len(seen)), torch.cat([t] * len(seen)), together).chunk(len(seen))
+        if len(seen) == 2:
+            eps = torch.lerp(found[0], found[1], weights[1])
+        else:
+            eps = weights[0] * found[0] + weights[1] * found[1] + weights[2] * found[2]
+        return _rescaled(eps, found[-1], rescale) if rescale and scale else eps
 
-    return denoise
+    if interval is None:
+        return denoise
+    first, last = interval
+    plain = _see(model, project(context))
+    return lambda x, t: denoise(x, t) if first <= int(t[0]) <= last else plain(x, t)
 
 
-def _see(model: Callable[[Tensor, Tensor, Any], Tensor], context: Any) -> Denoiser:
+def autoguide(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
+    """Returns the denoiser eps_weaker + scale * (eps - eps_weaker): away from what a worse model would do.
+
+    Args:
+        denoise: the model.
+        weaker: the same sort of model with fewer weights or less training, and the same context.
+        scale: 1 for the model alone.
+
+    Source: Karras et al. 2024 (arXiv 2406.02507), equation 3.
+    """
+    return denoise if scale == 1.0 else lambda x, t: torch.lerp(weaker(x, t), denoise(x, t), scale)
+
+
+def _fitting(tokens: Tensor, context: Tensor, what: str) -> Tensor:
+    """Returns tokens in the shape of the context, where they can be broadcast to it."""
+    if tokens.ndim != context.ndim or any(a not in (1, b) for a, b in zip(tokens.shape, context.shape, strict=True)):
+        raise ValueError(f"{what} has shape {list(tokens.shape)}, expected that of the context, {list(context.shape)}")
+    return tokens.to(context).expand_as(context)
+
+
+def _rescaled(eps: Tensor, unguided: Tensor, share: float) -> Tensor:
+    deviations = [each.flatten(1).std(1).view(-1, *[1] * (each.ndim - 1)) for each in (unguided, eps)]
+    return eps * (share * deviations[0] / deviations[1] + 1 - share)
+
+
+def _see(model: Model, context: Any) -> Denoiser:
     return lambda x, t: model(x, t, context)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
-from ldm.models.diffusion.guidance import Denoiser, guide
+from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
@@ -192,10 +192,11 @@ class DDPM(pl.LightningModule):
         """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
         return self.schedule.to_eps(self.parameterization, self.model(x, t, context), x, t)
 
-    def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0) -> Denoiser:
+    def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
         """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided.
 
         It is for one sampling run: the context is projected here, once for all steps, with the weights of this moment.
+        ``guidance`` are further options of :func:`ldm.models.diffusion.guidance.guide`.
         """
         if isinstance(context, Hybrid):
             image, tokens = context
@@ -204,9 +205,9 @@ class DDPM(pl.LightningModule):
                 beside = image.repeat(len(x) // len(image), 1, 1, 1)
                 return self.predict_eps(x, t, None if tokens is None else Hybrid(beside, tokens))
 
-            denoise = guide(predict, tokens, null, scale, project=self.model.project)
+            denoise = guide(predict, tokens, null, scale, project=self.model.project, **guidance)
         else:
-            denoise = guide(self.predict_eps, context, null, scale, project=self.model.project)
+            denoise = guide(self.predict_eps, context, null, scale, project=self.model.project, **guidance)
         return clip_x0(denoise, self.schedule) if self.clip_denoised else denoise
 
     def ema_scope(self) -> Any:
@@ -286,6 +287,9 @@ class DDPM(pl.LightningModule):
         null: Tensor | None = None,
         eta: float | None = None,
         spacing: str = "uniform",
+        weaker: DDPM | None = None,
+        weaker_scale: float = 1.0,
+        **guidance: Any,
     ) -> Tensor:
         """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
 
@@ -299,6 +303,9 @@ class DDPM(pl.LightningModule):
             null: the context that means nothing, for guidance.
             eta: share of fresh noise a step; the sampler's own where not given.
             spacing: of the steps over time, see ``NoiseSchedule.timesteps``.
+            weaker: a model of fewer weights or less training with the same latents, to be led away from (autoguidance).
+            weaker_scale: how far, 1 for not at all.
+            guidance: further options of :func:`ldm.models.diffusion.guidance.guide`.
 
         Raises:
             ValueError: an unknown sampler, or not one seed an image.
@@ -311,7 +318,9 @@ class DDPM(pl.LightningModule):
         if given is not None and len(given) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(given)} contexts, expected one each")
         x = seeded_noise(seeds, latent_shape, self.device)
-        denoise = self.denoiser(context, null, scale)
+        denoise = self.denoiser(context, null, scale, **guidance)
+        if weaker is not None:
+            denoise = autoguide(denoise, weaker.denoiser(context), weaker_scale)
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
         return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, times, **options))
