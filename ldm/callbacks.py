@@ -39,12 +39,16 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
     return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def save_png(image: Tensor, path: str | Path) -> None:
-    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all."""
+def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
+    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all; with texts under keywords of their own."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_itxt(keyword, text)
     with atomic_path(path) as temporary:
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="png", pnginfo=info)
 
 
 class ImageLogger(pl.Callback):

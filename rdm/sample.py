@@ -1,4 +1,4 @@
-"""The one road from a query to images: load a model with its database, look queries up, sample, save."""
+"""The one road from a query to images: load a model with its database, look queries up, sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.callbacks import image_grid, save_png
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
-from ldm.files import write_json
 from ldm.models.diffusion.wrapper import compile_network
 from ldm.util import instantiate_from_config, nearest
 from rdm.data.datamodule import RetrievalDataModule
@@ -25,7 +23,6 @@ from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.neighbours import NeighbourTable
-from rdm.retrieval.pictures import pictures
 from rdm.retrieval.queries import class_queries, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved, Retriever
 
@@ -62,12 +59,14 @@ class Samples:
         retrieved: their neighbours.
         labels: what each was asked for.
         seeds: one an image.
+        settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
     """
 
     images: Tensor
     retrieved: Retrieved
     labels: list[str]
     seeds: list[int]
+    settings: dict[str, Any]
 
 
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
@@ -227,15 +226,9 @@ def sample_texts(
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError("got an empty prompt, expected some words")
-    queries = text_queries(loaded.retriever.embedder, prompts)
-    retrieved = loaded.retriever(queries, k)
-    neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
-    context = loaded.model.conditioner(neighbours, queries, include_query=tokens != "neighbours")
-    if text_scale is not None:
-        if tokens != "both":
-            raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
-        options |= {"part": context[:, :1], "part_scale": text_scale}
-    return _sample(loaded, context, retrieved, list(prompts), seed, options)
+    retrieved = loaded.retriever(text_queries(loaded.retriever.embedder, prompts), k)
+    seeds = range(seed, seed + len(prompts))
+    return sample_retrieved(loaded, retrieved, prompts, seeds, tokens=tokens, text_scale=text_scale, **options)
 
 
 def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any) -> Samples:
@@ -245,7 +238,7 @@ def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int,
     """
     queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
     retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
-    return _sample(loaded, loaded.model.conditioner(retrieved.embeddings), retrieved, list(classes), seed, options)
+    return sample_retrieved(loaded, retrieved, classes, range(seed, seed + len(classes)), **options)
 
 
 def sample_popular(
@@ -261,27 +254,48 @@ def sample_popular(
     popularity = table.popularity(loaded.model.conditioner.k)
     generator = np.random.default_rng(seed)
     queries = popular_queries(database, popularity, n, generator=generator, top_m=top_m, weighted=weighted)
-    retrieved = loaded.retriever(queries, k)
-    return _sample(
-        loaded,
-        loaded.model.conditioner(retrieved.embeddings),
-        retrieved,
-        ["unconditional"] * n,
-        seed,
-        options,
+    return sample_retrieved(
+        loaded, loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), **options
     )
 
 
-def _sample(
+def sample_retrieved(
     loaded: Loaded,
-    context: Tensor,
     retrieved: Retrieved,
-    labels: list[str],
-    seed: int,
-    options: Mapping[str, Any],
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    tokens: str = "neighbours",
+    text_scale: float | None = None,
+    **options: Any,
 ) -> Samples:
-    seeds = [seed + i for i in range(len(labels))]
-    return Samples(generate(loaded.model, context, loaded.latent_shape, seeds, **options), retrieved, labels, seeds)
+    """Returns one image for each set of neighbours.
+
+    Args:
+        loaded: model and database.
+        retrieved: the neighbours.
+        labels: what each image was asked for; where ``tokens`` says so, the text that the model sees.
+        seeds: one an image.
+        tokens: see :func:`sample_texts`.
+        text_scale: see :func:`sample_texts`.
+        options: see :func:`generate`.
+
+    Raises:
+        ValueError: a scale of the text for a context that is not of both.
+    """
+    settings = {"tokens": tokens, "text_scale": text_scale, **options}
+    if tokens == "neighbours":
+        context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
+    else:
+        queries = text_queries(loaded.retriever.embedder, labels)
+        neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
+        context = loaded.model.conditioner(neighbours, queries, include_query=True)
+    if text_scale is not None:
+        if tokens != "both":
+            raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
+        options |= {"part": context[:, :1], "part_scale": text_scale}
+    images = generate(loaded.model, context, loaded.latent_shape, seeds, **options)
+    return Samples(images, retrieved, list(labels), list(seeds), settings)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:
@@ -304,30 +318,3 @@ def resolve_class(name: str, database: RetrievalDatabase) -> str:
         raise ValueError(f"no class '{name}' in {database.path}; it has {', '.join(known)}")
     LOG.warning("no class '%s'; taking '%s'", name, guess)
     return guess
-
-
-def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
-    """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and a JSON record of both.
-
-    Returns:
-        the path of the grid.
-    """
-    outdir = Path(outdir)
-    database = loaded.retriever.database
-    records = []
-    for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
-        file = outdir / f"{name}-{i:03d}.png"
-        save_png(image_grid({"": image[None]}, gap=0), file)
-        rows = samples.retrieved.rows[i]
-        kept = ("image_id", "caption", "uri", "licence", "attribution")
-        neighbours = [
-            {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in kept}}
-            for row, score, entry in zip(rows, samples.retrieved.scores[i], database.metadata(rows), strict=True)
-        ]
-        records.append({"file": file.name, "query": label, "seed": seed, "neighbours": neighbours})
-    grid = outdir / f"{name}-grid.png"
-    shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
-    save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
-    whole = {"checkpoint": str(loaded.path), "database": str(database.path), "images": records}
-    write_json(outdir / f"{name}.json", whole)
-    return grid

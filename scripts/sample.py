@@ -1,4 +1,7 @@
-"""Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2)."""
+"""Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2).
+
+With --from-image: the image that another one's record describes, made again.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ def parse() -> argparse.Namespace:
         help="draw from the most popular rows: a fraction (0.2) or a number (500)",
     )
     p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
+    p.add_argument(
+        "--from-image", metavar="PNG", help="make this image again from its own record; all settings are its"
+    )
     add_sampling_options(p, outdir="outputs/sample", n_samples=8)
     return p.parse_args()
 
@@ -26,8 +32,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images."""
     args = parse()
-    from rdm.sample import load, sample_popular, save
+    from rdm.provenance import make_again, read_record, save
+    from rdm.sample import load, sample_popular
 
+    if args.from_image:
+        samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)
+        print(save(samples, loaded, args.outdir, "again"))
+        return
     loaded = load(args.ckpt, args.database)
     samples = sample_popular(
         loaded,

@@ -36,7 +36,8 @@ def main() -> None:
         raise ValueError("got an empty --prompt, expected some words")
     if args.text_scale is not None and not args.use_query:
         raise ValueError("got --text_scale, expected --use_query with it")
-    from rdm.sample import load, sample_texts, save
+    from rdm.provenance import save
+    from rdm.sample import load, sample_texts
 
     loaded = load(args.ckpt, args.database)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"

@@ -11,6 +11,7 @@ from PIL import Image
 from toy import rdm_config, ship
 
 from ldm.checkpoint import read_weights, write_weights
+from rdm.provenance import make_again, read_record, save
 from rdm.sample import (
     Loaded,
     find_checkpoint,
@@ -19,7 +20,6 @@ from rdm.sample import (
     sample_classes,
     sample_popular,
     sample_texts,
-    save,
 )
 
 
@@ -120,6 +120,35 @@ def test_save_writes_images_grid_and_provenance(loaded: Loaded, tmp_path: Path) 
     entry = record["images"][0]["neighbours"][0]
     assert entry["row"] == samples.retrieved.rows[0, 0]
     assert entry["licence"] in ("MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+
+
+@pytest.mark.parametrize("tokens", ["neighbours", "both", "text"])
+def test_an_image_is_made_again_from_its_record(loaded: Loaded, tmp_path: Path, tokens: str) -> None:
+    options = {"steps": 2, "scale": 3.0, "sampler": "dpmpp_2m_sde", "eta": 0.5, "batch_size": 1, "rescale": 0.3}
+    options |= {"weaker": str(loaded.path), "text_scale": 2.0 if tokens == "both" else None}
+    samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, tokens=tokens, **options)
+    save(samples, loaded, tmp_path, "flags")
+    record = read_record(tmp_path / "flags-001.png")
+    assert record["seed"] == 4 and record["query"] == "white flag"
+    again, with_ = make_again(record)
+    save(again, with_, tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "flags-001.png").read_bytes()
+    for key in ("checkpoint_sha256", "database_fingerprint"):
+        with pytest.raises(
+            ValueError, match=f"{key.partition('_')[0]} .* the image was made with other; give that one"
+        ):
+            make_again({**record, key: "other"})
+
+
+def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image at .*a\.png"):
+        read_record(tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(ValueError, match="cannot be read .*; give a PNG that the sampling scripts wrote"):
+        read_record(tmp_path / "a.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="has a record of format none, expected 1"):
+        read_record(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
