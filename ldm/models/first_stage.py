@@ -58,9 +58,11 @@ def load_first_stage(path: str | Path, config: str | Path | None = None) -> Firs
     params = {name: value for name, value in found["params"].items() if name not in dropped}
     model = instantiate_from_config({"target": found["target"], "params": params}, lossconfig=None)
     state = average_as_weights(read_weights(file))
+    allow = ["loss.*", "colorize"]
     if any(name.startswith(INSIDE) for name in state):
         state = {name.removeprefix(INSIDE): value for name, value in state.items() if name.startswith(INSIDE)}
-    load_weights(model, state, source=file, allow=("loss.*", "colorize"))
+        allow.append("model_ema.*")  # a model uses the weights of its first stage as they are
+    load_weights(model, state, source=file, allow=allow)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return FirstStage(model.eval().requires_grad_(False).to(device), whole, file)
 

@@ -54,7 +54,8 @@ def test_the_stage_inside_a_diffusion_model_and_the_running_average_are_taken(
     target = "ldm.models.diffusion.ddpm.LatentDiffusion"
     write_config(tmp_path / "config.yaml", {"model": {"target": target, "params": {"first_stage_config": VQ}}})
     inside = {f"first_stage_model.{name}": value for name, value in state.items()}
-    write_weights(tmp_path / "model.safetensors", {**inside, "scale_factor": torch.ones(())})
+    beside = {"first_stage_model.model_ema.decay": torch.ones(()), "scale_factor": torch.ones(())}
+    write_weights(tmp_path / "model.safetensors", {**inside, **beside})
     assert same(tmp_path, state)
     write_config(tmp_path / "run" / "config.yaml", {"model": VQ})
     average = {"model_ema." + name.replace(".", ""): value for name, value in state.items()}
