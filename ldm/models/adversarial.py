@@ -36,11 +36,14 @@ class AdversarialAutoencoder(pl.LightningModule):
         image_key: where a batch holds its images.
         monitor: logged value that picks the best checkpoint.
         colorize_nlabels: number of channels of label maps, which are shown in random colours.
-        batch_resize_range: smallest and largest side; each training batch is resized to a multiple of 16 between.
+        batch_resize_range: smallest and largest side; each training batch is resized to one of those 16 pixels apart.
         scheduler_config: factor of the learning rate by step.
         learning_rate: of Adam, for generator and discriminator.
         lr_g_factor: factor of the generator's learning rate.
         betas: of Adam, for the generator; the discriminator has (0.5, 0.9).
+
+    Raises:
+        ValueError: unknown networks, or sides to resize to that do not fit them.
     """
 
     loss: Any
@@ -64,7 +67,8 @@ class AdversarialAutoencoder(pl.LightningModule):
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
-        self.image_key, self.monitor, self.batch_resize_range = image_key, monitor, batch_resize_range
+        self.image_key, self.monitor = image_key, monitor
+        self.resize_sides = self.sides_between(*batch_resize_range) if batch_resize_range is not None else None
         self.scheduler_config, self.learning_rate, self.lr_g_factor = scheduler_config, learning_rate, lr_g_factor
         self.betas = (float(betas[0]), float(betas[1]))
         self.model_ema: LitEma | None = None
@@ -115,6 +119,20 @@ class AdversarialAutoencoder(pl.LightningModule):
     def reconstruct(self, images: Tensor) -> Tensor:
         """Returns ``[B, 3, H, W]``, from the latent that a diffusion model would be trained on."""
         return self.restore(self.latent(images))
+
+    def sides_between(self, low: int, high: int) -> range:
+        """Returns the sides from the smallest to the largest, 16 pixels apart.
+
+        Raises:
+            ValueError: the largest is not one of them, or one is no multiple of the downsampling factor.
+        """
+        sides = range(low, high + 1, 16)
+        if low < 1 or high not in sides or any(side % self.downsampling for side in sides):
+            raise ValueError(
+                f"batch_resize_range: got [{low}, {high}], expected [smallest, largest], a multiple of 16 apart, with "
+                f"every 16th side divisible by {self.downsampling}"
+            )
+        return sides
 
     def check_sides(self, images: Tensor) -> None:
         """Checks that every halving of the encoder is exact.
@@ -191,14 +209,14 @@ class AdversarialAutoencoder(pl.LightningModule):
             self.model_ema(self)
 
     def resized(self, images: Tensor, batch_idx: int) -> Tensor:
-        """Returns a training batch at a size of the range, drawn by the step; the first ones at the largest."""
-        if self.batch_resize_range is None:
+        """Returns a training batch at a side of the range, drawn by the step; the first ones at the largest."""
+        if self.resize_sides is None:
             return images
-        low, high = self.batch_resize_range
-        sizes, size = range(low, high + 1, 16), high
+        side = self.resize_sides[-1]
         if self.global_step > 4:
-            size = sizes[int(torch.randint(len(sizes), (), generator=self.generator(batch_idx)))]
-        return images if size == images.shape[2] else F.interpolate(images, (size, size), mode="bicubic")
+            draw = torch.randint(len(self.resize_sides), (), generator=self.generator(batch_idx))
+            side = self.resize_sides[int(draw)]
+        return images if side == images.shape[2] else F.interpolate(images, (side, side), mode="bicubic")
 
     def generator(self, batch_idx: int) -> torch.Generator:
         """Returns a CPU generator that is a function of step, batch and device, so that a resumed run goes on alike."""

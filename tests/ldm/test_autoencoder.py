@@ -134,6 +134,10 @@ def test_label_maps_are_shown_in_colours_and_batches_resized() -> None:
     assert shown.shape == (1, 3, 3, 4) and shown.min() == -1 and shown.max() == 1
     assert torch.equal(shown[0, :, 0, 0], shown[0, :, 1, 1])  # places 0 and 5 hold the same label
     assert model.resized(torch.zeros(1, 3, 8, 8), 0).shape == (1, 3, 48, 48)  # the first at the largest
+    assert list(model.resize_sides) == [16, 32, 48]
+    for wrong in ([48, 16], [17, 49], [16, 40], [0, 16]):
+        with pytest.raises(ValueError, match=r"batch_resize_range: got \[\d+, \d+\], expected .* divisible by 2"):
+            VQModel(DDCONFIG, 8, 3, batch_resize_range=wrong)
 
 
 def fit(
