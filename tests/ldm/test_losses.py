@@ -136,6 +136,15 @@ def test_disc_factor_scales_both_adversarial_losses() -> None:
 
 
 @torch.no_grad()
+def test_without_gradients_the_adversarial_loss_is_left_out() -> None:
+    """As in the validation of CompVis' trainers, whose balance of the two losses cannot be taken there."""
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    loss = VQLPIPSWithDiscriminator(0, disc_num_layers=1, disc_ndf=4).eval()
+    total, log = loss(torch.tensor(0.25), images, images / 2, 0, 5, torch.zeros(1), split="val")
+    assert total == log["val/nll_loss"] + 0.25 and log["val/d_weight"] == 0 and log["val/g_loss"] != 0
+
+
+@torch.no_grad()
 def test_discriminator_matches_original() -> None:
     case = load_golden("disc_bn")
     network, x = case.build(), case.part("in")["x"]

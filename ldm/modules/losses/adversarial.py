@@ -151,9 +151,10 @@ class AdversarialLoss(nn.Module):
         if step < self.disc_start:
             return 0.0, {}
         adversarial = -self.discriminator(reconstructions).mean()
-        weight = self.disc_weight * (adaptive_weight(nll, adversarial, last_layer) if nll.requires_grad else 1.0)
-        log = {"g_loss": adversarial.detach(), "d_weight": torch.as_tensor(weight)}
-        return weight * self.disc_factor * adversarial, log
+        # Without gradients there is nothing to balance, and CompVis' validation leaves the adversarial loss out.
+        balance = adaptive_weight(nll, adversarial, last_layer) if nll.requires_grad else torch.zeros_like(nll)
+        weight = self.disc_weight * balance
+        return weight * self.disc_factor * adversarial, {"g_loss": adversarial.detach(), "d_weight": weight}
 
     def discriminate(self, images: Tensor, reconstructions: Tensor) -> tuple[Tensor, Log]:
         """Returns the discriminator's loss ``[]`` and the mean logits of real and reconstructed images."""
