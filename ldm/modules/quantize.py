@@ -216,14 +216,9 @@ class CodeUsage:
         return summed(self.counts.clone()) == 0
 
     def figures(self) -> dict[str, Tensor]:
-        """Returns ``code_usage``, the share of codes in use, and the ``perplexity`` of their distribution, both ``[]``.
-
-        Perplexity is the number of equally frequent codes that would be as hard to guess.
-        """
-        counts = summed(self.counts.clone()).float()
-        share = counts / counts.sum().clamp(min=1)
-        perplexity = torch.special.entr(share).sum().exp()
-        return {"code_usage": (counts > 0).float().mean(), "perplexity": perplexity}
+        """Returns ``code_usage``, the share of codes in use, and their :func:`perplexity`, both ``[]``."""
+        counts = summed(self.counts.clone())
+        return {"code_usage": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns counts and number of batches."""
@@ -232,6 +227,12 @@ class CodeUsage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes them back."""
         self.counts, self.batches = state["counts"], state["batches"]
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Returns the number ``[]`` of equally frequent codes that would be as hard to guess as those of ``counts [n]``."""
+    share = counts.float() / counts.sum().clamp(min=1)
+    return torch.special.entr(share).sum().exp()
 
 
 def summed(tensor: Tensor) -> Tensor:

@@ -8,17 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.modules.losses.adversarial import AdversarialLoss, Log
-
-
-def codebook_statistics(indices: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Returns the perplexity of the code distribution and the number of codes in use, both ``[]``.
-
-    Args:
-        indices: int64, any shape.
-        size: number of codes.
-    """
-    share = torch.bincount(indices.flatten(), minlength=size).float() / indices.numel()
-    return (-(share * (share + 1e-10).log()).sum()).exp(), (share > 0).sum().float()
+from ldm.modules.quantize import perplexity
 
 
 class VQLPIPSWithDiscriminator(AdversarialLoss):
@@ -61,8 +51,8 @@ class VQLPIPSWithDiscriminator(AdversarialLoss):
         others = codebook_loss.mean(), last_layer, global_step
         loss, log = self.by_optimizer(optimizer_idx, split, inputs, reconstructions, *others)
         if optimizer_idx == 0 and predicted_indices is not None and self.n_classes is not None:
-            perplexity, used = codebook_statistics(predicted_indices, self.n_classes)
-            log |= {f"{split}/perplexity": perplexity, f"{split}/cluster_usage": used}
+            counts = torch.bincount(predicted_indices.flatten(), minlength=self.n_classes)
+            log |= {f"{split}/perplexity": perplexity(counts), f"{split}/cluster_usage": (counts > 0).sum().float()}
         return loss, log
 
     def generator(
