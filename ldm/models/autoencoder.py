@@ -106,15 +106,22 @@ class VQModel(AdversarialAutoencoder):
         if self._recent:
             self.quantize.cluster(torch.cat([latent.to(images.device) for latent in self._recent]))
             self._recent.clear()
+            self._restart_average(None)
         recent, every = self.usage["restart"], self.quantize.restart_every
         if every and recent.batches >= every:
-            latents = latent.detach().movedim(1, -1).flatten(0, 2)
-            self.quantize.restart(latents, recent.unused(), self.generator(batch_idx))
+            latents, unused = latent.detach().movedim(1, -1).flatten(0, 2), recent.unused()
+            self.quantize.restart(latents, unused, self.generator(batch_idx))
+            self._restart_average(unused)
             recent.reset()
         quantized, codebook_loss, indices = self.nearest_codes(latent)
         self.usage["train"].add(indices)
         recent.add(indices)
         return self.decode(quantized, quantize=False), codebook_loss
+
+    def _restart_average(self, rows: Tensor | None) -> None:
+        """Makes the running average forget what codes were before they were set; of ``rows [n] bool``, or all."""
+        if self.model_ema is not None:
+            self.model_ema.restart(self, self.quantize.stored, rows)
 
     def latent(self, images: Tensor) -> Tensor:
         """Returns the latent ``[B, C, h, w]`` before quantisation."""

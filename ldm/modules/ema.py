@@ -55,6 +55,19 @@ class LitEma(nn.Module):
             average.lerp_(parameter.to(average.dtype), (1 - decay).to(average.dtype))
 
     @torch.no_grad()
+    def restart(self, model: nn.Module, only: Tensor | None = None, rows: Tensor | None = None) -> None:
+        """Makes the average the model's present weights, of which it forgets what they were before.
+
+        Args:
+            model: the model that is followed.
+            only: the one parameter whose average restarts; nothing happens where it is not followed. All by default.
+            rows: ``[n] bool``, the rows of it; all by default.
+        """
+        for average, parameter in self._pairs(model):
+            if only is None or parameter is only:
+                average[... if rows is None else rows] = parameter[... if rows is None else rows].to(average.dtype)
+
+    @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Overwrites the model's weights with the average."""
         for average, parameter in self._pairs(model):

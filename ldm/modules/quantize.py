@@ -120,13 +120,16 @@ class Codebook(VectorQuantizer2):
         codes = codes.to(self.embedding.weight).contiguous()
         if distributed.is_initialized():
             distributed.broadcast(codes, 0)
-        if self.kind in ("cosine", "simvq"):
-            learned: Any = self.embedding.parametrizations
-            learned.weight.original[rows] = learned.weight[0].right_inverse(codes)
-        else:
-            self.embedding.weight[rows] = codes
+        learned: Any = getattr(self.embedding, "parametrizations", None)
+        self.stored[rows] = codes if learned is None else learned.weight[0].right_inverse(codes)
         if self.kind == "ema":
             self.count[rows], self.total[rows] = 1.0, codes
+
+    @property
+    def stored(self) -> Tensor:
+        """The rows ``[n, C]`` that the codes are made of."""
+        learned: Any = getattr(self.embedding, "parametrizations", None)
+        return self.embedding.weight if learned is None else learned.weight.original
 
     def restart(self, latents: Tensor, unused: Tensor, generator: torch.Generator) -> None:
         """Restarts codes at random latents.

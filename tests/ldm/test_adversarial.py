@@ -112,6 +112,16 @@ def test_validation_judges_the_average_and_measures_codes_over_the_epoch(picture
     assert 0 < logged["train/code_usage"] <= 1 and 1 <= logged["train/perplexity"] <= 8
 
 
+def test_the_average_follows_codes_that_are_set_as_the_warm_up_ends(pictures: dict[str, Any]) -> None:
+    for kind in ("plain", "cosine"):
+        model = fit(pictures, 3, model={"use_ema": True, "warm_up_steps": 2, "codebook": {"kind": kind}})
+        codes = model.quantize.embedding.weight.detach()
+        with model.averaged():
+            averaged = model.quantize.embedding.weight.detach()
+            assert (averaged - codes).abs().max() < 2e-3 < codes.std()  # two steps of the rate away at most
+        assert torch.equal(model.quantize.embedding.weight, codes)
+
+
 def test_a_model_with_a_warm_up_is_judged_with_its_codes_after_training(pictures: dict[str, Any]) -> None:
     model = fit(pictures, 2, model={"warm_up_steps": 3})
     assert model.warming and "val/code_usage" not in model.trainer.callback_metrics

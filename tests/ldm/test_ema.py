@@ -26,6 +26,19 @@ def test_matches_original() -> None:
         case.check(f"ema.{name}", value)
 
 
+def test_an_average_restarts_as_a_whole_or_in_rows() -> None:
+    model = nn.Linear(2, 3)
+    ema = LitEma(model)
+    ema.weight.zero_()
+    ema.bias.zero_()
+    ema.restart(model, model.weight, torch.tensor([False, True, False]))
+    assert torch.equal(ema.weight[1], model.weight[1]) and not ema.weight[[0, 2]].any() and not ema.bias.any()
+    ema.restart(model, nn.Parameter(model.weight.detach()))  # not one of the model's
+    assert not ema.weight[[0, 2]].any()
+    ema.restart(model)
+    assert torch.equal(ema.weight, model.weight) and torch.equal(ema.bias, model.bias)
+
+
 @pytest.mark.parametrize(("warm", "kept"), [(True, (2 / 11) * (3 / 12)), (False, 0.9**2)])
 def test_decay(warm: bool, kept: float) -> None:
     model = nn.Linear(1, 1, bias=False)

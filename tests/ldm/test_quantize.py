@@ -105,9 +105,10 @@ def test_codes_are_set_to_the_centres_of_clusters() -> None:
 
 def test_codes_that_no_batch_chose_restart_at_latents() -> None:
     torch.manual_seed(0)
-    model = VQModel(DDCONFIG, 8, 3, codebook={"restart_every": 2})
+    model = VQModel(DDCONFIG, 8, 3, codebook={"restart_every": 2}, use_ema=True)
     with torch.no_grad():
         model.quantize.embedding.weight[1:] += 100.0  # dead
+    average = model.model_ema.get_buffer("quantizeembeddingweight").fill_(7.0)
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     first = model.quantize.embedding.weight.detach().clone()
     for batch_idx in range(2):
@@ -119,6 +120,7 @@ def test_codes_that_no_batch_chose_restart_at_latents() -> None:
     points = rows(model.encode(images))
     assert torch.equal(codes[0], first[0])
     assert (codes[1:, None] - points).norm(dim=2).min(1).values.max() < 1e-6
+    assert torch.equal(average[1:], codes[1:]) and (average[0] == 7).all()  # the average forgets what is gone
     assert model.usage["train"].figures()["code_usage"] > 3 / 8
 
 
