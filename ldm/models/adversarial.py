@@ -89,7 +89,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         Args:
             lossconfig: the loss; ``torch.nn.Identity`` (or none) for a model that only encodes and decodes.
             ckpt_path: ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent. A running average that is
-                not kept here takes the place of the weights.
+                not kept here takes the place of the weights; one that the file lacks starts at them.
             ignore_keys: beginnings of names that are not taken from the checkpoint.
             use_ema: keep a running average of the weights, and validate with it.
         """
@@ -99,10 +99,14 @@ class AdversarialAutoencoder(pl.LightningModule):
         if not ckpt_path:
             return
         state, begins = read_weights(ckpt_path), tuple(ignore_keys)
-        if not use_ema:
+        if self.model_ema is None:
             state = average_as_weights(state)
-        state = {name: value for name, value in state.items() if not (begins and name.startswith(begins))}
-        load_weights(self, state, source=ckpt_path, allow=("loss.*", *(f"{begin}*" for begin in begins)))
+        state = {name: value for name, value in state.items() if not name.startswith(begins)}
+        allow = ["loss.*", *(f"{begin}*" for begin in begins)]
+        averaged = any(name.startswith("model_ema.") for name in state)
+        load_weights(self, state, source=ckpt_path, allow=allow if averaged else [*allow, "model_ema.*"])
+        if self.model_ema is not None and not averaged:
+            self.model_ema.restart(self)
 
     @abstractmethod
     def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Any]:

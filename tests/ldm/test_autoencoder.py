@@ -125,6 +125,13 @@ def test_weights_to_start_from_prefer_the_average_and_skip_ignored_names(tmp_pat
     start = VQModel(DDCONFIG, 8, 3, ckpt_path=path, ignore_keys=["encoder.conv_in"])
     assert torch.equal(start.decoder.conv_out.weight, plain.decoder.conv_out.weight)
     assert not torch.equal(start.encoder.conv_in.weight, averaged.encoder.conv_in.weight)
+    write_weights(tmp_path / "b.safetensors", plain.state_dict())  # without an average: it starts at the weights
+    again = VQModel(DDCONFIG, 8, 3, LOSS, ckpt_path=str(tmp_path / "b.safetensors"), use_ema=True)
+    for name, weight in plain.named_parameters():
+        assert torch.equal(again.model_ema.get_buffer(name.replace(".", "")), weight)
+    kept = VQModel(DDCONFIG, 8, 3, LOSS, ckpt_path=path, use_ema=True)
+    assert (kept.model_ema.get_buffer("decoderconv_outweight") == 0.5).all()
+    assert torch.equal(kept.decoder.conv_out.weight, averaged.decoder.conv_out.weight)
 
 
 def test_label_maps_are_shown_in_colours_and_batches_resized() -> None:
