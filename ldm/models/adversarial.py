@@ -201,16 +201,22 @@ class AdversarialAutoencoder(pl.LightningModule):
         """Moves the generator, where asked also the discriminator, by their gradients; only the first are counted."""
         optimizers: Any = self.optimizers()
         generator, discriminator = optimizers
-        # The bare optimiser, so that Lightning's global_step counts generator steps only.
-        for optimizer in (generator, discriminator.optimizer) if adversarial else (generator,):
-            self.clip_gradients(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
+        generator.step()
+        generator.zero_grad()
+        if adversarial:
+            # The bare optimiser, so that Lightning's global_step counts generator steps only.
+            self.clip_gradients(discriminator.optimizer)
+            discriminator.optimizer.step()
+            discriminator.zero_grad()
         schedulers: Any = self.lr_schedulers()
         for scheduler in schedulers or []:
             scheduler.step()
         if self.model_ema is not None:
             self.model_ema(self)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the generator's gradients, after the callbacks have seen those of both networks as they are."""
+        self.clip_gradients(optimizer)
 
     def resized(self, images: Tensor, batch_idx: int) -> Tensor:
         """Returns a training batch at a side of the range, drawn by the step; the first ones at the largest."""

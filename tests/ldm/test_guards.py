@@ -76,6 +76,18 @@ def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(tmp_path: Path
     assert model.w.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize(("algorithm", "factor"), [("value", "inf"), ("norm", "nan")])
+def test_a_gradient_is_looked_at_before_it_is_clipped(algorithm: str, factor: str, tmp_path: Path) -> None:
+    """Clipping by value would make a step of it, clipping by norm spoil all the others."""
+    data, model = DataModule(2, train=write_pictures(tmp_path / "pictures", 2)), vq()
+    model.decoder.conv_in.bias.register_hook(lambda gradient: gradient * float(factor))
+    before = model.decoder.conv_in.bias.detach().clone()
+    clip = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": algorithm}
+    with pytest.raises(ValueError, match=r"step 0: the gradient of decoder.conv_in.bias is not finite"):
+        trainer(tmp_path / "run", 5, FiniteSteps(tmp_path / "run"), **clip).fit(model, datamodule=data)
+    assert torch.equal(model.decoder.conv_in.bias, before)
+
+
 class Critic(pl.LightningModule):
     """Logs the given losses of a discriminator, one a step."""
 
