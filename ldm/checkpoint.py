@@ -309,9 +309,10 @@ def export_run(
 ) -> Path:
     """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the weights' path.
 
-    Losses and optimisers stay behind. With ``half``, networks are stored in float16, and the module's own numbers
-    (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`. What a first stage's
-    validation measured of its latents (``latents.json``) becomes metadata of the weights and a comment in the config.
+    Losses and optimisers stay behind. With ``half``, networks are stored in float16, and what that cannot hold and the
+    module's own numbers (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`.
+    What a first stage's validation measured of its latents (``latents.json``) becomes metadata of the weights and a
+    comment in the config.
 
     Raises:
         FileNotFoundError: the run has no config or checkpoint.
@@ -322,7 +323,7 @@ def export_run(
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     if half:
         numbers = {name for name in kept if "." not in name or name == "model_ema.decay"}
-        kept = {n: t.half() if n not in numbers and t.is_floating_point() else t for n, t in kept.items()}
+        kept = {n: t if n in numbers else _halved(t) for n, t in kept.items()}
     measured = (
         read_json(run / "latents.json", "delete it or validate again") if (run / "latents.json").is_file() else {}
     )
@@ -332,6 +333,12 @@ def export_run(
         text = (run / "config.yaml").read_text(encoding="utf-8")
         temporary.write_text((comment if measured else "") + text, encoding="utf-8")
     return output / "model.safetensors"
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """Returns a tensor of floating-point numbers in float16, unless one of them is too large for it."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if torch.equal(half.isfinite(), tensor.isfinite()) else tensor
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:

@@ -45,6 +45,10 @@ def test_the_script_writes_every_form_and_reads_diffusers(tmp_path: Path, monkey
     half = read_weights(tmp_path / "h" / "model.safetensors")
     assert half.keys() == state.keys() and torch.equal(half["model_ema.decay"], state["model_ema.decay"])
     assert half["model_ema.diffusion_modelout2weight"].dtype == torch.float16
+    large = "first_stage_model.encoder.conv_in.bias"
+    write_checkpoint(run / "checkpoints" / "last.ckpt", {**state, large: state[large] + 1e6})
+    script(monkeypatch, run, "--output", tmp_path / "l")
+    assert torch.equal(read_weights(tmp_path / "l" / "model.safetensors")[large], state[large] + 1e6)
 
 
 @pytest.mark.parametrize(
