@@ -23,6 +23,7 @@ from ldm.util import bytes_of
 # Tensors of the widest layer that live at once: skip connection, norm, activation, convolution, the kernels' own
 # copies, and what the allocator cannot use again; measured on a CPU as 6 for large tiles and 11 for small networks.
 ALIVE = 12
+DISTANCES = 3  # the same of distances between latents and codes, in taming's quantiser
 
 
 def starts(side: int, tile: int, overlap: int, step: int = 1) -> list[int]:
@@ -166,11 +167,12 @@ def tile_side(stage: Any, tile: int | str, batch_size: int) -> int:
 def bytes_per_pixel(stage: nn.Module) -> float:
     """Returns about how many bytes one pixel of a tile takes while a first stage encodes or decodes it in float32.
 
-    A small picture is sent through; the layer with the most activations counts, :data:`ALIVE` times. The weights are
-    not included.
+    A small picture is sent through; the layer with the most activations counts, :data:`ALIVE` times, or the distances
+    of its latents to all codes, where these are more. The weights are not included.
     """
     probe: Any = stage
     side, largest = 8 * probe.downsampling, [0]
+    codes = probe.quantize.n_e if hasattr(probe, "quantize") else 0
 
     def measure(_: nn.Module, __: Any, output: Tensor) -> None:
         largest.append(output.numel())
@@ -183,7 +185,7 @@ def bytes_per_pixel(stage: nn.Module) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return ALIVE * 4 * max(largest) / side**2
+    return 4 * max(ALIVE * max(largest) / side**2, DISTANCES * codes / probe.downsampling**2)
 
 
 def tile_within(stage: nn.Module, limit: int, batch_size: int = 1) -> int:

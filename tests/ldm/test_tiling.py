@@ -113,6 +113,8 @@ def test_both_kinds_of_first_stage_work_in_tiles(stage: nn.Module) -> None:
 def test_memory_makes_the_tile(stage: nn.Module) -> None:
     each = bytes_per_pixel(stage)
     assert each == 12 * 4 * 32  # the widest layer has 32 channels at full size
+    many = instantiate_from_config({**VQ, "params": {**VQ["params"], "n_embed": 4096}})
+    assert bytes_per_pixel(many) == 3 * 4 * 4096 / 4  # a quarter as many latents as pixels
     side = tile_within(stage, int(each * 40 * 40))
     assert side == 40 and tile_side(stage, f"{each * 40 * 40 / 1e3:.3f}KB", 1) == 40
     assert tile_within(stage, int(each * 40 * 40), batch_size=4) == 16
