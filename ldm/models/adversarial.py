@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
@@ -161,7 +162,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Checks, before training, that the model can be trained as it is set up.
+        """Checks, before training, that the model can be trained as it is set up; on several devices, lets it.
 
         Raises:
             ValueError: no loss, or float16, whose scaled gradients need one optimiser.
@@ -175,6 +176,8 @@ class AdversarialAutoencoder(pl.LightningModule):
             )
         if self.trainer.precision == "16-mixed":
             raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
+        if isinstance(self.trainer.strategy, DDPStrategy):  # in each backward pass, one network has no part
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         LOG.info("distance of reconstructions: %s", self.loss.describe())
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -242,7 +245,8 @@ class AdversarialAutoencoder(pl.LightningModule):
         shown = reconstruction.clamp(-1, 1)
         values = {"rec_loss": (reconstruction - images).abs().mean()}
         values |= {"psnr": psnr(images, shown).mean(), "ssim": ssim(images, shown).mean()}
-        self.log_dict({f"val/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=len(images))
+        named = {f"val/{name}": value for name, value in values.items()}
+        self.log_dict(named, prog_bar=True, batch_size=len(images), sync_dist=True)
 
     def observe(self, latent: Tensor) -> None:
         """Adds the latents ``[B, C, h, w]`` of held-out images to the statistics of a validation."""

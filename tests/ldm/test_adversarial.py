@@ -1,5 +1,9 @@
 """Two optimisers: clipping, accumulation, rates, averages, precision, what validation logs."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,10 @@ def loss(start: int, **params: Any) -> dict[str, Any]:
 
 
 def fit(pictures: dict[str, Any], steps: int, batch: int = 2, start: int = 99, **options: Any) -> VQModel:
-    """Trains a model; `options` are those of the trainer, and under `model` those of the model."""
+    """Trains a model; `options` are those of the trainer, under `model` and `loss` those of model and loss."""
     torch.manual_seed(0)
-    model = VQModel(**PARAMS, lossconfig=loss(start), learning_rate=1e-3, **options.pop("model", {}))
+    config = loss(start, **options.pop("loss", {}))
+    model = VQModel(**PARAMS, lossconfig=config, learning_rate=1e-3, **options.pop("model", {}))
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -62,6 +67,34 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(pictures: dict[str, A
     big, small, single = (torch.cat([g.flatten() for g in found]) for found in gradients)
     assert (small - big).abs().max() < 1e-5 * big.abs().max() < (single - big).abs().max()
     assert first_gradients(fit(pictures, 1, start=0, accumulate_grad_batches=3))[1]  # both networks take their step
+
+
+DEVICES = """
+import json, sys, torch
+from test_adversarial import first_gradients, fit
+pictures, folder = json.loads(sys.argv[1]), sys.argv[2]
+one = fit(pictures, 1, start=0, loss={"disc_weight": 0.0}, devices=2)
+options = {"warm_up_steps": 1, "codebook": {"restart_every": 1}}
+more = fit(pictures, 4, start=2, model=options, devices=2)
+found = {"gradients": first_gradients(one)[0], "weights": list(more.parameters())}
+torch.save(found, f"{folder}/{more.global_rank}.pt")
+"""
+
+
+def test_two_devices_take_the_step_of_one_with_twice_the_batch(pictures: dict[str, Any], tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    (tmp_path / "train.py").write_text(DEVICES)
+    environment = os.environ | {"PYTHONPATH": f"{here.parents[1]}:{here.parent}:{here}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "train.py"), json.dumps(pictures), str(tmp_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    whole = first_gradients(fit(pictures, 1, batch=4))[0]
+    assert len(whole) == len(first["gradients"])
+    largest = max(gradient.abs().max() for gradient in whole)
+    for got, other, expected in zip(first["gradients"], second["gradients"], whole, strict=True):
+        assert torch.equal(got, other) and (got - expected).abs().max() < 1e-5 * largest
+    assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
 
 
 def test_gradients_of_both_networks_are_clipped(pictures: dict[str, Any]) -> None:
