@@ -324,15 +324,32 @@ def export_run(
     if half:
         numbers = {name for name in kept if "." not in name or name == "model_ema.decay"}
         kept = {n: t if n in numbers else _halved(t) for n, t in kept.items()}
-    measured = (
-        read_json(run / "latents.json", "delete it or validate again") if (run / "latents.json").is_file() else {}
-    )
+    measured = measured_latents(run)
     write_weights(output / "model.safetensors", kept, metadata=measured)
     comment = "# Measured: " + ", ".join(f"{name} {value:.6g}" for name, value in measured.items()) + "\n"
     with atomic_path(output / "config.yaml") as temporary:
-        text = (run / "config.yaml").read_text(encoding="utf-8")
+        text = (run / "config.yaml").read_text(encoding="utf-8").removeprefix(comment)
         temporary.write_text((comment if measured else "") + text, encoding="utf-8")
     return output / "model.safetensors"
+
+
+def measured_latents(run: str | Path) -> dict[str, float]:
+    """Returns what a first stage's validation measured of its latents, of a run or of the folder it was exported to.
+
+    Returns:
+        ``latent_mean``, ``latent_std``, the ``scale_factor`` that makes the latter 1, and the ``step`` of the
+        validation; nothing where nothing was measured.
+
+    Raises:
+        ValueError: the run's file of them is damaged.
+    """
+    file, weights = Path(run) / "latents.json", weights_of(run)
+    if file.is_file():
+        return read_json(file, "delete it or validate again")
+    if weights.suffix != ".safetensors":
+        return {}
+    found = read_metadata(weights)
+    return {n: json.loads(found[n]) for n in ("latent_mean", "latent_std", "scale_factor", "step") if n in found}
 
 
 def _halved(tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def main() -> None:
 
 def convert(args: argparse.Namespace) -> Path:
     """Writes a run for CompVis' code or for diffusers, and returns what was written."""
-    from ldm.checkpoint import read_run
+    from ldm.checkpoint import measured_latents, read_run
 
     config, state = read_run(args.run, args.checkpoint, args.weights)
     if args.to == "compvis":
@@ -68,7 +68,7 @@ def convert(args: argparse.Namespace) -> Path:
         raise ValueError("--weights both: diffusers has one set of weights; ask for average or raw")
     from ldm.convert.diffusers import export_diffusers
 
-    return export_diffusers(config, state, args.output)
+    return export_diffusers(config, state, args.output, measured_latents(args.run).get("scale_factor", 1.0))
 
 
 if __name__ == "__main__":

@@ -45,13 +45,16 @@ REMEDY = "expected a folder that diffusers wrote"
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def export_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
+def export_diffusers(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path, scale_factor: float = 1.0
+) -> Path:
     """Writes a model as a folder for diffusers and returns the folder.
 
     Args:
         config: ``model`` and what else a run's config holds.
         state: its weights by name, without a running average.
         output: the folder.
+        scale_factor: latents of a first stage alone are to be multiplied by it; a diffusion model has its own.
 
     Raises:
         ValueError: an option that diffusers has no counterpart for, named; or weights that do not fit the config.
@@ -60,7 +63,7 @@ def export_diffusers(config: Mapping[str, Any], state: Mapping[str, Tensor], out
     model, state = with_plain_codes(config["model"], state)
     params = model["params"]
     if model["target"] in TARGETS:
-        _write_first_stage(output, model, state, 1.0)
+        _write_first_stage(output, model, state, scale_factor)
         write_config(output / "config.yaml", {**config, "model": model})
         return output
     if "first_stage_config" not in params or "unet_config" not in params:

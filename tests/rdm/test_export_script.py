@@ -13,8 +13,9 @@ import torch
 from small_models import DDCONFIG, VQ, unet
 from test_compvis_export import OURS, trained
 
-from ldm.checkpoint import choose_weights, read_run, read_weights, write_checkpoint, write_weights
+from ldm.checkpoint import choose_weights, measured_latents, read_run, read_weights, write_checkpoint, write_weights
 from ldm.config import write_config
+from ldm.files import read_json, write_json
 from ldm.util import instantiate_from_config
 from scripts import export_checkpoint
 
@@ -49,6 +50,25 @@ def test_the_script_writes_every_form_and_reads_diffusers(tmp_path: Path, monkey
     write_checkpoint(run / "checkpoints" / "last.ckpt", {**state, large: state[large] + 1e6})
     script(monkeypatch, run, "--output", tmp_path / "l")
     assert torch.equal(read_weights(tmp_path / "l" / "model.safetensors")[large], state[large] + 1e6)
+
+
+def test_what_was_measured_of_latents_goes_with_a_first_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, measured = tmp_path / "run", {"latent_std": 2.0, "scale_factor": 0.5, "step": 7}
+    write_config(run / "config.yaml", {"model": VQ})
+    write_checkpoint(run / "checkpoints" / "last.ckpt", STAGE)
+    script(monkeypatch, run, "--to", "diffusers", "--output", tmp_path / "none")
+    write_json(run / "latents.json", measured)
+    script(monkeypatch, run, "--output", tmp_path / "shipped")
+    script(monkeypatch, tmp_path / "shipped", "--output", tmp_path / "again")
+    assert measured_latents(tmp_path / "shipped") == measured_latents(tmp_path / "again") == measured
+    assert (tmp_path / "again" / "config.yaml").read_text() == (tmp_path / "shipped" / "config.yaml").read_text()
+    for source in (run, tmp_path / "again"):
+        script(monkeypatch, source, "--to", "diffusers", "--output", tmp_path / f"d-{source.name}")
+    factors = {name: read_json(tmp_path / name / "vqvae" / "config.json", "")["scaling_factor"] for name in FACTORS}
+    assert factors == FACTORS
+
+
+FACTORS = {"none": 1.0, "d-run": 0.5, "d-again": 0.5}
 
 
 @pytest.mark.parametrize(
