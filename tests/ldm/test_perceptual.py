@@ -91,6 +91,10 @@ def test_lpips_takes_torchvisions_vgg_and_the_published_channel_weights(
     assert torch.equal(network.get_parameter("lin4.model.1.weight"), channel_weights()["lin4.model.1.weight"])
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert torch.equal(LPIPS("download")(*pair()), network(*pair()))
+    loss = VQLPIPSWithDiscriminator(0, perceptual=network, disc_num_layers=1, disc_ndf=4)
+    own = {name: value for name, value in loss.state_dict().items() if not name.startswith("perceptual_loss.")}
+    loss.load_state_dict(own, strict=False)  # as from weights to start from, which hold no loss
+    assert loss.distance(*pair())[1]["p_loss"] == network(*pair()).mean()
 
 
 def test_what_cannot_be_had_is_said_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

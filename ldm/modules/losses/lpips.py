@@ -160,4 +160,4 @@ class ChannelWeights(nn.Module):
 
 def _mark_loaded(module: Any, incompatible: Any) -> None:
     own = tuple(module.state_dict())  # what is missing may also belong to the model around this network
-    module.loaded = not any(name.endswith(own) for name in incompatible.missing_keys)
+    module.loaded |= not any(name.endswith(own) for name in incompatible.missing_keys)
