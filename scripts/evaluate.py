@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import add_trust_option, command_line
-from rdm.options import add_tile_option, positive
+from rdm.options import add_tile_option, folder, positive
 
 
 def parse() -> argparse.Namespace:
@@ -43,7 +43,9 @@ def add_reconstruction(commands: argparse._SubParsersAction[argparse.ArgumentPar
     p.add_argument("--batch_size", type=positive, default=16, help="pictures at once")
     p.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
     p.add_argument("--rows", type=positive, default=8, help="of the picture: input, reconstruction, 4 x difference")
-    p.add_argument("--outdir", default="outputs/reconstruction", help="folder for results.json and the picture")
+    p.add_argument(
+        "--outdir", type=folder, default="outputs/reconstruction", help="folder for results.json and the picture"
+    )
     add_trust_option(p)
     p.set_defaults(run=run_reconstruction)
 

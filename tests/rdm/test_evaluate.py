@@ -146,6 +146,8 @@ def test_mistakes_are_answered_in_one_line(run, stage: Path, tmp_path: Path) -> 
     assert "--by style: the pictures have only" in run("reconstruction", stage, "--by", "style", *off)
     assert "expected a side in pixels or a size such as 2GB" in run("reconstruction", stage, "--tile", "big", *off)
     assert "downsampling factor 2" in run("reconstruction", stage, "--tile", "13", *off)
+    inside = stage / "config.yaml" / "out"
+    assert "expected a folder that can be made" in run("reconstruction", stage, *off[:-1], inside)
     assert not (tmp_path / "out").exists()
 
 
