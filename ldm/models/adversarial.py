@@ -197,7 +197,7 @@ class AdversarialAutoencoder(pl.LightningModule):
             self.manual_backward(loss / parts)
         if (batch_idx + 1) % parts == 0 or self.trainer.is_last_batch:
             self.take_step(step >= self.loss.disc_start)
-        self.log("train/loss", log["total_loss"], prog_bar=True)
+        self.log("train/loss", log.pop("total_loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
 
     def take_step(self, adversarial: bool) -> None:
