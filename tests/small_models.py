@@ -19,10 +19,15 @@ DDCONFIG: dict[str, Any] = {
     "attn_resolutions": [],
     "dropout": 0.0,
 }
+KL_DDCONFIG = DDCONFIG | {"double_z": True}
 IDENTITY = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
 VQ = {
     "target": "ldm.models.autoencoder.VQModelInterface",
     "params": {"embed_dim": 3, "n_embed": 8, "ddconfig": DDCONFIG},
+}
+KL = {
+    "target": "ldm.models.autoencoder.AutoencoderKL",
+    "params": {"embed_dim": 3, "ddconfig": KL_DDCONFIG, "lossconfig": None},
 }
 
 

@@ -4,16 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from small_models import DDCONFIG
 
 from ldm.checkpoint import write_weights
 from ldm.config import write_config
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
-DDCONFIG = {
-    "double_z": False, "z_channels": 3, "resolution": 16, "in_channels": 3, "out_ch": 3,
-    "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [],
-}  # fmt: skip
 FLAGS = {"files": str(ROOT / "data/emoji"), "size": 16, "where": {"category": "flags"}}  # 40 pictures
 
 
@@ -36,7 +33,7 @@ def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     instantiate_from_config(clip_config()).export(folder / "clip", ["flag"])
     first_stage = {"target": "ldm.models.autoencoder.VQModelInterface"}
-    first_stage["params"] = {"ddconfig": DDCONFIG, "n_embed": 16, "embed_dim": 3}
+    first_stage["params"] = {"ddconfig": DDCONFIG | {"resolution": 16}, "n_embed": 16, "embed_dim": 3}
     model = instantiate_from_config(first_stage)
     write_weights(folder / "first_stage.safetensors", model.state_dict())
     first_stage["params"]["ckpt_path"] = str(folder / "first_stage.safetensors")

@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pictures import write_pictures
-from small_models import VQ
+from small_models import KL_DDCONFIG, VQ
 
 from ldm.callbacks import LastStep
 from ldm.data import DataModule
@@ -190,10 +190,9 @@ def test_every_codebook_resumes_exactly(kind: str, pictures: dict[str, Any], tmp
 
 
 def test_a_learned_scale_of_the_likelihood_moves_with_the_generator() -> None:
-    ddconfig = PARAMS["ddconfig"] | {"double_z": True}
     config = {"target": "ldm.modules.losses.LPIPSWithDiscriminator", "params": {"disc_start": 0, "disc_ndf": 4}}
     for learned in (False, True):
-        model = AutoencoderKL(ddconfig, config, 3, learn_logvar=learned)
+        model = AutoencoderKL(KL_DDCONFIG, config, 3, learn_logvar=learned)
         ours, theirs = ({id(p) for p in o.param_groups[0]["params"]} for o in model.configure_optimizers()[0])
         assert (id(model.loss.logvar) in ours) is learned and id(model.loss.logvar) not in theirs
         assert not ours & theirs

@@ -1,5 +1,6 @@
 """The first stages against the original's numbers; training laws."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from golden_cases import GoldenCase, golden_names, load_golden
 from pictures import write_pictures
 from pytorch_lightning.callbacks import ModelCheckpoint
-from small_models import DDCONFIG
+from small_models import DDCONFIG, KL_DDCONFIG
 
 from ldm.checkpoint import write_weights
 from ldm.data import DataModule
@@ -21,7 +22,6 @@ LOSS = {
     "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
     "params": {"disc_start": 4, "disc_num_layers": 1, "disc_ndf": 4},
 }
-KL_CONFIG = DDCONFIG | {"double_z": True}
 KL_LOSS = {
     "target": "ldm.modules.losses.LPIPSWithDiscriminator",
     "params": {"disc_start": 2, "disc_num_layers": 1, "disc_ndf": 4, "kl_weight": 1e-6, "disc_weight": 0.5},
@@ -154,7 +154,7 @@ def fit(
     if kind == "vq":
         model = VQModel(DDCONFIG, 8, 3, LOSS, warm_up_steps=2, learning_rate=1e-3)
     else:
-        model = AutoencoderKL(KL_CONFIG, KL_LOSS, 3, learning_rate=1e-3, learn_logvar=True, use_ema=True)
+        model = AutoencoderKL(KL_DDCONFIG, KL_LOSS, 3, learning_rate=1e-3, learn_logvar=True, use_ema=True)
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -185,11 +185,15 @@ def test_training_is_refused_in_float16(tmp_path: Path) -> None:
         trainer.fit(VQModel(DDCONFIG, 8, 3, LOSS), datamodule=data)
 
 
-def test_training_sets_codes_and_starts_the_discriminator_in_time(tmp_path: Path) -> None:
+def test_training_sets_codes_and_starts_the_discriminator_in_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pictures = write_pictures(tmp_path / "pictures", 7)
+    caplog.set_level(logging.INFO, logger="ldm")
     torch.manual_seed(0)
     start = VQModel(DDCONFIG, 8, 3, LOSS).state_dict()
     warm = fit(tmp_path / "warm", pictures, 2).state_dict()
+    assert "distance of reconstructions: l1 x 1, no perceptual network" in caplog.messages
     straight = fit(tmp_path / "straight", pictures, 5).state_dict()
     codes, critic = "quantize.embedding.weight", "loss.discriminator.main.0.weight"
     assert torch.equal(warm[codes], start[codes])

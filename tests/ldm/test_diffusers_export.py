@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import DDCONFIG
 from test_checkpoint_names import layout
 from torch import Tensor, nn
 
@@ -42,18 +43,7 @@ UNET = {
     "use_spatial_transformer": True,
     "context_dim": 24,
 }
-DD = {
-    "double_z": False,
-    "z_channels": 3,
-    "resolution": 16,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 32,
-    "ch_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [8],
-    "dropout": 0.0,
-}
+DD = {**DDCONFIG, "resolution": 16, "ch_mult": [1, 2], "attn_resolutions": [8]}
 VQ = {
     "target": "ldm.models.autoencoder.VQModelInterface",
     "params": {"embed_dim": 4, "n_embed": 16, "ddconfig": DD},

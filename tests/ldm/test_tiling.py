@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import VQ, randomise, unet
+from small_models import KL, VQ, randomise, unet
 from torch import Tensor, nn
 
-from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.tiling import bytes_per_pixel, decode_tiled, encode_tiled, starts, tile_side, tile_within, tiled
 from ldm.util import bytes_of, instantiate_from_config
@@ -102,8 +101,7 @@ def test_both_kinds_of_first_stage_work_in_tiles(stage: nn.Module) -> None:
     assert torch.equal(encode_tiled(stage, image, None), stage.encode(image)) and latent.shape == (1, 3, 24, 28)
     assert torch.equal(latent[..., :4, :4], stage.encode(image[..., :32, :32])[..., :4, :4])
     assert decode_tiled(stage, latent, 32).shape == image.shape
-    options = {**VQ["params"]["ddconfig"], "double_z": True}
-    kl = AutoencoderKL(options, None, 3).eval()
+    kl = instantiate_from_config(KL).eval()
     posterior = encode_tiled(kl, image, 32)
     assert posterior.mode().shape == (1, 3, 24, 28)
     assert torch.equal(posterior.std[..., :4, :4], kl.encode(image[..., :32, :32]).std[..., :4, :4])

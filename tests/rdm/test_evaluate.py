@@ -15,7 +15,7 @@ import pytest
 import torch
 from pictures import write_clip, write_pictures
 from PIL import Image
-from small_models import VQ, randomise
+from small_models import KL, VQ, randomise
 
 from ldm.checkpoint import write_weights
 from ldm.config import write_config
@@ -117,13 +117,8 @@ def test_report_holds_figures_protocol_and_picture(run, stage: Path, tmp_path: P
 
 
 def test_a_kl_stage_other_pictures_and_tiles(run, tmp_path: Path) -> None:
-    config = copy.deepcopy(VQ)
-    config["target"] = "ldm.models.autoencoder.AutoencoderKL"
-    del config["params"]["n_embed"]
-    config["params"]["ddconfig"]["double_z"] = True
-    config["params"]["lossconfig"] = None
-    write_weights(tmp_path / "kl" / "weights.safetensors", instantiate_from_config(config).state_dict())
-    write_config(tmp_path / "kl.yaml", {"model": config})
+    write_weights(tmp_path / "kl" / "weights.safetensors", instantiate_from_config(KL).state_dict())
+    write_config(tmp_path / "kl.yaml", {"model": KL})
     write_pictures(tmp_path / "pictures", 3)
     words = ("reconstruction", tmp_path / "kl" / "weights.safetensors", "--config", tmp_path / "kl.yaml", "--data")
     given = (*words, tmp_path / "pictures", "--size", 32, "--features", "none", "--perceptual", "none", "--outdir")
