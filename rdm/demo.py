@@ -42,7 +42,7 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
 def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Image.Image:
     """Returns the labelled samples of one model."""
     k = loaded.model.conditioner.k
-    common: dict[str, Any] = {"k": k, "seed": 0, "scale": 2.0, "steps": 50}
+    common: dict[str, Any] = {"k": k, "seed": 0, "scale": 2.0, "steps": 50, "batch_size": 6}
     folder = loaded.path.parent if loaded.path.parent.name != "checkpoints" else loaded.path.parents[1]
     twice = [name for name in classes for _ in range(2)]
     parts = {

@@ -106,7 +106,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
         "--ddim_eta", "--eta", type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own"
     )
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
-    p.add_argument("--batch_size", type=positive, default=16, help="images sampled together; changes no image")
+    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 on a CPU, 8 on a GPU")
     add_tile_option(p)
     p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
     add_trust_option(p)

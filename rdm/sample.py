@@ -157,7 +157,7 @@ def generate(
     *,
     part: Tensor | None = None,
     weaker: str | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     tile: int | str | None = None,
     compile: bool | str = False,
     **options: Any,
@@ -171,7 +171,8 @@ def generate(
         seeds: one an image; image i depends on its seed and context, not on the batch.
         part: ``[B, l, D]``, a part of each context that is guided by a scale of its own, ``part_scale``.
         weaker: checkpoint of a weaker model to be led away from, by ``weaker_scale``.
-        batch_size: images sampled together.
+        batch_size: images sampled together, see :func:`usual_batch_size`. A last batch is filled up, so that an image
+            depends on this number in its last bits, but on no other image.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
             images; a string names another backend than inductor.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
@@ -187,17 +188,21 @@ def generate(
     if weaker is not None:
         path = find_checkpoint(weaker)
         options["weaker"] = load_model(config_beside(path)["model"], path)
-    parts = []
-    for start in tqdm(
-        range(0, len(seeds), batch_size), desc="sampling", unit="batch", disable=len(seeds) <= batch_size
-    ):
-        piece = context[start : start + batch_size].to(model.device)
+    size, parts = batch_size or usual_batch_size(model), []
+    for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
+        places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
+        piece = context[places].to(model.device)
         null = model.null_context(piece)
         if part is not None:
-            options["part"] = part[start : start + batch_size].to(model.device)
-        images = model.sample(piece, latent_shape, seeds[start : start + batch_size], null=null, **options)
-        parts.append(images.clamp(-1, 1).cpu())
+            options["part"] = part[places].to(model.device)
+        images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
+        parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
     return torch.cat(parts)
+
+
+def usual_batch_size(model: torch.nn.Module) -> int:
+    """Returns how many images are sampled together: one on a CPU, which gains little from more, else eight."""
+    return 1 if next(model.parameters()).device.type == "cpu" else 8
 
 
 def sample_texts(
@@ -283,6 +288,7 @@ def sample_retrieved(
     Raises:
         ValueError: a scale of the text for a context that is not of both.
     """
+    options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     settings = {"tokens": tokens, "text_scale": text_scale, **options}
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)

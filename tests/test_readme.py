@@ -98,6 +98,8 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
         assert json.loads((folder / f"outputs/{name}/{name}.json").read_text())["checkpoint"].startswith(
             "models/rdm/emoji"
         )
+    first, again = (folder / f"outputs/sample/{name}-000.png" for name in ("sample", "again"))
+    assert again.read_bytes() == first.read_bytes()
     assert json.loads((folder / "outputs/evaluate/results.json").read_text())["figures"]["psnr"] > 0
     assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
     assert read_weights(folder / "exported/compvis/model.ckpt").keys() > {"betas", "unconditional_guidance_vex"}
