@@ -1,1 +1,18 @@
-"""Retrieval-augmented diffusion, built on ldm."""
+"""Retrieval-augmented diffusion: latent diffusion that looks at the neighbours of each image in a database.
+
+``rdm.load()`` is the short way to images; the scripts go the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rdm.sample import Loaded
+
+
+def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
+    """Returns a model ready to sample, see :func:`rdm.sample.load`; torch is imported now, not with the package."""
+    from rdm.sample import load as load_with_database
+
+    return load_with_database(checkpoint, database)

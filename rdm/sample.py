@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
+from ldm.callbacks import image_grid
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
 from ldm.models.diffusion.wrapper import compile_network
@@ -48,6 +51,28 @@ class Loaded:
     data: RetrievalDataModule
     latent_shape: tuple[int, int, int]
     path: Path
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        neighbours: int | None = None,
+        seed: int = 0,
+        scale: float = 2.0,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Returns an image for each prompt.
+
+        Args:
+            prompts: a text, or several.
+            neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
+            seed: of the first image; the next ones count on.
+            scale: of guidance, 1 for none.
+            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
+        """
+        prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
+        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **options)
+        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from toy import rdm_config, ship
 
+import rdm
 from ldm.checkpoint import read_weights, write_weights
 from rdm.provenance import make_again, read_record, save
 from rdm.retrieval.retriever import Retrieved
@@ -85,6 +86,16 @@ def test_is_led_away_from_a_weaker_model(loaded: Loaded, tmp_path: Path) -> None
     write_weights(tmp_path / "model.safetensors", {name: 0.8 * value for name, value in weights.items()})
     (tmp_path / "config.yaml").write_text((loaded.path.parent / "config.yaml").read_text())
     assert (images(weaker=str(tmp_path), weaker_scale=3.0) - images()).abs().max() > 0.01
+
+
+def test_a_loaded_model_is_called_with_texts(loaded: Loaded) -> None:
+    images = loaded(["pirate flag", "white flag"], neighbours=3, seed=4, steps=2)
+    expected = sample_texts(loaded, ["pirate flag", "white flag"], k=3, seed=4, scale=2.0, steps=2).images
+    for image, other in zip(images, expected, strict=True):
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        assert (pixels - (other + 1) * 127.5).abs().max() <= 0.5
+    assert loaded("pirate flag", neighbours=3, seed=4, steps=2)[0].tobytes() == images[0].tobytes()
+    assert rdm.load(str(loaded.path)).model.conditioner.k == 2
 
 
 def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:
