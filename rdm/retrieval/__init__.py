@@ -13,7 +13,7 @@ _HOME = {
     "build_database": "builder",
     "prepare_database": "builder",
     "NeighbourIndex": "index",
-    "Neighbours": "index",
+    "Neighbours": "exact",
     "NeighbourTable": "neighbours",
     "build_neighbour_table": "neighbours",
     "prepare_neighbour_table": "neighbours",

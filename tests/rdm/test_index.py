@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from pictures import ProjectionEmbedder, write_pictures
 
+from benchmarks.synthetic import write_database
 from rdm.retrieval.builder import build_database
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.index import NeighbourIndex, measure_recall
+from rdm.retrieval.index import NeighbourIndex
+from rdm.retrieval.tune import caption_vectors, held_out, measure
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,16 +81,22 @@ def test_the_card_says_what_was_measured(database: RetrievalDatabase, index: Nei
     assert card["factory"] == "Flat"
     assert card["metric"] == "cosine"
     assert (card["rows"], card["dim"], card["database"]) == (60, 8, database.fingerprint)
-    assert card["recall"] == {"recall@4": 1.0, "recall@20": 1.0, "queries": 60}
+    measured = {"recall@4": 1.0, "recall@20": 1.0, "queries": 60}
+    assert card["recall"]["image"] == {**measured, "made_from": "rows, left out"}
+    assert card["recall"]["text"] == {**measured, "made_from": "rows shifted like texts"}
+    assert card["ms_per_query"].keys() == {"single", "batch of 256"}
+    assert card["bytes"] == (database.path / "index/index.faiss").stat().st_size
 
 
 def test_a_bad_index_measures_badly(database: RetrievalDatabase, index: NeighbourIndex) -> None:
     vectors = database.embeddings(np.arange(60))
     mirrored = faiss.IndexFlatIP(8)
     mirrored.add(vectors[::-1] / np.linalg.norm(vectors[::-1], axis=1, keepdims=True))
-    recall = measure_recall(NeighbourIndex(mirrored, index.card, database.path), database)
-    assert recall["recall@4"] < 0.3
-    assert recall["recall@20"] < 0.6
+    bad = NeighbourIndex(database, mirrored, index.card, database.path)
+    recall = measure(bad, held_out(bad, None, 60))["recall"]
+    for kind in ("image", "text"):
+        assert recall[kind]["recall@4"] < 0.4
+        assert recall[kind]["recall@20"] < 0.6
 
 
 def test_load_gives_the_same_search(database: RetrievalDatabase, index: NeighbourIndex, tmp_path: Path) -> None:
@@ -113,18 +121,75 @@ def test_an_index_of_another_database_is_refused(database: RetrievalDatabase, tm
         NeighbourIndex.load(other, database.path / "index")
     assert database.fingerprint in str(caught.value)
     assert other.fingerprint in str(caught.value)
-    assert NeighbourIndex.open(other).card["recall"] == {"recall@4": 1.0, "queries": 5}
+    recall = NeighbourIndex.open(other).card["recall"]
+    assert (recall["image"]["recall@4"], recall["text"]["recall@4"], recall["image"]["queries"]) == (1.0, 1.0, 5)
+
+
+def test_open_builds_anew_what_is_asked_for_otherwise(tmp_path: Path) -> None:
+    source = write_pictures(tmp_path / "pictures", 40)
+    database = build_database(tmp_path / "db", source, ProjectionEmbedder(), progress=False)
+    file = tmp_path / "db/index/index.faiss"
+
+    def opened(*args: str, **options: str) -> tuple[str, int, bool]:
+        file.touch()
+        before = file.stat().st_ino
+        card = NeighbourIndex.open(database, *args, **options).card
+        return card["factory"], card["ram"], file.stat().st_ino != before
+
+    file.parent.mkdir()
+    assert opened() == ("Flat", 2_000_000_000, True)
+    assert opened() == ("Flat", 2_000_000_000, False)
+    assert opened("Flat", ram="2GB") == ("Flat", 2_000_000_000, False)
+    assert opened(ram="1GB") == ("Flat", 1_000_000_000, True)
+    assert opened("HNSW8", ram="1GB") == ("HNSW8", 1_000_000_000, True)
+    assert opened() == ("HNSW8", 1_000_000_000, False)
+
+    write_pictures(tmp_path / "pictures", 41)
+    more = build_database(tmp_path / "more", source, ProjectionEmbedder(), progress=False)
+    (tmp_path / "db/index").rename(tmp_path / "more/index")
+    with pytest.raises(ValueError, match="delete .* and build it again"):
+        NeighbourIndex.open(more)
+    assert len(NeighbourIndex.open(more, replace=True)) == len(NeighbourIndex.open(more)) == 41
+
+
+def test_a_killed_save_leaves_no_index_of_mixed_files(database: RetrievalDatabase, tmp_path: Path) -> None:
+    index = NeighbourIndex.build(database, progress=False)
+    index.save(tmp_path)
+    (tmp_path / "index.faiss").unlink()
+    (tmp_path / "index.faiss").mkdir()  # so that the new one cannot be put there
+    with pytest.raises(OSError, match=r"index\.faiss"):
+        index.save(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no index at"):
+        NeighbourIndex.load(database, tmp_path)
+
+
+def test_captions_are_queries(database: RetrievalDatabase, tmp_path: Path) -> None:
+    embedder, asked, captions = ProjectionEmbedder(), [], ["a cat", "a dog", "a cat", ""] * 15
+    said = write_database(tmp_path / "db", lambda _: (database.embeddings(np.arange(60)), {"caption": captions}), 1, 8)
+
+    def texts() -> np.ndarray:
+        asked.append(caption_vectors(said, embedder))
+        return asked[-1]
+
+    assert NeighbourIndex.build(said, texts=texts, progress=False).card["factory"] == "Flat"
+    assert not asked
+    recall = NeighbourIndex.build(said, "HNSW8", texts=texts, progress=False).card["recall"]
+    np.testing.assert_array_equal(asked[0], embedder.texts(["a cat", "a dog"]).numpy())
+    assert (recall["text"]["made_from"], recall["image"]["made_from"]) == ("texts", "rows, left out")
+    assert len(caption_vectors(database, embedder)) == 0
 
 
 def test_factory_strings_are_checked(database: RetrievalDatabase) -> None:
     with pytest.raises(ValueError, match="faiss knows no index 'Flatt'"):
         NeighbourIndex.build(database, "Flatt")
-    with pytest.raises(ValueError, match="'IVF4,Flat' needs training"):
-        NeighbourIndex.build(database, "IVF4,Flat")
+    with pytest.raises(ValueError, match="divides rows into 64 lists, got 60 rows"):
+        NeighbourIndex.build(database, "IVF64,Flat")
+    with pytest.raises(ValueError, match=r"faiss cannot train 'IVF4,PQ4' on 60 rows: .*; use 'Flat'"):
+        NeighbourIndex.build(database, "IVF4,PQ4")
 
 
 def test_faiss_is_loaded_only_for_searching() -> None:
-    names = ("database", "builder", "neighbours", "queries", "retriever")
+    names = ("database", "builder", "neighbours", "queries", "retriever", "search", "tune")
     imports = ", ".join(f"rdm.retrieval.{name}" for name in names)
     code = f"import sys, rdm, {imports}; print('faiss' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
