@@ -39,6 +39,7 @@ ONLY = {
 # A dependency named here is imported in these files only.
 DOORS = {
     "faiss": ("rdm/retrieval/index.py",),
+    "pymilvus": ("rdm/retrieval/milvus.py",),
     "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py"),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "xformers": ("ldm/modules/attention.py",),

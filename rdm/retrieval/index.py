@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 import faiss as _faiss  # isort: skip
 
-from ldm.files import check_hash, file_hash, read_json, write_json
+from ldm.files import check_hash, file_hash, read_json
 from ldm.util import atomic_path
 from rdm.retrieval.choose import budget, choose_factory
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.exact import Neighbours, unit_vectors
+from rdm.retrieval.milvus import SCHEME, MilvusIndex
 from rdm.retrieval.search import CARD, SearchIndex, new_card, read_card
 from rdm.retrieval.tune import settle
 
@@ -48,7 +49,7 @@ class NeighbourIndex(SearchIndex):
         self._cpu = index
         self._fast = _on_gpus(index)
         inner = _inner(index)
-        self.exact = isinstance(inner, faiss.IndexFlat)
+        self.exact = isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat)
         self._lists = inner if isinstance(inner, faiss.IndexIVF) else None
         self.setting = "nprobe" if self._lists else "efSearch" if isinstance(inner, faiss.IndexHNSW) else ""
 
@@ -123,14 +124,14 @@ class NeighbourIndex(SearchIndex):
         ram: int | str | None = None,
         replace: bool = False,
         **options: Any,
-    ) -> NeighbourIndex:
+    ) -> SearchIndex:
         """Returns the index in the folder of a database, building and saving it first where there is none.
 
         Where another factory or memory is asked for than that of the index that is there, it is built anew.
 
         Args:
             database: its rows.
-            factory: see :meth:`build`.
+            factory: see :meth:`build`; ``milvus:`` before the URI of a cluster, or a file's name, has Milvus serve it.
             ram: see :meth:`build`.
             replace: build anew, too, where the index is of other rows, as after an append; else that is an error.
             options: further ones of :meth:`build`.
@@ -141,13 +142,13 @@ class NeighbourIndex(SearchIndex):
             card = {} if stale else read_card(database, path)
             same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
             if card and same:
-                return cls.load(database)
-        built = cls.build(database, factory, ram=ram, **options)
+                return kind_of(card["factory"]).load(database)
+        built = kind_of(factory).build(database, factory, ram=ram, **options)
         built.save()
         return built
 
     def save(self, path: str | Path | None = None) -> None:
-        """Writes ``index.faiss`` and, last, its card ``index.json``.
+        """Writes ``index.faiss`` and, last, its card.
 
         Args:
             path: folder; None for ``index`` within the database.
@@ -158,8 +159,7 @@ class NeighbourIndex(SearchIndex):
             faiss.write_index(self._cpu, str(temporary))
         self.card["bytes"] = (self.path / "index.faiss").stat().st_size
         self.card["sha256"] = file_hash(self.path / "index.faiss")
-        write_json(self.path / CARD, self.card)
-        LOG.info("wrote index %s: %s over %d rows", self.path, self.card["factory"], len(self))
+        super().save()
 
     def candidates(
         self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
@@ -177,6 +177,11 @@ class NeighbourIndex(SearchIndex):
         on_gpu = self._fast is not self._cpu and allowed is None and count <= _GPU_MAX_K
         scores, rows = (self._fast if on_gpu else self._cpu).search(unit, count, params=params)
         return rows.astype(np.int64, copy=False), scores
+
+
+def kind_of(factory: str | None) -> Any:
+    """Returns the class of index that a factory describes."""
+    return MilvusIndex if (factory or "").startswith(SCHEME) else NeighbourIndex
 
 
 def _on_gpus(index: Any) -> Any:

@@ -19,7 +19,7 @@ from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images, image_id, picture_hash, to_pixels
 
 if TYPE_CHECKING:  # faiss is needed to build a table, not to read one
-    from rdm.retrieval.index import NeighbourIndex
+    from rdm.retrieval.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
 FORMAT = 1
@@ -109,7 +109,7 @@ def prepare_neighbour_table(
     images: Any,
     embedder: Embedder,
     database: RetrievalDatabase,
-    index: NeighbourIndex,
+    index: SearchIndex,
     *,
     k: int = 20,
     near_duplicate: float = NEAR_DUPLICATE,
@@ -137,7 +137,7 @@ def build_neighbour_table(
     images: Any,
     embedder: Embedder,
     database: RetrievalDatabase,
-    index: NeighbourIndex,
+    index: SearchIndex,
     *,
     k: int = 20,
     near_duplicate: float = NEAR_DUPLICATE,
@@ -199,7 +199,7 @@ def search_others(
     queries: np.ndarray,
     ids: list[str],
     database: RetrievalDatabase,
-    index: NeighbourIndex,
+    index: SearchIndex,
     k: int,
     near_duplicate: float,
 ) -> np.ndarray:

@@ -13,7 +13,7 @@ from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, check_embedder
 
 if TYPE_CHECKING:
-    from rdm.retrieval.index import NeighbourIndex
+    from rdm.retrieval.search import SearchIndex
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Retriever:
         ValueError: embedder, database and index do not belong together.
     """
 
-    def __init__(self, embedder: Embedder, database: RetrievalDatabase, index: NeighbourIndex) -> None:
+    def __init__(self, embedder: Embedder, database: RetrievalDatabase, index: SearchIndex) -> None:
         remedy = "use the embedder that made it"
         check_embedder(database.card["embedder"], embedder, f"database {database.path}", remedy)
         if index.card["database"] != database.fingerprint:

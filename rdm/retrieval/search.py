@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm.files import read_json
+from ldm.files import read_json, write_json
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.exact import Neighbours, RowReader, best, cosine, living, search_exactly, unit_vectors
 
+LOG = logging.getLogger(__name__)
 CARD = "index.json"
 FEW = 20_000  # selections up to this size are searched exactly, row by row
 _PER_NEIGHBOUR = 4  # candidates for each neighbour asked for, at least
@@ -29,7 +31,7 @@ class SearchIndex:
 
     Attributes:
         setting: the name in the card of how widely the index looks (``nprobe``, ``efSearch``); "" if it has none.
-        exact: candidates come with exact scores.
+        exact: candidates come with exact scores, so no more of them are needed than neighbours.
     """
 
     setting: str = ""
@@ -91,6 +93,16 @@ class SearchIndex:
         if chosen.dtype != bool:
             return search_exactly(self.reader, unit, k, chosen)
         return self._search(unit, k, chosen, count / len(self))
+
+    def save(self, path: str | Path | None = None) -> None:
+        """Writes the card ``index.json``, which makes the index complete.
+
+        Args:
+            path: folder; None for ``index`` within the database.
+        """
+        self.path = Path(path or self.path)
+        write_json(self.path / CARD, self.card)
+        LOG.info("wrote index %s: %s over %d rows", self.path, self.card["factory"], len(self))
 
     def _check_k(self, k: int, count: int, what: str) -> None:
         if not 1 <= k <= count:

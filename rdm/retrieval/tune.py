@@ -91,11 +91,11 @@ def settle(index: SearchIndex, texts: Callable[[], np.ndarray] | None = None, *,
 
     Args:
         index: filled, with a card that lacks them.
-        texts: gives vectors of real texts ``[M, D] float32``, see :func:`caption_vectors`; not called for an
-            exact index.
+        texts: gives vectors of real texts ``[M, D] float32``, see :func:`caption_vectors`; not called where there is
+            nothing to choose.
         progress: show a bar.
     """
-    if index.exact:
+    if index.exact and not index.setting:
         index.card |= measure(index, held_out(index, None, _FEW_QUERIES))
         return
     asked = held_out(index, texts() if texts else None, _QUERIES)
@@ -132,42 +132,49 @@ def held_out(index: SearchIndex, texts: np.ndarray | None, count: int) -> dict[s
 
 
 def tune(index: SearchIndex, asked: dict[str, HeldOut], progress: bool) -> dict[str, int]:
-    """Returns the fastest settings that reach the target recall: the index' own one, and ``candidates``.
+    """Returns the fastest settings that reach the target recall: the index' own one, and ``candidates`` to be ranked.
 
     Exact scores of the most candidates are computed once for each breadth; the recall of fewer is read off them.
 
     Args:
-        index: an index that is not exact.
+        index: an index that does not look at every row, or does so by codes.
         asked: queries to choose by.
         progress: show a bar.
     """
     breadths = sorted({min(2**power, index.widest) for power in range(2, 2 + index.widest.bit_length())})
-    good: list[tuple[int, int]] = []
-    wide = (breadths[-1], min(_COUNTS[-1], len(index)))
+    good: list[dict[str, int]] = []
     for breadth in tqdm(breadths, desc="tuning", unit="setting", leave=False, disable=not progress):
         enough = [_enough(index, held, breadth, TARGETS[kind]) for kind, held in asked.items()]
         if all(enough):
-            good.append((breadth, max(count for count in enough if count)))
+            good.append(_settings(index, breadth, max(count for count in enough if count)))
             if len(good) > _FURTHER:
                 break
     if not good:
         LOG.warning("index %s misses recall@4 of %s at its widest", index.card["factory"], TARGETS)
-        good = [wide]
-    seconds = {}
-    for breadth, count in good:
-        index.card["search"] = {index.setting: breadth, "candidates": count}
-        seconds[breadth, count] = _median_seconds(index, asked["image"].unit[:48])
-    breadth, count = min(seconds, key=lambda pair: seconds[pair])
-    return {index.setting: breadth, "candidates": count}
+        return _settings(index, breadths[-1], _counts(index)[-1])
+    seconds = []
+    for settings in good:
+        index.card["search"] = settings
+        seconds.append(_median_seconds(index, asked["image"].unit[:48]))
+    return good[int(np.argmin(seconds))]
+
+
+def _settings(index: SearchIndex, breadth: int, count: int) -> dict[str, int]:
+    own = {index.setting: breadth} if index.setting else {}
+    return own if index.exact else {**own, "candidates": count}
+
+
+def _counts(index: SearchIndex) -> list[int]:
+    """Returns how many candidates to try; where scores are exact, what is looked for and the query's own row."""
+    return sorted({min(count, index.most) for count in ((_KS[0] + 1,) if index.exact else _COUNTS)})
 
 
 def _enough(index: SearchIndex, held: HeldOut, breadth: int, target: float) -> int | None:
     """Returns the number of candidates that reach a recall@4; None if none does."""
-    most = min(_COUNTS[-1], len(index))
-    rows, _ = index.candidates(held.unit, most, breadth)
+    counts, k = _counts(index), min(held.truth)
+    rows, _ = index.candidates(held.unit, counts[-1], breadth)
     scores = cosine(index.reader, held.unit, np.where(rows == held.own[:, None], -1, rows))
-    k = min(held.truth)
-    return next((n for n in (*_COUNTS, most) if n <= most and held.recall(scores[:, :n], k) >= target), None)
+    return next((count for count in counts if held.recall(scores[:, :count], k) >= target), None)
 
 
 def measure(index: SearchIndex, asked: dict[str, HeldOut]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from benchmarks.synthetic import Space, write_database
 from rdm.retrieval import search
 from rdm.retrieval.choose import index_bytes
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.index import NeighbourIndex
+from rdm.retrieval.index import kind_of
+from rdm.retrieval.search import SearchIndex
 from rdm.retrieval.tune import TARGETS
 
 ROWS, DIM = 3000, 16
-FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fsr", "OPQ8_16,IVF16,PQ8x4fsr", "HNSW16")
+FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fsr", "OPQ8_16,IVF16,PQ8x4fsr", "HNSW16", "milvus:rows.db")
 
 
 class WithRemovals(RetrievalDatabase):
@@ -37,11 +38,14 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> WithRemovals:
 
 
 @pytest.fixture(scope="module", params=FACTORIES)
-def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> NeighbourIndex:
-    built = NeighbourIndex.build(database, request.param, progress=False)
+def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> SearchIndex:
+    if "milvus" in request.param:
+        for name in ("pymilvus", "milvus_lite"):
+            pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[milvus]'")
+    built = kind_of(request.param).build(database, request.param, progress=False)
     folder = database.path / request.param
     built.save(folder)
-    return NeighbourIndex.load(database, folder)
+    return kind_of(request.param).load(database, folder)
 
 
 @pytest.fixture
@@ -65,33 +69,35 @@ def nearest(
     return rows, np.take_along_axis(cosine, rows, 1)
 
 
-def recall(index: NeighbourIndex, kind: str, rows: np.ndarray | None = None, among: np.ndarray | None = None) -> float:
+def recall(index: SearchIndex, kind: str, rows: np.ndarray | None = None, among: np.ndarray | None = None) -> float:
     queries = Space(DIM).queries(kind, 200)
     found, truth = index.search(queries, 4, rows).rows, nearest(index.database, queries, 4, among)[0]
     return float(np.mean([len(np.intersect1d(*pair)) / 4 for pair in zip(found, truth, strict=True)]))
 
 
-def test_looking_everywhere_equals_brute_force(database: RetrievalDatabase, index: NeighbourIndex) -> None:
-    card = {**index.card, "search": {index.setting: index.widest, "candidates": ROWS}}
-    wide = NeighbourIndex(database, index._cpu, card, index.path)
+def test_looking_everywhere_equals_brute_force(
+    database: RetrievalDatabase, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(index.card, "search", {index.setting: index.widest, "candidates": ROWS})
     queries = Space(DIM).queries("text", 20)
-    found, (rows, scores) = wide.search(queries, 7), nearest(database, queries, 7)
+    found, (rows, scores) = index.search(queries, 7), nearest(database, queries, 7)
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_allclose(found.scores, scores, atol=1e-5)
     assert (found.rows.dtype, found.scores.dtype) == (np.int64, np.float32)
 
 
-def test_its_settings_reach_the_targets(index: NeighbourIndex) -> None:
+def test_its_settings_reach_the_targets(index: SearchIndex) -> None:
     card = json.loads((index.path / "index.json").read_text())
     assert card == index.card
     for kind, target in TARGETS.items():
         assert recall(index, kind) > target - 0.06  # of other queries than those it was tuned by, texts of another kind
         assert card["recall"][kind]["recall@4"] > target - 0.03
-    assert set(card["search"]) == ({index.setting, "candidates"} if card["factory"] != "Flat" else set())
+    assert set(card["search"]) == {index.setting} - {""} | (set() if index.exact else {"candidates"})
+    assert index.exact == (card["factory"] in ("Flat", "HNSW16", "milvus:rows.db"))
     assert 0 < card["ms_per_query"]["single"] < 100
 
 
-def test_scores_are_exact_whatever_the_codes(database: RetrievalDatabase, index: NeighbourIndex) -> None:
+def test_scores_are_exact_whatever_the_codes(database: RetrievalDatabase, index: SearchIndex) -> None:
     queries = Space(DIM).queries("image", 30)
     found = index.search(queries, 20)
     vectors = database.embeddings(found.rows)
@@ -101,14 +107,14 @@ def test_scores_are_exact_whatever_the_codes(database: RetrievalDatabase, index:
     assert (np.diff(found.scores, axis=1) <= 0).all()
 
 
-def test_a_query_alone_finds_what_it_finds_in_company(index: NeighbourIndex) -> None:
+def test_a_query_alone_finds_what_it_finds_in_company(index: SearchIndex) -> None:
     queries = Space(DIM).queries("image", 12)
     together = index.search(queries, 5)
     alone = [index.search(3 * query[None], 5) for query in queries]
     np.testing.assert_array_equal(np.concatenate([one.rows for one in alone]), together.rows)
 
 
-def test_removed_rows_are_never_found(database: WithRemovals, index: NeighbourIndex, removed: np.ndarray) -> None:
+def test_removed_rows_are_never_found(database: WithRemovals, index: SearchIndex, removed: np.ndarray) -> None:
     queries = Space(DIM).queries("image", 40)
     living = np.setdiff1d(np.arange(ROWS), removed)
     found = index.search(queries, 20)
@@ -122,7 +128,7 @@ def test_removed_rows_are_never_found(database: WithRemovals, index: NeighbourIn
     np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(np.arange(5), (40, 1)))
 
 
-def test_few_selected_rows_are_searched_exactly(database: RetrievalDatabase, index: NeighbourIndex) -> None:
+def test_few_selected_rows_are_searched_exactly(database: RetrievalDatabase, index: SearchIndex) -> None:
     queries, chosen = Space(DIM).queries("text", 10), np.arange(2000, 2050)
     rows, scores = nearest(database, queries, 6, chosen)
     mask = np.isin(np.arange(ROWS), chosen)
@@ -132,7 +138,7 @@ def test_few_selected_rows_are_searched_exactly(database: RetrievalDatabase, ind
         np.testing.assert_allclose(found.scores, scores, atol=1e-5)
 
 
-def test_a_class_is_searched_alone(database: RetrievalDatabase, index: NeighbourIndex) -> None:
+def test_a_class_is_searched_alone(database: RetrievalDatabase, index: SearchIndex) -> None:
     queries, classes = Space(DIM).queries("image", 10), database.values("class_id", np.arange(ROWS))
     mask = classes == "2"
     found = index.search(queries, 5, mask)
@@ -142,7 +148,7 @@ def test_a_class_is_searched_alone(database: RetrievalDatabase, index: Neighbour
 
 @pytest.mark.parametrize("share", [0.5, 0.05])
 def test_many_selected_rows_are_searched_in_the_index(
-    index: NeighbourIndex, share: float, monkeypatch: pytest.MonkeyPatch
+    index: SearchIndex, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "FEW", 10)
     mask = np.random.default_rng(4).random(ROWS) < share
@@ -153,7 +159,7 @@ def test_many_selected_rows_are_searched_in_the_index(
     np.testing.assert_array_equal(index.search(Space(DIM).queries("image", 30), 20, np.flatnonzero(mask)).rows, found)
 
 
-def test_a_selection_holds_no_removed_rows(index: NeighbourIndex, removed: np.ndarray) -> None:
+def test_a_selection_holds_no_removed_rows(index: SearchIndex, removed: np.ndarray) -> None:
     queries = Space(DIM).queries("image", 5)
     chosen = np.arange(100)
     left = np.setdiff1d(chosen, removed)
@@ -163,7 +169,7 @@ def test_a_selection_holds_no_removed_rows(index: NeighbourIndex, removed: np.nd
         index.search(queries, len(left) + 1, chosen)
 
 
-def test_wrong_selections_are_refused(index: NeighbourIndex) -> None:
+def test_wrong_selections_are_refused(index: SearchIndex) -> None:
     queries = Space(DIM).queries("image", 2)
     with pytest.raises(ValueError, match=r"row mask of shape \(5,\), expected \(3000,\)"):
         index.search(queries, 1, np.ones(5, bool))
