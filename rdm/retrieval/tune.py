@@ -150,7 +150,8 @@ def tune(index: SearchIndex, asked: dict[str, HeldOut], progress: bool) -> dict[
             if len(good) > _FURTHER:
                 break
     if not good:
-        LOG.warning("index %s misses recall@4 of %s at its widest", index.card["factory"], TARGETS)
+        finer = f"IVF{index.widest},SQ8" if index.setting == "nprobe" and not index.exact else "Flat"
+        LOG.warning("index %s misses a recall@4 of %s; a finer one is %s", index.card["factory"], TARGETS, finer)
         return _settings(index, breadths[-1], _counts(index)[-1])
     seconds = []
     for settings in good:
