@@ -6,12 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import attention, loader, networks
+from benchmarks import attention, loader, networks, retrieval
 
 BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "attention": attention.run,
     "loader": loader.run,
     "networks": networks.run,
+    "retrieval": retrieval.run,
 }
 
 

@@ -1,6 +1,6 @@
 """Databases of made-up vectors that lie as CLIP's do, written block by block and the same on every machine.
 
-Images: 20,000 clusters of intrinsic dimension 48, each in directions of its own, all within one cone. Texts: along the
+Images: clusters of intrinsic dimension 48, each in directions of its own, all within one cone. Texts: along the
 pictures they describe only loosely, in a cone of their own (Liang et al. 2022, "Mind the gap").
 """
 
@@ -30,12 +30,13 @@ class Space:
     Args:
         dim: width of a vector, D.
         seed: of everything.
+        clusters: how many; a database wants some 50 rows of each, or a row has no neighbours to speak of.
     """
 
-    def __init__(self, dim: int = 512, seed: int = 0) -> None:
+    def __init__(self, dim: int = 512, seed: int = 0, clusters: int = CLUSTERS) -> None:
         rng = np.random.default_rng([seed, dim])
         self.dim, self.seed = dim, seed
-        self.centres = rng.standard_normal((CLUSTERS, dim), dtype=np.float32) / np.sqrt(dim)
+        self.centres = rng.standard_normal((clusters, dim), dtype=np.float32) / np.sqrt(dim)
         self.basis = rng.standard_normal((min(INTRINSIC, dim), dim), dtype=np.float32) / np.sqrt(INTRINSIC * dim)
         self.cone, self.gap = rng.standard_normal((2, dim), dtype=np.float32) / np.sqrt(dim)
 
@@ -47,7 +48,7 @@ class Space:
             rows: how many, the first of the block.
         """
         rng = np.random.default_rng([self.seed, self.dim, block])
-        clusters = rng.integers(0, CLUSTERS, SHARD_ROWS)[:rows]
+        clusters = rng.integers(0, len(self.centres), SHARD_ROWS)[:rows]
         within = rng.standard_normal((SHARD_ROWS, len(self.basis)), dtype=np.float32)[:rows] @ self.basis
         noise = rng.standard_normal((SHARD_ROWS, self.dim), dtype=np.float32)[:rows] * (0.1 / np.sqrt(self.dim))
         lengths = rng.uniform(8, 12, SHARD_ROWS).astype(np.float32)[:rows, None]

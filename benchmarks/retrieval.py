@@ -1,0 +1,280 @@
+"""Our index beside exact search and ScaNN, over made-up databases: recall, time, memory, size.
+
+Every build and every search is a process of its own, so that its memory is its own. What is built is kept in the
+folder, and the same command continues. Prints one JSON line for each setting of each way, which are also written to
+retrieval.jsonl, and draws retrieval.png.
+
+Recall is that of queries which are no rows. Queries are timed alone (median) and in a batch of 256, for 20 neighbours,
+after they have been asked once, so that the rows they need are in the page cache; `ms_cold` is the median of other
+queries with no row in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.synthetic import CLUSTERS, Space
+from rdm.retrieval.database import RetrievalDatabase
+
+DIM, K, QUERIES, BATCH, SINGLES = 512, 20, 256, 256, 64
+KINDS, TRUTHS = ("image", "text"), ("image_rows", "text_rows")
+WAYS = ("ours", "exact", "scann")
+RAM = "1GB"
+FIGURES = ("recall@4", "ms_single", "ms_batch", "rss_mb", "build_s", "bytes_per_row")
+Search = Callable[[np.ndarray, int], np.ndarray]  # queries [B, D] and k to rows [B, k]
+
+
+def memory(name: str) -> int:
+    """Returns VmRSS or VmHWM of this process in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1000 for line in lines if line.startswith(name + ":"))
+
+
+def database_in(folder: Path) -> RetrievalDatabase:
+    """Returns the database of a size."""
+    return RetrievalDatabase.open(folder / "database")
+
+
+def space(rows: int) -> Space:
+    """Returns where the vectors of a database of so many rows lie, and queries to it."""
+    return Space(DIM, clusters=min(CLUSTERS, max(1, rows // 50)))
+
+
+def build(way: str, folder: Path, ram: str) -> dict[str, Any]:
+    """Builds what a way searches in, and says how long it took and how much memory (peak) and disk."""
+    database, output, start = database_in(folder), folder / way, time.perf_counter()
+    if way == "scann":
+        build_scann(database, output)
+    else:
+        from rdm.retrieval.index import NeighbourIndex
+
+        NeighbourIndex.build(database, "Flat" if way == "exact" else None, ram=ram).save(output)
+    seconds = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in output.rglob("*"))
+    return {
+        "build_s": round(seconds, 1),
+        "build_peak_mb": memory("VmHWM"),
+        "bytes_per_row": round(size / len(database), 1),
+    }
+
+
+def build_scann(database: RetrievalDatabase, output: Path) -> None:
+    """ScaNN's tree of about sqrt(N) leaves with anisotropic codes, as its documentation advises for such sizes."""
+    import scann
+
+    vectors = np.empty((len(database), database.dim), np.float32)
+    for number, block in enumerate(database.blocks()):
+        vectors[number * 65536 : number * 65536 + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    leaves = round(len(database) ** 0.5)
+    tree = scann.scann_ops_pybind.builder(vectors, K, "dot_product").tree(leaves, leaves // 20, len(database) // 4)
+    output.mkdir(exist_ok=True)
+    tree.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(200).build().serialize(str(output))
+
+
+def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search]]:
+    """Yields (setting, search) of a way that was built; the first is the one it would be used with."""
+    if way == "scann":
+        import scann
+
+        searcher = scann.scann_ops_pybind.load_searcher(str(folder / way))
+        searcher.set_num_threads(threads)
+        leaves = round(len(database_in(folder)) ** 0.5)
+        for few, reorder in ((leaves // 10, 200), (leaves // 20, 100), (leaves // 5, 200), (leaves // 40, 100)):
+
+            def found(queries: np.ndarray, k: int, few: int = few, reorder: int = reorder) -> np.ndarray:
+                unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+                if len(unit) == 1:
+                    return searcher.search(unit[0], k, reorder, few)[0][None]
+                return searcher.search_batched_parallel(unit, k, reorder, few)[0]
+
+            yield f"{few} of {leaves} leaves, {reorder} reordered", found
+        return
+    from rdm.retrieval.index import NeighbourIndex
+
+    index = NeighbourIndex.load(database_in(folder), folder / way)
+    tuned = dict(index.card["search"])
+    for factor in (1, 0.5, 2, 4) if index.setting in tuned else (1,):
+        if tuned:
+            index.card["search"] = {**tuned, index.setting: max(1, int(tuned[index.setting] * factor))}
+        words = [f"{name} {value}" for name, value in index.card["search"].items()]
+        yield ", ".join([index.card["factory"], *words]), lambda queries, k: index.search(queries, k).rows
+
+
+def truth(folder: Path) -> dict[str, Any]:
+    """Writes queries of both kinds and their exact neighbours, by a pass over the database's float16 rows."""
+    from rdm.retrieval.exact import RowReader, search_exactly, unit_vectors
+
+    database, start = database_in(folder), time.perf_counter()
+    vectors = space(len(database))
+    queries = {kind: vectors.queries(kind, QUERIES) for kind in KINDS}
+    unit = unit_vectors(np.concatenate(list(queries.values())), "query")
+    rows = search_exactly(RowReader(database), unit, K).rows.reshape(len(KINDS), QUERIES, K)
+    arrays: dict[str, Any] = {**queries, **dict(zip(TRUTHS, rows, strict=True))}
+    np.savez(folder / "truth.npz", **arrays, unasked=vectors.queries("image", QUERIES + SINGLES)[QUERIES:])
+    return {"queries": len(unit), "seconds": round(time.perf_counter() - start, 1)}
+
+
+def forget(folder: Path) -> None:
+    """Takes the rows of a database out of the page cache."""
+    os.sync()
+    for file in (folder / "database" / "embeddings").iterdir():
+        with file.open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(way: str, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
+    """Yields the figures of each setting of a way that was built."""
+    import rdm.retrieval.index  # noqa: F401 (libraries that any use of the database loads, before memory is read)
+
+    known, before = dict(np.load(folder / "truth.npz")), memory("VmRSS")
+    for number, (setting, search) in enumerate(searches(way, folder, threads)):
+        figures: dict[str, Any] = {"setting": setting}
+        if number == 0:
+            forget(folder)
+            figures["ms_cold"] = single(search, known["unasked"])
+        for kind, rows in zip(KINDS, TRUTHS, strict=True):
+            for k in (4, K):
+                pairs = zip(search(known[kind], k), known[rows][:, :k], strict=True)
+                hits = [np.intersect1d(*pair).size for pair in pairs]
+                figures[f"recall@{k}_{kind}"] = round(sum(hits) / (k * QUERIES), 4)
+        figures["ms_single"] = single(search, known["image"][:SINGLES])
+        batch, seconds = np.resize(known["image"], (BATCH, DIM)), []
+        for _ in range(5):
+            start = time.perf_counter()
+            search(batch, K)
+            seconds.append(time.perf_counter() - start)
+        figures["ms_batch"] = round(1e3 * statistics.median(seconds) / BATCH, 4)
+        yield {**figures, "rss_mb": memory("VmRSS"), "rss_of_libraries_mb": before, "peak_mb": memory("VmHWM")}
+
+
+def single(search: Search, queries: np.ndarray) -> float:
+    """Returns the median of the milliseconds that queries take one by one."""
+    seconds = []
+    for query in queries:
+        start = time.perf_counter()
+        search(query[None], K)
+        seconds.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(seconds), 3)
+
+
+def why_not(way: str, rows: int) -> str:
+    """Returns why a way cannot be measured here, or ""."""
+    need = {"ours": 0, "exact": 5, "scann": 12}[way] * rows * DIM
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > 0.9 * have:
+        return f"needs about {need / 1e9:.0f} GB of memory, there are {have / 1e9:.0f}"
+    if way == "scann":
+        try:
+            import scann  # noqa: F401
+        except ImportError:
+            return "not installed"
+    return ""
+
+
+def in_child(task: str, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Returns what a task of this module prints in a process of its own."""
+    words = ["--child", task, "--folder", str(folder), "--ram", args.ram, "--threads", str(args.threads)]
+    command = [sys.executable, "-m", "benchmarks.retrieval", *words]
+    threads = {"OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | threads)  # noqa: S603
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yields the figures of all sizes, ways and settings."""
+    for rows in args.sizes:
+        folder = args.folder / str(rows)
+        space(rows).write(folder / "database", rows)
+        if not (folder / "truth.npz").is_file():
+            in_child("truth", args, folder)
+        for way in args.ways:
+            head, missing = {"rows": rows, "way": way}, why_not(way, rows)
+            if missing:
+                yield {**head, "left_out": missing}
+                continue
+            built = folder / f"{way}.json"
+            if not built.is_file():
+                built.write_text(json.dumps(in_child(f"build {way}", args, folder)[0]))
+            for figures in in_child(f"search {way}", args, folder):
+                yield {**head, **figures, **json.loads(built.read_text()), "threads": args.threads}
+
+
+def draw(found: list[dict[str, Any]], output: Path) -> None:
+    """Draws how each figure grows with the rows, a colour for each way, in the first setting of each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    for axes, name in zip(panels.flat, FIGURES, strict=True):
+        for colour, way in enumerate(WAYS):
+            firsts: dict[int, dict[str, Any]] = {}
+            for line in found:
+                if line["way"] == way and "setting" in line:
+                    firsts.setdefault(line["rows"], line)
+            for kind, style in zip(KINDS, ("o-", "s--"), strict=True) if name == "recall@4" else (("", "o-"),):
+                column = f"{name}_{kind}" if kind else name
+                values = [line[column] for line in firsts.values()]
+                axes.plot(list(firsts), values, f"C{colour}{style}", markersize=4, label=f"{way} {kind}".strip())
+        axes.set(title=name, xlabel="rows", xscale="log", yscale="linear" if name == "recall@4" else "log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7)
+    figure.savefig(output, dpi=110)
+
+
+def run() -> dict[str, float]:
+    """Returns the figures of our index, of a kind for large databases, at 10,000 rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = argparse.Namespace(sizes=[10_000], folder=Path(folder), ways=["ours"], ram="5MB", threads=1)
+        return {name: value for name, value in next(compare(args)).items() if isinstance(value, float)}
+
+
+def main() -> None:
+    """Measures the sizes and ways of the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6], metavar="ROWS", help="default: 1e5 1e6")
+    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=", ".join(WAYS))
+    p.add_argument("--folder", type=Path, default=Path("outputs/retrieval"), help="1.1 to 4 kB for each row of a size")
+    p.add_argument("--ram", default=RAM, help=f"memory that our index is chosen for, {RAM} if not given")
+    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--child", help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.child:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        task, _, way = args.child.partition(" ")
+        tasks: dict[str, Callable[[], Any]] = {
+            "truth": lambda: [truth(args.folder)],
+            "build": lambda: [build(way, args.folder, args.ram)],
+            "search": lambda: measure(way, args.folder, args.threads),
+        }
+        for line in tasks[task]():
+            print(json.dumps(line), flush=True)
+        return
+    args.sizes, found = [round(size) for size in args.sizes], []
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with (args.folder / "retrieval.jsonl").open("w") as lines:
+        for line in compare(args):
+            found.append(line)
+            print(json.dumps(line), flush=True)
+            lines.write(json.dumps(line) + "\n")
+    draw(found, args.folder / "retrieval.png")
+    print(args.folder / "retrieval.png")
+
+
+if __name__ == "__main__":
+    main()
