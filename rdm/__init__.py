@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdm.sample import Loaded
+    from rdm.loading import Loaded
 
 
 def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
-    """Returns a model ready to sample, see :func:`rdm.sample.load`; torch is imported now, not with the package."""
-    from rdm.sample import load as load_with_database
+    """Returns a model ready to sample, see :func:`rdm.loading.load`; torch is imported now, not with the package."""
+    from rdm.loading import load as load_with_database
 
     return load_with_database(checkpoint, database)

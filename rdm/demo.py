@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.callbacks import image_grid
 from ldm.util import atomic_path
+from rdm.loading import Loaded, load
 from rdm.retrieval.pictures import pictures
-from rdm.sample import Loaded, Samples, load, sample_classes, sample_popular, sample_texts
+from rdm.sample import Samples, sample_classes, sample_popular, sample_texts
 
 CAPTION = 14  # height of a line of text, in pixels
 
@@ -22,7 +23,7 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
     """Samples from each checkpoint and returns the path of one labelled picture.
 
     Args:
-        checkpoints: files or folders, see ``rdm.sample.find_checkpoint``.
+        checkpoints: files or folders, see ``rdm.loading.find_checkpoint``.
         prompts: texts.
         classes: class names of the database.
         outdir: where ``demo.png`` goes.

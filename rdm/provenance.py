@@ -13,9 +13,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
+from rdm.loading import Loaded, load
 from rdm.retrieval.pictures import pictures
 from rdm.retrieval.retriever import Retrieved
-from rdm.sample import Loaded, Samples, load, sample_retrieved
+from rdm.sample import Samples, sample_retrieved
 
 FORMAT = 1
 KEYWORD = "rdm"  # of the text in a PNG file

@@ -1,78 +1,29 @@
-"""The one road from a query to images: load a model with its database, look queries up, sample."""
+"""The one road from a query to images: look queries up, make a context of what is found, sample."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from ldm.callbacks import image_grid
-from ldm.checkpoint import average_as_weights, load_weights, read_weights
-from ldm.config import read_config
+from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
-from ldm.util import instantiate_from_config, nearest
-from rdm.data.datamodule import RetrievalDataModule
+from ldm.util import nearest
+from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
-from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.neighbours import NeighbourTable
-from rdm.retrieval.queries import class_queries, popular_queries, text_queries
-from rdm.retrieval.retriever import Retrieved, Retriever
+from rdm.retrieval.queries import class_queries, image_queries, mix, popular_queries, text_queries
+from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
-SHIPPED = Path("models/rdm/emoji")
-RDM = "rdm.models.diffusion."  # where the models of this road live
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with what stands beside it.
-
-    Attributes:
-        model: in evaluation mode, holding its averaged weights.
-        retriever: over the database in use.
-        data: the data module of the model's config.
-        latent_shape: ``(C, h, w)`` of the model's latents.
-        path: the checkpoint.
-    """
-
-    model: RetrievalAugmentedDiffusion
-    retriever: Retriever
-    data: RetrievalDataModule
-    latent_shape: tuple[int, int, int]
-    path: Path
-
-    def __call__(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        neighbours: int | None = None,
-        seed: int = 0,
-        scale: float = 2.0,
-        **options: Any,
-    ) -> list[Image.Image]:
-        """Returns an image for each prompt.
-
-        Args:
-            prompts: a text, or several.
-            neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
-            seed: of the first image; the next ones count on.
-            scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
-        """
-        prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
-        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **options)
-        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
 
 
 @dataclass(frozen=True)
@@ -92,86 +43,6 @@ class Samples:
     labels: list[str]
     seeds: list[int]
     settings: dict[str, Any]
-
-
-def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
-    """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
-
-    Raises:
-        FileNotFoundError: nothing there.
-    """
-    if path:
-        found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
-    else:
-        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
-        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(SHIPPED)
-    if not found:
-        raise FileNotFoundError(
-            f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
-        )
-    return found[0]
-
-
-def _checkpoints_in(folder: Path) -> list[Path]:
-    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt", folder / "model.ckpt")
-    return [file for file in candidates if file.is_file()]
-
-
-def _is_rdm(run: Path) -> bool:
-    file = run / "config.yaml"
-    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
-
-
-def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
-    """Returns a model ready to sample, with its database built if it is missing.
-
-    Args:
-        checkpoint: file or folder; see :func:`find_checkpoint`.
-        database: another database than the one of the model's config, made by the same embedder.
-
-    Raises:
-        FileNotFoundError: no such checkpoint, config or database.
-        ValueError: weights or database do not fit.
-    """
-    path = find_checkpoint(checkpoint)
-    config = config_beside(path)
-    LOG.info("model %s", path)
-    model = load_model(config["model"], path)
-    data = instantiate_from_config(config["data"])
-    data.prepare_data()
-    opened = RetrievalDatabase.open(database) if database else data.database
-    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened))
-    side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
-    unet = config["model"]["params"]["unet_config"]["params"]
-    return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
-
-
-def config_beside(path: Path) -> dict[str, Any]:
-    """Returns the config of a checkpoint of a retrieval-augmented model.
-
-    Raises:
-        FileNotFoundError: there is none beside it.
-        ValueError: it is that of another kind of model.
-    """
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
-    config = read_config([folder / "config.yaml"])
-    target = (config.get("model") or {}).get("target", "nothing")
-    if not str(target).startswith(RDM):
-        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
-    return config
-
-
-def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
-    """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
-    params = dict(config["params"])
-    first_stage = dict(params["first_stage_config"])
-    first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
-    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None, "compile": False}
-    model = instantiate_from_config({"target": config["target"], "params": params})
-    load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
-    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def generate(
@@ -238,6 +109,10 @@ def sample_texts(
     seed: int,
     tokens: str = "neighbours",
     text_scale: float | None = None,
+    image: str | Path | None = None,
+    image_weight: float = 0.5,
+    negative: str | None = None,
+    negative_weight: float = 0.5,
     **options: Any,
 ) -> Samples:
     """Returns one image for every prompt; image i has seed ``seed + i``.
@@ -249,6 +124,10 @@ def sample_texts(
         seed: of the first image.
         tokens: the context: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt, then the neighbours).
         text_scale: with ``both``, the guidance scale of the prompt, while ``scale`` is that of its neighbours.
+        image: a picture in a file; neighbours are those of a direction between the prompt's and its.
+        image_weight: of the picture, where the prompt has 1.
+        negative: a text that neighbours are looked for away from.
+        negative_weight: how far.
         options: see :func:`generate`.
 
     Raises:
@@ -256,9 +135,49 @@ def sample_texts(
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError("got an empty prompt, expected some words")
-    retrieved = loaded.retriever(text_queries(loaded.retriever.embedder, prompts), k)
-    seeds = range(seed, seed + len(prompts))
+    queries = text_queries(loaded.retriever.embedder, prompts)
+    others = [(text_queries(loaded.retriever.embedder, [negative]), -negative_weight)] if negative else []
+    others += [(image_file_queries(loaded, image), image_weight)] if image else []
+    if others:
+        queries = mix([queries, *(other.expand_as(queries) for other, _ in others)], [1.0, *(w for _, w in others)])
+    retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + len(prompts))
     return sample_retrieved(loaded, retrieved, prompts, seeds, tokens=tokens, text_scale=text_scale, **options)
+
+
+def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
+    """Returns the vector ``[1, D]`` of a picture in a file, as pictures of the database are seen.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no picture.
+    """
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture at {path}")
+    try:
+        pixels = decode_image(path.read_bytes(), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return image_queries(loaded.retriever.embedder, pixels[None].to(loaded.model.device))
+
+
+def sample_image(loaded: Loaded, image: str | Path, n: int, *, k: int, seed: int, **options: Any) -> Samples:
+    """Returns n variations of a picture in a file: images of its neighbours."""
+    queries = image_file_queries(loaded, image).expand(n, -1)
+    return sample_retrieved(loaded, loaded.retriever(queries, k), [str(image)] * n, range(seed, seed + n), **options)
+
+
+def sample_rows(loaded: Loaded, rows: Sequence[int], n: int, *, seed: int, **options: Any) -> Samples:
+    """Returns n images of these rows of the database, in the place of neighbours.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    numbers = np.tile(np.array(rows, dtype=np.int64), (n, 1))
+    vectors = torch.from_numpy(loaded.retriever.database.embeddings(numbers)).to(loaded.model.device)
+    retrieved = Retrieved(vectors, numbers, np.ones(numbers.shape, np.float32))
+    label = "rows " + ", ".join(map(str, rows))
+    return sample_retrieved(loaded, retrieved, [label] * n, range(seed, seed + n), **options)
 
 
 def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any) -> Samples:

@@ -30,8 +30,9 @@ def main() -> None:
     args = parse()
     if args.pool < args.knn:
         raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
+    from rdm.loading import load
     from rdm.provenance import save
-    from rdm.sample import load, resolve_class, sample_classes
+    from rdm.sample import resolve_class, sample_classes
 
     loaded = load(args.ckpt, args.database)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]

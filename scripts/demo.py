@@ -44,7 +44,7 @@ def main() -> None:
     p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
     args = p.parse_args()
     from rdm.demo import paint
-    from rdm.sample import SHIPPED
+    from rdm.loading import SHIPPED
 
     started = time.time()
     run = Path("logs") / time.strftime("%Y-%m-%dT%H-%M-%S_demo")

@@ -1,6 +1,7 @@
 """Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2).
 
-With --from-image: the image that another one's record describes, made again.
+With --image or --rows: images of a picture's neighbours, or of rows of the database. With --from-image: the image that
+another one's record describes, made again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ def parse() -> argparse.Namespace:
         help="draw from the most popular rows: a fraction (0.2) or a number (500)",
     )
     p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
+    p.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
+    p.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
     p.add_argument(
         "--from-image", metavar="PNG", help="make this image again from its own record; all settings are its"
     )
@@ -32,23 +35,23 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images."""
     args = parse()
+    from rdm.loading import load
     from rdm.provenance import make_again, read_record, save
-    from rdm.sample import load, sample_popular
+    from rdm.sample import sample_image, sample_popular, sample_rows
 
     if args.from_image:
         samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)
         print(save(samples, loaded, args.outdir, "again"))
         return
     loaded = load(args.ckpt, args.database)
-    samples = sample_popular(
-        loaded,
-        args.n_samples,
-        k=args.knn,
-        top_m=args.top_m,
-        weighted=args.use_weights,
-        seed=args.seed,
-        **sampling_options(args),
-    )
+    options = sampling_options(args) | {"seed": args.seed}
+    if args.rows:
+        samples = sample_rows(loaded, args.rows, args.n_samples, **options)
+    elif args.image:
+        samples = sample_image(loaded, args.image, args.n_samples, k=args.knn, **options)
+    else:
+        options |= {"k": args.knn, "top_m": args.top_m, "weighted": args.use_weights}
+        samples = sample_popular(loaded, args.n_samples, **options)
     print(save(samples, loaded, args.outdir, "sample"))
 
 

@@ -16,6 +16,10 @@ def parse() -> argparse.Namespace:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--only_caption", action="store_true", help="condition on the text alone, without neighbours")
     what.add_argument("--use_query", action="store_true", help="condition on the text and then the neighbours")
+    p.add_argument("--image", metavar="FILE", help="look for neighbours between the text and this picture")
+    p.add_argument("--image_weight", type=finite, default=0.5, help="of the picture, where the text has 1")
+    p.add_argument("--negative", metavar="TEXT", help="look for neighbours away from this text")
+    p.add_argument("--negative_weight", type=finite, default=0.5, help="how far, where the prompt has 1")
     p.add_argument(
         "--text_scale", type=finite, help="with --use_query: the text's own scale; --scale is its neighbours'"
     )
@@ -36,13 +40,15 @@ def main() -> None:
         raise ValueError("got an empty --prompt, expected some words")
     if args.text_scale is not None and not args.use_query:
         raise ValueError("got --text_scale, expected --use_query with it")
+    from rdm.loading import load
     from rdm.provenance import save
-    from rdm.sample import load, sample_texts
+    from rdm.sample import sample_texts
 
     loaded = load(args.ckpt, args.database)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
-    options = sampling_options(args) | {"tokens": tokens, "text_scale": args.text_scale}
+    mixed = ("text_scale", "image", "image_weight", "negative", "negative_weight")
+    options = sampling_options(args) | {"tokens": tokens} | {name: getattr(args, name) for name in mixed}
     samples = sample_texts(loaded, repeated, k=args.knn, seed=args.seed, **options)
     print(save(samples, loaded, args.outdir, "txt2img"))
 

@@ -12,16 +12,17 @@ from toy import rdm_config, ship
 
 import rdm
 from ldm.checkpoint import read_weights, write_weights
+from rdm.loading import Loaded, find_checkpoint, load
 from rdm.provenance import make_again, read_record, save
+from rdm.retrieval.queries import mix
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import (
-    Loaded,
-    find_checkpoint,
-    load,
     resolve_class,
     sample_classes,
+    sample_image,
     sample_popular,
     sample_retrieved,
+    sample_rows,
     sample_texts,
 )
 
@@ -110,6 +111,34 @@ def test_popular_rows_become_queries(loaded: Loaded) -> None:
     most = int(np.argmax(popularity))
     samples = sample_popular(loaded, 3, k=2, top_m=1, weighted=False, seed=0, steps=1)
     assert (samples.retrieved.rows[:, 0] == most).all()  # a row of the database finds itself
+
+
+def test_texts_are_mixed_with_pictures_and_led_away_from_texts(loaded: Loaded, tmp_path: Path) -> None:
+    database, embedder = loaded.retriever.database, loaded.retriever.embedder
+    Image.fromarray(database.patches([7])[0]).save(tmp_path / "a.png")
+    texts = embedder.texts(["white flag"]), embedder.texts(["red"])
+    picture = torch.from_numpy(database.embeddings([7]))
+    for options, wanted in (
+        ({"image": tmp_path / "a.png", "image_weight": 0.8}, mix([texts[0], picture], [1.0, 0.8])),
+        ({"negative": "red", "negative_weight": 0.4}, mix(list(texts), [1.0, -0.4])),
+    ):
+        samples = sample_texts(loaded, ["white flag"], k=3, seed=0, steps=1, **options)
+        assert samples.retrieved.rows.tolist() == loaded.retriever(wanted, 3).rows.tolist()
+
+
+def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> None:
+    Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
+    samples = sample_image(loaded, tmp_path / "a.png", 2, k=2, seed=5, steps=1)
+    assert (samples.retrieved.rows[:, 0] == 7).all() and samples.seeds == [5, 6]
+    samples = sample_rows(loaded, [3, 9, 4], 2, seed=0, steps=1)
+    assert samples.retrieved.rows.tolist() == [[3, 9, 4]] * 2
+    with pytest.raises(ValueError, match="got rows from 3 to 40, expected 0 to 39"):
+        sample_rows(loaded, [3, 40], 1, seed=0)
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*b\.png"):
+        sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
+    (tmp_path / "b.png").write_text("text")
+    with pytest.raises(ValueError, match=r"b\.png: unreadable image"):
+        sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
 
 
 def test_class_names_are_found_whole_in_part_and_nearly(loaded: Loaded) -> None:

@@ -1,0 +1,151 @@
+"""Finds a trained model and loads it with what stands beside it: its database, index and embedder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+
+from ldm.callbacks import image_grid
+from ldm.checkpoint import average_as_weights, load_weights, read_weights
+from ldm.config import read_config
+from ldm.util import instantiate_from_config
+from rdm.data.datamodule import RetrievalDataModule
+from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
+from rdm.retrieval.config import load_embedder
+from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.index import NeighbourIndex
+from rdm.retrieval.retriever import Retriever
+
+LOG = logging.getLogger(__name__)
+SHIPPED = Path("models/rdm/emoji")
+RDM = "rdm.models.diffusion."  # where the models of this road live
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what stands beside it.
+
+    Attributes:
+        model: in evaluation mode, holding its averaged weights.
+        retriever: over the database in use.
+        data: the data module of the model's config.
+        latent_shape: ``(C, h, w)`` of the model's latents.
+        path: the checkpoint.
+    """
+
+    model: RetrievalAugmentedDiffusion
+    retriever: Retriever
+    data: RetrievalDataModule
+    latent_shape: tuple[int, int, int]
+    path: Path
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        neighbours: int | None = None,
+        seed: int = 0,
+        scale: float = 2.0,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Returns an image for each prompt.
+
+        Args:
+            prompts: a text, or several.
+            neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
+            seed: of the first image; the next ones count on.
+            scale: of guidance, 1 for none.
+            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
+        """
+        prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
+        from rdm.sample import sample_texts  # which takes what is loaded here
+
+        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **options)
+        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
+
+
+def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
+    """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    if path:
+        found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
+    else:
+        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
+        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(SHIPPED)
+    if not found:
+        raise FileNotFoundError(
+            f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
+        )
+    return found[0]
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt", folder / "model.ckpt")
+    return [file for file in candidates if file.is_file()]
+
+
+def _is_rdm(run: Path) -> bool:
+    file = run / "config.yaml"
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
+
+
+def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
+    """Returns a model ready to sample, with its database built if it is missing.
+
+    Args:
+        checkpoint: file or folder; see :func:`find_checkpoint`.
+        database: another database than the one of the model's config, made by the same embedder.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, config or database.
+        ValueError: weights or database do not fit.
+    """
+    path = find_checkpoint(checkpoint)
+    config = config_beside(path)
+    LOG.info("model %s", path)
+    model = load_model(config["model"], path)
+    data = instantiate_from_config(config["data"])
+    data.prepare_data()
+    opened = RetrievalDatabase.open(database) if database else data.database
+    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened))
+    side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
+    unet = config["model"]["params"]["unet_config"]["params"]
+    return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """Returns the config of a checkpoint of a retrieval-augmented model.
+
+    Raises:
+        FileNotFoundError: there is none beside it.
+        ValueError: it is that of another kind of model.
+    """
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
+    config = read_config([folder / "config.yaml"])
+    target = (config.get("model") or {}).get("target", "nothing")
+    if not str(target).startswith(RDM):
+        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
+    return config
+
+
+def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
+    """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
+    params = dict(config["params"])
+    first_stage = dict(params["first_stage_config"])
+    first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
+    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None, "compile": False}
+    model = instantiate_from_config({"target": config["target"], "params": params})
+    load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
+    return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
