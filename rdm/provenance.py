@@ -62,6 +62,7 @@ def _about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
         "checkpoint_sha256": file_hash(loaded.path),
         "database": str(database.path),
         "database_fingerprint": database.fingerprint,
+        "asked": samples.asked,
         "settings": settings,
         "torch": torch.__version__,
     }
@@ -117,4 +118,6 @@ def make_again(
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     retrieved = Retrieved(torch.from_numpy(opened.embeddings(rows)).to(loaded.model.device), rows, scores)
-    return sample_retrieved(loaded, retrieved, [record["query"]], [record["seed"]], **settings), loaded
+    return sample_retrieved(
+        loaded, retrieved, [record["query"]], [record["seed"]], asked=record["asked"], **settings
+    ), loaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Samples:
         labels: what each was asked for.
         seeds: one an image.
         settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
+        asked: how neighbours were looked for.
     """
 
     images: Tensor
@@ -43,6 +44,7 @@ class Samples:
     labels: list[str]
     seeds: list[int]
     settings: dict[str, Any]
+    asked: dict[str, Any]
 
 
 def generate(
@@ -141,7 +143,12 @@ def sample_texts(
     if others:
         queries = mix([queries, *(other.expand_as(queries) for other, _ in others)], [1.0, *(w for _, w in others)])
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + len(prompts))
-    return sample_retrieved(loaded, retrieved, prompts, seeds, tokens=tokens, text_scale=text_scale, **options)
+    options |= {"tokens": tokens, "text_scale": text_scale, "asked": {"way": "text", "k": k}}
+    if image:
+        options["asked"] |= {"image": str(image), "image_weight": image_weight}
+    if negative:
+        options["asked"] |= {"negative": negative, "negative_weight": negative_weight}
+    return sample_retrieved(loaded, retrieved, prompts, seeds, **options)
 
 
 def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
@@ -164,6 +171,7 @@ def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
 def sample_image(loaded: Loaded, image: str | Path, n: int, *, k: int, seed: int, **options: Any) -> Samples:
     """Returns n variations of a picture in a file: images of its neighbours."""
     queries = image_file_queries(loaded, image).expand(n, -1)
+    options["asked"] = {"way": "image", "k": k}
     return sample_retrieved(loaded, loaded.retriever(queries, k), [str(image)] * n, range(seed, seed + n), **options)
 
 
@@ -176,7 +184,7 @@ def sample_rows(loaded: Loaded, rows: Sequence[int], n: int, *, seed: int, **opt
     numbers = np.tile(np.array(rows, dtype=np.int64), (n, 1))
     vectors = torch.from_numpy(loaded.retriever.database.embeddings(numbers)).to(loaded.model.device)
     retrieved = Retrieved(vectors, numbers, np.ones(numbers.shape, np.float32))
-    label = "rows " + ", ".join(map(str, rows))
+    label, options["asked"] = "rows " + ", ".join(map(str, rows)), {"way": "rows"}
     return sample_retrieved(loaded, retrieved, [label] * n, range(seed, seed + n), **options)
 
 
@@ -187,6 +195,7 @@ def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int,
     """
     queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
     retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
+    options["asked"] = {"way": "class", "k": k, "pool": pool}
     return sample_retrieved(loaded, retrieved, classes, range(seed, seed + len(classes)), **options)
 
 
@@ -203,9 +212,9 @@ def sample_popular(
     popularity = table.popularity(loaded.model.conditioner.k)
     generator = np.random.default_rng(seed)
     queries = popular_queries(database, popularity, n, generator=generator, top_m=top_m, weighted=weighted)
-    return sample_retrieved(
-        loaded, loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), **options
-    )
+    options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
+    retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
+    return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)
 
 
 def sample_retrieved(
@@ -216,6 +225,7 @@ def sample_retrieved(
     *,
     tokens: str = "neighbours",
     text_scale: float | None = None,
+    asked: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -227,6 +237,7 @@ def sample_retrieved(
         seeds: one an image.
         tokens: see :func:`sample_texts`.
         text_scale: see :func:`sample_texts`.
+        asked: how the neighbours were looked for, for the record.
         options: see :func:`generate`.
 
     Raises:
@@ -245,7 +256,7 @@ def sample_retrieved(
             raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
         options |= {"part": context[:, :1], "part_scale": text_scale}
     images = generate(loaded.model, context, loaded.latent_shape, seeds, **options)
-    return Samples(images, retrieved, list(labels), list(seeds), settings)
+    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}))
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:

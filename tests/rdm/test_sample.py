@@ -172,7 +172,7 @@ def test_an_image_is_made_again_from_its_record(loaded: Loaded, tmp_path: Path, 
     samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, tokens=tokens, **options)
     save(samples, loaded, tmp_path, "flags")
     record = read_record(tmp_path / "flags-001.png")
-    assert record["seed"] == 4 and record["query"] == "white flag"
+    assert record["seed"] == 4 and record["query"] == "white flag" and record["asked"] == {"way": "text", "k": 2}
     again, with_ = make_again(record)
     save(again, with_, tmp_path, "again")
     assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "flags-001.png").read_bytes()
