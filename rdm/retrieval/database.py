@@ -5,6 +5,7 @@ On disk, without pickle anywhere::
     database.json            the card: format, embedder, dim, dtype, rows, patches, source, shards with sha256
     embeddings/00000.npy     [n, D] float16, raw
     metadata/00000.parquet   one row per embedding
+    removed.npz              rows that were removed and not yet rewritten away, if any
 
 Only a finished database has a card; :mod:`rdm.retrieval.builder` writes it last.
 """
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from ldm.files import check_hash, read_json
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder, check_embedder, picture_hash, to_pixels
+from rdm.retrieval.tombstones import alive_rows, changing, removed_stamp, write_removed
 
 FORMAT = 1
 CARD = "database.json"
@@ -60,6 +62,8 @@ class RetrievalDatabase:
         self._tables: dict[int, pa.Table] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._source: Any = None
+        self._alive: np.ndarray | None = None
+        self._alive_stamp: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path, embedder: Embedder | None = None) -> RetrievalDatabase:
@@ -105,6 +109,48 @@ class RetrievalDatabase:
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to worker processes as its path and card; maps and tables are opened there anew."""
         return type(self), (self.path, self.card)
+
+    @property
+    def alive(self) -> np.ndarray | None:
+        """Which rows are not removed, ``[N] bool``, not to be written to; None where none is.
+
+        The same array until rows are removed; then, even by another process, a new one. Rows keep their numbers and
+        can still be read; search, neighbour tables and popularity leave the removed ones out.
+
+        Raises:
+            ValueError: the file of removed rows is damaged.
+        """
+        stamp = removed_stamp(self.path)
+        if stamp != self._alive_stamp:
+            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), stamp
+        return self._alive
+
+    @property
+    def removed(self) -> int:
+        """Number of rows that are removed and not yet rewritten away."""
+        alive = self.alive
+        return 0 if alive is None else len(self) - int(np.count_nonzero(alive))
+
+    def remove(self, rows: Any) -> int:
+        """Marks rows as removed, at once and for every process that has the database open.
+
+        Args:
+            rows: integer array of any shape.
+
+        Returns:
+            How many of them were not removed before.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, or the file of removed rows is damaged.
+        """
+        rows = self._check(rows).ravel()
+        with changing(self.path / CARD):
+            before = self.removed
+            alive = np.ones(len(self), dtype=bool) if self.alive is None else self.alive.copy()
+            alive[rows] = False
+            by_shard = self._by_shard(np.flatnonzero(~alive))
+            write_removed(self.path, {self.card["shards"][number]["name"]: local for number, _, local in by_shard})
+            return self.removed - before
 
     def embeddings(self, rows: Any) -> np.ndarray:
         """Returns the raw embeddings of some rows, ``[..., D] float32``.
