@@ -38,15 +38,23 @@ def decode_image(data: bytes, size: int) -> Tensor:
     Raises:
         ValueError: the bytes are no readable picture, or it has more than `MAX_PIXELS` pixels.
     """
+    pixels = torch.from_numpy(np.array(centre_square(open_picture(data), size))).permute(2, 0, 1)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode a picture at its own size, upright, as 8-bit RGB on white.
+
+    Raises:
+        ValueError: the bytes are no readable picture, or it has more than `MAX_PIXELS` pixels.
+    """
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
-            image = _square(_to_rgb(ImageOps.exif_transpose(opened)), size)
+            return _to_rgb(ImageOps.exif_transpose(opened))
     except _UNREADABLE as error:
         raise ValueError(f"unreadable image: {error}") from error
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -60,7 +68,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def centre_square(image: Image.Image, size: int) -> Image.Image:
     """The centre square of a picture at `size` x `size`, cut and scaled in one step."""
     if image.size == (size, size):
         return image

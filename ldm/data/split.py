@@ -24,6 +24,7 @@ class HashSplit(Dataset[dict[str, Any]]):
         if every < 2:
             raise ValueError(f"every: got {every}, expected at least 2")
         self.images = instantiate_from_config(images)
+        self.size, self.max_broken = self.images.size, self.images.max_broken
         self.rows = [
             i
             for i in range(len(self.images))
@@ -41,6 +42,14 @@ class HashSplit(Dataset[dict[str, Any]]):
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the item without its picture."""
         return self.images.metadata(self.rows[index])
+
+    def uri(self, index: int) -> str:
+        """Returns where the picture comes from."""
+        return self.images.uri(self.rows[index])
+
+    def read(self, index: int) -> bytes:
+        """Returns the encoded picture."""
+        return self.images.read(self.rows[index])
 
 
 def is_held_out(image_id: str, every: int) -> bool:

@@ -2,34 +2,78 @@
 
 A shard covers a fixed range of the source. Each is written under a temporary name, flushed and renamed, and
 then noted in ``build.json``; a build that was killed continues after the last noted shard and ends in the
-same bytes. The card ``database.json`` comes last, so a folder with a card is complete.
+same bytes. The card ``database.json`` comes last, so a folder with a card is complete. Pictures are read ahead by
+other processes and shards written behind by a thread, so that the embedder need not wait.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ldm.files import file_hash, read_json, write_json
-from ldm.util import atomic_path, instantiate_from_config
-from rdm.retrieval.database import CARD, FORMAT, NUMBERS, TEXTS, RetrievalDatabase, shard_file
-from rdm.retrieval.embedder import Embedder, check_embedder, embed_images, image_id, picture_hash, to_pixels
+from ldm.util import instantiate_from_config
+from rdm.retrieval.database import CARD, FORMAT, RetrievalDatabase
+from rdm.retrieval.embedder import Embedder, check_embedder, embed_ahead, to_half
+from rdm.retrieval.forecast import forecast
+from rdm.retrieval.patches import Patches
+from rdm.retrieval.reading import Chunk, batches, chunks_of, read_chunks
+from rdm.retrieval.shards import KINDS, TEXTS, metadata_schema, shard_file, write_shard
 
 LOG = logging.getLogger(__name__)
 PLAN = "build.json"
+REPORT = "unreadable.json"  # pictures that have no row because they cannot be read
 SHARD_ROWS = 65536
 
 
+@dataclass(frozen=True)
+class Work:
+    """How a build is carried out; none of it changes a byte of the database but ``shard_rows`` and ``batch_size``.
+
+    Attributes:
+        batch_size: patches embedded at once.
+        shard_rows: pictures of the source per shard; a build that is continued keeps its own.
+        workers: processes that read pictures ahead; None for one per core, at most 8.
+        max_broken: unreadable pictures to tolerate; None for what the source tolerates.
+        progress: show a bar.
+    """
+
+    batch_size: int = 256
+    shard_rows: int = SHARD_ROWS
+    workers: int | None = None
+    max_broken: int | None = None
+    progress: bool = True
+
+    def check(self) -> None:
+        """Raises ValueError where a number is out of range."""
+        if self.batch_size < 1 or self.shard_rows < 1:
+            raise ValueError(
+                f"got batch_size={self.batch_size}, shard_rows={self.shard_rows}, expected both at least 1"
+            )
+        if min(self.workers or 0, self.max_broken or 0) < 0:
+            raise ValueError(
+                f"got workers={self.workers}, max_broken={self.max_broken}, expected neither to be negative"
+            )
+
+
 def prepare_database(
-    path: str | Path, source: Mapping[str, Any], embedder: Embedder, **options: Any
+    path: str | Path,
+    source: Mapping[str, Any],
+    embedder: Embedder,
+    *,
+    patches: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> RetrievalDatabase:
     """Returns the database at ``path``, building or completing it first where it is not finished.
 
@@ -37,6 +81,7 @@ def prepare_database(
         path: the folder.
         source: ``{"target", "params"}`` of the pictures, see :func:`build_database`.
         embedder: makes the vectors; a database that another one made is refused.
+        patches: what to take of each picture, see :mod:`rdm.retrieval.patches`.
         options: further arguments of :func:`build_database`.
 
     Raises:
@@ -45,15 +90,16 @@ def prepare_database(
     path = Path(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
-        if database.card["source"] != json.loads(json.dumps(source)):
-            made_from, asked = json.dumps(database.card["source"]), json.dumps(source)
+        asked = {"source": _plain(source), "patches": Patches(patches).config}
+        made_from = [{key: entry[key] for key in asked} for entry in database.sources]
+        if asked not in made_from:
             raise ValueError(
-                f"database {path} was built from {made_from}, got {asked}; "
+                f"database {path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
                 f"delete {path} or name another path, and build again"
             )
         (path / PLAN).unlink(missing_ok=True)  # a kill between writing the card and this leaves it behind
         return database
-    return build_database(path, source, embedder, **options)
+    return build_database(path, source, embedder, patches=patches, **options)
 
 
 def build_database(
@@ -61,62 +107,43 @@ def build_database(
     source: Mapping[str, Any],
     embedder: Embedder,
     *,
-    batch_size: int = 256,
-    shard_rows: int = SHARD_ROWS,
-    progress: bool = True,
+    patches: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> RetrievalDatabase:
-    """Embeds every picture of a source whole and writes the database; continues a build that was killed.
+    """Embeds patches of every picture of a source and writes the database; continues a build that was killed.
 
     Args:
         path: folder to write; it is made, and holds nothing but this database.
         source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored, so that the pictures of
             rows can be shown again; relative paths in it start from the folder the programs run in.
         embedder: makes the vectors.
-        batch_size: pictures embedded at once.
-        shard_rows: pictures of the source per shard; a build that is continued keeps its own.
-        progress: show a bar.
+        patches: what to take of each picture, see :mod:`rdm.retrieval.patches`; None takes it whole.
+        options: see :class:`Work`.
 
     Returns:
-        The finished database. Pictures that cannot be read have no row.
+        The finished database. Pictures that cannot be read have no row and are listed in ``unreadable.json``.
 
     Raises:
-        ValueError: a database is there already, a partial build of something else is there, no picture is
-            readable, or a vector is not finite in float16.
+        ValueError: a database is there already, a partial build of something else is there, no picture or too few
+            are readable, or a vector is not finite in float16.
+        OSError: the disk is full; complete shards stay, and the same command continues.
     """
-    path = Path(path)
+    path, work = Path(path), Work(**options)
+    work.check()
     if (path / CARD).is_file():
         raise ValueError(f"there is a finished database at {path} already; delete it or name another path")
-    if batch_size < 1 or shard_rows < 1:
-        raise ValueError(f"got batch_size={batch_size}, shard_rows={shard_rows}, expected both at least 1")
-    source = json.loads(json.dumps(source))
-    images = instantiate_from_config(source)
-    plan = _resume(path, _new_plan(source, images, embedder, shard_rows), embedder)
-    with tqdm(total=len(images), initial=plan["next"], unit="img", desc="database", disable=not progress) as bar:
-        while plan["next"] < len(images):
-            stop = min(plan["next"] + plan["shard_rows"], len(images))
-            vectors, entries = _embed_range(images, plan["next"], stop, embedder, batch_size, bar)
-            if entries:
-                name = f"{plan['next'] // plan['shard_rows']:05d}"
-                plan["shards"].append(_write_shard(path, name, vectors, entries, plan["columns"]))
-            plan["next"] = stop
-            write_json(path / PLAN, plan)
-    card = _card(plan)
-    if not card["rows"]:
-        raise ValueError(
-            f"none of the {len(images)} images of {source['target']} is readable; there is nothing to build"
-        )
-    write_json(path / CARD, card)
+    images, policy = instantiate_from_config(_plain(source)), Patches(patches)
+    plan = resume(path, new_plan(_plain(source), images, policy, embedder, work), embedder, PLAN)
+    embed_all(path, plan, images, range(len(images)), policy, embedder, work, PLAN)
+    card = {key: plan[key] for key in ("format", "embedder", "dim")}
+    finish(path, plan, {**card, "dtype": "float16", "sources": [], "shards": []})
     (path / PLAN).unlink()
-    LOG.info(
-        "built database %s: %d rows, %d images left out as unreadable",
-        path,
-        card["rows"],
-        len(images) - card["rows"],
-    )
     return RetrievalDatabase.open(path, embedder)
 
 
-def _new_plan(source: Mapping[str, Any], images: Any, embedder: Embedder, shard_rows: int) -> dict[str, Any]:
+def new_plan(
+    source: Mapping[str, Any], images: Any, patches: Patches, embedder: Embedder, work: Work, **more: Any
+) -> dict[str, Any]:
     """Returns what a build does and how far it is; a build is continued only by a plan like its own."""
     known = {"id", *TEXTS}
     return {
@@ -125,31 +152,33 @@ def _new_plan(source: Mapping[str, Any], images: Any, embedder: Embedder, shard_
         "dim": embedder.dim,
         "source": source,
         "items": len(images),
-        "shard_rows": shard_rows,
-        "patches": {"policy": "whole"},
-        "columns": sorted(key for key in images[0] if key not in known and key != "image"),
+        "shard_rows": work.shard_rows,
+        "patches": patches.config,
+        "columns": sorted(_first_metadata(images).keys() - known),
+        "first": 0,
+        **more,
         "next": 0,
         "shards": [],
+        "without": 0,
+        "unreadable": [],
     }
 
 
-def _card(plan: Mapping[str, Any]) -> dict[str, Any]:
-    rows = sum(shard["rows"] for shard in plan["shards"])
-    kept = {key: plan[key] for key in ("format", "embedder", "dim", "patches", "source", "shards")}
-    return {**kept, "dtype": "float16", "rows": rows}
+def resume(path: Path, plan: dict[str, Any], embedder: Embedder, file: str) -> dict[str, Any]:
+    """Returns the plan to follow: the one at ``path``, cut back to its undamaged shards, or else ``plan``.
 
-
-def _resume(path: Path, plan: dict[str, Any], embedder: Embedder) -> dict[str, Any]:
-    """Returns the plan to follow: the one at ``path``, cut back to its undamaged shards, or else ``plan``."""
-    if not (path / PLAN).is_file():
-        if path.is_dir() and any(not file.match(f".{PLAN}.*.tmp") for file in path.iterdir()):
+    Raises:
+        ValueError: what is there is something else.
+    """
+    if not (path / file).is_file():
+        if file == PLAN and path.is_dir() and any(not found.match(f".{PLAN}.*.tmp") for found in path.iterdir()):
             raise ValueError(f"{path} is not empty and holds no database; name another path or empty it")
-        write_json(path / PLAN, plan)
+        write_json(path / file, plan)
         return plan
-    found = read_json(path / PLAN, f"delete {path}")
-    remedy = f"finish it with that one, or delete {path}"
+    found = read_json(path / file, f"delete {path / file}")
+    remedy = f"finish it with that one, or delete {path if file == PLAN else path / file}"
     check_embedder(found["embedder"], embedder, f"the unfinished build at {path}", remedy)
-    for key in plan.keys() - {"next", "shards", "embedder", "shard_rows"}:
+    for key in plan.keys() - {"next", "shards", "without", "unreadable", "embedder", "shard_rows"}:
         if found.get(key) != plan[key]:
             raise ValueError(
                 f"the unfinished build at {path} has {key} {found.get(key)!r}, got {plan[key]!r}; {remedy}"
@@ -157,56 +186,172 @@ def _resume(path: Path, plan: dict[str, Any], embedder: Embedder) -> dict[str, A
     for leftover in path.rglob(".*.tmp"):
         leftover.unlink()
     for place, shard in enumerate(found["shards"]):
-        files = {kind: shard_file(path, kind, shard["name"]) for kind in ("embeddings", "metadata")}
-        if any(file_hash(file) != shard[kind] for kind, file in files.items()):
+        if any(file_hash(shard_file(path, kind, shard["name"])) != shard[kind] for kind in KINDS):
             LOG.warning("shard %s of the unfinished build is damaged; building again from there", shard["name"])
-            found["shards"], found["next"] = found["shards"][:place], int(shard["name"]) * found["shard_rows"]
+            found["shards"] = found["shards"][:place]
+            found["next"] = (int(shard["name"]) - found["first"]) * found["shard_rows"]
             break
     LOG.info("continuing the build at %s after %d of %d images", path, found["next"], found["items"])
     return found
 
 
-def _embed_range(
-    images: Any, start: int, stop: int, embedder: Embedder, batch_size: int, bar: tqdm
-) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Returns vectors ``[n, D] float16`` and metadata of the readable pictures ``start .. stop - 1``."""
-    vectors, entries = [], []
-    for first in range(start, stop, batch_size):
-        numbers = range(first, min(first + batch_size, stop))
-        # In place of a broken picture the data set delivers the next good one, which has its own row.
-        items = [(n, item) for n in numbers if (item := images[n])["id"] == image_id(images, n)]
-        if items:
-            names = [item["id"] for _, item in items]
-            raw = embed_images(embedder, [item["image"] for _, item in items], names)
-            with np.errstate(over="ignore"):
-                half = raw.astype(np.float16)
-            if not np.isfinite(half).all():
-                name = names[int(np.argmin(np.isfinite(half).all(axis=1)))]
-                raise ValueError(f"the vector of image '{name}' reaches {np.abs(raw).max():.0f}, float16 ends at 65504")
-            vectors.append(half)
-            entries += [_entry(number, item) for number, item in items]
-        bar.update(len(numbers))
-    return np.concatenate(vectors) if vectors else np.empty((0, embedder.dim), np.float16), entries
+def embed_all(
+    path: Path,
+    plan: dict[str, Any],
+    images: Any,
+    items: Sequence[int],
+    patches: Patches,
+    embedder: Embedder,
+    work: Work,
+    file: str,
+) -> None:
+    """Writes the shards that a plan lacks, and keeps the plan in ``file`` up to date.
+
+    Args:
+        path: folder of the database.
+        plan: what :func:`resume` returned; it is brought up to date.
+        images: the data set.
+        items: numbers of the pictures to embed.
+        patches: what to take of each.
+        embedder: makes the vectors.
+        work: how.
+        file: name of the plan's file.
+
+    Raises:
+        ValueError: see :func:`build_database`.
+        OSError: a shard cannot be written.
+    """
+    starts = range(plan["next"], len(items), plan["shard_rows"])
+    by_shard = [chunks_of(items[start : start + plan["shard_rows"]]) for start in starts]
+    chunks = [chunk for of_shard in by_shard for chunk in of_shard]
+    workers = min(8, os.cpu_count() or 1, len(chunks) // 8) if work.workers is None else work.workers
+    LOG.info("%s", forecast(path, images, items, patches, embedder, work.batch_size, workers, plan["shard_rows"]))
+    stream = read_chunks(images, patches, chunks, workers)
+    limit = images.max_broken if work.max_broken is None else work.max_broken
+    written: Future[None] | None = None
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=len(items), initial=plan["next"], unit="img", desc="database", disable=not work.progress) as bar,
+    ):
+        for start, of_shard in zip(starts, by_shard, strict=True):
+            content = embed_shard(_counted(islice(stream, len(of_shard)), bar), embedder, work.batch_size, plan)
+            if written is not None:
+                written.result()  # at most one shard waits while the next one fills
+            check_unreadable(path, [*plan["unreadable"], *content.unreadable], limit)
+            written = writer.submit(
+                _write, path, plan, start, min(start + plan["shard_rows"], len(items)), content, file
+            )
+        if written is not None:
+            written.result()
 
 
-def _entry(number: int, item: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the metadata row of a whole picture."""
-    pixels = to_pixels(item["image"])
-    texts = {key: value for key, value in item.items() if key not in ("id", "image")}
-    box = {"x0": 0, "y0": 0, "x1": pixels.shape[1], "y1": pixels.shape[0]}
-    return {**texts, "image_id": item["id"], "item": number, **box, "sha256": picture_hash(pixels)}
+@dataclass(frozen=True)
+class ShardContent:
+    """What a shard will hold: vectors ``[n, D] float16``, n rows of metadata, and the pictures that gave none."""
+
+    vectors: np.ndarray
+    table: pa.Table
+    unreadable: list[dict[str, Any]]
+    without: int
 
 
-def _write_shard(
-    path: Path, name: str, vectors: np.ndarray, entries: list[dict[str, Any]], extra_columns: list[str]
-) -> dict[str, Any]:
-    """Writes one shard and returns its line of the shard table."""
-    numbers = [(column, pa.int64() if column == "item" else pa.int32()) for column in NUMBERS]
-    texts = [(column, pa.string()) for column in (*TEXTS, *extra_columns)]
-    table = pa.Table.from_pylist(entries, schema=pa.schema([*texts[:1], *numbers, *texts[1:]]))
-    files = {kind: shard_file(path, kind, name) for kind in ("embeddings", "metadata")}
-    with atomic_path(files["embeddings"]) as temporary, temporary.open("wb") as stream:
-        np.save(stream, vectors, allow_pickle=False)
-    with atomic_path(files["metadata"]) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return {"name": name, "rows": len(vectors), **{kind: file_hash(file) for kind, file in files.items()}}
+def embed_shard(chunks: Iterable[Chunk], embedder: Embedder, batch_size: int, plan: Mapping[str, Any]) -> ShardContent:
+    """Returns the rows of some chunks; a function of nothing but its arguments.
+
+    Raises:
+        ValueError: a vector is not finite in float16.
+    """
+    schema, seen = metadata_schema(plan["columns"]), []
+
+    def noted() -> Iterator[Chunk]:
+        for chunk in chunks:
+            seen.append((chunk.faults, chunk.without))
+            yield chunk
+
+    halves, tables = [np.empty((0, embedder.dim), np.float16)], []
+    for vectors, entries in embed_ahead(embedder, batches(noted(), batch_size)):
+        halves.append(to_half(vectors, [entry["image_id"] for entry in entries]))
+        tables.append(pa.RecordBatch.from_pylist(entries, schema))
+    faults = [fault for found, _ in seen for fault in found]
+    table = pa.Table.from_batches(tables, schema)
+    return ShardContent(np.concatenate(halves), table, faults, sum(without for _, without in seen))
+
+
+def check_unreadable(path: Path, unreadable: list[dict[str, Any]], limit: int) -> None:
+    """Raises ValueError if more pictures than the limit cannot be read, and writes down which."""
+    if len(unreadable) > limit:
+        write_json(path / REPORT, {"unreadable": unreadable})
+        raise ValueError(
+            f"{len(unreadable)} pictures cannot be read, expected at most max_broken={limit}; {path / REPORT} lists "
+            "them; repair or remove them, or raise max_broken of the database, and run the same command again"
+        )
+
+
+def _write(path: Path, plan: dict[str, Any], start: int, stop: int, content: ShardContent, file: str) -> None:
+    """Writes a shard, if it has rows, and notes it in the plan."""
+    note(plan, stop, write_content(path, plan, start, content), content.unreadable, content.without)
+    write_json(path / file, plan)
+
+
+def write_content(path: Path, plan: Mapping[str, Any], start: int, content: ShardContent) -> dict[str, Any] | None:
+    """Writes the shard that begins at picture ``start``; returns its line of the table, None without rows."""
+    if not len(content.vectors):
+        return None
+    name = f"{plan['first'] + start // plan['shard_rows']:05d}"
+    return write_shard(path, name, content.vectors, content.table)
+
+
+def note(
+    plan: dict[str, Any], stop: int, shard: dict[str, Any] | None, unreadable: list[dict[str, Any]], without: int
+) -> None:
+    """Notes in a plan that the pictures before ``stop`` are done."""
+    plan["shards"] += [shard] if shard else []
+    plan["unreadable"] += unreadable
+    plan["without"] += without
+    plan["next"] = stop
+
+
+def finish(path: Path, plan: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Writes the report of unreadable pictures and then a card with the shards of a plan behind its own.
+
+    Raises:
+        ValueError: the plan has no rows.
+    """
+    rows = sum(shard["rows"] for shard in plan["shards"])
+    if not rows:
+        raise ValueError(
+            f"none of the {plan['items']} images of {plan['source']['target']} gave a row: {len(plan['unreadable'])} "
+            f"are not readable, {plan['without']} too small or without a box; there is nothing to build"
+        )
+    if plan["unreadable"]:
+        before = read_json(path / REPORT, "")["unreadable"] if card["shards"] and (path / REPORT).is_file() else []
+        write_json(path / REPORT, {"unreadable": [*before, *plan["unreadable"]]})
+    shards = [*card["shards"], *plan["shards"]]
+    source = {"source": plan["source"], "patches": plan["patches"], "shards": len(plan["shards"])}
+    total = sum(shard["rows"] for shard in shards)
+    write_json(path / CARD, {**card, "rows": total, "sources": [*card["sources"], source], "shards": shards})
+    LOG.info(
+        "database %s: %d rows, %d new; %d images left out as unreadable, %d as too small or without a box",
+        path, total, rows, len(plan["unreadable"]), plan["without"],
+    )  # fmt: skip
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as it reads back from JSON."""
+    return json.loads(json.dumps(config))
+
+
+def _counted(chunks: Iterable[Chunk], bar: tqdm) -> Iterator[Chunk]:
+    for chunk in chunks:
+        bar.update(chunk.pictures)
+        yield chunk
+
+
+def _first_metadata(images: Any) -> dict[str, str]:
+    """Returns the strings of the first picture that has any; metadata may be unreadable like pictures."""
+    for item in range(len(images)):
+        try:
+            return images.metadata(item)
+        except ValueError:
+            continue
+    return {}

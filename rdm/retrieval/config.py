@@ -12,7 +12,7 @@ from ldm.config import check_keys
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
-_DATABASE_KEYS = ("path", "source", "batch_size", "shard_rows")
+_DATABASE_KEYS = ("path", "source", "patches", "batch_size", "shard_rows", "workers", "max_broken")
 
 
 def require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[Any]:

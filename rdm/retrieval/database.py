@@ -23,16 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm.files import check_hash, read_json
-from ldm.util import instantiate_from_config
-from rdm.retrieval.embedder import Embedder, check_embedder, picture_hash, to_pixels
+from rdm.retrieval.embedder import Embedder, check_embedder
+from rdm.retrieval.patches import complete_policy
+from rdm.retrieval.shards import KINDS, open_shard, shard_file
+from rdm.retrieval.source import Source
 from rdm.retrieval.tombstones import alive_rows, changing, removed_stamp, write_removed
 
 FORMAT = 1
 CARD = "database.json"
-# What every row says about its picture. `item` is the number of the picture in the source, the box is in
-# pixels of the picture as the source delivers it, sha256 is over the pixels of the patch.
-NUMBERS = ("item", "x0", "y0", "x1", "y1")
-TEXTS = ("image_id", "caption", "class_id", "uri", "licence", "attribution", "sha256")
 _OPEN_TABLES = 8
 
 
@@ -48,20 +46,25 @@ class RetrievalDatabase:
         card: what ``database.json`` holds.
         dim: width of an embedding, D.
         fingerprint: SHA-256 over the embedder's fingerprint and the shard table; equal for equal contents.
+        sources: where the pictures of the shards are: ``source``, ``patches`` and how many ``shards``, in their order.
     """
 
     def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
         self.path = path
-        self.card = dict(card)
         self.dim: int = card["dim"]
         contents = {key: card[key] for key in ("format", "dim", "dtype", "shards")}
         contents["embedder"] = card["embedder"]["fingerprint"]
         self.fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+        if "sources" not in card:  # an earlier form of the card
+            of_all = {"source": card["source"], "patches": complete_policy(card["patches"])}
+            card = {**card, "sources": [{**of_all, "shards": len(card["shards"])}]}
+        self.card = dict(card)
+        self.sources: list[dict[str, Any]] = card["sources"]
         self._starts = np.cumsum([0, *(shard["rows"] for shard in card["shards"])])
         self._shards: dict[int, np.ndarray] = {}
         self._tables: dict[int, pa.Table] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
-        self._source: Any = None
+        self._sources: dict[int, Source] = {}
         self._alive: np.ndarray | None = None
         self._alive_stamp: tuple[int, ...] = ()
 
@@ -211,31 +214,38 @@ class RetrievalDatabase:
         return found.reshape(rows.shape)
 
     def patches(self, rows: Any, source: Any = None) -> list[np.ndarray]:
-        """Returns the pictures of some rows, cut out of the source again, each ``[H, W, 3] uint8``.
+        """Returns the pictures of some rows, cut out of their source again, each ``[S, S, 3] uint8``.
 
         Args:
             rows: integer array of any shape, read flattened.
-            source: the data set the database was built from; None to open the one its card describes.
+            source: the data set the database was built from, if it has one only; None to open those its card describes.
 
         Raises:
-            ValueError: a row outside ``[0, N)``, or the source holds another picture than the database was
-                built from.
-            FileNotFoundError: the source has moved.
+            ValueError: a row outside ``[0, N)``, or a source holds another picture than the database was built from.
+            FileNotFoundError: a source has moved.
         """
+        rows = self._check(rows).ravel()
         if source is not None:
-            self._source = source
-        elif self._source is None:
-            self._source = instantiate_from_config(self.card["source"])
-        return [self._patch(entry) for entry in self.metadata(rows)]
+            if len(self.sources) != 1:
+                raise ValueError(
+                    f"got one source, expected those of the card: database {self.path} has {len(self.sources)}"
+                )
+            self._sources[0] = Source(self.sources[0], self.path, source)
+        owners = self.sources_of(rows)
+        for number in set(owners.tolist()) - self._sources.keys():
+            self._sources[number] = Source(self.sources[number], self.path)
+        return [
+            self._sources[owner].patch(row) for owner, row in zip(owners.tolist(), self.metadata(rows), strict=True)
+        ]
 
-    def _patch(self, entry: Mapping[str, Any]) -> np.ndarray:
-        pixels = to_pixels(self._source[entry["item"]]["image"])[entry["y0"] : entry["y1"], entry["x0"] : entry["x1"]]
-        if picture_hash(pixels) != entry["sha256"]:
-            raise ValueError(
-                f"image '{entry['image_id']}' ({entry['uri']}) is not the picture that database "
-                f"{self.path} was built from; restore the source or rebuild the database"
-            )
-        return pixels
+    def sources_of(self, rows: Any) -> np.ndarray:
+        """Returns the number in :attr:`sources` of each row's source, shaped like ``rows``.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        last_shards = np.cumsum([entry["shards"] for entry in self.sources])
+        return np.searchsorted(self._starts[last_shards], self._check(rows), side="right")
 
     def verify(self) -> None:
         """Reads every byte and compares it with the card.
@@ -244,7 +254,7 @@ class RetrievalDatabase:
             ValueError: a shard is missing or damaged; names it.
         """
         for number, shard in enumerate(self.card["shards"]):
-            for kind in ("embeddings", "metadata"):
+            for kind in KINDS:
                 check_hash(self._file(kind, number), shard[kind], "rebuild the database")
 
     def _check(self, rows: Any) -> np.ndarray:
@@ -285,23 +295,3 @@ class RetrievalDatabase:
                 )
             self._tables[number] = table
         return self._tables[number]
-
-
-def shard_file(path: Path, kind: str, name: str) -> Path:
-    """Returns the file of one shard; ``kind`` is ``embeddings`` or ``metadata``."""
-    return path / kind / (name + {"embeddings": ".npy", "metadata": ".parquet"}[kind])
-
-
-def open_shard(file: Path, rows: int, dim: int) -> np.ndarray:
-    """Returns the memory-mapped embeddings ``[rows, dim] float16`` of one shard.
-
-    Raises:
-        ValueError: the file is missing, truncated or of another shape or type.
-    """
-    try:
-        shard = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"shard {file} is missing or damaged ({error}); rebuild the database") from error
-    if shard.shape != (rows, dim) or shard.dtype != np.float16:
-        raise ValueError(f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} float16; rebuild it")
-    return shard

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,17 +43,64 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
     """
     vectors = np.empty((len(images), embedder.dim), dtype=np.float32)
     for places in _by_shape(images):
-        batch = torch.stack([images[place] for place in places]).to(_device(embedder))
-        found = embedder.images(batch).float().cpu().numpy()
-        if found.shape != (len(places), embedder.dim):
-            expected = (len(places), embedder.dim)
-            raise ValueError(f"embedder {embedder.name} gave vectors of shape {found.shape}, expected {expected}")
-        vectors[places] = found
+        found = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
+        vectors[places] = _checked(embedder, found, [names[place] for place in places])
+    return vectors
+
+
+def embed_ahead(
+    embedder: Embedder, batches: Iterable[tuple[Tensor, list[dict[str, Any]]]]
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Yields raw vectors ``[B, D] float32`` and metadata of each batch; on a GPU, the next batch is under way by then.
+
+    Args:
+        embedder: any embedder.
+        batches: patches ``[B, S, S, 3] uint8`` and their metadata.
+
+    Raises:
+        ValueError: see :func:`embed_images`.
+    """
+    device = _device(embedder)
+    waiting: tuple[Tensor, list[dict[str, Any]]] | None = None
+    for pixels, entries in batches:
+        with torch.inference_mode():
+            moved = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
+            images = moved.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+            found = embedder.images(images.div_(127.5).sub_(1.0))
+        if waiting is not None:
+            yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
+        waiting = found, entries
+    if waiting is not None:
+        yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
+
+
+def to_half(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Returns vectors ``[B, D] float32`` in float16.
+
+    Raises:
+        ValueError: a number is too large for it; names the picture.
+    """
+    with np.errstate(over="ignore"):
+        half = vectors.astype(np.float16)
+    finite = np.isfinite(half).all(axis=1)
+    if not finite.all():
+        place = int(np.argmin(finite))
+        largest = np.abs(vectors[place]).max()
+        raise ValueError(f"the vector of image '{names[place]}' reaches {largest:.0f}, float16 ends at 65504")
+    return half
+
+
+def _checked(embedder: Embedder, found: Tensor, names: Sequence[str]) -> np.ndarray:
+    """Returns vectors as numpy if they are what an embedder has to answer."""
+    vectors = found.float().cpu().numpy()
+    expected = (len(names), embedder.dim)
+    if vectors.shape != expected:
+        raise ValueError(f"embedder {embedder.name} gave vectors of shape {vectors.shape}, expected {expected}")
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
-        name = names[int(np.argmin(finite))]
         raise ValueError(
-            f"embedder {embedder.name} gave a vector that is not finite for image '{name}'; check its weights"
+            f"embedder {embedder.name} gave a vector that is not finite for image '{names[int(np.argmin(finite))]}'; "
+            "check its weights"
         )
     return vectors
 

@@ -140,7 +140,9 @@ for moment in (1, 3, 2, 0.004, 0.03):
     if child == 0:
         embedder = Deadly()
         embedder.left = moment if isinstance(moment, int) else 10**9
-        build_database({path!r}, {source!r}, embedder, batch_size=4, shard_rows=8, progress=False)
+        build_database(
+            {path!r}, {source!r}, embedder, patches={patches!r}, batch_size=4, shard_rows=8, progress=False
+        )
         os._exit(0)
     if not isinstance(moment, int):
         time.sleep(moment)
@@ -151,15 +153,18 @@ for moment in (1, 3, 2, 0.004, 0.03):
 """
 
 
+@pytest.mark.parametrize("patches", [None, {"policy": "random", "count": 2, "min_side": 4}])
 def test_a_killed_build_continues_to_the_same_bytes(
-    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
+    tmp_path: Path, source: dict[str, Any], patches: dict[str, Any] | None
 ) -> None:
+    undisturbed = build_database(tmp_path / "db", source, ProjectionEmbedder(), patches=patches, **QUIET)
     path = tmp_path / "killed"
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), path=str(path), source=source)
+    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), path=str(path), source=source, patches=patches)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-    resumed = prepare_database(path, source, ProjectionEmbedder(), **QUIET)
-    assert contents(path) == contents(database.path)
-    assert resumed.fingerprint == database.fingerprint
+    resumed = prepare_database(path, source, ProjectionEmbedder(), patches=patches, **QUIET)
+    assert len(resumed) == (19 if patches is None else 37)  # one picture's two squares are the same
+    assert contents(path) == contents(undisturbed.path)
+    assert resumed.fingerprint == undisturbed.fingerprint
 
 
 class FailingAt(ProjectionEmbedder):

@@ -1,0 +1,77 @@
+"""The files of one shard: embeddings and what is known of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm.files import file_hash
+from ldm.util import atomic_path
+
+KINDS = ("embeddings", "metadata")
+# What every row says about its picture. `item` is the number of the picture in its source, the box is in pixels of the
+# picture, sha256 is over the pixels of the patch that was embedded.
+NUMBERS = ("item", "x0", "y0", "x1", "y1")
+TEXTS = ("image_id", "caption", "class_id", "uri", "licence", "attribution", "sha256")
+
+
+def shard_file(path: Path, kind: str, name: str) -> Path:
+    """Returns the file of one shard; ``kind`` is ``embeddings`` or ``metadata``."""
+    return path / kind / (name + {"embeddings": ".npy", "metadata": ".parquet"}[kind])
+
+
+def open_shard(file: Path, rows: int, dim: int, dtype: str = "float16") -> np.ndarray:
+    """Returns the memory-mapped embeddings ``[rows, dim]`` of one shard.
+
+    Raises:
+        ValueError: the file is missing, truncated or of another shape or type.
+    """
+    try:
+        shard = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"shard {file} is missing or damaged ({error}); rebuild the database") from error
+    if shard.shape != (rows, dim) or shard.dtype != np.dtype(dtype):
+        raise ValueError(f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} {dtype}; rebuild it")
+    return shard
+
+
+def metadata_schema(extra: Sequence[str] = ()) -> pa.Schema:
+    """Returns the columns of a shard's metadata: those of every row, and text columns that the source adds."""
+    numbers = [(column, pa.int64() if column == "item" else pa.int32()) for column in NUMBERS]
+    texts = [(column, pa.string()) for column in (*TEXTS, *extra)]
+    return pa.schema([*texts[:1], *numbers, *texts[1:]])
+
+
+def write_shard(path: Path, name: str, vectors: np.ndarray, table: pa.Table) -> dict[str, Any]:
+    """Writes one shard, each file whole or not at all.
+
+    Args:
+        path: folder of the database.
+        name: of the shard.
+        vectors: ``[n, D] float16``.
+        table: n rows of metadata.
+
+    Returns:
+        Its line of the shard table.
+
+    Raises:
+        OSError: a file cannot be written, such as on a full disk; nothing of it is left.
+    """
+    files = {kind: shard_file(path, kind, name) for kind in KINDS}
+    try:
+        with atomic_path(files["embeddings"]) as temporary, temporary.open("wb") as stream:
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(vectors))
+            stream.write(np.ascontiguousarray(vectors).data)  # unlike numpy's own, this says why it fails
+        with atomic_path(files["metadata"]) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    except OSError as error:
+        raise OSError(
+            f"shard {name} of {path} cannot be written ({error.strerror or error}); the shards before it are complete: "
+            "free some space and run the same command again"
+        ) from error
+    return {"name": name, "rows": len(vectors), **{kind: file_hash(file) for kind, file in files.items()}}
