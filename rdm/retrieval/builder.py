@@ -29,7 +29,7 @@ from rdm.retrieval.embedder import Embedder, check_embedder, embed_ahead, to_hal
 from rdm.retrieval.forecast import forecast
 from rdm.retrieval.patches import Patches
 from rdm.retrieval.reading import Chunk, batches, chunks_of, read_chunks
-from rdm.retrieval.shards import KINDS, TEXTS, metadata_schema, shard_file, write_shard
+from rdm.retrieval.shards import KINDS, TEXTS, explained, metadata_schema, shard_file, write_shard
 
 LOG = logging.getLogger(__name__)
 PLAN = "build.json"
@@ -290,7 +290,8 @@ def check_unreadable(path: Path, unreadable: list[dict[str, Any]], limit: int) -
 def _write(path: Path, plan: dict[str, Any], start: int, stop: int, content: ShardContent, file: str) -> None:
     """Writes a shard, if it has rows, and notes it in the plan."""
     note(plan, stop, write_content(path, plan, start, content), content.unreadable, content.without)
-    write_json(path / file, plan)
+    with explained(path):
+        write_json(path / file, plan)
 
 
 def write_content(path: Path, plan: Mapping[str, Any], start: int, content: ShardContent) -> dict[str, Any] | None:
@@ -324,12 +325,14 @@ def finish(path: Path, plan: Mapping[str, Any], card: Mapping[str, Any]) -> None
             f"are not readable, {plan['without']} too small or without a box; there is nothing to build"
         )
     if plan["unreadable"]:
-        before = read_json(path / REPORT, "")["unreadable"] if card["shards"] and (path / REPORT).is_file() else []
-        write_json(path / REPORT, {"unreadable": [*before, *plan["unreadable"]]})
-    shards = [*card["shards"], *plan["shards"]]
+        report = read_json(path / REPORT, "")["unreadable"] if card["shards"] and (path / REPORT).is_file() else []
+        new = {fault["uri"] for fault in plan["unreadable"]}
+        kept = [fault for fault in report if fault["uri"] not in new]
+        write_json(path / REPORT, {"unreadable": [*kept, *plan["unreadable"]]})
     source = {"source": plan["source"], "patches": plan["patches"], "shards": len(plan["shards"])}
+    shards, sources = [*card["shards"], *plan["shards"]], [*card["sources"], source]
     total = sum(shard["rows"] for shard in shards)
-    write_json(path / CARD, {**card, "rows": total, "sources": [*card["sources"], source], "shards": shards})
+    write_json(path / CARD, {**card, "rows": total, "sources": sources, "shards": shards})
     LOG.info(
         "database %s: %d rows, %d new; %d images left out as unreadable, %d as too small or without a box",
         path, total, rows, len(plan["unreadable"]), plan["without"],

@@ -25,12 +25,11 @@ import pyarrow.parquet as pq
 from ldm.files import check_hash, read_json
 from rdm.retrieval.embedder import Embedder, check_embedder
 from rdm.retrieval.patches import complete_policy
-from rdm.retrieval.shards import KINDS, open_shard, shard_file
+from rdm.retrieval.shards import CARD, KINDS, open_shard, shard_file
 from rdm.retrieval.source import Source
-from rdm.retrieval.tombstones import alive_rows, changing, removed_stamp, write_removed
+from rdm.retrieval.tombstones import alive_rows, changing, read_removed, stamp, write_removed
 
 FORMAT = 1
-CARD = "database.json"
 _OPEN_TABLES = 8
 
 
@@ -121,11 +120,11 @@ class RetrievalDatabase:
         can still be read; search, neighbour tables and popularity leave the removed ones out.
 
         Raises:
-            ValueError: the file of removed rows is damaged.
+            ValueError: the file of removed rows is damaged, or the database was rewritten since it was opened.
         """
-        stamp = removed_stamp(self.path)
-        if stamp != self._alive_stamp:
-            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), stamp
+        found = stamp(self.path)
+        if found != self._alive_stamp:
+            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), found
         return self._alive
 
     @property
@@ -144,15 +143,16 @@ class RetrievalDatabase:
             How many of them were not removed before.
 
         Raises:
-            ValueError: a row outside ``[0, N)``, or the file of removed rows is damaged.
+            ValueError: a row outside ``[0, N)``, the file of removed rows is damaged, or the database was rewritten
+                since it was opened.
         """
         rows = self._check(rows).ravel()
         with changing(self.path / CARD):
-            before = self.removed
-            alive = np.ones(len(self), dtype=bool) if self.alive is None else self.alive.copy()
-            alive[rows] = False
-            by_shard = self._by_shard(np.flatnonzero(~alive))
-            write_removed(self.path, {self.card["shards"][number]["name"]: local for number, _, local in by_shard})
+            before, marks = self.removed, read_removed(self.path)
+            for number, _, local in self._by_shard(rows):
+                name = self.card["shards"][number]["name"]
+                marks[name] = np.concatenate([marks.get(name, local[:0]), local])
+            write_removed(self.path, marks)
             return self.removed - before
 
     def embeddings(self, rows: Any) -> np.ndarray:
@@ -195,13 +195,26 @@ class RetrievalDatabase:
             ValueError: there is no such column.
         """
         if name not in self._columns:
-            files = [self._file("metadata", number) for number in range(len(self.card["shards"]))]
-            names = pq.read_schema(files[0]).names
-            if name not in names:
-                raise ValueError(f"database {self.path} has no metadata column '{name}', it has {', '.join(names)}")
-            chunks = [chunk for file in files for chunk in pq.read_table(file, columns=[name])[name].chunks]
-            self._columns[name] = pa.chunked_array(chunks)
+            numbers = range(len(self.card["shards"]))
+            if all(self.stored_as(number, name) is None for number in numbers):
+                names = ", ".join(
+                    dict.fromkeys(known for number in numbers for known in self._table(number).column_names)
+                )
+                raise ValueError(f"database {self.path} has no metadata column '{name}', it has {names}")
+            self._columns[name] = pa.chunked_array([c for number in numbers for c in self.cells(number, name).chunks])
         return self._columns[name]
+
+    def cells(self, number: int, name: str) -> pa.ChunkedArray:
+        """Returns one metadata column of one shard, read anew; empty texts where the shard has none."""
+        stored, rows = self.stored_as(number, name), self.card["shards"][number]["rows"]
+        if stored is None:
+            return pa.chunked_array([pa.array([""] * rows)])
+        return pq.read_table(self.file("metadata", number), columns=[stored])[stored]
+
+    def stored_as(self, number: int, name: str) -> str | None:
+        """Returns under which name a shard's file holds a metadata column; None where it does not."""
+        names = pq.read_schema(self.file("metadata", number)).names
+        return name if name in names else None
 
     def values(self, name: str, rows: Any) -> np.ndarray:
         """Returns one metadata column of some rows, an array (of objects for texts) shaped like ``rows``.
@@ -247,6 +260,10 @@ class RetrievalDatabase:
         last_shards = np.cumsum([entry["shards"] for entry in self.sources])
         return np.searchsorted(self._starts[last_shards], self._check(rows), side="right")
 
+    def shard(self, number: int, local: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+        """Returns embeddings ``[n, D] float16`` and metadata of some rows of one shard, counted within it."""
+        return self._shard(number)[local].astype(np.float16, copy=False), self._table(number).take(local)
+
     def verify(self) -> None:
         """Reads every byte and compares it with the card.
 
@@ -255,7 +272,8 @@ class RetrievalDatabase:
         """
         for number, shard in enumerate(self.card["shards"]):
             for kind in KINDS:
-                check_hash(self._file(kind, number), shard[kind], "rebuild the database")
+                check_hash(self.file(kind, number), shard[kind], "rebuild the database")
+            self._table(number)
 
     def _check(self, rows: Any) -> np.ndarray:
         rows = np.asarray(rows)
@@ -272,13 +290,14 @@ class RetrievalDatabase:
             places = np.flatnonzero(owners == number)
             yield int(number), places, rows[places] - self._starts[number]
 
-    def _file(self, kind: str, number: int) -> Path:
+    def file(self, kind: str, number: int) -> Path:
+        """Returns the file of ``embeddings`` or ``metadata`` of one shard."""
         return shard_file(self.path, kind, self.card["shards"][number]["name"])
 
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
             self._shards[number] = open_shard(
-                self._file("embeddings", number), self.card["shards"][number]["rows"], self.dim
+                self.file("embeddings", number), self.card["shards"][number]["rows"], self.dim
             )
         return self._shards[number]
 
@@ -287,11 +306,11 @@ class RetrievalDatabase:
         if number not in self._tables:
             while len(self._tables) >= _OPEN_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            table = pq.read_table(self._file("metadata", number))
+            table = pq.read_table(self.file("metadata", number))
             expected = self.card["shards"][number]["rows"]
             if len(table) != expected:
                 raise ValueError(
-                    f"{self._file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
+                    f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
             self._tables[number] = table
         return self._tables[number]

@@ -118,4 +118,4 @@ def available_memory() -> int | None:
 
 
 def _gb(number: int) -> str:
-    return f"{number / 1e9:.2f} GB"
+    return f"{number / 1e9:.2f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

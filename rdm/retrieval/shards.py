@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from ldm.files import file_hash
 from ldm.util import atomic_path
 
+CARD = "database.json"
 KINDS = ("embeddings", "metadata")
 # What every row says about its picture. `item` is the number of the picture in its source, the box is in pixels of the
 # picture, sha256 is over the pixels of the patch that was embedded.
@@ -47,6 +49,18 @@ def metadata_schema(extra: Sequence[str] = ()) -> pa.Schema:
     return pa.schema([*texts[:1], *numbers, *texts[1:]])
 
 
+@contextlib.contextmanager
+def explained(path: Path, left: str = "its complete shards are kept") -> Iterator[None]:
+    """Says of a file that cannot be written, as on a full disk, what is left of the database at ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written to ({error.strerror or error}); {left}: free some space and run the same "
+            "command again"
+        ) from error
+
+
 def write_shard(path: Path, name: str, vectors: np.ndarray, table: pa.Table) -> dict[str, Any]:
     """Writes one shard, each file whole or not at all.
 
@@ -63,15 +77,10 @@ def write_shard(path: Path, name: str, vectors: np.ndarray, table: pa.Table) -> 
         OSError: a file cannot be written, such as on a full disk; nothing of it is left.
     """
     files = {kind: shard_file(path, kind, name) for kind in KINDS}
-    try:
+    with explained(path):
         with atomic_path(files["embeddings"]) as temporary, temporary.open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(vectors))
             stream.write(np.ascontiguousarray(vectors).data)  # unlike numpy's own, this says why it fails
         with atomic_path(files["metadata"]) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    except OSError as error:
-        raise OSError(
-            f"shard {name} of {path} cannot be written ({error.strerror or error}); the shards before it are complete: "
-            "free some space and run the same command again"
-        ) from error
     return {"name": name, "rows": len(vectors), **{kind: file_hash(file) for kind, file in files.items()}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ldm.files import read_json
 from ldm.util import atomic_path
+from rdm.retrieval.shards import CARD
 
 FILE = "removed.npz"
 
@@ -57,27 +60,35 @@ def changing(card: Path) -> Iterator[None]:
     Raises:
         FileNotFoundError: the card is not there.
     """
-    with card.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however that ends
-        yield
+    while True:
+        with card.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the process, however that ends
+            if os.fstat(file.fileno()).st_ino == card.stat().st_ino:  # else another process has replaced it meanwhile
+                yield
+                return
 
 
-def removed_stamp(path: Path) -> tuple[int, ...]:
-    """Returns what changes whenever the file of removed rows does; takes microseconds."""
-    try:
-        found = (path / FILE).stat()
-    except FileNotFoundError:
-        return (0,)
-    return found.st_ino, found.st_mtime_ns, found.st_size
+def stamp(path: Path) -> tuple[int, ...]:
+    """Returns what changes whenever rows are removed or the database is rewritten; takes microseconds."""
+    found: list[int] = []
+    for name in (CARD, FILE):
+        with contextlib.suppress(FileNotFoundError):
+            state = (path / name).stat()
+            found += [state.st_ino, state.st_mtime_ns, state.st_size]
+    return tuple(found)
 
 
 def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
     """Returns which rows of the shard table are not removed, ``[N] bool``; None where all are there.
 
     Raises:
-        ValueError: the file is damaged, or names a row that its shard does not have.
+        ValueError: the file is damaged, or names a row that its shard does not have; or the database was rewritten, so
+            that which rows of this shard table were removed is not known any more.
     """
     removed = read_removed(path)
+    current = {shard["name"] for shard in read_json(path / CARD, "restore it")["shards"]}
+    if not all(shard["name"] in current for shard in shards):
+        raise ValueError(f"database {path} was rewritten since it was opened; open it again")
     if not any(shard["name"] in removed for shard in shards):
         return None
     alive = np.ones(sum(shard["rows"] for shard in shards), dtype=bool)
