@@ -18,6 +18,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", help="with --database: folder of the table (its neighbours/train if not given)")
     parser.add_argument("--k", type=positive, help="neighbours per picture (20 if neither given nor configured)")
     parser.add_argument("--near-duplicate", type=finite, help="leave out rows at least this similar (0.999 likewise)")
+    parser.add_argument(
+        "--patches-per-side", type=positive, help="cut each picture into n x n patches with neighbours of their own (1)"
+    )
     add_embedding_options(parser, "--database")
     return parser.parse_args()
 
@@ -35,7 +38,8 @@ def main() -> None:
 
     if bool(args.config) == bool(args.database and args.images):
         raise ValueError("expected either --config FILE or --database FOLDER with --images PICTURES; see --help")
-    given = {} if args.near_duplicate is None else {"near_duplicate": args.near_duplicate}
+    asked = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
+    given = {key: value for key, value in asked.items() if value is not None}
     if args.config:
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
         check_mapping(data, "data")

@@ -35,6 +35,7 @@ class RetrievalDataModule(DataModule):
         k: neighbours per image that a batch holds.
         stored_k: neighbours per image that the tables hold.
         near_duplicate: database rows at least this similar (cosine) to an image are not its neighbours.
+        patches_per_side: n; neighbours are found for each of n x n patches of an image, and a batch holds ``n * n * k``.
         num_workers: loader processes.
         seed: of the order of the training images.
 
@@ -53,6 +54,7 @@ class RetrievalDataModule(DataModule):
         k: int = 4,
         stored_k: int = 20,
         near_duplicate: float = NEAR_DUPLICATE,
+        patches_per_side: int = 1,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -63,6 +65,7 @@ class RetrievalDataModule(DataModule):
         self.embedder_config = dict(embedder)
         self.database_config = dict(database)
         self.k, self.stored_k, self.near_duplicate = k, stored_k, near_duplicate
+        self.patches_per_side = patches_per_side
         self._database: RetrievalDatabase | None = None
 
     @property
@@ -105,7 +108,9 @@ class RetrievalDataModule(DataModule):
                 database,
                 index,
                 k=self.stored_k,
+                used=self.k,
                 near_duplicate=self.near_duplicate,
+                patches_per_side=self.patches_per_side,
             )
 
     def setup(self, stage: str | None = None) -> None:

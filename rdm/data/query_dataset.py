@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -16,7 +15,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
     """Each image with what the model may look at: items of ``images``, plus its neighbours.
 
     An item has two further entries: ``neighbours`` ``[K, D] float32``, the raw embeddings, best first, and
-    ``neighbour_rows`` ``[K] int64``, their rows in the database.
+    ``neighbour_rows`` ``[K] int64``, their rows in the database. Where the table is of n x n patches a picture, they
+    hold ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from then on.
 
     Args:
         images: data set of ``ldm.data``.
@@ -58,7 +58,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one image with its neighbours."""
-        rows = np.asarray(self.table.rows[index, : self.k], dtype=np.int64)
+        rows = self.table.nearest(index, self.k)
         vectors = torch.from_numpy(self.database.embeddings(rows))
         return {**self.images[index], "neighbours": vectors, "neighbour_rows": torch.from_numpy(rows)}
 

@@ -1,17 +1,20 @@
 """The neighbours of every training picture, found once before training, and the popularity counted from them.
 
-A table is a folder with ``neighbours.npy`` ``[images, K]``, memory-mapped, and its card ``neighbours.json``.
+A table is a folder with ``neighbours.npy`` ``[images, K]``, memory-mapped, and its card ``neighbours.json``. More
+neighbours are stored than are used, so that rows can be removed from the database without another search: the next
+ones stored move up.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from ldm.files import check_hash, file_hash, read_json, write_json
@@ -27,24 +30,28 @@ CARD, ROWS = "neighbours.json", "neighbours.npy"
 PLAN, PARTIAL = "build.json", "neighbours.partial.npy"
 NEAR_DUPLICATE = 0.999  # cosine similarity of two copies of a picture in another file format or size
 _BATCH = 256
+_LINES = 65536
 _REUSE_ROWS = 2_000_000  # above this the hashes of the database's pictures are not held in memory
 
 
 class NeighbourTable:
-    """Row ``i`` holds the K nearest database rows of the picture delivered as item ``i``, best first.
+    """Line ``i`` holds the K nearest database rows of the picture delivered as item ``i``, best first.
 
     Args:
         path: the folder.
         card: what its ``neighbours.json`` holds.
+        database: where the rows are; those that are removed from it are left out, from the moment they are.
 
     Attributes:
-        rows: ``[images, K]`` integers, memory-mapped.
-        k: neighbours stored per picture, K.
+        rows: ``[images, K]`` integers, memory-mapped, as they were found; ``[images, n * n, K]`` where each picture was
+            searched for in n x n patches.
+        k: neighbours stored per picture or patch, K.
     """
 
-    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, card: Mapping[str, Any], database: RetrievalDatabase) -> None:
         self.path = path
         self.card = dict(card)
+        self.database = database
         self.k: int = card["k"]
         self.rows = np.load(path / ROWS, mmap_mode="r", allow_pickle=False)
 
@@ -69,39 +76,81 @@ class NeighbourTable:
                 f"got {database.path} with fingerprint {database.fingerprint}; {remedy}"
             )
         check_hash(path / ROWS, card["sha256"], remedy)
-        return cls(path, card)
+        return cls(path, card, database)
 
     def __len__(self) -> int:
         """Returns the number of pictures."""
         return len(self.rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to worker processes as its path and card."""
-        return type(self), (self.path, self.card)
+        """Travels to worker processes as its path and card, and those of the database."""
+        return type(self), (self.path, self.card, self.database)
 
-    def check_k(self, k: int) -> None:
-        """Checks that k neighbours per picture are stored.
+    def nearest(self, number: int, k: int) -> np.ndarray:
+        """Returns the k nearest rows of a picture that are not removed, ``[k] int64`` or ``[n * n * k] int64``.
 
         Raises:
-            ValueError: k is below 1 or more than the table holds.
+            ValueError: fewer than k of those stored are left.
+        """
+        rows = np.atleast_2d(np.asarray(self.rows[number], dtype=np.int64))
+        kept = _first_alive(rows, self.database.alive, k)
+        if int(np.count_nonzero(kept)) < k * len(rows):
+            raise ValueError(self._short(k))
+        return rows[kept]
+
+    def check_k(self, k: int) -> None:
+        """Checks that k neighbours per picture are stored and not removed.
+
+        Raises:
+            ValueError: k is below 1 or more than the table holds, or has left of some picture.
         """
         if not 1 <= k <= self.k:
             raise ValueError(
                 f"neighbour table holds {self.k} neighbours per image, config asks for k={k}; "
                 f"rerun scripts/search_neighbors.py --k {max(k, 1)}"
             )
+        if self.left() < k:
+            raise ValueError(self._short(k))
+
+    def left(self) -> int:
+        """Returns how many neighbours every picture has that are not removed; K where none is."""
+        alive, least = self.database.alive, self.k
+        if alive is not None:
+            least = min((int(alive[block].sum(axis=-1).min()) for block in self._blocks()), default=least)
+        return least
+
+    def _short(self, k: int) -> str:
+        return (
+            f"rows were removed from {self.database.path}, which leaves {self.left()} of {self.k} neighbours to an "
+            f"image of table {self.path}, config asks for k={k}; rerun scripts/search_neighbors.py"
+        )
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """Yields the lines in blocks, ``[n, K] int64``."""
+        lines = self.rows.reshape(-1, self.k)
+        for start in range(0, len(lines), _LINES):
+            yield lines[start : start + _LINES].astype(np.int64)
 
     def popularity(self, k: int) -> np.ndarray:
         """Returns how many pictures have each row among their first k neighbours, ``[N] int64``.
 
-        Divided by ``k * len(table)`` this is the proposal distribution p_D (Blattmann et al. 2022,
-        section 3.2).
+        Divided by its sum this is the proposal distribution p_D (Blattmann et al. 2022, section 3.2). Removed rows have
+        none: it is the count over the database without them.
 
         Raises:
-            ValueError: the table holds fewer than k neighbours per picture.
+            ValueError: the table holds fewer than k neighbours per picture, or has left.
         """
         self.check_k(k)
-        return np.bincount(self.rows[:, :k].ravel(), minlength=self.card["database_rows"]).astype(np.int64)
+        counts, alive = np.zeros(self.card["database_rows"], dtype=np.int64), self.database.alive
+        for rows in self._blocks():
+            counts += np.bincount(rows[_first_alive(rows, alive, k)], minlength=len(counts))
+        return counts
+
+
+def _first_alive(rows: np.ndarray, alive: np.ndarray | None, k: int) -> np.ndarray:
+    """Returns which of the rows ``[n, K]`` are the first k of their line that are not removed, ``[n, K] bool``."""
+    there = np.ones(rows.shape, dtype=bool) if alive is None else alive[rows]
+    return there & (there.cumsum(axis=1) <= k)
 
 
 def prepare_neighbour_table(
@@ -112,24 +161,33 @@ def prepare_neighbour_table(
     index: SearchIndex,
     *,
     k: int = 20,
+    used: int = 1,
     near_duplicate: float = NEAR_DUPLICATE,
+    patches_per_side: int = 1,
     progress: bool = True,
 ) -> NeighbourTable:
     """Returns the table at ``path``, built anew unless it is the one asked for with at least k neighbours.
 
-    Takes the arguments of :func:`build_neighbour_table` and raises what it raises.
+    Takes the arguments of :func:`build_neighbour_table` and raises what it raises; one of which removals from the
+    database have left fewer than ``used`` neighbours to some picture is built anew, too.
     """
     path = Path(path)
-    plan = _new_plan(images, database, k, near_duplicate)
+    plan = _new_plan(images, database, k, near_duplicate, patches_per_side)
     if (path / CARD).is_file():
         card = read_json(path / CARD, f"delete {path}")
-        differs = [key for key in plan if key != "k" and card.get(key) != plan[key]]
+        differs = [key for key in plan if key != "k" and card.get(key, 1) != plan[key]]
         if not differs and card["k"] >= k:
-            return NeighbourTable.open(path, database)
+            table = NeighbourTable.open(path, database)
+            if table.left() >= used:
+                return table
+            differs = ["rows that were removed from the database"]
         LOG.warning("neighbour table %s differs in %s; making it again", path, ", ".join(differs) or "k")
-    return build_neighbour_table(
-        path, images, embedder, database, index, k=k, near_duplicate=near_duplicate, progress=progress
-    )
+    options: dict[str, Any] = {
+        "near_duplicate": near_duplicate,
+        "patches_per_side": patches_per_side,
+        "progress": progress,
+    }
+    return build_neighbour_table(path, images, embedder, database, index, k=k, **options)
 
 
 def build_neighbour_table(
@@ -141,12 +199,14 @@ def build_neighbour_table(
     *,
     k: int = 20,
     near_duplicate: float = NEAR_DUPLICATE,
+    patches_per_side: int = 1,
     progress: bool = True,
 ) -> NeighbourTable:
     """Finds k neighbours of every picture and writes them; continues a search that was killed.
 
     A picture's own rows (the same image id) and near-duplicates of it are left out: a model that is given the
-    picture itself learns to copy. Vectors of pictures that are in the database are read from it.
+    picture itself learns to copy. Vectors of pictures that are in the database are read from it. Removed rows are not
+    found.
 
     Args:
         path: folder to write; a table there is replaced when the new one is complete.
@@ -156,6 +216,8 @@ def build_neighbour_table(
         index: the index of that database.
         k: neighbours per picture.
         near_duplicate: rows at least this similar (cosine) are left out; above 1 none is.
+        patches_per_side: n; each picture is cut into n x n patches, row by row, and k neighbours of each are found
+            (CompVis' ``n_patches_per_side``).
         progress: show a bar.
 
     Raises:
@@ -172,16 +234,16 @@ def build_neighbour_table(
         raise ValueError(
             f"index is of database {index.card['database']}, got database {database.fingerprint}; rebuild it"
         )
-    plan = _new_plan(images, database, k, near_duplicate)
+    plan = _new_plan(images, database, k, near_duplicate, patches_per_side)
     partial, done = _resume(path, plan)
-    known = _rows_by_picture(database)
+    known, step = _rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
     with tqdm(total=len(images), initial=done, unit="img", desc="neighbours", disable=not progress) as bar:
-        for start in range(done, len(images), _BATCH):
-            items = [images[number] for number in range(start, min(start + _BATCH, len(images)))]
-            queries = _query_vectors(items, embedder, database, known)
-            partial[start : start + len(items)] = search_others(
-                queries, [item["id"] for item in items], database, index, k, near_duplicate
-            )
+        for start in range(done, len(images), step):
+            items = [images[number] for number in range(start, min(start + step, len(images)))]
+            parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
+            queries, ids = _query_vectors(parts, embedder, database, known), [name for _, name in parts]
+            found = search_others(queries, ids, database, index, k, near_duplicate)
+            partial[start : start + len(items)] = found.reshape(len(items), *partial.shape[1:])
             partial.flush()
             write_json(path / PLAN, {**plan, "done": start + len(items)})
             bar.update(len(items))
@@ -193,6 +255,19 @@ def build_neighbour_table(
     (path / PLAN).unlink()
     LOG.info("wrote neighbour table %s: %d images, %d neighbours each", path, len(images), k)
     return NeighbourTable.open(path, database)
+
+
+def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
+    """Returns the n x n patches of a picture ``[3, H, W]``, row by row, each ``[3, H // n, W // n]``.
+
+    Raises:
+        ValueError: n is below 1, or larger than a side.
+    """
+    height, width = (side // max(per_side, 1) for side in image.shape[1:])
+    if per_side < 1 or not height or not width:
+        raise ValueError(f"got patches_per_side={per_side}, expected 1 to {min(image.shape[1:])}, the side in pixels")
+    corners = [(row * height, column * width) for row in range(per_side) for column in range(per_side)]
+    return [image[:, y : y + height, x : x + width] for y, x in corners]
 
 
 def search_others(
@@ -217,19 +292,20 @@ def search_others(
         ValueError: fewer than k rows are left for a picture.
     """
     found = np.full((len(queries), k), -1, dtype=np.int64)
-    open_places = np.arange(len(queries))
-    width = min(k + 12, len(database))
+    open_places, alive, total = np.arange(len(queries)), database.alive, len(database) - database.removed
+    width = min(k + 12, total)
     while True:
         near = index.search(queries[open_places], width)
         owners = database.values("image_id", near.rows)
         asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
         keep = (owners != asked) & (near.scores < near_duplicate)
+        keep &= True if alive is None else alive[near.rows]
         enough = keep.sum(axis=1) >= k
         for line in np.flatnonzero(enough):
             found[open_places[line]] = near.rows[line][keep[line]][:k]
         if enough.all():
             return found
-        if width == len(database):
+        if width == total:
             short = int(np.argmin(enough))
             raise ValueError(
                 f"image '{ids[open_places[short]]}' has {int(keep[short].sum())} neighbours in "
@@ -237,7 +313,7 @@ def search_others(
                 f"ask for fewer neighbours or raise near_duplicate={near_duplicate}"
             )
         open_places = open_places[~enough]
-        width = min(width * 8, len(database))
+        width = min(width * 8, total)
 
 
 def ids_hash(ids: Iterable[str]) -> str:
@@ -250,12 +326,15 @@ def images_hash(images: Any) -> str:
     return ids_hash(image_id(images, number) for number in range(len(images)))
 
 
-def _new_plan(images: Any, database: RetrievalDatabase, k: int, near_duplicate: float) -> dict[str, Any]:
+def _new_plan(
+    images: Any, database: RetrievalDatabase, k: int, near_duplicate: float, patches_per_side: int
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "images": len(images),
         "image_ids": images_hash(images),
         "k": k,
+        "patches_per_side": patches_per_side,
         "database": database.fingerprint,
         "database_rows": len(database),
         "embedder": database.card["embedder"]["fingerprint"],
@@ -264,8 +343,10 @@ def _new_plan(images: Any, database: RetrievalDatabase, k: int, near_duplicate: 
 
 
 def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
-    """Returns the writable table ``[images, k]`` and how many of its lines are filled."""
-    shape, dtype = (plan["images"], plan["k"]), np.int32 if plan["database_rows"] < 2**31 else np.int64
+    """Returns the writable table ``[images, k]`` or ``[images, n * n, k]`` and how many of its lines are filled."""
+    patches = plan["patches_per_side"] ** 2
+    shape = (plan["images"], *([patches] if patches > 1 else []), plan["k"])
+    dtype = np.int32 if plan["database_rows"] < 2**31 else np.int64
     if (path / PLAN).is_file() and (path / PARTIAL).is_file():
         found = read_json(path / PLAN, f"delete {path}")
         done = found.pop("done")
@@ -284,13 +365,13 @@ def _rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
 
 
 def _query_vectors(
-    items: list[dict[str, Any]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
+    parts: list[tuple[Tensor, str]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
 ) -> np.ndarray:
-    """Returns raw vectors ``[B, D] float32`` of the items, read from the database where it has them."""
-    rows = np.array([known.get(picture_hash(to_pixels(item["image"])), -1) for item in items])
-    vectors = np.empty((len(items), embedder.dim), dtype=np.float32)
+    """Returns raw vectors ``[B, D] float32`` of pictures with their names, read from the database where it has them."""
+    rows = np.array([known.get(picture_hash(to_pixels(image)), -1) for image, _ in parts])
+    vectors = np.empty((len(parts), embedder.dim), dtype=np.float32)
     vectors[rows >= 0] = database.embeddings(rows[rows >= 0])
-    new = [item for item, row in zip(items, rows, strict=True) if row < 0]
+    new = [part for part, row in zip(parts, rows, strict=True) if row < 0]
     if new:
-        vectors[rows < 0] = embed_images(embedder, [item["image"] for item in new], [item["id"] for item in new])
+        vectors[rows < 0] = embed_images(embedder, [image for image, _ in new], [name for _, name in new])
     return vectors

@@ -12,6 +12,7 @@ from pictures import ProjectionEmbedder, contents, write_pictures
 from PIL import Image
 
 from ldm.util import instantiate_from_config
+from rdm.data import QueryDataset
 from rdm.retrieval import neighbours as module
 from rdm.retrieval.builder import build_database
 from rdm.retrieval.database import RetrievalDatabase
@@ -127,7 +128,10 @@ def test_a_stopped_search_continues_to_the_same_bytes(
 
 def test_popularity_counted_by_hand(tmp_path: Path) -> None:
     np.save(tmp_path / "neighbours.npy", np.array([[2, 0, 4], [2, 4, 1], [0, 2, 4]], np.int32))
-    table = NeighbourTable(tmp_path, {"k": 3, "database_rows": 6})
+    six = build_database(
+        tmp_path / "six", write_pictures(tmp_path / "pictures", 6), ProjectionEmbedder(), progress=False
+    )
+    table = NeighbourTable(tmp_path, {"k": 3, "database_rows": 6}, six)
     assert table.popularity(1).tolist() == [1, 0, 2, 0, 0, 0]
     assert table.popularity(2).tolist() == [2, 0, 3, 0, 1, 0]
     assert table.popularity(3).sum() == 9
@@ -137,6 +141,60 @@ def test_popularity_counted_by_hand(tmp_path: Path) -> None:
         "rerun .* --k 4",
     ):
         table.popularity(4)
+    six.remove([2])
+    assert table.nearest(0, 2).tolist() == [0, 4] and table.nearest(1, 1).tolist() == [4]
+    assert table.popularity(1).tolist() == [2, 0, 0, 0, 1, 0]
+    assert table.popularity(2).tolist() == [2, 1, 0, 0, 3, 0]
+    with pytest.raises(
+        ValueError, match="leaves 2 of 3 neighbours to an image of table .*, config asks for k=3; rerun"
+    ):
+        table.popularity(3)
+
+
+def test_removed_rows_are_nobodys_neighbours(
+    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
+) -> None:
+    images, index = instantiate_from_config(source), NeighbourIndex.open(database)
+    table = build(database, images, tmp_path / "table", k=8)
+    dataset = QueryDataset(images, database, table, k=3)
+    worker = pickle.loads(pickle.dumps(dataset))  # noqa: S301
+    gone = dataset[4]["neighbour_rows"][:2].tolist()
+    RetrievalDatabase.open(database.path).remove(gone)  # by another process
+    for seen in (dataset, worker):
+        rows = [seen[number]["neighbour_rows"].tolist() for number in range(30)]
+        assert rows == [[row for row in line if row not in gone][:3] for line in table.rows.tolist()]
+    assert table.popularity(3)[gone].tolist() == [0, 0] and table.popularity(3).sum() == 90
+    assert not set(gone) & set(build(database, images, tmp_path / "after", k=8).rows.ravel().tolist())
+
+    def prepare(used: int) -> Any:
+        path, embedder = tmp_path / "table", ProjectionEmbedder()
+        return prepare_neighbour_table(path, images, embedder, database, index, k=8, used=used, progress=False)
+
+    assert prepare(3).rows.tolist() == table.rows.tolist()  # the stored ones are enough
+    kept = prepare(8)
+    assert not set(gone) & set(kept.rows.ravel().tolist()) and kept.left() == 8
+
+
+@pytest.mark.parametrize("per_side", [2, 3])
+def test_patches_of_a_picture_have_neighbours_of_their_own(
+    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any], per_side: int
+) -> None:
+    images, side = instantiate_from_config(source), 8 // per_side
+    table = build(database, images, tmp_path / "table", k=5, patches_per_side=per_side)
+    assert table.rows.shape == (30, per_side**2, 5)
+    number, row, column = 7, 1, per_side - 1
+    patch = images[number]["image"][:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+    query = ProjectionEmbedder().images(patch[None]).numpy()[0]
+    rows = database.embeddings(np.arange(30))
+    cosine = rows @ query / np.linalg.norm(rows, axis=1)
+    cosine[number] = -np.inf
+    np.testing.assert_array_equal(table.rows[number, row * per_side + column], np.argsort(-cosine)[:5])
+    item = QueryDataset(images, database, table, k=2)[number]
+    assert item["neighbour_rows"].tolist() == table.rows[number, :, :2].ravel().tolist()
+    assert item["neighbours"].shape == (2 * per_side**2, 8)
+    assert table.popularity(2).sum() == 30 * 2 * per_side**2
+    with pytest.raises(ValueError, match="got patches_per_side=9, expected 1 to 8"):
+        build(database, images, tmp_path / "more", k=5, patches_per_side=9)
 
 
 def test_a_foreign_or_damaged_table_is_refused(
