@@ -19,7 +19,7 @@ from ldm.util import nearest
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.neighbours import NeighbourTable
+from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 
@@ -208,10 +208,9 @@ def sample_popular(
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
     """
     database = loaded.retriever.database
-    table = NeighbourTable.open(database.path / "neighbours" / "train", database)
-    popularity = table.popularity(loaded.model.conditioner.k)
+    counts = popularity(database, loaded.model.conditioner.k)
     generator = np.random.default_rng(seed)
-    queries = popular_queries(database, popularity, n, generator=generator, top_m=top_m, weighted=weighted)
+    queries = popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
     options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
     return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)

@@ -24,6 +24,12 @@ _HOME = {
     "class_queries": "queries",
     "image_queries": "queries",
     "mix": "queries",
+    "append_pictures": "living",
+    "find_rows": "living",
+    "compact": "living",
+    "merge_databases": "living",
+    "find_duplicates": "duplicates",
+    "import_database": "imports",
 }
 __all__ = sorted(_HOME)
 

@@ -2,19 +2,21 @@
 
 On disk, without pickle anywhere::
 
-    database.json            the card: format, embedder, dim, dtype, rows, patches, source, shards with sha256
+    database.json            the card: format, embedder, dim, dtype, rows, sources with patches, shards with sha256
     embeddings/00000.npy     [n, D] float16, raw
     metadata/00000.parquet   one row per embedding
     removed.npz              rows that were removed and not yet rewritten away, if any
 
-Only a finished database has a card; :mod:`rdm.retrieval.builder` writes it last.
+Beside these may lie ``index/``, ``neighbours/``, ``popularity.npy``, ``duplicates.csv`` and ``unreadable.json``. Shards
+that another project wrote stay where they are, and the card says where (:mod:`rdm.retrieval.imports`). Only a finished
+database has a card; :mod:`rdm.retrieval.builder` writes it last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from ldm.files import check_hash, read_json
 from rdm.retrieval.embedder import Embedder, check_embedder
 from rdm.retrieval.patches import complete_policy
-from rdm.retrieval.shards import CARD, KINDS, open_shard, shard_file
+from rdm.retrieval.shards import CARD, KINDS, NUMBERS, open_shard, our_columns, shard_file, stored_name, unknown
 from rdm.retrieval.source import Source
 from rdm.retrieval.tombstones import alive_rows, changing, read_removed, stamp, write_removed
 
@@ -51,7 +53,8 @@ class RetrievalDatabase:
     def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
         self.path = path
         self.dim: int = card["dim"]
-        contents = {key: card[key] for key in ("format", "dim", "dtype", "shards")}
+        contents = {key: card[key] for key in ("format", "dim", "dtype")}
+        contents["shards"] = [{key: shard[key] for key in shard if key != "files"} for shard in card["shards"]]
         contents["embedder"] = card["embedder"]["fingerprint"]
         self.fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
         if "sources" not in card:  # an earlier form of the card
@@ -205,16 +208,17 @@ class RetrievalDatabase:
         return self._columns[name]
 
     def cells(self, number: int, name: str) -> pa.ChunkedArray:
-        """Returns one metadata column of one shard, read anew; empty texts where the shard has none."""
+        """Returns one metadata column of one shard, read anew; what :func:`unknown` says where the shard has none."""
         stored, rows = self.stored_as(number, name), self.card["shards"][number]["rows"]
         if stored is None:
-            return pa.chunked_array([pa.array([""] * rows)])
-        return pq.read_table(self.file("metadata", number), columns=[stored])[stored]
+            return pa.chunked_array([unknown(name, rows)])
+        found = self._parquet(pq.read_table, number, columns=[stored])[stored]
+        return found if name in NUMBERS else found.cast(pa.string()).fill_null("")
 
     def stored_as(self, number: int, name: str) -> str | None:
         """Returns under which name a shard's file holds a metadata column; None where it does not."""
-        names = pq.read_schema(self.file("metadata", number)).names
-        return name if name in names else None
+        names = self._parquet(pq.read_schema, number).names
+        return stored_name(name, names, "files" in self.card["shards"][number])
 
     def values(self, name: str, rows: Any) -> np.ndarray:
         """Returns one metadata column of some rows, an array (of objects for texts) shaped like ``rows``.
@@ -291,14 +295,15 @@ class RetrievalDatabase:
             yield int(number), places, rows[places] - self._starts[number]
 
     def file(self, kind: str, number: int) -> Path:
-        """Returns the file of ``embeddings`` or ``metadata`` of one shard."""
-        return shard_file(self.path, kind, self.card["shards"][number]["name"])
+        """Returns the file of ``embeddings`` or ``metadata`` of one shard, which lies elsewhere if it was imported."""
+        shard = self.card["shards"][number]
+        return Path(shard["files"][kind]) if "files" in shard else shard_file(self.path, kind, shard["name"])
 
     def _shard(self, number: int) -> np.ndarray:
         if number not in self._shards:
-            self._shards[number] = open_shard(
-                self.file("embeddings", number), self.card["shards"][number]["rows"], self.dim
-            )
+            shard = self.card["shards"][number]
+            dtype = shard.get("dtype", self.card["dtype"])
+            self._shards[number] = open_shard(self.file("embeddings", number), shard["rows"], self.dim, dtype)
         return self._shards[number]
 
     def _table(self, number: int) -> pa.Table:
@@ -306,11 +311,20 @@ class RetrievalDatabase:
         if number not in self._tables:
             while len(self._tables) >= _OPEN_TABLES:
                 self._tables.pop(next(iter(self._tables)))
-            table = pq.read_table(self.file("metadata", number))
+            table = self._parquet(pq.read_table, number)
             expected = self.card["shards"][number]["rows"]
             if len(table) != expected:
                 raise ValueError(
                     f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
-            self._tables[number] = table
+            self._tables[number] = our_columns(table) if "files" in self.card["shards"][number] else table
         return self._tables[number]
+
+    def _parquet(self, read: Callable[..., Any], number: int, **options: Any) -> Any:
+        """Returns what pyarrow reads of the metadata of one shard."""
+        try:
+            return read(self.file("metadata", number), **options)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{self.file('metadata', number)} is missing or damaged ({error}); rebuild the database"
+            ) from error

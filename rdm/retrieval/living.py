@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from ldm.files import read_json, write_json
 from ldm.util import atomic_path, instantiate_from_config
 from rdm.retrieval.builder import REPORT, Work, embed_all, finish, new_plan, resume
-from rdm.retrieval.database import CARD, RetrievalDatabase
+from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, image_id
 from rdm.retrieval.patches import Patches
-from rdm.retrieval.shards import KINDS, explained, shard_file, write_shard
+from rdm.retrieval.shards import CARD, KINDS, explained, new_folder, shard_file, write_shard
 from rdm.retrieval.tombstones import changing, read_removed, write_removed
 
 LOG = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def compact(path: str | Path) -> RetrievalDatabase:
         ValueError: an append is unfinished, a file is damaged, or no row would be left.
         OSError: the disk is full; the database is as before.
     """
-    path = Path(path)
+    path = RetrievalDatabase.open(path).path
     with changing(path / CARD):
         database = RetrievalDatabase.open(path)
         if (path / APPEND_PLAN).is_file():
@@ -236,8 +236,6 @@ def merge_databases(paths: Sequence[str | Path], output: str | Path) -> Retrieva
     output = Path(output)
     if len(paths) < 2:
         raise ValueError(f"got {len(paths)} databases to merge, expected at least 2")
-    if output.exists():
-        raise ValueError(f"there is something at {output} already; delete it or name another path")
     opened = [RetrievalDatabase.open(path) for path in paths]
     for database in opened[1:]:
         first, other = opened[0].card["embedder"], database.card["embedder"]
@@ -247,33 +245,26 @@ def merge_databases(paths: Sequence[str | Path], output: str | Path) -> Retrieva
                 f"{first['fingerprint']}, {database.path} by {other['name']} with {other['fingerprint']}; expected one "
                 "embedder for all"
             )
-    unfinished = output.with_name(f".{output.name}.merge.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
     shards: list[dict[str, Any]] = []
     marks: dict[str, np.ndarray] = {}
     reports: list[dict[str, Any]] = []
-    try:
-        with explained(output, "nothing of it is left"):
-            for database in opened:
-                lost = read_removed(database.path)
-                for number, shard in enumerate(database.card["shards"]):
-                    name = f"{len(shards):05d}"
-                    for kind in KINDS:
-                        _link(database.file(kind, number), shard_file(unfinished, kind, name))
-                    shards.append({**shard, "name": name})
-                    marks[name] = lost.get(shard["name"], np.empty(0, np.int64))
-                report = database.path / REPORT
-                reports += read_json(report, "")["unreadable"] if report.is_file() else []
-            write_removed(unfinished, marks)
-            if reports:
-                write_json(unfinished / REPORT, {"unreadable": reports})
-            sources = [entry for database in opened for entry in database.sources]
-            rows = sum(len(database) for database in opened)
-            card = {**opened[0].card, "rows": rows, "sources": sources, "shards": shards}
-            write_json(unfinished / CARD, card)
-            unfinished.replace(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with explained(output, "nothing of it is left"), new_folder(output) as folder:
+        for database in opened:
+            lost = read_removed(database.path)
+            for number, shard in enumerate(database.card["shards"]):
+                name = f"{len(shards):05d}"
+                for kind in () if "files" in shard else KINDS:
+                    _link(database.file(kind, number), shard_file(folder, kind, name))
+                shards.append({**shard, "name": name})
+                marks[name] = lost.get(shard["name"], np.empty(0, np.int64))
+            report = database.path / REPORT
+            reports += read_json(report, "")["unreadable"] if report.is_file() else []
+        write_removed(folder, marks)
+        if reports:
+            write_json(folder / REPORT, {"unreadable": reports})
+        sources = [entry for database in opened for entry in database.sources]
+        rows = sum(len(database) for database in opened)
+        write_json(folder / CARD, {**opened[0].card, "rows": rows, "sources": sources, "shards": shards})
     return RetrievalDatabase.open(output)
 
 

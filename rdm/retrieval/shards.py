@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ KINDS = ("embeddings", "metadata")
 # picture, sha256 is over the pixels of the patch that was embedded.
 NUMBERS = ("item", "x0", "y0", "x1", "y1")
 TEXTS = ("image_id", "caption", "class_id", "uri", "licence", "attribution", "sha256")
+
+
+# Other projects' columns that hold the same, best first. Theirs of our names for the box, the picture's number and the
+# hash of its pixels mean something else.
+_FOREIGN = {
+    "image_id": ("image_path", "key", "id"),
+    "caption": ("text", "TEXT"),
+    "uri": ("url", "URL", "image_path"),
+    "licence": ("license", "LICENSE"),
+}
 
 
 def shard_file(path: Path, kind: str, name: str) -> Path:
@@ -47,6 +58,60 @@ def metadata_schema(extra: Sequence[str] = ()) -> pa.Schema:
     numbers = [(column, pa.int64() if column == "item" else pa.int32()) for column in NUMBERS]
     texts = [(column, pa.string()) for column in (*TEXTS, *extra)]
     return pa.schema([*texts[:1], *numbers, *texts[1:]])
+
+
+def stored_name(name: str, names: Sequence[str], foreign: bool) -> str | None:
+    """Returns under which of a file's columns a column of ours is stored; None where it is not.
+
+    Args:
+        name: of the column.
+        names: the file's.
+        foreign: another project wrote the file.
+    """
+    if foreign and name in (*NUMBERS, "sha256"):
+        return None
+    return next((other for other in (name, *(_FOREIGN.get(name, ()) if foreign else ())) if other in names), None)
+
+
+def our_columns(table: pa.Table) -> pa.Table:
+    """Returns the metadata that another project wrote as ours: its columns under our names, further ones as texts."""
+    taken = {stored_name(name, table.column_names, True) for name in TEXTS}
+    plain = (field.name for field in table.schema if not pa.types.is_nested(field.type))
+    schema = metadata_schema([name for name in plain if name not in taken and name not in (*NUMBERS, *TEXTS)])
+    columns = []
+    for field in schema:
+        stored = stored_name(field.name, table.column_names, True)
+        columns.append(
+            unknown(field.name, len(table)) if stored is None else table[stored].cast(pa.string()).fill_null("")
+        )
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def unknown(name: str, rows: int) -> pa.Array:
+    """Returns a metadata column that a shard does not have: empty texts, an empty box, no picture's number."""
+    if name in NUMBERS:
+        field = metadata_schema().field(name)
+        return pa.array([-1 if name == "item" else 0] * rows, field.type)
+    return pa.array([""] * rows)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yields a hidden folder that becomes ``output`` at the end; after an error nothing of it is left.
+
+    Raises:
+        ValueError: there is something at ``output``.
+    """
+    if output.exists():
+        raise ValueError(f"there is something at {output} already; delete it or name another path")
+    unfinished = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ class Source:
     def __init__(self, entry: Mapping[str, Any], database: Path, images: Any = None) -> None:
         self._config = entry["source"]
         self._whole = entry["patches"]["policy"] == "whole"
+        self._imported = entry["patches"]["policy"] == "imported"  # of such rows only the number is known for sure
         self._database, self._images = database, images
         self._numbers: dict[str, int] | None = None
 
@@ -45,7 +46,8 @@ class Source:
                     f"where image '{row['image_id']}' comes from is not recorded; give its data set as source"
                 )
             self._images = instantiate_from_config(self._config)
-        box = None if self._whole else Box(row["x0"], row["y0"], row["x1"], row["y1"])
+        sides = Box(row["x0"], row["y0"], row["x1"], row["y1"])
+        box = sides if any(sides) and not self._whole else None
         try:
             pixels = cut(open_picture(self._images.read(self._number(row))), box, self._images.size)
         except (OSError, LookupError, ValueError) as error:
@@ -60,7 +62,7 @@ class Source:
     def _number(self, row: Mapping[str, Any]) -> int:
         """Returns the number of a row's picture: the recorded one, unless pictures were added or taken away since."""
         item, name = row["item"], row["image_id"]
-        if 0 <= item < len(self._images) and image_id(self._images, item) == name:
+        if 0 <= item < len(self._images) and (self._imported or image_id(self._images, item) == name):
             return item
         if self._numbers is None:
             self._numbers = {image_id(self._images, number): number for number in range(len(self._images))}

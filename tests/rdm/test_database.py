@@ -103,6 +103,13 @@ def test_damage_is_found(database: RetrievalDatabase) -> None:
     shard.write_bytes(data)
     with pytest.raises(ValueError, match="00001.npy is damaged: got sha256"):
         database.verify()
+    metadata = database.path / "metadata/00002.parquet"
+    whole = metadata.read_bytes()
+    for damaged in (whole[:-7], whole[: len(whole) // 2], b""):
+        metadata.write_bytes(damaged)
+        with pytest.raises(ValueError, match="00002.parquet is missing or damaged .*; rebuild the database"):
+            RetrievalDatabase.open(database.path).values("caption", [18])
+    metadata.write_bytes(whole)
     shard.write_bytes(data[:-10])
     with pytest.raises(ValueError, match="00001.npy is missing or damaged"):
         RetrievalDatabase.open(database.path)
