@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import runpy
 import subprocess
 import sys
@@ -49,6 +50,83 @@ def test_from_pictures_to_neighbours(run, tmp_path: Path) -> None:
     message = run(*search, "--k", 11, "--near-duplicate", 2)
     assert "has 10 neighbours" in message
     assert "expected k=11; ask for fewer neighbours" in message
+
+
+def test_a_living_database(run, tmp_path: Path) -> None:
+    clip, db, pictures = write_clip(tmp_path / "clip"), tmp_path / "db", tmp_path / "pictures"
+    write_pictures(pictures, 11)
+    given = ("--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
+    said = run("build_database.py", "build", *given)
+    assert run("build_database.py", *given) == said == f"{db}: 11 rows of 8 numbers, index Flat"
+    search = ("search_neighbors.py", "--database", db, "--images", pictures, "--size", 8, "--embedder", clip)
+    run(*search, "--k", 3)
+    assert run("build_database.py", "verify", db).splitlines() == [
+        f"{db}: shards: 1 with 11 rows, 0 of them removed",
+        f"{db}: index: Flat over 11 rows",
+        f"{db}: neighbours/train: 11 pictures, 3 neighbours each, 100.0% of them not removed",
+    ]
+    rules = ("remove", db, "--id", "class0/000.png", "class1/001.png", "--source", f"{pictures}/class1/00")
+    assert run("build_database.py", *rules, "--dry-run").startswith(f"{db}: 6 rows would be removed, 0 of the 6")
+    assert run("build_database.py", *rules) == f"{db}: 6 rows removed, 0 of the 6 that match were so before"
+    assert run("build_database.py", *rules, "--where", "class_id=class1", "item=1", "--dry-run") == (
+        f"{db}: 1 rows would be removed, 6 of the 7 that match were so before"
+    )
+    assert run("build_database.py", "compact", db) == f"{db}: 5 rows of 8 numbers, index Flat"
+    assert run("build_database.py", "append", *given) == f"{db}: 11 rows of 8 numbers, index Flat"
+    both = tmp_path / "both"
+    assert run("build_database.py", "merge", db, db, "--output", both, "--drop-duplicates").splitlines() == [
+        f"{both}: 22 rows of 8 numbers, index Flat",
+        f"{both}: 11 rows are copies of earlier ones, 0 nearly (cosine at least 0.999), see duplicates.csv; "
+        "11 of them removed",
+    ]
+    assert run("build_database.py", "compact", both) == f"{both}: 11 rows of 8 numbers, index Flat"
+    message = run("build_database.py", "verify", db)
+    assert "neighbour table" in message and "is of the database with fingerprint" in message
+
+
+def test_imports(run, tmp_path: Path) -> None:
+    rng, db = np.random.default_rng(0), tmp_path / "db"
+    rows = {"embedding": rng.standard_normal((6, 8)), "img_id": np.arange(6), "patch_coords": np.ones((6, 4), int)}
+    np.savez_compressed(tmp_path / "part_1.npz", **rows)
+    embedder = {
+        "target": "ldm.modules.encoders.modules.OpenClipEmbedder",
+        "params": {"model": write_clip(tmp_path / "c")},
+    }
+    OmegaConf.save({"embedder": embedder}, tmp_path / "embedder.yaml")
+    given = ("import", tmp_path / "part_1.npz", "--output", db)
+    assert "expected --config FILE with the embedder" in run("build_database.py", *given)
+    said = run("build_database.py", *given, "--config", tmp_path / "embedder.yaml")
+    assert said == f"{db}: 6 rows of 8 numbers, index Flat"
+    (tmp_path / "memory.p").write_bytes(pickle.dumps({"nn_memory": np.array([5, 1]), "id_count": {5: 7, 1: 2}}))
+    said = run("build_database.py", "import", tmp_path / "memory.p", "--output", db)
+    assert said == f"{db}: 2 of 6 rows are somebody's neighbour, 9 times in all"
+    assert run("build_database.py", "verify", db).splitlines()[0] == f"{db}: shards: 1 with 6 rows, 0 of them removed"
+
+
+def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
+    clip, db, pictures = write_clip(tmp_path / "clip"), tmp_path / "db", tmp_path / "pictures"
+    write_pictures(pictures, 11)
+    given = ("--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
+    for command in (("remove",), ("compact",), ("verify",), ("merge", "--output", tmp_path / "both", db)):
+        assert f"no finished database at {db}" in run("build_database.py", *command, db)
+    run("build_database.py", *given)
+    assert "at least one of --id, --source, --licence, --where" in run("build_database.py", "remove", db)
+    assert "got 'class0', expected COLUMN=VALUE" in run("build_database.py", "remove", db, "--where", "class0")
+    assert "no metadata column 'colour'" in run("build_database.py", "remove", db, "--where", "colour=red")
+    assert "expected at least 2" in run("build_database.py", "merge", db, "--output", tmp_path / "both")
+    shard = db / "embeddings/00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    index = db / "index/index.faiss"
+    index.write_bytes(index.read_bytes()[:-1])
+    message = run("build_database.py", "verify", db)
+    assert "00000.npy is damaged: got sha256" in message and "index.faiss is damaged" in message
+    other = write_clip(tmp_path / "other", seed=1)
+    message = run("build_database.py", "append", *given[:4], "--embedder", other, "--output", db)
+    assert "was made by embedder" in message
+    shard.write_bytes(data[:-9])
+    assert "00000.npy is missing or damaged" in run("build_database.py", "verify", db)
 
 
 def test_from_configs(run, tmp_path: Path) -> None:
