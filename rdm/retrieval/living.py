@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ldm.files import read_json, write_json
+from ldm.files import check_hash, read_json, write_json
 from ldm.util import atomic_path, instantiate_from_config
 from rdm.retrieval.builder import REPORT, Work, embed_all, finish, new_plan, resume
 from rdm.retrieval.database import RetrievalDatabase
@@ -145,12 +145,12 @@ def find_rows(
 def _may_hold(database: RetrievalDatabase, number: int, column: str, values: Iterable[str]) -> bool:
     """Returns whether a shard may hold one of some values, by the least and largest that its file states."""
     stored = database.stored_as(number, column)
-    if stored is None:
+    if stored is None or "" in values:  # which is what a cell without a value holds
         return "" in values
-    parquet = pq.ParquetFile(database.file("metadata", number))
-    place = parquet.schema_arrow.names.index(stored)
-    for group in range(parquet.metadata.num_row_groups):
-        stated = parquet.metadata.row_group(group).column(place).statistics
+    metadata = pq.read_metadata(database.file("metadata", number))
+    place = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)].index(stored)
+    for group in range(metadata.num_row_groups):
+        stated = metadata.row_group(group).column(place).statistics
         if stated is None or not stated.has_min_max or not isinstance(stated.min, str):
             return True
         if any(stated.min <= value <= stated.max for value in values):
@@ -197,6 +197,8 @@ def compact(path: str | Path) -> RetrievalDatabase:
             if not kept.size:
                 continue
             if lost.size:
+                for kind in KINDS:
+                    check_hash(database.file(kind, number), shard[kind], "restore it, or build the database again")
                 vectors, table = database.shard(number, kept)
                 shard = write_shard(path, f"{next_number:05d}", vectors, table)
                 next_number += 1

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from pictures import write_clip, write_pictures
+from test_patches import bomb
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,6 +116,11 @@ def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
     assert "got 'class0', expected COLUMN=VALUE" in run("build_database.py", "remove", db, "--where", "class0")
     assert "no metadata column 'colour'" in run("build_database.py", "remove", db, "--where", "colour=red")
     assert "expected at least 2" in run("build_database.py", "merge", db, "--output", tmp_path / "both")
+    shutil.copytree(db, tmp_path / "db3")
+    run("build_database.py", "remove", tmp_path / "db3", "--id", "class0/000.png")
+    run("build_database.py", "compact", tmp_path / "db3")
+    shutil.copytree(db / "index", tmp_path / "db3/index", dirs_exist_ok=True)
+    assert "is of the database with fingerprint" in run("build_database.py", "verify", tmp_path / "db3")
     shard = db / "embeddings/00000.npy"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -125,6 +132,12 @@ def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
     other = write_clip(tmp_path / "other", seed=1)
     message = run("build_database.py", "append", *given[:4], "--embedder", other, "--output", db)
     assert "was made by embedder" in message
+    (tmp_path / "bombs").mkdir()
+    (tmp_path / "bombs/bomb.png").write_bytes(bomb())
+    message = run("build_database.py", "--source", tmp_path / "bombs", *given[2:6], "--output", tmp_path / "db2")
+    assert "none of the 1 images of ldm.data.ImageFolder gave a row: 1 are not readable" in message
+    assert "1 rows removed" in run("build_database.py", "remove", db, "--id", "class0/000.png")
+    assert "00000.npy is damaged: got sha256" in run("build_database.py", "compact", db)  # damage is not written anew
     shard.write_bytes(data[:-9])
     assert "00000.npy is missing or damaged" in run("build_database.py", "verify", db)
 

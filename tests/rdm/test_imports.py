@@ -116,13 +116,13 @@ def write_clip_retrieval(folder: Path, dtype: Any = np.float16) -> np.ndarray:
     for number, part in enumerate((slice(0, 4), slice(4, 9))):
         numbers = range(9)[part]
         table = {
+            "exif": [{"a": 1, "b": "ZZZ"}] * len(numbers),
             "image_path": [f"{row:05d}.jpg" for row in numbers],
             "caption": [f"picture {row}" for row in numbers],
             "url": [f"https://example.org/{number}/{row}" for row in numbers],
             "license": ["CC0" if row % 2 else None for row in numbers],
             "sha256": ["of a file"] * len(numbers),
             "width": list(numbers),
-            "exif": [{"a": 1}] * len(numbers),
         }
         np.save(folder / f"img_emb/img_emb_{number + 9}.npy", vectors[part])
         pq.write_table(pa.table(table), folder / f"metadata/metadata_{number + 9}.parquet")
@@ -149,6 +149,7 @@ def test_clip_retrievals_folder_is_read_in_place(tmp_path: Path, dtype: Any) -> 
     assert "exif" not in entry and database.values("licence", [4]).tolist() == [""]
     index = NeighbourIndex.open(database)
     np.testing.assert_array_equal(index.search(vectors.astype(np.float32), 1).rows[:, 0], np.arange(9))
+    assert find_rows(database, licences=[""]).tolist() == [0, 2, 4, 6, 8]
     assert database.remove(find_rows(database, licences=["CC0"], sources=["https://example.org/0/0"])) == 5
     assert len(list(verify(database))) == 2
     write_parts(tmp_path / "parts")
