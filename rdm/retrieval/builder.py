@@ -237,7 +237,7 @@ def embed_all(
             content = embed_shard(_counted(islice(stream, len(of_shard)), bar), embedder, work.batch_size, plan)
             if written is not None:
                 written.result()  # at most one shard waits while the next one fills
-            check_unreadable(path, [*plan["unreadable"], *content.unreadable], limit)
+            check_unreadable(path, _all_unreadable(plan, content.unreadable), limit)
             written = writer.submit(
                 _write, path, plan, start, min(start + plan["shard_rows"], len(items)), content, file
             )
@@ -307,9 +307,15 @@ def note(
 ) -> None:
     """Notes in a plan that the pictures before ``stop`` are done."""
     plan["shards"] += [shard] if shard else []
-    plan["unreadable"] += unreadable
+    plan["unreadable"] = _all_unreadable(plan, unreadable)
     plan["without"] += without
     plan["next"] = stop
+
+
+def _all_unreadable(plan: Mapping[str, Any], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the unreadable pictures that a plan and a shard name, in order; after damage a shard is read again."""
+    known = {fault["item"]: fault for fault in [*plan["unreadable"], *more]}
+    return [known[item] for item in sorted(known)]
 
 
 def finish(path: Path, plan: Mapping[str, Any], card: Mapping[str, Any]) -> None:

@@ -195,6 +195,9 @@ def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path)
         build(tmp_path / "db", source, RANDOM, max_broken=1, shard_rows=2)
     listed = json.loads((tmp_path / "db/unreadable.json").read_text())["unreadable"]
     assert [entry["item"] for entry in listed] == [1, 4, 5]
+    plan = json.loads((tmp_path / "db/build.json").read_text())
+    assert (plan["next"], [entry["item"] for entry in plan["unreadable"]]) == (4, [1])
+    (tmp_path / "db/metadata/00000.parquet").write_bytes(b"damaged meanwhile, so that it is built again")
     database = build(tmp_path / "db", source, RANDOM, max_broken=3, shard_rows=2)  # the same build goes on
     listed = json.loads((tmp_path / "db/unreadable.json").read_text())["unreadable"]
     assert [(entry["item"], entry["uri"]) for entry in listed] == [(i, f"{root}/{i:03d}.png") for i in (1, 4, 5)]
