@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,35 @@ def test_what_cannot_be_stored_is_an_error(tmp_path: Path, source: dict[str, Any
     (tmp_path / "full/thesis.txt").write_text("my thesis")
     with pytest.raises(ValueError, match="full is not empty and holds no database"):
         build_database(tmp_path / "full", source, ProjectionEmbedder(), **QUIET)
+
+
+class FillingDisk(ProjectionEmbedder):
+    """Lets no file of this process grow beyond some bytes from its second batch on, as a full disk would."""
+
+    batches = 0
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches += 1
+        if self.batches == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return super().images(images)
+
+
+def test_a_full_disk_leaves_the_complete_shards(tmp_path: Path, source: dict[str, Any]) -> None:
+    options = {**QUIET, "batch_size": 8}  # a shard has 64 kB of vectors
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(
+            OSError, match="cannot be written to .*its complete shards are kept: free some space and run"
+        ):
+            build_database(tmp_path / "db", source, FillingDisk(dim=4096), **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [file.name for file in sorted((tmp_path / "db").rglob("*.npy"))] == ["00000.npy"]
+    assert json.loads((tmp_path / "db/build.json").read_text())["next"] == 8
+    build_database(tmp_path / "db", source, ProjectionEmbedder(dim=4096), **options)
+    undisturbed = build_database(tmp_path / "whole", source, ProjectionEmbedder(dim=4096), **options)
+    assert contents(tmp_path / "db") == contents(undisturbed.path)
 
 
 def test_broken_pictures_have_no_row(tmp_path: Path, source: dict[str, Any]) -> None:
