@@ -216,8 +216,9 @@ class RetrievalDatabase:
         return found if name in NUMBERS else found.cast(pa.string()).fill_null("")
 
     def stored_as(self, number: int, name: str) -> str | None:
-        """Returns under which name a shard's file holds a metadata column; None where it does not."""
-        names = self._parquet(pq.read_schema, number).names
+        """Returns under which name a shard's file holds a metadata column; None where it does not, or holds lists."""
+        fields = self._parquet(pq.read_schema, number)
+        names = [field.name for field in fields if not pa.types.is_nested(field.type)]
         return stored_name(name, names, "files" in self.card["shards"][number])
 
     def values(self, name: str, rows: Any) -> np.ndarray:

@@ -21,8 +21,6 @@ KINDS = ("embeddings", "metadata")
 # picture, sha256 is over the pixels of the patch that was embedded.
 NUMBERS = ("item", "x0", "y0", "x1", "y1")
 TEXTS = ("image_id", "caption", "class_id", "uri", "licence", "attribution", "sha256")
-
-
 # Other projects' columns that hold the same, best first. Theirs of our names for the box, the picture's number and the
 # hash of its pixels mean something else.
 _FOREIGN = {

@@ -149,6 +149,9 @@ def test_clip_retrievals_folder_is_read_in_place(tmp_path: Path, dtype: Any) -> 
     assert "exif" not in entry and database.values("licence", [4]).tolist() == [""]
     index = NeighbourIndex.open(database)
     np.testing.assert_array_equal(index.search(vectors.astype(np.float32), 1).rows[:, 0], np.arange(9))
+    with pytest.raises(ValueError, match="no metadata column 'exif', it has image_id"):
+        find_rows(database, where={"exif": ["1"]})
+    assert find_rows(database, where={"width": ["7"]}).tolist() == [7]
     assert find_rows(database, licences=[""]).tolist() == [0, 2, 4, 6, 8]
     assert database.remove(find_rows(database, licences=["CC0"], sources=["https://example.org/0/0"])) == 5
     assert len(list(verify(database))) == 2
