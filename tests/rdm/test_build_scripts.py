@@ -49,6 +49,8 @@ def test_from_pictures_to_neighbours(run, tmp_path: Path) -> None:
     rows = np.load(db / "neighbours/train/neighbours.npy")
     assert rows.shape == (11, 3)
     assert (rows != np.arange(11)[:, None]).all()
+    run(*search, *options, "--patches-per-side", 2, "--output", tmp_path / "patches")
+    assert np.load(tmp_path / "patches/neighbours.npy").shape == (11, 4, 3)
     message = run(*search, "--k", 11, "--near-duplicate", 2)
     assert "has 10 neighbours" in message
     assert "expected k=11; ask for fewer neighbours" in message
