@@ -43,12 +43,10 @@ def parse_args() -> argparse.Namespace:
         if name == "remove":
             _add_rules(p)
         elif name not in ("compact", "verify"):
-            p.add_argument(
-                "--drop-duplicates", action="store_true", help="remove rows that show what an earlier one does"
-            )
-            p.add_argument(
-                "--near-duplicate", type=finite, default=0.999, help="rows at least this similar show the same (cosine)"
-            )
+            p.add_argument("--drop-duplicates", action="store_true", help="remove rows that repeat an earlier one")
+            p.add_argument("--near-duplicate", type=finite, default=0.999, help="cosine from which a row does so")
+            p.add_argument("--ram", help="memory that searching may hold, such as 2GB; chooses the index")
+            p.add_argument("--index", metavar="FACTORY", help="faiss' name of an index, or milvus: and a URI or a file")
     words = sys.argv[1:]
     return parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["build", *words])
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ldm.config import read_config
-from ldm.files import read_json
 from ldm.util import check_mapping
 from rdm.compat import read_nn_memory
 from rdm.retrieval.builder import prepare_database
@@ -19,23 +18,28 @@ from rdm.retrieval.config import check_database, embedder_config, load_embedder,
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.duplicates import FILE as DUPLICATES
 from rdm.retrieval.duplicates import find_duplicates, write_duplicates
+from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.imports import import_database
 from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.living import append_pictures, compact, find_rows, merge_databases
 from rdm.retrieval.popularity import write_popularity
+from rdm.retrieval.search import is_of
+from rdm.retrieval.tune import caption_vectors
 from rdm.retrieval.verify import verify
 
 
 def build_command(args: argparse.Namespace) -> Iterator[str]:
     """Builds a database, or completes it."""
-    embedder, database = _sections(args)
-    yield from _with_index(prepare_database(embedder=load_embedder(embedder), **database), args)
+    config, database = _sections(args)
+    embedder = load_embedder(config)
+    yield from _with_index(prepare_database(embedder=embedder, **database), args, embedder)
 
 
 def append_command(args: argparse.Namespace) -> Iterator[str]:
     """Embeds the pictures of a source that a database does not have yet."""
-    embedder, database = _sections(args)
-    yield from _with_index(append_pictures(embedder=load_embedder(embedder), **database), args)
+    config, database = _sections(args)
+    embedder = load_embedder(config)
+    yield from _with_index(append_pictures(embedder=embedder, **database), args, embedder)
 
 
 def remove_command(args: argparse.Namespace) -> Iterator[str]:
@@ -80,8 +84,9 @@ def import_command(args: argparse.Namespace) -> Iterator[str]:
         return
     if not args.config:
         raise ValueError("expected --config FILE with the embedder that made the vectors, see configs/database")
-    (embedder,) = require(read_config([args.config]), ("embedder",), args.config)
-    yield from _with_index(import_database(args.paths, args.output, load_embedder(embedder)), args)
+    (config,) = require(read_config([args.config]), ("embedder",), args.config)
+    embedder = load_embedder(config)
+    yield from _with_index(import_database(args.paths, args.output, embedder), args, embedder)
 
 
 def verify_command(args: argparse.Namespace) -> Iterator[str]:
@@ -108,19 +113,21 @@ def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     return embedder, database
 
 
-def _with_index(database: RetrievalDatabase, args: argparse.Namespace | None = None) -> Iterator[str]:
+def _with_index(
+    database: RetrievalDatabase, args: argparse.Namespace | None = None, embedder: Embedder | None = None
+) -> Iterator[str]:
     """Describes a database and its index, which is built where there is none or that of the rows of before.
 
     Args:
         database: the database.
-        args: ``near_duplicate`` and ``drop_duplicates`` of the command line: after rows came in, duplicates are
-            reported, and removed where that is asked for.
+        args: the command line: ``index`` and ``ram`` say which index; after rows came in, duplicates are reported, and
+            removed where ``drop_duplicates`` asks for it.
+        embedder: the one that made the database, if it is at hand: an index is then tuned by captions.
     """
-    card = database.path / "index" / "index.json"
-    known = card.is_file() and read_json(card, f"delete {card}").get("database") == database.fingerprint
-    if card.is_file() and not known:
-        shutil.rmtree(card.parent)
-    index = NeighbourIndex.open(database)
+    known = is_of(database, database.path / "index")
+    wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
+    texts = None if embedder is None else partial(caption_vectors, database, embedder)
+    index = NeighbourIndex.open(database, replace=True, texts=texts, **wanted)
     yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
     if args is None or (known and not args.drop_duplicates):
         return

@@ -14,7 +14,7 @@ from ldm.util import atomic_path
 from rdm.retrieval.database import RetrievalDatabase
 
 if TYPE_CHECKING:  # faiss is needed for near-duplicates only
-    from rdm.retrieval.index import NeighbourIndex
+    from rdm.retrieval.search import SearchIndex
 
 FILE = "duplicates.csv"
 _BATCH = 1024
@@ -38,7 +38,7 @@ class Duplicates:
 
 
 def find_duplicates(
-    database: RetrievalDatabase, index: NeighbourIndex, near: float, *, progress: bool = True
+    database: RetrievalDatabase, index: SearchIndex, near: float, *, progress: bool = True
 ) -> Duplicates:
     """Returns which rows show what an earlier row shows; removed ones neither are nor have duplicates.
 
@@ -88,7 +88,7 @@ def _same_pixels(database: RetrievalDatabase) -> np.ndarray:
 
 def _find_near(
     database: RetrievalDatabase,
-    index: NeighbourIndex,
+    index: SearchIndex,
     near: float,
     of: np.ndarray,
     similarity: np.ndarray,

@@ -34,11 +34,6 @@ class Neighbours:
     scores: np.ndarray
 
 
-def living(database: RetrievalDatabase) -> np.ndarray | None:
-    """Returns which rows have not been removed, ``[N] bool``; None where all are there."""
-    return getattr(database, "alive", None)
-
-
 def unit_vectors(vectors: np.ndarray, what: str, first: int = 0) -> np.ndarray:
     """Returns vectors ``[B, D] float32`` scaled to length one.
 
@@ -188,7 +183,7 @@ def _blocks(reader: RowReader, rows: np.ndarray | None) -> Iterator[tuple[np.nda
         for start in range(0, len(rows), _AT_ONCE):
             yield (part := rows[start : start + _AT_ONCE]), reader(part)
         return
-    alive, start = living(reader.database), 0
+    alive, start = reader.database.alive, 0
     for block in reader.database.blocks(_AT_ONCE):
         numbers = np.arange(start, start + len(block))
         start += len(block)

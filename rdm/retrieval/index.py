@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 import faiss as _faiss  # isort: skip
 
-from ldm.files import check_hash, file_hash, read_json
+from ldm.files import check_hash, file_hash
 from ldm.util import atomic_path
 from rdm.retrieval.choose import budget, choose_factory
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.exact import Neighbours, unit_vectors
 from rdm.retrieval.milvus import SCHEME, MilvusIndex
-from rdm.retrieval.search import CARD, SearchIndex, new_card, read_card
+from rdm.retrieval.search import CARD, SearchIndex, is_of, new_card, read_card
 from rdm.retrieval.tune import settle
 
 faiss: Any = _faiss  # its type stubs know little of its Python layer
@@ -138,8 +138,7 @@ class NeighbourIndex(SearchIndex):
         """
         path = database.path / "index"
         if (path / CARD).is_file():
-            stale = replace and read_json(path / CARD, "delete it").get("database") != database.fingerprint
-            card = {} if stale else read_card(database, path)
+            card = {} if replace and not is_of(database, path) else read_card(database, path)
             same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
             if card and same:
                 return kind_of(card["factory"]).load(database)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm.files import read_json, write_json
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.exact import Neighbours, RowReader, best, cosine, living, search_exactly, unit_vectors
+from rdm.retrieval.exact import Neighbours, RowReader, best, cosine, search_exactly, unit_vectors
 
 LOG = logging.getLogger(__name__)
 CARD = "index.json"
@@ -110,7 +110,7 @@ class SearchIndex:
 
     def _selection(self, rows: np.ndarray) -> np.ndarray:
         """Returns the living rows of a selection: as ``[N] bool`` where they are many, else as ascending numbers."""
-        rows, alive = np.asarray(rows), living(self.database)
+        rows, alive = np.asarray(rows), self.database.alive
         if rows.dtype != bool:
             numbers = self.database._check(rows)
             if numbers.size <= FEW:
@@ -125,7 +125,7 @@ class SearchIndex:
 
     def _search(self, unit: np.ndarray, k: int, mask: np.ndarray | None, share: float) -> Neighbours:
         """Returns the k best; a query that gets too few candidates is asked again more widely, at last exactly."""
-        settings, alive = self.card["search"], living(self.database) if mask is None else None
+        settings, alive = self.card["search"], self.database.alive if mask is None else None
         count = k if self.exact else max(settings.get("candidates", 0), _PER_NEIGHBOUR * k)
         count, breadth = min(count, self.most), min(int(settings.get(self.setting, 1) / share), self.widest)
         need = k if self.exact else max(k, count // 2)
@@ -168,6 +168,11 @@ def new_card(database: RetrievalDatabase, factory: str, ram: int) -> dict[str, A
     """
     card: dict[str, Any] = {"factory": factory, "metric": "cosine", "rows": len(database), "dim": database.dim}
     return {**card, "search": {}, "ram": ram, "database": database.fingerprint}
+
+
+def is_of(database: RetrievalDatabase, path: Path) -> bool:
+    """Returns whether there is an index in a folder that was built over the rows of a database as they are."""
+    return (path / CARD).is_file() and read_json(path / CARD, "delete it").get("database") == database.fingerprint
 
 
 def read_card(database: RetrievalDatabase, path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:

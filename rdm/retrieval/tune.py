@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.exact import cosine, living, search_exactly, unit_vectors
+from rdm.retrieval.exact import cosine, search_exactly, unit_vectors
 from rdm.retrieval.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
@@ -216,5 +216,5 @@ def _median_seconds(index: SearchIndex, unit: np.ndarray) -> float:
 
 
 def _living(index: SearchIndex) -> int:
-    alive = living(index.database)
+    alive = index.database.alive
     return len(index) if alive is None else int(np.count_nonzero(alive))
