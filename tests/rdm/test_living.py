@@ -17,9 +17,16 @@ import torch
 from pictures import ProjectionEmbedder, contents, write_pictures
 from PIL import Image
 
+from ldm.util import instantiate_from_config
+from rdm.data import QueryDataset
 from rdm.retrieval.builder import build_database
 from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.living import append_pictures, compact, find_rows, merge_databases
+from rdm.retrieval.neighbours import build_neighbour_table
+from rdm.retrieval.popularity import popularity
+from rdm.retrieval.queries import popular_rows
+from rdm.retrieval.retriever import Retriever
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"batch_size": 4, "shard_rows": 8, "progress": False}
@@ -142,6 +149,25 @@ def test_rows_are_found_by_what_is_known_of_them(tmp_path: Path) -> None:
     assert found(ids=["nobody"]) == found() == []
     with pytest.raises(ValueError, match="no metadata column 'stile', it has image_id, .*, style"):
         find_rows(merged, where={"stile": ["blue"]})
+
+
+def test_after_an_opt_out_nothing_gives_the_pictures_any_more(tmp_path: Path) -> None:
+    source, embedder = write_pictures(tmp_path / "pictures", 60), ProjectionEmbedder()
+    database = build_database(tmp_path / "db", source, embedder, **QUIET)
+    index, images = NeighbourIndex.open(database), instantiate_from_config(source)
+    table = database.path / "neighbours/train"
+    build_neighbour_table(table, images, embedder, database, index, k=50, progress=False)
+    retriever, generator = Retriever(embedder, database, index), np.random.default_rng(0)
+    queries = torch.from_numpy(database.embeddings(np.arange(60)))
+    gone = find_rows(database, sources=[str(tmp_path / "pictures/class1")])
+    assert len(gone) == 30 and np.isin(gone, retriever(queries, 4).rows).any() and popularity(database, 4)[gone].any()
+    RetrievalDatabase.open(database.path).remove(gone)  # by another process, while this one goes on
+    assert not np.isin(retriever(queries, 30).rows, gone).any()
+    assert not np.isin(retriever(queries, 4, pool=30, generator=generator).rows, gone).any()
+    drawn = popular_rows(popularity(database, 4), 500, generator=generator, top_m=1.0)
+    assert popularity(database, 4).sum() == 240 and not np.isin(drawn, gone).any()
+    dataset = QueryDataset(images, database, str(table), k=4)
+    assert not np.isin([dataset[number]["neighbour_rows"].numpy() for number in range(60)], gone).any()
 
 
 def test_compact_leaves_the_rows_that_are_there(source: dict[str, Any], database: RetrievalDatabase) -> None:
