@@ -5,6 +5,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -219,13 +220,17 @@ def test_what_cannot_be_stored_is_an_error(tmp_path: Path, source: dict[str, Any
 
 
 class FillingDisk(ProjectionEmbedder):
-    """Lets no file of this process grow beyond some bytes from its second batch on, as a full disk would."""
+    """Once the first shard of a build is written, lets no file of this process grow large, as a full disk would."""
 
-    batches = 0
+    def __init__(self, plan: Path, dim: int) -> None:
+        super().__init__(dim=dim)
+        self.plan, self.batches = plan, 0
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         self.batches += 1
         if self.batches == 2:
+            while json.loads(self.plan.read_text())["next"] == 0:  # written by a thread
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return super().images(images)
 
@@ -237,7 +242,7 @@ def test_a_full_disk_leaves_the_complete_shards(tmp_path: Path, source: dict[str
         with pytest.raises(
             OSError, match="cannot be written to .*its complete shards are kept: free some space and run"
         ):
-            build_database(tmp_path / "db", source, FillingDisk(dim=4096), **options)
+            build_database(tmp_path / "db", source, FillingDisk(tmp_path / "db/build.json", dim=4096), **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [file.name for file in sorted((tmp_path / "db").rglob("*.npy"))] == ["00000.npy"]
