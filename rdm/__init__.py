@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rdm.loading import Loaded
 
 
-def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
+def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Loaded:
     """Returns a model ready to sample, see :func:`rdm.loading.load`; torch is imported now, not with the package."""
     from rdm.loading import load as load_with_database
 
-    return load_with_database(checkpoint, database)
+    return load_with_database(checkpoint, database, only)

@@ -21,6 +21,7 @@ from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import NeighbourIndex
+from rdm.retrieval.living import select_rows
 from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
@@ -99,12 +100,13 @@ def _is_rdm(run: Path) -> bool:
     return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
 
 
-def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
+def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Loaded:
     """Returns a model ready to sample, with its database built if it is missing.
 
     Args:
         checkpoint: file or folder; see :func:`find_checkpoint`.
         database: another database than the one of the model's config, made by the same embedder.
+        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
 
     Raises:
         FileNotFoundError: no such checkpoint, config or database.
@@ -117,7 +119,8 @@ def load(checkpoint: str | None = None, database: str | None = None) -> Loaded:
     data = instantiate_from_config(config["data"])
     data.prepare_data()
     opened = RetrievalDatabase.open(database) if database else data.database
-    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened))
+    rows = select_rows(opened, only) if only else None
+    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened), rows)
     side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
     unet = config["model"]["params"]["unet_config"]["params"]
     return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)

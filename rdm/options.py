@@ -92,6 +92,9 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
     p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
+    p.add_argument(
+        "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
+    )
     p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
     p.add_argument("--knn", "--k_nn", type=positive, default=4, help="neighbours of each image")
     p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")

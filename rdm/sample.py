@@ -208,7 +208,9 @@ def sample_popular(
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
     """
     database = loaded.retriever.database
-    counts = popularity(database, loaded.model.conditioner.k)
+    counts, rows = popularity(database, loaded.model.conditioner.k), loaded.retriever.rows
+    if rows is not None:
+        counts = np.where(np.isin(np.arange(len(counts)), rows), counts, 0)
     generator = np.random.default_rng(seed)
     queries = popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
     options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}

@@ -34,7 +34,7 @@ def main() -> None:
     from rdm.provenance import save
     from rdm.sample import resolve_class, sample_classes
 
-    loaded = load(args.ckpt, args.database)
+    loaded = load(args.ckpt, args.database, args.only)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)]
     samples = sample_classes(loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args))

@@ -43,7 +43,7 @@ def main() -> None:
         samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)
         print(save(samples, loaded, args.outdir, "again"))
         return
-    loaded = load(args.ckpt, args.database)
+    loaded = load(args.ckpt, args.database, args.only)
     options = sampling_options(args) | {"seed": args.seed}
     if args.rows:
         samples = sample_rows(loaded, args.rows, args.n_samples, **options)

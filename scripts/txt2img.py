@@ -44,7 +44,7 @@ def main() -> None:
     from rdm.provenance import save
     from rdm.sample import sample_texts
 
-    loaded = load(args.ckpt, args.database)
+    loaded = load(args.ckpt, args.database, args.only)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     mixed = ("text_scale", "image", "image_weight", "negative", "negative_weight")

@@ -8,6 +8,7 @@ them can be killed at any moment: the card changes last, and at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -140,6 +141,25 @@ def find_rows(
         found.append(start + np.flatnonzero(hit))
         start += shard["rows"]
     return np.concatenate(found)
+
+
+def select_rows(database: RetrievalDatabase, rules: Sequence[str]) -> np.ndarray:
+    """Returns the rows that meet ``COLUMN=VALUE`` rules, in order, ``[R] int64``: in every column, one of its values.
+
+    Raises:
+        ValueError: a rule of another form, no such column, or no row.
+    """
+    values: dict[str, list[str]] = {}
+    for rule in rules:
+        column, equals, value = rule.partition("=")
+        if not equals:
+            raise ValueError(f"got the rule '{rule}', expected COLUMN=VALUE")
+        values.setdefault(column, []).append(value)
+    found = [find_rows(database, where={column: wanted}) for column, wanted in values.items()]
+    rows = functools.reduce(np.intersect1d, found)
+    if not len(rows):
+        raise ValueError(f"no row of {database.path} has {' and '.join(rules)}; see its metadata for what there is")
+    return rows
 
 
 def _may_hold(database: RetrievalDatabase, number: int, column: str, values: Iterable[str]) -> bool:

@@ -38,19 +38,22 @@ class Retriever:
         embedder: the one that made the database; makes queries from texts and images.
         database: where neighbours come from.
         index: its index.
+        rows: neighbours come from these alone, ``[M] int64``; None for all.
 
     Raises:
         ValueError: embedder, database and index do not belong together.
     """
 
-    def __init__(self, embedder: Embedder, database: RetrievalDatabase, index: SearchIndex) -> None:
+    def __init__(
+        self, embedder: Embedder, database: RetrievalDatabase, index: SearchIndex, rows: np.ndarray | None = None
+    ) -> None:
         remedy = "use the embedder that made it"
         check_embedder(database.card["embedder"], embedder, f"database {database.path}", remedy)
         if index.card["database"] != database.fingerprint:
             raise ValueError(
                 f"index is of database {index.card['database']}, got {database.fingerprint}; rebuild the index"
             )
-        self.embedder, self.database, self.index = embedder, database, index
+        self.embedder, self.database, self.index, self.rows = embedder, database, index, rows
 
     def __call__(
         self,
@@ -73,14 +76,14 @@ class Retriever:
             ValueError: k or pool is out of range, or a pool is asked for without a generator.
         """
         if pool is None:
-            found = self.index.search(queries.detach().cpu().numpy(), k)
+            found = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
             rows, scores = found.rows, found.scores
         else:
             if pool < k or generator is None:
                 raise ValueError(
                     f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
                 )
-            found = self.index.search(queries.detach().cpu().numpy(), pool)
+            found = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
             drawn = generator.permuted(np.tile(np.arange(pool), (len(found.rows), 1)), axis=1)[:, :k]
             drawn.sort(axis=1)
             rows, scores = (

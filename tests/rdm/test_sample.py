@@ -141,6 +141,25 @@ def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> No
         sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
 
 
+def test_neighbours_come_from_the_rows_that_are_asked_for(loaded: Loaded) -> None:
+    licences = loaded.retriever.database.column("licence").to_numpy(zero_copy_only=False)
+    chosen = load(str(loaded.path), only=["licence=MIT", "licence=Apache-2.0"])
+    for samples in (
+        sample_texts(chosen, ["white flag", "pirate flag"], k=3, seed=0, steps=1),
+        sample_classes(chosen, ["flags"] * 4, k=2, pool=8, seed=0, steps=1),
+        sample_popular(chosen, 4, k=2, top_m=1.0, weighted=False, seed=0, steps=1),
+    ):
+        assert set(licences[samples.retrieved.rows].ravel()) <= {"MIT", "Apache-2.0"}
+    assert len(load(str(loaded.path), only=["licence=MIT", "class_id=flags/flag"]).retriever.rows) > 2
+    for rules, message in (
+        (["licence"], "got the rule 'licence', expected COLUMN=VALUE"),
+        (["licence=none"], "no row of .* has licence=none"),
+        (["colour=red"], "no metadata column 'colour', it has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(str(loaded.path), only=rules)
+
+
 def test_class_names_are_found_whole_in_part_and_nearly(loaded: Loaded) -> None:
     database = loaded.retriever.database
     assert resolve_class("flags/flag", database) == "flags/flag"
