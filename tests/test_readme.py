@@ -29,10 +29,15 @@ SMALLER = {
 }
 
 
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return [block for named, block in found if named == language]
+
+
 def commands() -> list[list[str]]:
     """Every line that starts with ``python`` in the README's code blocks."""
-    blocks = re.findall(r"^ *```\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.partition("  #")[0].strip() for block in blocks("") for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
@@ -91,6 +96,10 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    (python,) = blocks("python")
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{python}\nprint([image.size for image in images])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[(64, 64), (64, 64)]"], done.stderr[-2000:]
     for name in ("txt2img", "class2img", "sample"):
         assert Image.open(folder / f"outputs/{name}/{name}-001.png").size == (64, 64)
         grid = Image.open(folder / f"outputs/{name}/{name}-grid.png")
