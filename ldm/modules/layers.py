@@ -119,7 +119,9 @@ class GroupNorm(nn.GroupNorm):
         if _onednn(x):
             some = x.detach()[:, :, :: max(1, x.shape[2] // 8), :: max(1, x.shape[3] // 8)]
             variance, mean = torch.var_mean(some.reshape(len(x), self.num_groups, -1), 2, correction=0)
-            if (mean.square() > LARGE_MEAN**2 * variance).any():
+            large = mean.square() > LARGE_MEAN**2 * variance
+            if large.any():  # of any image; the others stay as they are, to the last bit
+                mean = mean.where(large, 0.0)
                 x = x - mean.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
         return super().forward(x)
 

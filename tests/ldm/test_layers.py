@@ -83,6 +83,12 @@ def test_group_norm_of_large_means_keeps_its_digits(deviation: float, tolerance:
     torch.testing.assert_close(norm(channels_last(x)), exact, rtol=tolerance, atol=tolerance)
 
 
+def test_group_norm_of_an_image_does_not_depend_on_the_others() -> None:
+    norm, x = GroupNorm(4, 16), numbers(2, 16, 9, 9)
+    beside = norm(channels_last(x + torch.tensor([100.0, 0.0]).view(2, 1, 1, 1)))  # the first has large means
+    assert torch.equal(beside[1], norm(channels_last(x))[1])
+
+
 @pytest.mark.parametrize("side", [6, 40])
 def test_group_norm_in_bfloat16_with_few_and_many_pixels(side: int) -> None:
     x = channels_last(numbers(2, 16, side, side).bfloat16()).requires_grad_()

@@ -177,6 +177,14 @@ def test_observer_sees_every_step_and_may_replace_x() -> None:
     assert torch.equal(ddim(exact_denoiser(0.5), start(), SCHEDULE, 5, on_step=lambda s: 0 * s.x), 0 * result)
 
 
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "unipc"])
+def test_goes_on_from_what_an_observer_puts_in_the_place_of_x(name: str) -> None:
+    """As inpainting does; all data being one point, the flow from there is known."""
+    x, other = start(), start() + 1.0
+    got = SAMPLERS[name](exact_denoiser(0.0), x, SCHEDULE, 8, on_step=lambda step: other if step.index == 3 else None)
+    torch.testing.assert_close(got, exact_end(other, 0.0, int(SCHEDULE.timesteps(8)[3])), rtol=1e-4, atol=1e-4)
+
+
 def test_refuses() -> None:
     denoise, x = exact_denoiser(0.5), start()
     with pytest.raises(ValueError, match="eta is 0.5, expected a source of noise"):

@@ -285,17 +285,17 @@ def unipc(
     if order not in (1, 2, 3):
         raise ValueError(f"got order {order}, expected 1, 2 or 3")
     known: list[tuple[float, Tensor]] = []  # (lambda, x0) of the steps before, newest first
-    before, level_before = x, 1.0
+    before, predicted, level_before = x, x, 1.0
     for index, t, t_next, level, level_next in walk(schedule, steps, None):
         _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
-        if known:
+        if known and x is predicted:  # what an observer has put in its place is not corrected
             x = _unified(before, level_before, level, known[:order], x0)
         if known and known[0][0] == half_log_snr(level):  # the same time twice
             known.pop(0)
         known = [(half_log_snr(level), x0), *known[: order - 1]]
         before, level_before = x, level
-        # While few steps are known, the order is theirs.
-        x = observe(on_step, Step(index, t, t_next, _unified(x, level, level_next, known), x0))
+        predicted = _unified(x, level, level_next, known)  # while few steps are known, the order is theirs
+        x = observe(on_step, Step(index, t, t_next, predicted, x0))
     return x
 
 
