@@ -24,6 +24,7 @@ from rdm.retrieval.queries import class_queries, image_queries, mix, popular_que
 from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
+TOKENS = ("neighbours", "text", "both")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def generate(
         latent_shape: ``(C, h, w)``.
         seeds: one an image; image i depends on its seed and context, not on the batch.
         part: ``[B, l, D]``, a part of each context that is guided by a scale of its own, ``part_scale``.
-        weaker: checkpoint of a weaker model to be led away from, by ``weaker_scale``.
+        weaker: file of a weaker model to be led away from, by ``weaker_scale``.
         batch_size: images sampled together, see :func:`usual_batch_size`. A last batch is filled up, so that an image
             depends on this number in its last bits, but on no other image.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
@@ -84,8 +85,7 @@ def generate(
         if network is not None and compile:
             compile_network(network, compile, freeze=True)
     if weaker is not None:
-        path = find_checkpoint(weaker)
-        options["weaker"] = load_model(config_beside(path)["model"], path)
+        options["weaker"] = load_model(config_beside(Path(weaker))["model"], Path(weaker))
     size, parts = batch_size or usual_batch_size(model), []
     for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
@@ -242,9 +242,13 @@ def sample_retrieved(
         options: see :func:`generate`.
 
     Raises:
-        ValueError: a scale of the text for a context that is not of both.
+        ValueError: unknown tokens, or a scale of the text for a context that is not of both.
     """
+    if tokens not in TOKENS:
+        raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
+    if options.get("weaker"):
+        options["weaker"] = str(find_checkpoint(options["weaker"]))
     settings = {"tokens": tokens, "text_scale": text_scale, **options}
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)

@@ -187,7 +187,7 @@ def test_save_writes_images_grid_and_provenance(loaded: Loaded, tmp_path: Path) 
 @pytest.mark.parametrize("tokens", ["neighbours", "both", "text"])
 def test_an_image_is_made_again_from_its_record(loaded: Loaded, tmp_path: Path, tokens: str) -> None:
     options = {"steps": 2, "scale": 3.0, "sampler": "dpmpp_2m_sde", "eta": 0.5, "batch_size": 3, "rescale": 0.3}
-    options |= {"weaker": str(loaded.path), "text_scale": 2.0 if tokens == "both" else None}
+    options |= {"weaker": str(loaded.path.parent), "text_scale": 2.0 if tokens == "both" else None}
     samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, tokens=tokens, **options)
     save(samples, loaded, tmp_path, "flags")
     record = read_record(tmp_path / "flags-001.png")
@@ -195,6 +195,9 @@ def test_an_image_is_made_again_from_its_record(loaded: Loaded, tmp_path: Path, 
     again, with_ = make_again(record)
     save(again, with_, tmp_path, "again")
     assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "flags-001.png").read_bytes()
+    other = {**record, "settings": {**record["settings"], "weaker_sha256": "other"}}
+    with pytest.raises(ValueError, match="checkpoint .* has fingerprint .*, the image was made with other"):
+        make_again(other)
     for key in ("checkpoint_sha256", "database_fingerprint"):
         with pytest.raises(
             ValueError, match=f"{key.partition('_')[0]} .* the image was made with other; give that one"
@@ -220,6 +223,7 @@ def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
         ({"prompts": ["flag"], "k": 41}, "41"),
         ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
         ({"prompts": ["flag " * 40], "k": 2}, "tokens"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "words"}, "got tokens 'words', expected neighbours, text, both"),
     ],
 )
 def test_wrong_input_is_refused(loaded: Loaded, options: dict, message: str) -> None:
