@@ -36,6 +36,10 @@ class ProjectionEmbedder(nn.Module):
         return torch.stack(counts).float() @ self.by_letter
 
 
+# How tests build databases: in shards of eight pictures.
+QUIET = {"batch_size": 4, "shard_rows": 8, "progress": False}
+
+
 def write_pictures(folder: Path, count: int, seed: int = 0, classes: int = 2) -> dict[str, Any]:
     """Writes `count` pictures of 8x8 in class folders and returns the config of the data set."""
     rng = np.random.default_rng(seed)

@@ -48,6 +48,7 @@ class RetrievalDatabase:
         dim: width of an embedding, D.
         fingerprint: SHA-256 over the embedder's fingerprint and the shard table; equal for equal contents.
         sources: where the pictures of the shards are: ``source``, ``patches`` and how many ``shards``, in their order.
+        starts: the first row of each shard, and N, ``[shards + 1] int64``.
     """
 
     def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
@@ -62,7 +63,7 @@ class RetrievalDatabase:
             card = {**card, "sources": [{**of_all, "shards": len(card["shards"])}]}
         self.card = dict(card)
         self.sources: list[dict[str, Any]] = card["sources"]
-        self._starts = np.cumsum([0, *(shard["rows"] for shard in card["shards"])])
+        self.starts = np.cumsum([0, *(shard["rows"] for shard in card["shards"])])
         self._shards: dict[int, np.ndarray] = {}
         self._tables: dict[int, pa.Table] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
@@ -104,12 +105,12 @@ class RetrievalDatabase:
                 f"database {path} states {card['rows']} rows, its shards sum to {len(database)}; rebuild it"
             )
         for number in range(len(card["shards"])):
-            database._shard(number)
+            database.mapped(number)
         return database
 
     def __len__(self) -> int:
         """Returns the number of rows, N."""
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to worker processes as its path and card; maps and tables are opened there anew."""
@@ -149,7 +150,7 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``, the file of removed rows is damaged, or the database was rewritten
                 since it was opened.
         """
-        rows = self._check(rows).ravel()
+        rows = self.check_rows(rows).ravel()
         with changing(self.path / CARD):
             before, marks = self.removed, read_removed(self.path)
             for number, _, local in self._by_shard(rows):
@@ -167,10 +168,10 @@ class RetrievalDatabase:
         Raises:
             ValueError: a row outside ``[0, N)``.
         """
-        rows = self._check(rows)
+        rows = self.check_rows(rows)
         found = np.empty((rows.size, self.dim), dtype=np.float32)
         for number, places, local in self._by_shard(rows.ravel()):
-            found[places] = self._shard(number)[local]
+            found[places] = self.mapped(number)[local]
         return found.reshape(*rows.shape, self.dim)
 
     def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
@@ -184,7 +185,7 @@ class RetrievalDatabase:
         Raises:
             ValueError: a row outside ``[0, N)``.
         """
-        flat = self._check(rows).ravel()
+        flat = self.check_rows(rows).ravel()
         found: list[dict[str, Any]] = [{} for _ in range(flat.size)]
         for number, places, local in self._by_shard(flat):
             for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
@@ -227,7 +228,7 @@ class RetrievalDatabase:
         Raises:
             ValueError: a row outside ``[0, N)``, or there is no such column.
         """
-        rows = self._check(rows)
+        rows = self.check_rows(rows)
         found = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
         return found.reshape(rows.shape)
 
@@ -242,7 +243,7 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``, or a source holds another picture than the database was built from.
             FileNotFoundError: a source has moved.
         """
-        rows = self._check(rows).ravel()
+        rows = self.check_rows(rows).ravel()
         if source is not None:
             if len(self.sources) != 1:
                 raise ValueError(
@@ -263,11 +264,11 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``.
         """
         last_shards = np.cumsum([entry["shards"] for entry in self.sources])
-        return np.searchsorted(self._starts[last_shards], self._check(rows), side="right")
+        return np.searchsorted(self.starts[last_shards], self.check_rows(rows), side="right")
 
     def shard(self, number: int, local: np.ndarray) -> tuple[np.ndarray, pa.Table]:
         """Returns embeddings ``[n, D] float16`` and metadata of some rows of one shard, counted within it."""
-        return self._shard(number)[local].astype(np.float16, copy=False), self._table(number).take(local)
+        return self.mapped(number)[local].astype(np.float16, copy=False), self._table(number).take(local)
 
     def verify(self) -> None:
         """Reads every byte and compares it with the card.
@@ -280,7 +281,12 @@ class RetrievalDatabase:
                 check_hash(self.file(kind, number), shard[kind], "rebuild the database")
             self._table(number)
 
-    def _check(self, rows: Any) -> np.ndarray:
+    def check_rows(self, rows: Any) -> np.ndarray:
+        """Returns row numbers of any shape as int64.
+
+        Raises:
+            ValueError: no integers, or one outside ``[0, N)``.
+        """
         rows = np.asarray(rows)
         if not np.issubdtype(rows.dtype, np.integer) and rows.size:
             raise ValueError(f"got rows of type {rows.dtype}, expected integers")
@@ -290,17 +296,18 @@ class RetrievalDatabase:
 
     def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (shard, places in ``rows``, rows within the shard) for each shard that ``rows`` touches."""
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(owners):
             places = np.flatnonzero(owners == number)
-            yield int(number), places, rows[places] - self._starts[number]
+            yield int(number), places, rows[places] - self.starts[number]
 
     def file(self, kind: str, number: int) -> Path:
         """Returns the file of ``embeddings`` or ``metadata`` of one shard, which lies elsewhere if it was imported."""
         shard = self.card["shards"][number]
         return Path(shard["files"][kind]) if "files" in shard else shard_file(self.path, kind, shard["name"])
 
-    def _shard(self, number: int) -> np.ndarray:
+    def mapped(self, number: int) -> np.ndarray:
+        """Returns the memory-mapped embeddings ``[n, D]`` of one shard, in the type they are stored in."""
         if number not in self._shards:
             shard = self.card["shards"][number]
             dtype = shard.get("dtype", self.card["dtype"])

@@ -68,16 +68,15 @@ class RowReader:
     def __init__(self, database: RetrievalDatabase, mapped: int | None = None) -> None:
         self.database = database
         self.mapped = mapped
-        self._starts = np.array(database._starts)
         self._maps: dict[int, tuple[np.memmap, np.ndarray]] = {}
         self._before = mapped_bytes()
         self._next = 0
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """Returns the raw vectors ``[n, D]`` of rows ``[n]`` in ascending order, in the type of the shards."""
-        cuts = np.searchsorted(rows, self._starts)
+        cuts = np.searchsorted(rows, self.database.starts)
         parts = [
-            self._shard(number)[rows[cuts[number] : cuts[number + 1]] - self._starts[number]]
+            self._shard(number)[rows[cuts[number] : cuts[number + 1]] - self.database.starts[number]]
             for number in np.flatnonzero(np.diff(cuts)).tolist()
         ]
         self._release()
@@ -88,7 +87,7 @@ class RowReader:
     def _shard(self, number: int) -> np.ndarray:
         """Returns a shard in a map of its own, told that reads jump; the database's own maps are read through."""
         if number not in self._maps:
-            shard: Any = self.database._shard(number)
+            shard: Any = self.database.mapped(number)
             own = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
             _advise(own, "MADV_RANDOM")
             self._maps[number] = own, own.view(np.ndarray)

@@ -112,7 +112,7 @@ class SearchIndex:
         """Returns the living rows of a selection: as ``[N] bool`` where they are many, else as ascending numbers."""
         rows, alive = np.asarray(rows), self.database.alive
         if rows.dtype != bool:
-            numbers = self.database._check(rows)
+            numbers = self.database.check_rows(rows)
             if numbers.size <= FEW:
                 numbers = np.unique(numbers)
                 return numbers if alive is None else numbers[alive[numbers]]

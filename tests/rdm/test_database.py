@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures import ProjectionEmbedder, contents, write_pictures
+from pictures import QUIET, ProjectionEmbedder, contents, write_pictures
 from PIL import Image
 
 from ldm.data import ImageFolder
@@ -20,17 +20,6 @@ from rdm.retrieval.builder import build_database, prepare_database
 from rdm.retrieval.database import RetrievalDatabase
 
 ROOT = Path(__file__).parents[2]
-QUIET = {"batch_size": 4, "shard_rows": 8, "progress": False}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> dict[str, Any]:
-    return write_pictures(tmp_path / "pictures", 19)
-
-
-@pytest.fixture
-def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
-    return build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)
 
 
 def test_embeddings_are_the_raw_vectors_in_float16(database: RetrievalDatabase, source: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import ProjectionEmbedder, contents, write_pictures
+from pictures import QUIET, ProjectionEmbedder, contents, write_pictures
 from PIL import Image
 
 from ldm.util import instantiate_from_config
@@ -29,17 +29,6 @@ from rdm.retrieval.queries import popular_rows
 from rdm.retrieval.retriever import Retriever
 
 ROOT = Path(__file__).parents[2]
-QUIET = {"batch_size": 4, "shard_rows": 8, "progress": False}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> dict[str, Any]:
-    return write_pictures(tmp_path / "pictures", 19)
-
-
-@pytest.fixture
-def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
-    return build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)
 
 
 def test_removed_rows_are_marked_and_keep_their_numbers(database: RetrievalDatabase) -> None:

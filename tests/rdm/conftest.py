@@ -1,0 +1,22 @@
+"""A small database, for the tests that do not bring one of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures import QUIET, ProjectionEmbedder, write_pictures
+
+from rdm.retrieval.builder import build_database
+from rdm.retrieval.database import RetrievalDatabase
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> dict[str, Any]:
+    return write_pictures(tmp_path / "pictures", 19)
+
+
+@pytest.fixture
+def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
+    return build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)
