@@ -269,6 +269,9 @@ class AutoencoderKL(AdversarialAutoencoder):
 class IdentityFirstStage(nn.Module):
     """No compression: the latent is the image. Takes, and ignores, the arguments of any other first stage.
 
+    Attributes:
+        downsampling: pixels of an image to one of the latent, along each side.
+
     Args:
         args: ignored.
         vq_interface: give what a VQ model's quantiser gives.
@@ -277,7 +280,7 @@ class IdentityFirstStage(nn.Module):
 
     def __init__(self, *args: Any, vq_interface: bool = False, **kwargs: Any) -> None:  # noqa: ARG002
         super().__init__()
-        self.vq_interface = vq_interface
+        self.vq_interface, self.downsampling = vq_interface, 1
 
     def encode(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         """Returns the image."""

@@ -171,6 +171,9 @@ def bytes_per_pixel(stage: nn.Module) -> float:
     of its latents to all codes, where these are more. The weights are not included.
     """
     probe: Any = stage
+    weight = next(stage.parameters(), None)
+    if weight is None:  # the latent is the image
+        return 4 * 3
     side, largest = 8 * probe.downsampling, [0]
     codes = probe.quantize.n_e if hasattr(probe, "quantize") else 0
 
@@ -179,7 +182,6 @@ def bytes_per_pixel(stage: nn.Module) -> float:
 
     hooks = [module.register_forward_hook(measure) for module in stage.modules() if isinstance(module, nn.Conv2d)]
     try:
-        weight = next(stage.parameters())
         latent = probe.encode(torch.zeros(1, probe.encoder.conv_in.in_channels, side, side).to(weight))
         probe.decode(latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent)
     finally:

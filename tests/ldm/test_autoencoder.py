@@ -14,6 +14,7 @@ from small_models import DDCONFIG, KL_DDCONFIG
 from ldm.checkpoint import write_weights
 from ldm.data import DataModule
 from ldm.models.autoencoder import AutoencoderKL, IdentityFirstStage, VQModel, VQModelInterface
+from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.diffusionmodules.model import Encoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
@@ -93,6 +94,9 @@ def test_identity_first_stage_changes_nothing() -> None:
     assert torch.equal(stage.decode(stage.encode(image)), image)
     assert torch.equal(stage.quantize(image), image)
     assert IdentityFirstStage(vq_interface=True).quantize(image)[1:] == (None, [None, None, None])
+    large = image.repeat(1, 1, 5, 5)
+    for tile in (8, "4KB"):
+        torch.testing.assert_close(decode_tiled(stage, encode_tiled(stage, large, tile), tile), large)
 
 
 def test_compvis_arguments_are_taken_and_wrong_ones_named() -> None:

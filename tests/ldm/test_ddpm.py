@@ -8,6 +8,7 @@ from small_models import IDENTITY, VQ, randomise, unet
 
 from ldm.checkpoint import write_weights
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import instantiate_from_config
 
 BUFFERS = {
     "betas",
@@ -85,6 +86,22 @@ def test_first_stage_is_frozen_and_never_trains() -> None:
     model.training_step({"image": images()}, 0).backward()
     assert all(p.grad is None for p in model.first_stage_model.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.model.parameters())
+
+
+def test_a_first_stage_with_an_average_is_used_with_it(tmp_path: Path) -> None:
+    averaged = {**VQ, "params": {**VQ["params"], "use_ema": True}}
+    stage = instantiate_from_config(averaged)
+    stage.model_ema.get_buffer("decoderconv_outweight").fill_(0.5)
+    write_weights(tmp_path / "stage.safetensors", stage.state_dict())
+    averaged["params"]["ckpt_path"] = str(tmp_path / "stage.safetensors")
+    model = make(averaged)
+    assert (model.first_stage_model.decoder.conv_out.weight == 0.5).all()
+    assert not any("first_stage_model.model_ema" in name for name in model.state_dict())
+    # A checkpoint of other code that holds both: its first stage is used as it is.
+    both = model.state_dict() | {f"first_stage_model.{name}": value for name, value in stage.state_dict().items()}
+    write_weights(tmp_path / "whole.safetensors", both)
+    again = make(VQ, ckpt_path=str(tmp_path / "whole.safetensors"))
+    assert torch.equal(again.first_stage_model.decoder.conv_out.weight, stage.decoder.conv_out.weight)
 
 
 def test_names_are_those_of_checkpoints() -> None:

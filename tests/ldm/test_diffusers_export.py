@@ -191,10 +191,12 @@ def test_codes_learned_in_other_ways_become_the_codes_they_make(kind: str, tmp_p
 
 def test_a_first_stage_inside_leaves_its_loss_and_its_average_behind(tmp_path: Path) -> None:
     config = model_config({}, {**VQ, "params": {**VQ["params"], "use_ema": True}})
-    state = built(config).state_dict()
-    export_diffusers({"model": config}, state | {"first_stage_model.loss.logvar": torch.zeros(())}, tmp_path)
-    kept = {name: value for name, value in state.items() if "model_ema" not in name}
-    assert len(kept) < len(state)
+    kept = built(config).state_dict()
+    trained = built(VQ | {"params": {**VQ["params"], "use_ema": True}}).state_dict()
+    average = {f"first_stage_model.{name}": value for name, value in trained.items() if name.startswith("model_ema.")}
+    assert average and not average.keys() & kept.keys()
+    beside = {**average, "first_stage_model.loss.logvar": torch.zeros(())}
+    export_diffusers({"model": config}, kept | beside, tmp_path)
     assert_bit_equal(import_diffusers(tmp_path)[1], kept)
 
 

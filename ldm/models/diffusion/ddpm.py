@@ -27,7 +27,8 @@ class LatentDiffusion(DDPM):
     """A denoiser over the latents of a frozen first stage.
 
     Args:
-        first_stage_config: the autoencoder; its weights are part of this model's checkpoints.
+        first_stage_config: the autoencoder; its weights are part of this model's checkpoints. Of one that was trained
+            with a running average (``use_ema``), these are the averaged ones.
         cond_stage_config: makes a context of what a batch holds; ``__is_first_stage__`` takes the first stage,
             ``__is_unconditional__`` (or ``None``) nothing.
         num_timesteps_cond: CompVis' noising of conditions, which none of its configs turns on; 1 or ``None``.
@@ -52,6 +53,7 @@ class LatentDiffusion(DDPM):
         ValueError: options that contradict each other, or weights that do not fit.
     """
 
+    optional_names = (*DDPM.optional_names, "first_stage_model.model_ema.*")
     scale_factor: Tensor | float
     first_stage_model: Any
     cond_stage_model: Any
@@ -86,6 +88,9 @@ class LatentDiffusion(DDPM):
             conditioning_key = "concat" if concat_mode else "crossattn"
         super().__init__(conditioning_key=conditioning_key, **{**options, "clip_denoised": False})
         self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
+        if getattr(self.first_stage_model, "model_ema", None) is not None:
+            self.first_stage_model.model_ema.copy_to(self.first_stage_model)
+            self.first_stage_model.model_ema = None
         self.cond_stage_key, self.cond_stage_forward = cond_stage_key, cond_stage_forward
         self.cond_stage_model = None
         if cond_stage_config == FIRST_STAGE:

@@ -268,7 +268,7 @@ class DDPM(pl.LightningModule):
                 averaged = self.losses(latent, context, t, noise)
             values |= {f"val/{name}_ema": value.mean() for name, value in averaged.items()}
         for name, value in values.items():
-            self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n)
+            self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n, sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs the figures of validation on the test set."""
