@@ -38,12 +38,12 @@ def main() -> None:
             raise ValueError("--from diffusers gives our own folder: leave out --to, --checkpoint and --weights")
         from ldm.checkpoint import write_weights
         from ldm.config import write_config
-        from ldm.convert.diffusers import import_diffusers
+        from ldm.convert.diffusers import import_diffusers, scale_of_diffusers
 
         config, state = import_diffusers(args.run)
         write_config(Path(args.output) / "config.yaml", config)
         written = Path(args.output) / "model.safetensors"
-        write_weights(written, state)
+        write_weights(written, state, metadata={"scale_factor": scale_of_diffusers(args.run)})
     elif args.to == "safetensors":
         from ldm.checkpoint import export_run
 

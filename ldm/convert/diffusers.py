@@ -120,10 +120,14 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
     if (folder / OTHER).is_file():
         state |= read_weights(folder / OTHER)
     if params.get("scale_by_std"):  # measured in training, so one of the weights
-        described = read_json(_first_stage_folder(folder) / "config.json", REMEDY)
-        state["scale_factor"] = torch.tensor(described["scaling_factor"])
+        state["scale_factor"] = torch.tensor(scale_of_diffusers(folder))
     check_described(model, state, folder)
     return config, state
+
+
+def scale_of_diffusers(folder: str | Path) -> float:
+    """Returns the factor that a first stage's latents are multiplied by, of a folder that diffusers wrote."""
+    return float(read_json(_first_stage_folder(Path(folder)) / "config.json", REMEDY).get("scaling_factor", 0.18215))
 
 
 def scheduler_to_diffusers(params: Mapping[str, Any], betas: Tensor) -> dict[str, Any]:
@@ -188,7 +192,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         "conditioning_key": "crossattn",
         "image_size": unet["image_size"],
         "channels": unet["in_channels"],
-        "scale_factor": stage.get("scaling_factor", 0.18215),
+        "scale_factor": scale_of_diffusers(folder),
         "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
         "first_stage_config": first,
         "cond_stage_config": {"target": "torch.nn.Identity"},

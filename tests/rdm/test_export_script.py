@@ -66,6 +66,8 @@ def test_what_was_measured_of_latents_goes_with_a_first_stage(tmp_path: Path, mo
         script(monkeypatch, source, "--to", "diffusers", "--output", tmp_path / f"d-{source.name}")
     factors = {name: read_json(tmp_path / name / "vqvae" / "config.json", "")["scaling_factor"] for name in FACTORS}
     assert factors == FACTORS
+    script(monkeypatch, "--from", "diffusers", tmp_path / "d-run", "--output", tmp_path / "back")
+    assert measured_latents(tmp_path / "back") == {"scale_factor": 0.5}
 
 
 FACTORS = {"none": 1.0, "d-run": 0.5, "d-again": 0.5}
