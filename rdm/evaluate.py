@@ -25,7 +25,7 @@ from ldm.models.first_stage import FirstStage
 from ldm.models.tiling import decode_tiled, encode_tiled, tile_side
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.lpips import LPIPS
-from ldm.modules.losses.perceptual import ClipDistance
+from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
 from ldm.util import instantiate_from_config
 from rdm.retrieval.config import source_config
@@ -84,12 +84,16 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return float((first.mean - second.mean).square().sum() + spread)
 
 
-def perceptual_distance(name: str) -> LPIPS | ClipDistance:
+def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance:
     """Returns the network of a perceptual distance.
 
     Args:
-        name: ``download`` or a file for LPIPS; a folder, or ``MODEL:PRETRAINED`` of open_clip, for features of CLIP.
+        name: ``download`` or a file for LPIPS; a folder, or ``MODEL:PRETRAINED`` of open_clip, for features of CLIP;
+            ``NETWORK:FILE``, such as ``resnet18:resnet18.pth``, for those of one of torchvision's networks.
     """
+    network, _, file = name.partition(":")
+    if network in LAYERS and file:
+        return TorchvisionDistance(network, file)
     if name == "download" or name.endswith(WEIGHT_FILES):
         return LPIPS(name)
     return ClipDistance(*clip_name(name))

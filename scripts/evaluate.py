@@ -32,7 +32,8 @@ def add_reconstruction(commands: argparse._SubParsersAction[argparse.ArgumentPar
     p.add_argument(
         "--perceptual",
         default="models/clip/emoji",
-        help="CLIP features: a folder or MODEL:PRETRAINED; LPIPS: a file of VGG16's weights or 'download'; or 'none'",
+        help="CLIP features: a folder or MODEL:PRETRAINED; LPIPS: a file of VGG16's weights or 'download'; "
+        "torchvision's: NETWORK:FILE, e.g. resnet18:resnet18.pth; or 'none'",
     )
     p.add_argument(
         "--features",

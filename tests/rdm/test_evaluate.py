@@ -16,6 +16,7 @@ import torch
 from pictures import write_clip, write_pictures
 from PIL import Image
 from small_models import KL, VQ, randomise
+from torchvision.models import get_model
 
 from ldm.checkpoint import write_weights
 from ldm.config import write_config
@@ -23,7 +24,7 @@ from ldm.files import file_hash
 from ldm.metrics import psnr
 from ldm.models.first_stage import load_first_stage
 from ldm.util import instantiate_from_config
-from rdm.evaluate import Moments, Reconstruction, evaluation_data, frechet_distance
+from rdm.evaluate import Moments, Reconstruction, evaluation_data, frechet_distance, perceptual_distance
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,6 +115,15 @@ def test_report_holds_figures_protocol_and_picture(run, stage: Path, tmp_path: P
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["figures"]["rfid"] == pytest.approx(figures["rfid"], rel=1e-4)
     assert again["protocol"]["data"]["pixels_sha256"] == protocol["data"]["pixels_sha256"]
+
+
+def test_a_perceptual_distance_by_torchvisions_networks(tmp_path: Path) -> None:
+    file = tmp_path / "net.safetensors"
+    write_weights(file, get_model("mobilenet_v2", weights=None).state_dict())
+    network = perceptual_distance(f"mobilenet_v2:{file}")
+    assert network.name.startswith("TorchvisionDistance of mobilenet_v2 (net.safetensors)")
+    with pytest.raises(FileNotFoundError, match="none.pth"):
+        perceptual_distance("resnet18:none.pth")
 
 
 def test_a_kl_stage_other_pictures_and_tiles(run, tmp_path: Path) -> None:
