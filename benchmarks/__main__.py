@@ -6,10 +6,11 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import attention, loader, networks, retrieval
+from benchmarks import attention, builder, loader, networks, retrieval
 
 BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "attention": attention.run,
+    "builder": builder.run,
     "loader": loader.run,
     "networks": networks.run,
     "retrieval": retrieval.run,

@@ -16,6 +16,11 @@ from omegaconf import OmegaConf
 from pictures import write_clip, write_pictures
 from test_patches import bomb
 
+from ldm.config import read_config
+from ldm.util import check_params, get_obj_from_str
+from rdm.retrieval.config import check_database
+from rdm.retrieval.patches import Patches
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -196,6 +201,19 @@ def test_help_is_quick(script: str) -> None:
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 5  # about 0.1 s of work; the rest is for a busy machine
     assert "--config" in said.stdout
+
+
+@pytest.mark.parametrize("name", ["imagenet", "openimages"])
+def test_a_config_of_a_large_database_fits_its_source_and_the_models(name: str) -> None:
+    config = read_config([ROOT / f"configs/database/{name}.yaml"])
+    check_database(config["database"])
+    source = config["database"]["source"]
+    check_params(source["target"], get_obj_from_str(source["target"]), source["params"])
+    Patches(config["database"].get("patches"))
+    trained = {model: read_config([ROOT / f"configs/rdm/{model}.yaml"]) for model in ("imagenet", "ffhq")}
+    for model in trained if name == "openimages" else ():
+        params = trained[model]["data"]["params"]
+        assert {"embedder": params["embedder"], "database": params["database"]} == config, model
 
 
 def test_the_shipped_config_names_what_exists() -> None:
