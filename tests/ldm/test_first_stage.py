@@ -12,8 +12,12 @@ from torch import Tensor
 
 from ldm.checkpoint import write_checkpoint, write_weights
 from ldm.config import write_config
+from ldm.data import ParquetImages
+from ldm.metrics import psnr
 from ldm.models.first_stage import load_first_stage
 from ldm.util import instantiate_from_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -66,3 +70,13 @@ def test_the_stage_inside_a_diffusion_model_and_the_running_average_are_taken(
     write_weights(tmp_path / "other" / "model.safetensors", state)
     with pytest.raises(ValueError, match=r"the config's model is torch.nn.Identity, expected a first stage"):
         load_first_stage(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("name", "least"), [("emoji-vq-f4", 26.0), ("emoji-kl-f4", 29.0)])
+@torch.no_grad()
+def test_a_shipped_stage_gives_held_out_pictures_back(name: str, least: float) -> None:
+    stage = load_first_stage(ROOT / "models" / "first_stage" / name)
+    held = ParquetImages(str(ROOT / "data" / "emoji"), stage.resolution, split="val")
+    images = torch.stack([held[place]["image"] for place in range(0, len(held), 40)])
+    made = stage.model.reconstruct(images).clamp(-1, 1)
+    assert float(psnr(images, made).mean()) > least
