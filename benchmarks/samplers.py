@@ -1,0 +1,148 @@
+"""Samplers by steps: how fast, and how good the images of the shipped model are.
+
+    python -m benchmarks.samplers --n 256 --folder outputs/samplers
+
+An image is made for each of n held-out pictures from that picture's own neighbours, with the same seeds for every
+sampler. Quality is the Frechet distance of their features to those of all held-out pictures, and the CLIP score: the
+mean cosine of an image and the name of its picture. Both are in the space of the embedder that found the neighbours, so
+they compare samplers and say little about anything else. `off_reference` is the mean cosine distance of an image's
+feature to that of the same seed's image by the reference, 250 steps of DDIM; samplers with fresh noise have other
+images. What is usual, 100 steps of DDIM, is made with three sets of seeds: their range is what chance does.
+
+Every case is a JSON line in samplers.jsonl, beside its features and the first images; the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.callbacks import image_grid, save_png
+from rdm.evaluate import Moments, frechet_distance
+from rdm.loading import Loaded, load
+from rdm.sample import generate
+
+SAMPLERS = ("ddim", "ddpm", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+STEPS = (5, 10, 20, 50, 100, 250)
+USUAL, REFERENCE = ("ddim", 100), ("ddim", 250)  # CompVis' default; what the limit of many steps is taken to be
+ROUNDS = 3  # sets of seeds of the usual way
+BATCH = 32
+FRESH = ("ddpm", "dpmpp_2m_sde")  # samplers that add noise
+SHOWN = 16
+
+
+class Pictures(NamedTuple):
+    """Held-out pictures.
+
+    Attributes:
+        contexts: ``[n, K, D]``, of the neighbours of n of them.
+        names: their captions.
+        texts: ``[n, D]`` of length one, of the captions.
+        features: of all held-out pictures.
+    """
+
+    contexts: Tensor
+    names: list[str]
+    texts: Tensor
+    features: Moments
+
+
+@torch.inference_mode()
+def pictures(loaded: Loaded, n: int) -> Pictures:
+    """Returns n held-out pictures, evenly spread over all, whose features are those that are compared with."""
+    loaded.data.setup("fit")
+    dataset: Any = loaded.data.datasets["validation"]
+    embedder, features = loaded.retriever.embedder, Moments()
+    for start in range(0, len(dataset), BATCH):
+        places = range(start, min(start + BATCH, len(dataset)))
+        features.add(embedder.images(torch.stack([dataset[place]["image"] for place in places])))
+    chosen = torch.linspace(0, len(dataset) - 1, min(n, len(dataset))).long().tolist()
+    neighbours = torch.stack([dataset[place]["neighbours"] for place in chosen])
+    names = [dataset.metadata(place)["caption"] for place in chosen]
+    contexts = loaded.model.conditioner(neighbours, include_query=False)
+    return Pictures(contexts, names, F.normalize(embedder.texts(names).float(), dim=1), features)
+
+
+def cases(samplers: list[str], steps: list[int]) -> Iterator[tuple[str, int, int]]:
+    """Yields (sampler, steps, set of seeds), the reference first."""
+    yield (*REFERENCE, 0)
+    for number in range(ROUNDS):
+        yield (*USUAL, number)
+    for sampler in samplers:
+        for count in steps:
+            if (sampler, count) not in (REFERENCE, USUAL):
+                yield sampler, count, 0
+
+
+def measure(
+    loaded: Loaded, held: Pictures, case: tuple[str, int, int], scale: float, folder: Path
+) -> dict[str, float | None]:
+    """Returns the figures of one case, and writes features and some images of it."""
+    (sampler, steps, number), n = case, len(held.names)
+    options: dict[str, Any] = {"sampler": sampler, "steps": steps, "scale": scale, "batch_size": BATCH}
+    seeds, start = range(number * n, (number + 1) * n), time.perf_counter()
+    images = generate(loaded.model, held.contexts, loaded.latent_shape, list(seeds), **options)
+    seconds = time.perf_counter() - start
+    with torch.inference_mode():
+        features = torch.cat([loaded.retriever.embedder.images(part) for part in images.split(BATCH)]).float()
+    name = f"{sampler}-{steps}-{number}"
+    torch.save(features, folder / f"{name}.pt")
+    save_png(image_grid({"": images[:: max(1, n // SHOWN)][:SHOWN][None]}), folder / f"{name}.png")
+    made, unit = Moments(), F.normalize(features, dim=1)
+    made.add(features)
+    reference = torch.load(folder / f"{REFERENCE[0]}-{REFERENCE[1]}-0.pt", weights_only=True)
+    same = number == 0 and sampler not in FRESH
+    return {
+        "images_per_s": round(n / seconds, 3),
+        "frechet": round(frechet_distance(made, held.features), 4),
+        "clip_score": round(float((unit * held.texts).sum(1).mean()), 4),
+        "off_reference": round(float(1 - (unit * F.normalize(reference, dim=1)).sum(1).mean()), 4) if same else None,
+    }
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Returns a Markdown table: a row for each sampler, a column for each number of steps."""
+    steps = sorted({line["steps"] for line in found})
+    rows = [f"| Frechet distance / CLIP score | {' | '.join(map(str, steps))} |", "|---" * (len(steps) + 1) + "|"]
+    for sampler in dict.fromkeys(line["sampler"] for line in found):
+        cells = {line["steps"]: line for line in found if line["sampler"] == sampler and line["seeds"] == 0}
+        shown = [f"{cells[s]['frechet']:.3f} / {cells[s]['clip_score']:.3f}" if s in cells else "" for s in steps]
+        rows.append(f"| {sampler} | {' | '.join(shown)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measures the samplers and steps of the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--n", type=int, default=256, help="images of each case")
+    p.add_argument("--samplers", nargs="+", default=SAMPLERS, choices=SAMPLERS, metavar="NAME")
+    p.add_argument("--steps", nargs="+", type=int, default=STEPS)
+    p.add_argument("--scale", type=float, default=2.0, help="of guidance")
+    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
+    p.add_argument("--folder", type=Path, default=Path("outputs/samplers"))
+    args = p.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    loaded = load(args.ckpt)
+    file, held = args.folder / "samplers.jsonl", pictures(loaded, args.n)
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    for case in cases(args.samplers, args.steps):
+        what = dict(zip(("sampler", "steps", "seeds"), case, strict=True)) | {"n": len(held.names), "scale": args.scale}
+        if any(what.items() <= line.items() for line in found):
+            continue
+        found.append(what | measure(loaded, held, case, args.scale, args.folder))
+        print(json.dumps(found[-1]), flush=True)
+        with file.open("a") as lines:
+            lines.write(json.dumps(found[-1]) + "\n")
+    print(table([line for line in found if line["n"] == len(held.names) and line["scale"] == args.scale]))
+
+
+if __name__ == "__main__":
+    main()
