@@ -121,6 +121,22 @@ def _lies_in(name: str, packages: Iterable[str]) -> bool:
     return any(name.startswith(package + ".") for package in packages)
 
 
+def names_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns a package's ``__getattr__`` that imports a name when it is first used.
+
+    Args:
+        package: its name.
+        homes: each name, and the module of the package that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package} has no attribute {name}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get
+
+
 def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     """Builds the object a ``{"target": ..., "params": {...}}`` mapping describes.
 

@@ -1,9 +1,16 @@
-"""Image datasets and the DataModule that a config describes."""
+"""Image datasets and the DataModule that a config describes.
 
-from ldm.data.datamodule import DataModule
-from ldm.data.images import ImageFolder
-from ldm.data.parquet import ParquetImages
-from ldm.data.shards import WebDatasetImages
-from ldm.data.split import HashSplit
+Names are imported when first used, so that who only decodes pictures loads no Lightning.
+"""
 
-__all__ = ["DataModule", "HashSplit", "ImageFolder", "ParquetImages", "WebDatasetImages"]
+from ldm.util import names_when_used
+
+_HOME = {
+    "DataModule": "datamodule",
+    "HashSplit": "split",
+    "ImageFolder": "images",
+    "ParquetImages": "parquet",
+    "WebDatasetImages": "shards",
+}
+__all__ = sorted(_HOME)
+__getattr__ = names_when_used(__name__, _HOME)

@@ -3,10 +3,7 @@
 Names are imported when first used, so a data-loader worker that only reads a neighbour table loads no faiss.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from ldm.util import names_when_used
 
 _HOME = {
     "RetrievalDatabase": "database",
@@ -32,9 +29,4 @@ _HOME = {
     "import_database": "imports",
 }
 __all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = names_when_used(__name__, _HOME)
