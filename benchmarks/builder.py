@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def run() -> dict[str, float]:
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            options = {"batch_size": BATCH, "shard_rows": SHARD_ROWS, "progress": False}
+            options: dict[str, Any] = {"batch_size": BATCH, "shard_rows": SHARD_ROWS, "progress": False}
             build_database(Path(folder) / "database", source, embedder, **options)
 
     bare()  # the first call of a network is slow
