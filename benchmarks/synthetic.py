@@ -1,7 +1,8 @@
 """Databases of made-up vectors that lie as CLIP's do, written block by block and the same on every machine.
 
-Images: clusters of intrinsic dimension 48, each in directions of its own, all within one cone. Texts: along the
-pictures they describe only loosely, in a cone of their own (Liang et al. 2022, "Mind the gap").
+Images: clusters of intrinsic dimension 48, each in directions of its own, all within one cone. Texts: pictures moved
+into another cone (Liang et al. 2022, "Mind the gap"), each a bit further in a direction of its own. Loose texts: there
+is little of the picture in them, and nothing of what all pictures share; a trial of what an index does then.
 """
 
 from __future__ import annotations
@@ -60,15 +61,18 @@ class Space:
         """Returns queries ``[count, D] float32`` that are no rows of a database.
 
         Args:
-            kind: ``image``, further pictures; ``text``, as texts of further pictures lie.
+            kind: ``image``, further pictures; ``text`` and ``loose``, as texts of further pictures may lie.
             count: at most the rows of a shard.
         """
         images, _ = self.images(2**31, count)
         if kind == "image":
             return images
-        along = images / np.linalg.norm(images, axis=1, keepdims=True) - self.cone / np.sqrt(3)
+        unit = images / np.linalg.norm(images, axis=1, keepdims=True)
         noise = np.random.default_rng([self.seed, self.dim, 2**31]).standard_normal(images.shape, dtype=np.float32)
-        return 0.6 * along + self.gap + 0.5 * noise / np.sqrt(self.dim)
+        noise /= np.sqrt(np.float32(self.dim))
+        if kind == "text":
+            return unit + self.gap + 0.25 * noise
+        return 0.6 * (unit - self.cone / np.sqrt(np.float32(3))) + self.gap + 0.5 * noise
 
     def write(self, folder: Path, rows: int) -> RetrievalDatabase:
         """Returns a database of so many rows, written to ``folder`` unless it is there; a killed write continues."""

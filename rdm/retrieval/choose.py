@@ -28,7 +28,9 @@ def choose_factory(rows: int, dim: int, ram: int) -> str:
 
     Exact search where it is fast. Otherwise inverted lists, about ``4 sqrt(rows)`` of them, with the longest codes that
     fit: narrow vectors a byte a number (SQ8), wide ones as product-quantised 4-bit codes, which are searched in
-    registers (Andre et al. 2019, "Quicker ADC"), of vectors turned so that little is lost (OPQ, Ge et al. 2013).
+    registers (Andre et al. 2019, "Quicker ADC"), of vectors turned so that little is lost (OPQ, Ge et al. 2013). The
+    codes are of the vectors themselves: by inner product, lists have centres of length one, and what is left of a
+    turned vector beside its centre is longer than the vector.
 
     Args:
         rows: of the database, N.
@@ -45,7 +47,7 @@ def choose_factory(rows: int, dim: int, ram: int) -> str:
     for parts in _CODES:
         if parts <= dim:
             width = parts * max(1, min(4, dim // parts))
-            options.append(f"OPQ{parts}_{width},IVF{lists},PQ{parts}x4fsr")
+            options.append(f"OPQ{parts}_{width},IVF{lists},PQ{parts}x4fs")
     for factory in options:
         if index_bytes(factory, rows, dim) <= ram:
             return factory

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.synthetic import Space, write_database
-from rdm.retrieval import search
+from rdm.retrieval import search, tune
 from rdm.retrieval.choose import index_bytes
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import kind_of
@@ -15,7 +15,7 @@ from rdm.retrieval.search import SearchIndex
 from rdm.retrieval.tune import TARGETS
 
 ROWS, DIM = 3000, 16
-FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fsr", "OPQ8_16,IVF16,PQ8x4fsr", "HNSW16", "milvus:rows.db")
+FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "HNSW16", "milvus:rows.db")
 
 
 class WithRemovals(RetrievalDatabase):
@@ -95,6 +95,29 @@ def test_its_settings_reach_the_targets(index: SearchIndex) -> None:
     assert set(card["search"]) == {index.setting} - {""} | (set() if index.exact else {"candidates"})
     assert index.exact == (card["factory"] in ("Flat", "HNSW16", "milvus:rows.db"))
     assert 0 < card["ms_per_query"]["single"] < 100
+
+
+def test_out_of_reach_of_the_targets_nearly_the_best_recall_is_taken(
+    database: RetrievalDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tune, "_COUNTS", (4, 6))  # too few candidates for such codes
+    index = kind_of("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
+    assert "index IVF64,PQ4x4fs reaches a recall@4 of" in caplog.text
+    asked = tune.held_out(index, None, 512)
+    halves = {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}
+    reached = {
+        breadth: {kind: tune._recalls(index, held, breadth) for kind, held in halves.items()}
+        for breadth in (4, 8, 16, 32, 64)
+    }
+    parts = {
+        (breadth, count): min(found[kind][count] / (TARGETS[kind] + 0.01) for kind in halves)
+        for breadth, found in reached.items()
+        for count in (4, 6)
+    }
+    settings = index.card["search"]["nprobe"], index.card["search"]["candidates"]
+    assert 0.98 * max(parts.values()) <= parts[settings] < 1
+    narrower = [part for setting, part in parts.items() if setting[0] < settings[0]]
+    assert all(part < 0.98 * max(parts.values()) for part in narrower)
 
 
 def test_scores_are_exact_whatever_the_codes(database: RetrievalDatabase, index: SearchIndex) -> None:
@@ -180,6 +203,6 @@ def test_wrong_selections_are_refused(index: SearchIndex) -> None:
 
 
 def test_the_size_of_an_index_is_foreseen(database: RetrievalDatabase) -> None:
-    for factory in ("IVF16,PQ16x4fsr", "OPQ8_16,IVF16,PQ8x4fsr", "IVF16,SQ8"):
+    for factory in ("IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "IVF16,SQ8"):
         size = (database.path / factory / "index.faiss").stat().st_size
         assert 0.6 < size / index_bytes(factory, ROWS, DIM) < 1.4
