@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,11 +95,11 @@ def measure(
     with torch.inference_mode():
         features = torch.cat([loaded.retriever.embedder.images(part) for part in images.split(BATCH)]).float()
     name = f"{sampler}-{steps}-{number}"
-    torch.save(features, folder / f"{name}.pt")
+    np.save(folder / f"{name}.npy", features.numpy())
     save_png(image_grid({"": images[:: max(1, n // SHOWN)][:SHOWN][None]}), folder / f"{name}.png")
     made, unit = Moments(), F.normalize(features, dim=1)
     made.add(features)
-    reference = torch.load(folder / f"{REFERENCE[0]}-{REFERENCE[1]}-0.pt", weights_only=True)
+    reference = torch.from_numpy(np.load(folder / f"{REFERENCE[0]}-{REFERENCE[1]}-0.npy"))
     same = number == 0 and sampler not in FRESH
     return {
         "images_per_s": round(n / seconds, 3),

@@ -27,7 +27,17 @@ import pyarrow.parquet as pq
 from ldm.files import check_hash, read_json
 from rdm.retrieval.embedder import Embedder, check_embedder
 from rdm.retrieval.patches import complete_policy
-from rdm.retrieval.shards import CARD, KINDS, NUMBERS, open_shard, our_columns, shard_file, stored_name, unknown
+from rdm.retrieval.shards import (
+    CARD,
+    KINDS,
+    NUMBERS,
+    advise,
+    open_shard,
+    our_columns,
+    shard_file,
+    stored_name,
+    unknown,
+)
 from rdm.retrieval.source import Source
 from rdm.retrieval.tombstones import alive_rows, changing, read_removed, stamp, write_removed
 
@@ -175,9 +185,15 @@ class RetrievalDatabase:
         return found.reshape(*rows.shape, self.dim)
 
     def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
-        """Yields all embeddings in order, in blocks ``[<= size, D] float32``."""
+        """Yields all embeddings in order, in blocks ``[<= size, D] float32``; shards that are read are let go of."""
+        number = 0
         for start in range(0, len(self), size):
-            yield self.embeddings(np.arange(start, min(start + size, len(self))))
+            stop = min(start + size, len(self))
+            yield self.embeddings(np.arange(start, stop))
+            while number < len(self.starts) - 1 and self.starts[number + 1] <= stop:
+                if number in self._shards:
+                    advise(self._shards[number], "MADV_DONTNEED")
+                number += 1
 
     def metadata(self, rows: Any) -> list[dict[str, Any]]:
         """Returns what is known about some rows, in the order of ``rows`` flattened.

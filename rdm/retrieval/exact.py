@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.shards import advise
 
 _STATM = Path("/proc/self/statm")
 _AT_ONCE = 32768  # rows that are in memory as float32 at a time
@@ -89,7 +90,7 @@ class RowReader:
         if number not in self._maps:
             shard: Any = self.database.mapped(number)
             own = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
-            _advise(own, "MADV_RANDOM")
+            advise(own, "MADV_RANDOM")
             self._maps[number] = own, own.view(np.ndarray)
         return self._maps[number][1]
 
@@ -99,7 +100,7 @@ class RowReader:
         shards = [own for own, _ in self._maps.values()]
         for _ in shards:
             self._next = (self._next + 1) % len(shards)
-            _advise(shards[self._next], "MADV_DONTNEED")
+            advise(shards[self._next], "MADV_DONTNEED")
             if mapped_bytes() - self._before <= self.mapped // 2:
                 break
 
@@ -110,13 +111,6 @@ def mapped_bytes() -> int:
         return int(_STATM.read_bytes().split()[2]) * mmap.PAGESIZE
     except OSError:
         return 0
-
-
-def _advise(shard: np.memmap, advice: str) -> None:
-    """Tells the system how a map is used, where it can be told."""
-    pages: Any = shard.base
-    if hasattr(mmap, advice):
-        pages.madvise(getattr(mmap, advice))
 
 
 @torch.inference_mode()

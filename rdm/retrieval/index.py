@@ -18,7 +18,7 @@ from ldm.files import check_hash, file_hash
 from ldm.util import atomic_path
 from rdm.retrieval.choose import budget, choose_factory
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.exact import Neighbours, unit_vectors
+from rdm.retrieval.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.milvus import SCHEME, MilvusIndex
 from rdm.retrieval.search import CARD, SearchIndex, is_of, new_card, read_card
 from rdm.retrieval.tune import settle
@@ -227,10 +227,10 @@ def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
     rotations = _use_short_codes(index)
     size, rng = max(_SAMPLE, _PER_LIST * lists), np.random.default_rng(0)
     rows = np.arange(len(database)) if len(database) <= size else np.unique(rng.integers(0, len(database), size))
-    sample = np.empty((len(rows), database.dim), np.float32)
+    sample, read = np.empty((len(rows), database.dim), np.float32), RowReader(database, _MIN_MAPPED)
     for start in tqdm(range(0, len(rows), _SAMPLE), desc="index sample", disable=not progress, leave=False):
         part = rows[start : start + _SAMPLE]
-        sample[start : start + len(part)] = unit_vectors(database.embeddings(part), "row")
+        sample[start : start + len(part)] = unit_vectors(read(part).astype(np.float32), "row")
     LOG.info("training index %s on %d of %d rows", factory, len(rows), len(database))
     try:
         index.train(sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -49,6 +50,13 @@ def open_shard(file: Path, rows: int, dim: int, dtype: str = "float16") -> np.nd
     if shard.shape != (rows, dim) or shard.dtype != np.dtype(dtype):
         raise ValueError(f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} {dtype}; rebuild it")
     return shard
+
+
+def advise(shard: np.ndarray, advice: str) -> None:
+    """Tells the system how a map is used, such as ``MADV_DONTNEED``, where it can be told."""
+    pages: Any = shard.base
+    if hasattr(mmap, advice):
+        pages.madvise(getattr(mmap, advice))
 
 
 def metadata_schema(extra: Sequence[str] = ()) -> pa.Schema:

@@ -39,3 +39,15 @@ def test_reading_rows_keeps_few_pages_mapped(tmp_path: Path) -> None:
 
     assert mapped(None) > 12_000_000
     assert mapped(4_000_000) < 6_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not say what is mapped")
+def test_reading_all_rows_lets_go_of_the_shards_that_are_read(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((16384, 512)).astype(np.float16)
+    database = write_database(tmp_path / "db", lambda n: (vectors[n * 2048 : (n + 1) * 2048], {}), 8, 512)  # 16 MB
+    before, start = mapped_bytes(), 0
+    for block in database.blocks(1000):
+        np.testing.assert_array_equal(block, vectors[start : start + 1000])
+        start += len(block)
+        assert mapped_bytes() - before < 6_000_000
+    assert start == 16384
