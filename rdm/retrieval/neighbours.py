@@ -104,13 +104,16 @@ class NeighbourTable:
         Raises:
             ValueError: k is below 1 or more than the table holds, or has left of some picture.
         """
+        self._check_stored(k)
+        if self.left() < k:
+            raise ValueError(self._short(k))
+
+    def _check_stored(self, k: int) -> None:
         if not 1 <= k <= self.k:
             raise ValueError(
                 f"neighbour table holds {self.k} neighbours per image, config asks for k={k}; "
                 f"rerun scripts/search_neighbors.py --k {max(k, 1)}"
             )
-        if self.left() < k:
-            raise ValueError(self._short(k))
 
     def left(self) -> int:
         """Returns how many neighbours every picture has that are not removed; K where none is."""
@@ -135,15 +138,24 @@ class NeighbourTable:
         """Returns how many pictures have each row among their first k neighbours, ``[N] int64``.
 
         Divided by its sum this is the proposal distribution p_D (Blattmann et al. 2022, section 3.2). Removed rows have
-        none: it is the count over the database without them.
+        none: it is the count over the database without them, as far as the stored neighbours tell. Pictures of which
+        fewer than k of these are left count with those, and how many such there are is logged.
 
         Raises:
-            ValueError: the table holds fewer than k neighbours per picture, or has left.
+            ValueError: the table holds fewer than k neighbours per picture.
         """
-        self.check_k(k)
-        counts, alive = np.zeros(self.card["database_rows"], dtype=np.int64), self.database.alive
+        self._check_stored(k)
+        counts, alive, short = np.zeros(self.card["database_rows"], dtype=np.int64), self.database.alive, 0
         for rows in self._blocks():
-            counts += np.bincount(rows[_first_alive(rows, alive, k)], minlength=len(counts))
+            kept = _first_alive(rows, alive, k)
+            counts += np.bincount(rows[kept], minlength=len(counts))
+            short += int(np.count_nonzero(kept.sum(axis=-1) < k))
+        if short:
+            LOG.warning(
+                "removals left %d of %d pictures fewer than %d of the neighbours stored in %s; "
+                "scripts/search_neighbors.py finds others",
+                *(short, len(self), k, self.path),
+            )
         return counts
 
 

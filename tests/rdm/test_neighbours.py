@@ -126,7 +126,7 @@ def test_a_stopped_search_continues_to_the_same_bytes(
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_popularity_counted_by_hand(tmp_path: Path) -> None:
+def test_popularity_counted_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.save(tmp_path / "neighbours.npy", np.array([[2, 0, 4], [2, 4, 1], [0, 2, 4]], np.int32))
     six = build_database(
         tmp_path / "six", write_pictures(tmp_path / "pictures", 6), ProjectionEmbedder(), progress=False
@@ -148,7 +148,9 @@ def test_popularity_counted_by_hand(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="leaves 2 of 3 neighbours to an image of table .*, config asks for k=3; rerun"
     ):
-        table.popularity(3)
+        table.nearest(0, 3)
+    assert table.popularity(3).tolist() == [2, 1, 0, 0, 3, 0]  # of those that are left
+    assert "removals left 3 of 3 pictures fewer than 3 of the neighbours stored" in caplog.text
 
 
 def test_removed_rows_are_nobodys_neighbours(
