@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthetic import CLUSTERS, Space
+from ldm.files import write_json
+from ldm.util import atomic_path
 from rdm.retrieval.database import RetrievalDatabase
 
 DIM, K, QUERIES, BATCH, SINGLES = 512, 20, 256, 256, 64
@@ -122,7 +124,9 @@ def truth(folder: Path) -> dict[str, Any]:
     unit = unit_vectors(np.concatenate(list(queries.values())), "query")
     rows = search_exactly(RowReader(database), unit, K).rows.reshape(len(KINDS), QUERIES, K)
     arrays: dict[str, Any] = queries | {f"{kind}_rows": near for kind, near in zip(KINDS, rows, strict=True)}
-    np.savez(folder / "truth.npz", **arrays, unasked=vectors.queries("image", QUERIES + SINGLES)[QUERIES:])
+    arrays["unasked"] = vectors.queries("image", QUERIES + SINGLES)[QUERIES:]
+    with atomic_path(folder / "truth.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
     return {"queries": len(unit), "seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -206,7 +210,7 @@ def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 continue
             built = folder / f"{way}.json"
             if not built.is_file():
-                built.write_text(json.dumps(in_child(f"build {way}", args, folder)[0]))
+                write_json(built, in_child(f"build {way}", args, folder)[0])
             for figures in in_child(f"search {way}", args, folder):
                 yield {**head, **figures, **json.loads(built.read_text()), "threads": args.threads}
 

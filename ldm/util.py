@@ -60,6 +60,11 @@ def trust(*packages: str) -> None:
         _trusted.add(package)
 
 
+def trusted() -> tuple[str, ...]:
+    """Returns the packages that the user of this process trusts, for :func:`trust` in another one."""
+    return tuple(sorted(_trusted))
+
+
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust PACKAGE``, which takes effect as it is read."""
     parser.add_argument(

@@ -76,6 +76,17 @@ def add_tile_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ray_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--ray``."""
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="embed on the machines of a Ray cluster: 'local' starts one here, 'auto' takes the one that runs here, "
+        "HOST:PORT is the head of one that this machine is part of; all of them have to see the pictures and the "
+        "database in the same folders, and each embeds whole shards (shard_rows of the config)",
+    )
+
+
 def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     """Adds what the scripts that embed pictures share, for use with the option ``beside`` or with a config."""
     p = parser

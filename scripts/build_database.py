@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from ldm.util import add_trust_option, command_line
-from rdm.options import add_embedding_options, finite, positive
+from rdm.options import add_embedding_options, add_ray_option, finite, positive
 
 COMMANDS = {
     "build": "embed the pictures of a source (what happens without a command)",
@@ -59,6 +59,7 @@ def _add_sources(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--batch-size", type=positive, help="pictures embedded at once (256 if neither given nor configured)"
     )
+    add_ray_option(p)
     add_embedding_options(p, "--source")
 
 

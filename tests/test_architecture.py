@@ -40,6 +40,7 @@ ONLY = {
 DOORS = {
     "faiss": ("rdm/retrieval/index.py",),
     "pymilvus": ("rdm/retrieval/milvus.py",),
+    "ray": ("rdm/retrieval/distributed.py",),
     "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py"),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "xformers": ("ldm/modules/attention.py",),

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,7 @@ class Work:
         workers: processes that read pictures ahead; None for one per core, at most 8.
         max_broken: unreadable pictures to tolerate; None for what the source tolerates.
         progress: show a bar.
+        ray: address of a Ray cluster whose machines embed, see :mod:`rdm.retrieval.distributed`; None for this process.
     """
 
     batch_size: int = 256
@@ -54,6 +56,7 @@ class Work:
     workers: int | None = None
     max_broken: int | None = None
     progress: bool = True
+    ray: str | None = None
 
     def check(self) -> None:
         """Raises ValueError where a number is out of range."""
@@ -65,6 +68,10 @@ class Work:
             raise ValueError(
                 f"got workers={self.workers}, max_broken={self.max_broken}, expected neither to be negative"
             )
+
+    def readers(self, chunks: int, cores: int) -> int:
+        """Returns how many processes read so many chunks ahead on a machine."""
+        return min(8, cores, chunks // 8) if self.workers is None else self.workers
 
 
 def prepare_database(
@@ -222,25 +229,31 @@ def embed_all(
         OSError: a shard cannot be written.
     """
     starts = range(plan["next"], len(items), plan["shard_rows"])
-    by_shard = [chunks_of(items[start : start + plan["shard_rows"]]) for start in starts]
+    ranges = [(start, min(start + plan["shard_rows"], len(items))) for start in starts]
+    by_shard = [chunks_of(items[start:stop]) for start, stop in ranges]
     chunks = [chunk for of_shard in by_shard for chunk in of_shard]
-    workers = min(8, os.cpu_count() or 1, len(chunks) // 8) if work.workers is None else work.workers
+    workers = work.readers(len(chunks), os.cpu_count() or 1)
     LOG.info("%s", forecast(path, images, items, patches, embedder, work.batch_size, workers, plan["shard_rows"]))
-    stream = read_chunks(images, patches, chunks, workers)
     limit = images.max_broken if work.max_broken is None else work.max_broken
+    bar = tqdm(total=len(items), initial=plan["next"], unit="img", desc="database", disable=not work.progress)
+    if work.ray is not None:
+        from rdm.retrieval.distributed import shards_on_ray  # which builds on this file
+
+        with bar, closing(shards_on_ray(path, plan, images, items, ranges, embedder, work, file)) as shards:
+            for (start, stop), done in zip(ranges, shards, strict=True):
+                check_unreadable(path, _all_unreadable(plan, done["unreadable"]), limit)
+                note(path, plan, stop, file, **done)
+                bar.update(stop - start)
+        return
+    stream = read_chunks(images, patches, chunks, workers)
     written: Future[None] | None = None
-    with (
-        ThreadPoolExecutor(1) as writer,
-        tqdm(total=len(items), initial=plan["next"], unit="img", desc="database", disable=not work.progress) as bar,
-    ):
-        for start, of_shard in zip(starts, by_shard, strict=True):
+    with ThreadPoolExecutor(1) as writer, bar:
+        for (start, stop), of_shard in zip(ranges, by_shard, strict=True):
             content = embed_shard(_counted(islice(stream, len(of_shard)), bar), embedder, work.batch_size, plan)
             if written is not None:
                 written.result()  # at most one shard waits while the next one fills
             check_unreadable(path, _all_unreadable(plan, content.unreadable), limit)
-            written = writer.submit(
-                _write, path, plan, start, min(start + plan["shard_rows"], len(items)), content, file
-            )
+            written = writer.submit(_write, path, plan, start, stop, content, file)
         if written is not None:
             written.result()
 
@@ -289,9 +302,8 @@ def check_unreadable(path: Path, unreadable: list[dict[str, Any]], limit: int) -
 
 def _write(path: Path, plan: dict[str, Any], start: int, stop: int, content: ShardContent, file: str) -> None:
     """Writes a shard, if it has rows, and notes it in the plan."""
-    note(plan, stop, write_content(path, plan, start, content), content.unreadable, content.without)
-    with explained(path):
-        write_json(path / file, plan)
+    shard = write_content(path, plan, start, content)
+    note(path, plan, stop, file, shard=shard, unreadable=content.unreadable, without=content.without)
 
 
 def write_content(path: Path, plan: Mapping[str, Any], start: int, content: ShardContent) -> dict[str, Any] | None:
@@ -303,13 +315,22 @@ def write_content(path: Path, plan: Mapping[str, Any], start: int, content: Shar
 
 
 def note(
-    plan: dict[str, Any], stop: int, shard: dict[str, Any] | None, unreadable: list[dict[str, Any]], without: int
+    path: Path,
+    plan: dict[str, Any],
+    stop: int,
+    file: str,
+    *,
+    shard: dict[str, Any] | None,
+    unreadable: list[dict[str, Any]],
+    without: int,
 ) -> None:
-    """Notes in a plan that the pictures before ``stop`` are done."""
+    """Notes in a plan and its file that the pictures before ``stop`` are done."""
     plan["shards"] += [shard] if shard else []
     plan["unreadable"] = _all_unreadable(plan, unreadable)
     plan["without"] += without
     plan["next"] = stop
+    with explained(path):
+        write_json(path / file, plan)
 
 
 def _all_unreadable(plan: Mapping[str, Any], more: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -107,7 +107,7 @@ def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     else:
         embedder = embedder_config(args.embedder, args.pretrained)
         database = {"source": source_config(args.source, args.size)}
-    given = {"path": args.output, "batch_size": args.batch_size}
+    given = {"path": args.output, "batch_size": args.batch_size, "ray": args.ray}
     database |= {key: value for key, value in given.items() if value is not None}
     check_database(database)
     return embedder, database

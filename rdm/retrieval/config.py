@@ -12,7 +12,7 @@ from ldm.config import check_keys
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
-_DATABASE_KEYS = ("path", "source", "patches", "batch_size", "shard_rows", "workers", "max_broken")
+_DATABASE_KEYS = ("path", "source", "patches", "batch_size", "shard_rows", "workers", "max_broken", "ray")
 
 
 def require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[Any]:
@@ -71,7 +71,11 @@ def embedder_config(model: str, pretrained: str | None = None) -> dict[str, Any]
 
 def load_embedder(config: dict[str, Any]) -> Embedder:
     """Returns the embedder a config describes, on the GPU where there is one."""
-    embedder = instantiate_from_config(config)
+    return on_this_machine(instantiate_from_config(config))
+
+
+def on_this_machine(embedder: Embedder) -> Embedder:
+    """Returns an embedder ready for use, on the GPU where there is one."""
     if isinstance(embedder, torch.nn.Module):
         embedder = embedder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return embedder
