@@ -63,12 +63,13 @@ class Loaded:
             neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
             seed: of the first image; the next ones count on.
             scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
+            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`. Copies are looked for only where
+                ``copies`` is given, for plain pictures have no place for a mark.
         """
         prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
         from rdm.sample import sample_texts  # which takes what is loaded here
 
-        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **options)
+        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **{"copies": None, **options})
         return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
 
 

@@ -110,14 +110,34 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     )
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 on a CPU, 8 on a GPU")
+    copies = p.add_mutually_exclusive_group()
+    copies.add_argument(
+        "--reject-copies",
+        type=positive,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="TIMES",
+        help="draw an image that is marked as a copy again, at most so often (5 where no number is given)",
+    )
+    copies.add_argument("--no_copy_check", action="store_true", help="do not compare the images with the database")
+    p.add_argument(
+        "--copy_threshold",
+        type=finite,
+        help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
+    )
     add_tile_option(p)
     p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
     add_trust_option(p)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as keyword arguments of ``rdm.sample.generate``."""
+    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
+    from rdm.copies import THRESHOLD, CopyCheck
+
+    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
     return {
+        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
         "scale": args.scale,
         "steps": args.steps,
         "sampler": args.sampler,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
+from rdm.copies import CopyCheck, Likeness
 from rdm.loading import Loaded, load
-from rdm.retrieval.pictures import pictures
+from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import Samples, sample_retrieved
+from rdm.sheet import sheet
 
+LOG = logging.getLogger(__name__)
 FORMAT = 1
 KEYWORD = "rdm"  # of the text in a PNG file
 _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
@@ -26,29 +31,50 @@ _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
-    Each image carries its own record (:func:`read_record`); the JSON file repeats them all.
+    Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
+    as a copy has a red frame in the grid, and is named in a warning.
 
     Returns:
         the path of the grid.
     """
     outdir, database = Path(outdir), loaded.retriever.database
     common = _about_the_run(samples, loaded)
-    records = []
+    records: list[dict[str, Any]] = []
     for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
         rows, scores = samples.retrieved.rows[i], samples.retrieved.scores[i]
         neighbours = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in _ABOUT_A_ROW}}
             for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
         ]
-        record = {"query": label, "seed": int(seed), "neighbours": neighbours}
+        record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": neighbours}
+        if samples.copies is not None:
+            for neighbour, score in zip(neighbours, samples.copies[i].neighbours, strict=True):
+                neighbour["likeness"] = score
+            record["copy"] = _about_a_copy(samples.copies[i], database)
         file = outdir / f"{name}-{i:03d}.png"
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
     grid = outdir / f"{name}-grid.png"
-    shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
-    save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
+    save_png(sheet(samples, database), grid)
     write_json(outdir / f"{name}.json", {**common, "images": records})
+    copies = [
+        f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")
+    ]
+    if copies:
+        LOG.warning("%d of %d images are marked as copies: %s", len(copies), len(records), ", ".join(copies))
     return grid
+
+
+def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, Any]:
+    (entry,) = database.metadata([likeness.row])
+    return {
+        "is_copy": likeness.is_copy,
+        "threshold": likeness.threshold,
+        "likeness": likeness.similarity,
+        "row": likeness.row,
+        **{key: entry[key] for key in _ABOUT_A_ROW},
+        "rejected_seeds": list(likeness.rejected),
+    }
 
 
 def _about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
@@ -118,6 +144,10 @@ def make_again(
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     retrieved = Retrieved(torch.from_numpy(opened.embeddings(rows)).to(loaded.model.device), rows, scores)
-    return sample_retrieved(
-        loaded, retrieved, [record["query"]], [record["seed"]], asked=record["asked"], **settings
-    ), loaded
+    copy: Any = record.get("copy")
+    options = {"copies": CopyCheck(copy["threshold"]) if copy else None, "asked": record["asked"], **settings}
+    samples = sample_retrieved(loaded, retrieved, [record["query"]], [record["seed"]], **options)
+    if samples.copies is not None:  # the seed is the one that was kept
+        again = [replace(likeness, rejected=tuple(copy["rejected_seeds"])) for likeness in samples.copies]
+        samples = replace(samples, copies=again)
+    return samples, loaded

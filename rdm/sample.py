@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
 from ldm.util import nearest
+from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.database import RetrievalDatabase
@@ -38,6 +39,7 @@ class Samples:
         seeds: one an image.
         settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
         asked: how neighbours were looked for.
+        copies: what each image is like; none where that was not checked.
     """
 
     images: Tensor
@@ -46,6 +48,7 @@ class Samples:
     seeds: list[int]
     settings: dict[str, Any]
     asked: dict[str, Any]
+    copies: list[Likeness] | None = None
 
 
 def generate(
@@ -227,6 +230,7 @@ def sample_retrieved(
     tokens: str = "neighbours",
     text_scale: float | None = None,
     asked: Mapping[str, Any] | None = None,
+    copies: CopyCheck | None = CHECK,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -239,6 +243,7 @@ def sample_retrieved(
         tokens: see :func:`sample_texts`.
         text_scale: see :func:`sample_texts`.
         asked: how the neighbours were looked for, for the record.
+        copies: what becomes of an image that is like a row; ``None`` compares none.
         options: see :func:`generate`.
 
     Raises:
@@ -256,12 +261,20 @@ def sample_retrieved(
         queries = text_queries(loaded.retriever.embedder, labels)
         neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
         context = loaded.model.conditioner(neighbours, queries, include_query=True)
-    if text_scale is not None:
-        if tokens != "both":
-            raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
-        options |= {"part": context[:, :1], "part_scale": text_scale}
-    images = generate(loaded.model, context, loaded.latent_shape, seeds, **options)
-    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}))
+    if text_scale is not None and tokens != "both":
+        raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
+
+    def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        given = context[list(places)]
+        part = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
+        return generate(loaded.model, given, loaded.latent_shape, seeds, **part, **options)
+
+    found = None
+    if copies is None:
+        images = draw(range(len(seeds)), seeds)
+    else:
+        images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
+    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import rdm_config, ship
 
 import rdm
 from ldm.checkpoint import read_weights, write_weights
@@ -25,12 +24,6 @@ from rdm.sample import (
     sample_rows,
     sample_texts,
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = tmp_path_factory.mktemp("system")
-    return load(str(ship(folder / "model", rdm_config(folder))))
 
 
 def test_load_builds_what_is_missing(loaded: Loaded) -> None:
