@@ -28,11 +28,18 @@ KEYWORD = "rdm"  # of the text in a PNG file
 _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
-def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
+def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str, *, per_row: int | None = None) -> Path:
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
     Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
     as a copy has a red frame in the grid, and is named in a warning.
+
+    Args:
+        samples: the images.
+        loaded: what they were made with.
+        outdir: the folder.
+        name: what the names of files begin with.
+        per_row: the grid shows the images alone, so many in a row.
 
     Returns:
         the path of the grid.
@@ -55,7 +62,7 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Pat
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
     grid = outdir / f"{name}-grid.png"
-    save_png(sheet(samples, database), grid)
+    save_png(sheet(samples, database, per_row), grid)
     write_json(outdir / f"{name}.json", {**common, "images": records})
     copies = [
         f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")

@@ -21,7 +21,7 @@ from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.popularity import popularity
-from rdm.retrieval.queries import class_queries, image_queries, mix, popular_queries, text_queries
+from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
@@ -152,6 +152,23 @@ def sample_texts(
     if negative:
         options["asked"] |= {"negative": negative, "negative_weight": negative_weight}
     return sample_retrieved(loaded, retrieved, prompts, seeds, **options)
+
+
+def sample_between(loaded: Loaded, start: str, end: str, n: int, *, k: int, seed: int, **options: Any) -> Samples:
+    """Returns n images on the way from one text to another: neighbours are looked for at each place, the seed is one.
+
+    Raises:
+        ValueError: n is below 2, a text is empty, or the context is not of neighbours alone.
+    """
+    if not start.strip() or not end.strip():
+        raise ValueError("got an empty prompt, expected some words at both ends")
+    if options.get("tokens", "neighbours") != "neighbours":
+        raise ValueError(f"got tokens '{options['tokens']}', expected neighbours: between two texts there is no text")
+    ends = text_queries(loaded.retriever.embedder, [start, end])
+    queries = between(ends[0], ends[1], n)
+    labels = [f"{start} -> {end}, {place / (n - 1):.0%}" for place in range(n)]
+    options["asked"] = {"way": "between", "k": k, "start": start, "end": end}
+    return sample_retrieved(loaded, loaded.retriever(queries, k), labels, [seed] * n, **options)
 
 
 def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:

@@ -1,4 +1,7 @@
-"""One picture of all samples, to be looked at: each beside the neighbours it looked at, copies in a red frame."""
+"""One picture of all samples, to be looked at: each beside the neighbours it looked at, or they alone in rows.
+
+Copies have a red frame.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,25 @@ GAP = 2  # pixels between pictures
 RED = (220, 0, 0)
 
 
-def sheet(samples: Samples, database: RetrievalDatabase) -> Tensor:
+def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = None) -> Tensor:
     """Returns the picture, ``[3, H', W'] uint8``.
 
     Args:
         samples: the images.
         database: where the pictures of their neighbours come from.
+        per_row: show the images without their neighbours, so many in a row.
     """
-    height, width = samples.images.shape[2:]
-    shown = pictures(database, samples.retrieved.rows, width)
-    page = image_grid({"sample": samples.images, "neighbours": shown}, GAP)
+    images, (height, width) = samples.images, samples.images.shape[2:]
+    if per_row is None:
+        shown, per_row = pictures(database, samples.retrieved.rows, width), 1
+        page = image_grid({"sample": images, "neighbours": shown}, GAP)
+    else:
+        per_row = min(per_row, len(images))
+        blank = images.new_ones(-len(images) % per_row, *images.shape[1:])
+        page = image_grid({"samples": torch.cat([images, blank]).unflatten(0, (-1, per_row))}, GAP)
     for i, likeness in enumerate(samples.copies or []):
         if likeness.is_copy:
-            frame(page, i * (height + GAP), 0, height, width)
+            frame(page, i // per_row * (height + GAP), i % per_row * (width + GAP), height, width)
     return page
 
 

@@ -13,6 +13,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
     p.add_argument("--from-file", metavar="FILE", help="a file with a prompt in each line")
+    p.add_argument("--to", metavar="TEXT", help="a strip of --n_samples images on the way from --prompt to this text")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--only_caption", action="store_true", help="condition on the text alone, without neighbours")
     what.add_argument("--use_query", action="store_true", help="condition on the text and then the neighbours")
@@ -40,16 +41,22 @@ def main() -> None:
         raise ValueError("got an empty --prompt, expected some words")
     if args.text_scale is not None and not args.use_query:
         raise ValueError("got --text_scale, expected --use_query with it")
+    if args.to is not None and (len(prompts) > 1 or args.image or args.negative):
+        raise ValueError("got --to with --image, --negative or several prompts, expected it with one --prompt alone")
     from rdm.loading import load
     from rdm.provenance import save
-    from rdm.sample import sample_texts
+    from rdm.sample import sample_between, sample_texts
 
     loaded = load(args.ckpt, args.database, args.only)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
+    options = sampling_options(args) | {"tokens": tokens, "k": args.knn, "seed": args.seed}
+    if args.to is not None:
+        samples = sample_between(loaded, prompts[0], args.to, args.n_samples, **options)
+        print(save(samples, loaded, args.outdir, "txt2img", per_row=args.n_samples))
+        return
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     mixed = ("text_scale", "image", "image_weight", "negative", "negative_weight")
-    options = sampling_options(args) | {"tokens": tokens} | {name: getattr(args, name) for name in mixed}
-    samples = sample_texts(loaded, repeated, k=args.knn, seed=args.seed, **options)
+    samples = sample_texts(loaded, repeated, **options, **{name: getattr(args, name) for name in mixed})
     print(save(samples, loaded, args.outdir, "txt2img"))
 
 

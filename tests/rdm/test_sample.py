@@ -13,10 +13,11 @@ import rdm
 from ldm.checkpoint import read_weights, write_weights
 from rdm.loading import Loaded, find_checkpoint, load
 from rdm.provenance import make_again, read_record, save
-from rdm.retrieval.queries import mix
+from rdm.retrieval.queries import between, mix
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import (
     resolve_class,
+    sample_between,
     sample_classes,
     sample_image,
     sample_popular,
@@ -117,6 +118,31 @@ def test_texts_are_mixed_with_pictures_and_led_away_from_texts(loaded: Loaded, t
     ):
         samples = sample_texts(loaded, ["white flag"], k=3, seed=0, steps=1, **options)
         assert samples.retrieved.rows.tolist() == loaded.retriever(wanted, 3).rows.tolist()
+
+
+def test_a_strip_leads_from_one_text_to_another(loaded: Loaded, tmp_path: Path) -> None:
+    options = {"k": 3, "steps": 2, "scale": 2.0}
+    samples = sample_between(loaded, "white flag", "pirate", 5, seed=4, **options)
+    ends = loaded.retriever.embedder.texts(["white flag", "pirate"])
+    assert samples.retrieved.rows.tolist() == loaded.retriever(between(*ends, 5), 3).rows.tolist()
+    assert samples.seeds == [4] * 5 and samples.labels[1] == "white flag -> pirate, 25%"
+    for place, text in ((0, "white flag"), (4, "pirate")):
+        assert torch.equal(samples.images[place], sample_texts(loaded, [text], seed=4, **options).images[0])
+    strip = np.asarray(Image.open(save(samples, loaded, tmp_path, "strip", per_row=5)))
+    assert strip.shape == (2 + 18, 2 + 5 * 18, 3)
+    assert np.array_equal(strip[2:18, 2 + 18 : 18 + 18], np.asarray(Image.open(tmp_path / "strip-001.png")))
+    rows = np.asarray(Image.open(save(samples, loaded, tmp_path, "rows", per_row=3)))
+    assert rows.shape == (2 + 2 * 18, 2 + 3 * 18, 3) and (rows[20:, 2 + 2 * 18 :] == 255).all()
+    save(*make_again(read_record(tmp_path / "strip-003.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "strip-003.png").read_bytes()
+    for start, end, n, message in (
+        ("white flag", "", 5, "empty prompt"),
+        ("white flag", "pirate", 1, "got 1 places between two queries, expected at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_between(loaded, start, end, n, seed=4, **options)
+    with pytest.raises(ValueError, match="got tokens 'both', expected neighbours"):
+        sample_between(loaded, "white flag", "pirate", 5, seed=4, tokens="both", **options)
 
 
 def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> None:
