@@ -28,7 +28,15 @@ KEYWORD = "rdm"  # of the text in a PNG file
 _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
-def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str, *, per_row: int | None = None) -> Path:
+def save(
+    samples: Samples,
+    loaded: Loaded,
+    outdir: str | Path,
+    name: str,
+    *,
+    per_row: int | None = None,
+    neighbours: bool = False,
+) -> Path:
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
     Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
@@ -40,6 +48,7 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str, *, per
         outdir: the folder.
         name: what the names of files begin with.
         per_row: the grid shows the images alone, so many in a row.
+        neighbours: write the neighbours' pictures as ``<name>-<number>-neighbour-<place>.png``, too.
 
     Returns:
         the path of the grid.
@@ -49,18 +58,22 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str, *, per
     records: list[dict[str, Any]] = []
     for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
         rows, scores = samples.retrieved.rows[i], samples.retrieved.scores[i]
-        neighbours = [
+        found = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in _ABOUT_A_ROW}}
             for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
         ]
-        record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": neighbours}
+        record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
         if samples.copies is not None:
-            for neighbour, score in zip(neighbours, samples.copies[i].neighbours, strict=True):
+            for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
             record["copy"] = _about_a_copy(samples.copies[i], database)
         file = outdir / f"{name}-{i:03d}.png"
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
+        for place, patch in enumerate(database.patches(rows) if neighbours else []):
+            about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *_ABOUT_A_ROW)})}
+            target = outdir / f"{name}-{i:03d}-neighbour-{place}.png"
+            save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
     grid = outdir / f"{name}-grid.png"
     save_png(sheet(samples, database, per_row), grid)
     write_json(outdir / f"{name}.json", {**common, "images": records})
@@ -87,12 +100,14 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
 def _about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     database = loaded.retriever.database
     settings = dict(samples.settings)
+    config = {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)} if loaded.config else {}
     if settings.get("weaker"):
         settings["weaker_sha256"] = file_hash(Path(settings["weaker"]))
     return {
         "format": FORMAT,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
+        **config,
         "database": str(database.path),
         "database_fingerprint": database.fingerprint,
         "asked": samples.asked,
@@ -137,10 +152,12 @@ def make_again(
         FileNotFoundError: a checkpoint or the database is no longer there.
         ValueError: there is another one in its place.
     """
-    loaded = load(ckpt or record["checkpoint"], database or record["database"])
+    loaded = load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
     opened, settings = loaded.retriever.database, dict(record["settings"])
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
     checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
+    if loaded.config:
+        checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
     if settings.get("weaker"):
         checks.append(
             (f"checkpoint {settings['weaker']}", file_hash(Path(settings["weaker"])), settings.pop("weaker_sha256"))

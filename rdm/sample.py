@@ -248,6 +248,8 @@ def sample_retrieved(
     text_scale: float | None = None,
     asked: Mapping[str, Any] | None = None,
     copies: CopyCheck | None = CHECK,
+    height: int | None = None,
+    width: int | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -261,17 +263,21 @@ def sample_retrieved(
         text_scale: see :func:`sample_texts`.
         asked: how the neighbours were looked for, for the record.
         copies: what becomes of an image that is like a row; ``None`` compares none.
+        height: of the images in pixels; as trained if not given.
+        width: likewise.
         options: see :func:`generate`.
 
     Raises:
-        ValueError: unknown tokens, or a scale of the text for a context that is not of both.
+        ValueError: unknown tokens, a scale of the text for a context that is not of both, or a size that the model
+            cannot make.
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))
-    settings = {"tokens": tokens, "text_scale": text_scale, **options}
+    settings = {"tokens": tokens, "text_scale": text_scale, "height": height, "width": width, **options}
+    shape = loaded.shape_of(height, width)
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
     else:
@@ -284,7 +290,7 @@ def sample_retrieved(
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
         given = context[list(places)]
         part = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
-        return generate(loaded.model, given, loaded.latent_shape, seeds, **part, **options)
+        return generate(loaded.model, given, shape, seeds, **part, **options)
 
     found = None
     if copies is None:

@@ -6,6 +6,7 @@ Copies have a red frame.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.callbacks import image_grid
@@ -27,7 +28,10 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
     """
     images, (height, width) = samples.images, samples.images.shape[2:]
     if per_row is None:
-        shown, per_row = pictures(database, samples.retrieved.rows, width), 1
+        side, per_row = min(height, width), 1
+        left, top = (width - side) // 2, (height - side) // 2
+        shown = pictures(database, samples.retrieved.rows, side)
+        shown = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
         page = image_grid({"sample": images, "neighbours": shown}, GAP)
     else:
         per_row = min(per_row, len(images))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import command_line
-from rdm.options import add_sampling_options, positive, sampling_options
+from rdm.options import add_sampling_options, positive, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -34,11 +34,11 @@ def main() -> None:
     from rdm.provenance import save
     from rdm.sample import resolve_class, sample_classes
 
-    loaded = load(args.ckpt, args.database, args.only)
+    loaded = load(args.ckpt, args.database, args.only, args.config)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
-    repeated = [name for name in names for _ in range(args.n_samples)]
+    repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     samples = sample_classes(loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args))
-    print(save(samples, loaded, args.outdir, "class2img"))
+    print(save(samples, loaded, args.outdir, "class2img", **saving_options(args)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""The sampling scripts as they are called: CompVis' options, and what they leave."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.config import read_config, write_config
+from rdm.loading import Loaded
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loaded: Loaded, tmp_path: Path) -> Run:
+    """Runs a script on the tiny model; returns its last line, of its output or its complaint."""
+
+    def call(script: str, *words: object) -> str:
+        given = ["--ckpt", loaded.path, "--outdir", tmp_path / "out", "--steps", 1, *words]
+        monkeypatch.setattr(sys, "argv", [script, *map(str, given)])
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 2
+            complaint = capsys.readouterr().err
+            assert "Traceback" not in complaint
+            return complaint.splitlines()[-1]
+        return capsys.readouterr().out.strip()
+
+    return call
+
+
+def record(grid: str) -> dict[str, Any]:
+    return json.loads(Path(grid.replace("-grid.png", ".json")).read_text())
+
+
+def test_txt2img_takes_what_compvis_script_takes(run: Run, tmp_path: Path, loaded: Loaded) -> None:
+    (tmp_path / "prompts.txt").write_text("white flag\n\npirate flag\n")
+    words = ["--from-file", tmp_path / "prompts.txt", "--ddim_steps", 2, "--plms", "--ddim_eta", 0, "--n_iter", 2]
+    words += ["--H", 16, "--W", 32, "--n_samples", 1, "--n_rows", 3, "--scale", 3, "--use_neighbors", "--knn", 3]
+    words += ["--config", loaded.path.parent / "config.yaml", "--database", loaded.retriever.database.path]
+    grid = run("txt2img.py", *words)
+    assert Image.open(grid).size == (2 + 3 * (32 + 2), 2 + 2 * (16 + 2))  # width, height
+    found = record(grid)
+    settings = {
+        key: found["settings"][key] for key in ("sampler", "steps", "eta", "scale", "tokens", "height", "width")
+    }
+    assert settings == {
+        "sampler": "plms", "steps": 2, "eta": 0.0, "scale": 3.0, "tokens": "both", "height": 16, "width": 32
+    }  # fmt: skip
+    assert [image["query"] for image in found["images"]] == ["white flag", "pirate flag"] * 2
+    assert [image["seed"] for image in found["images"]] == [0, 1, 2, 3]
+    assert len(found["images"][0]["neighbours"]) == 3
+    again = run("sample.py", "--from-image", tmp_path / "out" / "txt2img-002.png")
+    assert Path(again.replace("-grid", "-000")).read_bytes() == (tmp_path / "out" / "txt2img-002.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens", "neighbours"),
+    [([], "both", 2), (["--omit_query"], "neighbours", 3), (["--only_caption"], "text", 3), (["--k_nn", 1], "text", 1)],
+)
+def test_sample_takes_what_compvis_script_takes(run: Run, words: list, tokens: str, neighbours: int) -> None:
+    """There, a caption counts as one of its own neighbours."""
+    given = ["--caption", "white flag", "--k_nn", 3, "--guidance_scale", 3, "--seed", 5, "--n_samples", 1, *words]
+    found = record(run("sample.py", *given))
+    assert (found["settings"]["scale"], found["settings"]["tokens"]) == (3.0, tokens)
+    assert len(found["images"][0]["neighbours"]) == neighbours and found["images"][0]["seed"] == 5
+    plain = record(run("sample.py", "--top_m", "0.5", "--use_weights", "--n_samples", 1, "--n_iter", 2))
+    assert plain["asked"] == {"way": "popular", "k": 4, "top_m": 0.5, "weighted": True} and len(plain["images"]) == 2
+
+
+def test_neighbours_are_written_beside_the_images(run: Run, tmp_path: Path, loaded: Loaded) -> None:
+    words = ["--prompt", "white flag", "--n_samples", 1, "--knn", 2, "--save_nns", "--W", 32]
+    grid = np.asarray(Image.open(run("txt2img.py", *words)))
+    found = record(str(tmp_path / "out/txt2img-grid.png"))["images"][0]["neighbours"]
+    for place, neighbour in enumerate(found):
+        with Image.open(tmp_path / "out" / f"txt2img-000-neighbour-{place}.png") as opened:
+            about, pixels = json.loads(opened.text["rdm"]), np.asarray(opened)
+        assert np.array_equal(pixels, loaded.retriever.database.patches([neighbour["row"]])[0])
+        assert about["licence"] == neighbour["licence"] and about["row"] == neighbour["row"]
+        left = 2 + (place + 1) * 34 + 8  # in the midst of a tile as wide as the image
+        assert np.array_equal(grid[2:18, left : left + 16], pixels)
+
+
+def test_a_strip_from_the_command_line(run: Run) -> None:
+    grid = run("txt2img.py", "--prompt", "white flag", "--to", "pirate flag", "--n_samples", 3)
+    assert Image.open(grid).size == (2 + 3 * 18, 2 + 18)
+    assert record(grid)["asked"] == {"way": "between", "k": 4, "start": "white flag", "end": "pirate flag"}
+    assert run("txt2img.py", "--prompt", "a", "--prompt", "b", "--to", "c").startswith(
+        "error: got --to with several prompts"
+    )
+
+
+def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: Loaded) -> None:
+    config = read_config([loaded.path.parent / "config.yaml"])
+    config["model"]["params"]["conditioner"]["scale"] = 30.0
+    other = tmp_path / "other.yaml"
+    write_config(other, config)
+    words = ["--prompt", "white flag", "--n_samples", 1, "--no_copy_check", "--steps", 4]
+    plain = Image.open(run("txt2img.py", *words).replace("-grid", "-000")).tobytes()
+    grid = run("txt2img.py", *words, "--config", other)
+    made = Path(grid.replace("-grid", "-000"))
+    assert Image.open(made).tobytes() != plain
+    again = run("sample.py", "--from-image", made)
+    assert Path(again.replace("-grid", "-000")).read_bytes() == made.read_bytes()
+    other.write_text(other.read_text() + "# changed\n")
+    assert "other.yaml has fingerprint" in run("sample.py", "--from-image", made)
