@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,14 @@ from tqdm import tqdm
 
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
-from ldm.util import nearest
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 
-LOG = logging.getLogger(__name__)
 TOKENS = ("neighbours", "text", "both")
 
 
@@ -208,15 +205,34 @@ def sample_rows(loaded: Loaded, rows: Sequence[int], n: int, *, seed: int, **opt
     return sample_retrieved(loaded, retrieved, [label] * n, range(seed, seed + n), **options)
 
 
-def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any) -> Samples:
-    """Returns one image for every class name: k neighbours drawn from the class text's ``pool`` nearest rows.
+def sample_classes(
+    loaded: Loaded, classes: Sequence[str], *, k: int, pool: int = 20, by: str = "text", seed: int, **options: Any
+) -> Samples:
+    """Returns one image for every class name.
 
-    Source: Blattmann et al. 2022, section 3.2.
+    Args:
+        loaded: model and database.
+        classes: names, see :func:`class_names`.
+        k: neighbours of each.
+        pool: see ``by``.
+        by: ``text`` draws k neighbours from the ``pool`` rows nearest to the class's text (Blattmann et al. 2022,
+            section 3.2); ``label`` takes rows that are stored under the class, see :func:`labelled`.
+        seed: of the first image.
+        options: see :func:`sample_retrieved`.
+
+    Raises:
+        ValueError: no such way, or a class has fewer than k rows.
     """
-    queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
-    retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
-    options["asked"] = {"way": "class", "k": k, "pool": pool}
-    return sample_retrieved(loaded, retrieved, classes, range(seed, seed + len(classes)), **options)
+    seeds, options["asked"] = range(seed, seed + len(classes)), {"way": "class", "by": by, "k": k}
+    if by == "label":
+        retrieved = labelled(loaded.retriever, classes, k, seeds)
+    elif by == "text":
+        queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
+        retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
+        options["asked"]["pool"] = pool
+    else:
+        raise ValueError(f"got by='{by}', expected text or label")
+    return sample_retrieved(loaded, retrieved, classes, seeds, **options)
 
 
 def sample_popular(
@@ -298,25 +314,3 @@ def sample_retrieved(
     else:
         images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
     return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found)
-
-
-def class_names(database: RetrievalDatabase) -> list[str]:
-    """Returns the classes of a database, and every part of one written as ``category/subcategory``."""
-    found = set(database.column("class_id").to_pylist())
-    return sorted(found | {part for name in found for part in name.split("/")} - {""})
-
-
-def resolve_class(name: str, database: RetrievalDatabase) -> str:
-    """Returns the class a user means; a name that differs in a letter or two is taken, and said.
-
-    Raises:
-        ValueError: no class is like it.
-    """
-    known = class_names(database)
-    if name in known:
-        return name
-    guess = nearest(name, known).partition("'")[2].partition("'")[0]
-    if not guess:
-        raise ValueError(f"no class '{name}' in {database.path}; it has {', '.join(known)}")
-    LOG.warning("no class '%s'; taking '%s'", name, guess)
-    return guess

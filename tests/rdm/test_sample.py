@@ -13,10 +13,10 @@ import rdm
 from ldm.checkpoint import read_weights, write_weights
 from rdm.loading import Loaded, find_checkpoint, load
 from rdm.provenance import make_again, read_record, save
+from rdm.retrieval.classes import resolve_class
 from rdm.retrieval.queries import between, mix
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import (
-    resolve_class,
     sample_between,
     sample_classes,
     sample_image,
@@ -100,6 +100,16 @@ def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:
     assert len({tuple(rows) for rows in samples.retrieved.rows.tolist()}) > 1
 
 
+def test_a_class_found_by_label_depends_on_the_seed_of_its_image_alone(loaded: Loaded) -> None:
+    names = ["flags/flag", "flag", "flags"]
+    samples = sample_classes(loaded, names, k=3, by="label", seed=3, steps=4)
+    alone = sample_classes(loaded, ["flag"], k=3, by="label", seed=4, steps=4)
+    assert alone.retrieved.rows.tolist() == samples.retrieved.rows[1:2].tolist()
+    assert torch.equal(alone.images, samples.images[1:2])
+    with pytest.raises(ValueError, match="got by='row', expected text or label"):
+        sample_classes(loaded, ["flag"], k=2, by="row", seed=0)
+
+
 def test_popular_rows_become_queries(loaded: Loaded) -> None:
     popularity = loaded.data.table("train").popularity(2)
     most = int(np.argmax(popularity))
@@ -166,6 +176,7 @@ def test_neighbours_come_from_the_rows_that_are_asked_for(loaded: Loaded) -> Non
     for samples in (
         sample_texts(chosen, ["white flag", "pirate flag"], k=3, seed=0, steps=1),
         sample_classes(chosen, ["flags"] * 4, k=2, pool=8, seed=0, steps=1),
+        sample_classes(chosen, ["flags"] * 4, k=2, by="label", seed=0, steps=1),
         sample_popular(chosen, 4, k=2, top_m=1.0, weighted=False, seed=0, steps=1),
     ):
         assert set(licences[samples.retrieved.rows].ravel()) <= {"MIT", "Apache-2.0"}

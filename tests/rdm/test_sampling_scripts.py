@@ -98,6 +98,11 @@ def test_a_strip_from_the_command_line(run: Run) -> None:
     )
 
 
+def test_classes_by_label_from_the_command_line(run: Run) -> None:
+    found = record(run("class2img.py", "--class", "flag", "--by", "label", "--n_samples", 2, "--knn", 2))
+    assert found["asked"] == {"way": "class", "by": "label", "k": 2}
+
+
 def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: Loaded) -> None:
     config = read_config([loaded.path.parent / "config.yaml"])
     config["model"]["params"]["conditioner"]["scale"] = 30.0
