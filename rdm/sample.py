@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 
+LOG = logging.getLogger(__name__)
 TOKENS = ("neighbours", "text", "both")
 
 
@@ -289,6 +291,8 @@ def sample_retrieved(
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
+    if not loaded.model.p_uncond and any(s not in (None, 1.0) for s in (options.get("scale"), text_scale)):
+        LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))

@@ -1,7 +1,8 @@
-"""The sampling scripts as they are called: CompVis' options, and what they leave."""
+"""The sampling scripts as they are called: CompVis' options, and one line for each thing that is wrong."""
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,3 +118,62 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
     assert Path(again.replace("-grid", "-000")).read_bytes() == made.read_bytes()
     other.write_text(other.read_text() + "# changed\n")
     assert "other.yaml has fingerprint" in run("sample.py", "--from-image", made)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "line"),
+    [
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--database", "data/none"],
+            "error: no finished database at data/none; build it with scripts/build_database.py --output data/none",
+        ),
+        ("txt2img.py", ["--prompt", ""], "error: got an empty --prompt, expected some words"),
+        ("txt2img.py", [], "error: no prompt; give --prompt TEXT, or --from-file FILE with one in each line"),
+        ("sample.py", ["--caption", " "], "error: got an empty prompt, expected some words"),
+        (
+            "txt2img.py",
+            ["--prompt", "flag " * 40],
+            "error: the text 'flag flag flag flag flag flag flag flag ...' has 42 tokens, the model reads 12; shorten",
+        ),
+        ("txt2img.py", ["--prompt", "flag", "--to", "flag " * 11], "has 13 tokens, the model reads 12; shorten it"),
+        ("txt2img.py", ["--prompt", "flag", "--knn", "0"], "expected a whole number of at least 1, got '0'"),
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--knn", "41"],
+            "error: got k=41, expected 1 to 40, the rows of the database",
+        ),
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--H", "31"],
+            "error: got images of 31 x 16 pixels (height x width), expected multiples of 2: the first stage divides "
+            "sides by 2, the U-Net by 1",
+        ),
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--text_scale", "3"],
+            "error: got --text_scale, expected --use_query with it",
+        ),
+        ("sample.py", ["--only_caption"], "error: got --only_caption or --omit_query, expected --caption TEXT with it"),
+        ("txt2img.py", ["--prompt", "flag", "--config", "none.yaml"], "error: no config at none.yaml; give the file"),
+        ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows to choose from, exp"),
+        ("class2img.py", ["--class", "submarine"], "error: no class 'submarine' in"),
+        ("txt2img.py", ["--prompt", "flag", "--reject-copies", "2", "--no_copy_check"], "not allowed with argument"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(run: Run, script: str, words: list[str], line: str) -> None:
+    assert line in run(script, *words)
+
+
+def test_guidance_by_an_untrained_null_is_said(
+    run: Run, tmp_path: Path, loaded: Loaded, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = read_config([loaded.path.parent / "config.yaml"])
+    config["model"]["params"]["p_uncond"] = 0.0
+    write_config(tmp_path / "config.yaml", config)
+    shutil.copy(loaded.path, tmp_path / "model.safetensors")
+    words = ("txt2img.py", "--ckpt", tmp_path, "--prompt", "white flag", "--n_samples", 1)
+    run(*words, "--scale", 1)
+    assert "null" not in caplog.text
+    run(*words, "--scale", 2)
+    assert "a null that was never trained (p_uncond is 0); scale 1 does without" in caplog.text
