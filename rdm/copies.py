@@ -19,8 +19,8 @@ from rdm.retrieval.embedder import embed_images, to_pixels
 from rdm.retrieval.exact import unit_vectors
 from rdm.retrieval.retriever import Retriever
 
-# Of the shipped model's embedder and database, from `python -m benchmarks.copies`; other ones need their own.
-THRESHOLD = 0.995  # the 95 % quantile of real, held-out pictures
+# The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
+THRESHOLD = 0.995
 _DIGITS = 4  # of a likeness: what lies beyond differs between machines
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]

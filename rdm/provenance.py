@@ -1,4 +1,7 @@
-"""What an image was made from, kept in its file: enough to name its sources and to make it again."""
+"""What an image was made from, kept in its file: enough to name its sources and to make it again.
+
+A neighbour's ``similarity`` is to the query, its ``likeness`` to the image; ``copy`` is about the row most like it.
+"""
 
 from __future__ import annotations
 
