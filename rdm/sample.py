@@ -296,8 +296,8 @@ def sample_retrieved(
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))
-    settings = {"tokens": tokens, "text_scale": text_scale, "height": height, "width": width, **options}
-    shape = loaded.shape_of(height, width)
+    size = {name: side for name, side in (("height", height), ("width", width)) if side}  # older records have none
+    settings, shape = {"tokens": tokens, "text_scale": text_scale, **size, **options}, loaded.shape_of(height, width)
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
     else:
