@@ -39,6 +39,7 @@ class Loaded:
         data: the data module of the model's config.
         latent_shape: ``(C, h, w)`` of the model's latents.
         path: the checkpoint.
+        config: the model's config, where it is not the one beside the checkpoint.
     """
 
     model: RetrievalAugmentedDiffusion
@@ -46,6 +47,24 @@ class Loaded:
     data: RetrievalDataModule
     latent_shape: tuple[int, int, int]
     path: Path
+    config: Path | None = None
+
+    def shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """Returns the shape ``(C, h, w)`` of the latents of images of a size in pixels, that of training if not given.
+
+        Raises:
+            ValueError: first stage and U-Net make no such images.
+        """
+        channels, h, w = self.latent_shape
+        factor = self.model.first_stage_model.downsampling
+        again = 2 ** (getattr(self.model.model.diffusion_model, "levels", 1) - 1)
+        height, width = height or h * factor, width or w * factor
+        if height % (factor * again) or width % (factor * again):
+            raise ValueError(
+                f"got images of {height} x {width} pixels (height x width), expected multiples of {factor * again}: "
+                f"the first stage divides sides by {factor}, the U-Net by {again}"
+            )
+        return channels, height // factor, width // factor
 
     def __call__(
         self,
@@ -63,12 +82,13 @@ class Loaded:
             neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
             seed: of the first image; the next ones count on.
             scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
+            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`. Copies are looked for only where
+                ``copies`` is given, for plain pictures have no place for a mark.
         """
         prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
         from rdm.sample import sample_texts  # which takes what is loaded here
 
-        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **options)
+        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **{"copies": None, **options})
         return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
 
 
@@ -100,30 +120,39 @@ def _is_rdm(run: Path) -> bool:
     return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
 
 
-def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Loaded:
+def load(
+    checkpoint: str | None = None,
+    database: str | None = None,
+    only: Sequence[str] = (),
+    config: str | None = None,
+) -> Loaded:
     """Returns a model ready to sample, with its database built if it is missing.
 
     Args:
         checkpoint: file or folder; see :func:`find_checkpoint`.
         database: another database than the one of the model's config, made by the same embedder.
         only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
+        config: file with the config of the model; the one beside the checkpoint if not given.
 
     Raises:
         FileNotFoundError: no such checkpoint, config or database.
         ValueError: weights or database do not fit.
     """
     path = find_checkpoint(checkpoint)
-    config = config_beside(path)
+    parts = config_beside(path) if config is None else model_config(Path(config), path)
     LOG.info("model %s", path)
-    model = load_model(config["model"], path)
-    data = instantiate_from_config(config["data"])
+    if not parts.get("data"):
+        raise ValueError(f"the config of {path} has no 'data', which names embedder and database; give a whole run's")
+    model = load_model(parts["model"], path)
+    data = instantiate_from_config(parts["data"])
     data.prepare_data()
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened), rows)
-    side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
-    unet = config["model"]["params"]["unet_config"]["params"]
-    return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
+    side = int(parts["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
+    unet = parts["model"]["params"]["unet_config"]["params"]
+    shape = (unet["in_channels"], side, side)
+    return Loaded(model, retriever, data, shape, path, None if config is None else Path(config))
 
 
 def config_beside(path: Path) -> dict[str, Any]:
@@ -136,7 +165,19 @@ def config_beside(path: Path) -> dict[str, Any]:
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
-    config = read_config([folder / "config.yaml"])
+    return model_config(folder / "config.yaml", path)
+
+
+def model_config(file: Path, path: Path) -> dict[str, Any]:
+    """Returns the config in a file for the checkpoint of a retrieval-augmented model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is that of another kind of model.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no config at {file}; give the file that the model was trained with")
+    config = read_config([file])
     target = (config.get("model") or {}).get("target", "nothing")
     if not str(target).startswith(RDM):
         raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")

@@ -10,6 +10,22 @@ from typing import Any
 
 from ldm.util import add_trust_option, bytes_of, seed_number
 
+# What CompVis' scripts call options of ours; what has one name in both is not here, --plms is an action of its own.
+COMPVIS = {
+    "--caption": "--prompt",
+    "--use_neighbors": "--use_query",
+    "--k_nn": "--knn",
+    "--guidance_scale": "--scale",
+    "--ddim_steps": "--steps",
+    "--eta": "--ddim_eta",
+    "--save_nns": "--save_neighbours",
+}
+
+
+def names(option: str) -> list[str]:
+    """Returns an option of ours and what CompVis' scripts call it."""
+    return [option, *(theirs for theirs, ours in COMPVIS.items() if ours == option)]
+
 
 def positive(text: str) -> int:
     """Returns a whole number of at least 1."""
@@ -98,37 +114,68 @@ def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
-    """Adds the options; the second names are those of CompVis' scripts."""
+    """Adds what the scripts that sample share."""
     p = parser
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
     p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
+    p.add_argument("--config", help="config of the model; else the one beside the checkpoint")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
     p.add_argument(
         "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
     )
     p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
-    p.add_argument("--knn", "--k_nn", type=positive, default=4, help="neighbours of each image")
-    p.add_argument("--scale", "--guidance_scale", type=finite, default=2.0, help="guidance scale, 1 for none")
+    p.add_argument("--n_iter", type=positive, default=1, help="rounds: so many times --n_samples, seeds count on")
+    p.add_argument("--H", type=positive, help="height in pixels; else as trained")
+    p.add_argument("--W", type=positive, help="width in pixels; else as trained")
+    p.add_argument("--n_rows", type=positive, metavar="N", help="a grid of the images alone, N in a row")
+    p.add_argument(
+        *names("--save_neighbours"), action="store_true", help="write the neighbours' pictures as files, too"
+    )
+    p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
+    p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
     p.add_argument("--rescale", type=fraction, default=0.0, help="bring guided contrast back by this share, 0 to 1")
     p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
     p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
     p.add_argument("--weaker_scale", type=finite, default=2.0, help="how far, 1 for not at all")
-    p.add_argument("--steps", "--ddim_steps", type=positive, default=50, help="denoising steps")
+    p.add_argument(*names("--steps"), type=positive, default=50, help="denoising steps")
     p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
-    p.add_argument("--spacing", default="uniform", help="of the steps: uniform, trailing, karras or quad")
     p.add_argument(
-        "--ddim_eta", "--eta", type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own"
+        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
     )
+    p.add_argument("--spacing", default="uniform", help="of the steps: uniform, trailing, karras or quad")
+    p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 on a CPU, 8 on a GPU")
+    copies = p.add_mutually_exclusive_group()
+    copies.add_argument(
+        "--reject-copies",
+        type=positive,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="TIMES",
+        help="draw an image that is marked as a copy again, at most so often (5 where no number is given)",
+    )
+    copies.add_argument("--no_copy_check", action="store_true", help="do not compare the images with the database")
+    p.add_argument(
+        "--copy_threshold",
+        type=finite,
+        help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
+    )
     add_tile_option(p)
     p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
     add_trust_option(p)
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as keyword arguments of ``rdm.sample.generate``."""
+    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
+    from rdm.copies import THRESHOLD, CopyCheck
+
+    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
     return {
+        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
+        "height": args.H,
+        "width": args.W,
         "scale": args.scale,
         "steps": args.steps,
         "sampler": args.sampler,
@@ -142,3 +189,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "tile": args.tile,
         "compile": args.compile,
     }
+
+
+def saving_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options as keyword arguments of ``rdm.provenance.save``."""
+    return {"per_row": args.n_rows, "neighbours": args.save_neighbours}

@@ -1,9 +1,14 @@
-"""What an image was made from, kept in its file: enough to name its sources and to make it again."""
+"""What an image was made from, kept in its file: enough to name its sources and to make it again.
+
+A neighbour's ``similarity`` is to the query, its ``likeness`` to the image; ``copy`` is about the row most like it.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +18,99 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
+from rdm.copies import CopyCheck, Likeness
 from rdm.loading import Loaded, load
-from rdm.retrieval.pictures import pictures
+from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import Samples, sample_retrieved
+from rdm.sheet import sheet
 
+LOG = logging.getLogger(__name__)
 FORMAT = 1
 KEYWORD = "rdm"  # of the text in a PNG file
 _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
-def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
+def save(
+    samples: Samples,
+    loaded: Loaded,
+    outdir: str | Path,
+    name: str,
+    *,
+    per_row: int | None = None,
+    neighbours: bool = False,
+) -> Path:
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
-    Each image carries its own record (:func:`read_record`); the JSON file repeats them all.
+    Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
+    as a copy has a red frame in the grid, and is named in a warning.
+
+    Args:
+        samples: the images.
+        loaded: what they were made with.
+        outdir: the folder.
+        name: what the names of files begin with.
+        per_row: the grid shows the images alone, so many in a row.
+        neighbours: write the neighbours' pictures as ``<name>-<number>-neighbour-<place>.png``, too.
 
     Returns:
         the path of the grid.
     """
     outdir, database = Path(outdir), loaded.retriever.database
     common = _about_the_run(samples, loaded)
-    records = []
+    records: list[dict[str, Any]] = []
     for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
         rows, scores = samples.retrieved.rows[i], samples.retrieved.scores[i]
-        neighbours = [
+        found = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in _ABOUT_A_ROW}}
             for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
         ]
-        record = {"query": label, "seed": int(seed), "neighbours": neighbours}
+        record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
+        if samples.copies is not None:
+            for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
+                neighbour["likeness"] = score
+            record["copy"] = _about_a_copy(samples.copies[i], database)
         file = outdir / f"{name}-{i:03d}.png"
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
+        for place, patch in enumerate(database.patches(rows) if neighbours else []):
+            about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *_ABOUT_A_ROW)})}
+            target = outdir / f"{name}-{i:03d}-neighbour-{place}.png"
+            save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
     grid = outdir / f"{name}-grid.png"
-    shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
-    save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
+    save_png(sheet(samples, database, per_row), grid)
     write_json(outdir / f"{name}.json", {**common, "images": records})
+    copies = [
+        f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")
+    ]
+    if copies:
+        LOG.warning("%d of %d images are marked as copies: %s", len(copies), len(records), ", ".join(copies))
     return grid
+
+
+def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, Any]:
+    (entry,) = database.metadata([likeness.row])
+    return {
+        "is_copy": likeness.is_copy,
+        "threshold": likeness.threshold,
+        "likeness": likeness.similarity,
+        "row": likeness.row,
+        **{key: entry[key] for key in _ABOUT_A_ROW},
+        "rejected_seeds": list(likeness.rejected),
+    }
 
 
 def _about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     database = loaded.retriever.database
     settings = dict(samples.settings)
+    config = {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)} if loaded.config else {}
     if settings.get("weaker"):
         settings["weaker_sha256"] = file_hash(Path(settings["weaker"]))
     return {
         "format": FORMAT,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
+        **config,
         "database": str(database.path),
         "database_fingerprint": database.fingerprint,
         "asked": samples.asked,
@@ -104,10 +155,12 @@ def make_again(
         FileNotFoundError: a checkpoint or the database is no longer there.
         ValueError: there is another one in its place.
     """
-    loaded = load(ckpt or record["checkpoint"], database or record["database"])
+    loaded = load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
     opened, settings = loaded.retriever.database, dict(record["settings"])
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
     checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
+    if loaded.config:
+        checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
     if settings.get("weaker"):
         checks.append(
             (f"checkpoint {settings['weaker']}", file_hash(Path(settings["weaker"])), settings.pop("weaker_sha256"))
@@ -118,6 +171,10 @@ def make_again(
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     retrieved = Retrieved(torch.from_numpy(opened.embeddings(rows)).to(loaded.model.device), rows, scores)
-    return sample_retrieved(
-        loaded, retrieved, [record["query"]], [record["seed"]], asked=record["asked"], **settings
-    ), loaded
+    copy: Any = record.get("copy")
+    options = {"copies": CopyCheck(copy["threshold"]) if copy else None, "asked": record["asked"], **settings}
+    samples = sample_retrieved(loaded, retrieved, [record["query"]], [record["seed"]], **options)
+    if samples.copies is not None:  # the seed is the one that was kept
+        again = [replace(likeness, rejected=tuple(copy["rejected_seeds"])) for likeness in samples.copies]
+        samples = replace(samples, copies=again)
+    return samples, loaded

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
-from ldm.util import nearest
+from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
-from rdm.retrieval.queries import class_queries, image_queries, mix, popular_queries, text_queries
+from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Samples:
         seeds: one an image.
         settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
         asked: how neighbours were looked for.
+        copies: what each image is like; none where that was not checked.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Samples:
     seeds: list[int]
     settings: dict[str, Any]
     asked: dict[str, Any]
+    copies: list[Likeness] | None = None
 
 
 def generate(
@@ -151,6 +153,23 @@ def sample_texts(
     return sample_retrieved(loaded, retrieved, prompts, seeds, **options)
 
 
+def sample_between(loaded: Loaded, start: str, end: str, n: int, *, k: int, seed: int, **options: Any) -> Samples:
+    """Returns n images on the way from one text to another: neighbours are looked for at each place, the seed is one.
+
+    Raises:
+        ValueError: n is below 2, a text is empty, or the context is not of neighbours alone.
+    """
+    if not start.strip() or not end.strip():
+        raise ValueError("got an empty prompt, expected some words at both ends")
+    if options.get("tokens", "neighbours") != "neighbours":
+        raise ValueError(f"got tokens '{options['tokens']}', expected neighbours: between two texts there is no text")
+    ends = text_queries(loaded.retriever.embedder, [start, end])
+    queries = between(ends[0], ends[1], n)
+    labels = [f"{start} -> {end}, {place / (n - 1):.0%}" for place in range(n)]
+    options["asked"] = {"way": "between", "k": k, "start": start, "end": end}
+    return sample_retrieved(loaded, loaded.retriever(queries, k), labels, [seed] * n, **options)
+
+
 def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
     """Returns the vector ``[1, D]`` of a picture in a file, as pictures of the database are seen.
 
@@ -188,15 +207,34 @@ def sample_rows(loaded: Loaded, rows: Sequence[int], n: int, *, seed: int, **opt
     return sample_retrieved(loaded, retrieved, [label] * n, range(seed, seed + n), **options)
 
 
-def sample_classes(loaded: Loaded, classes: Sequence[str], *, k: int, pool: int, seed: int, **options: Any) -> Samples:
-    """Returns one image for every class name: k neighbours drawn from the class text's ``pool`` nearest rows.
+def sample_classes(
+    loaded: Loaded, classes: Sequence[str], *, k: int, pool: int = 20, by: str = "text", seed: int, **options: Any
+) -> Samples:
+    """Returns one image for every class name.
 
-    Source: Blattmann et al. 2022, section 3.2.
+    Args:
+        loaded: model and database.
+        classes: names, see :func:`class_names`.
+        k: neighbours of each.
+        pool: see ``by``.
+        by: ``text`` draws k neighbours from the ``pool`` rows nearest to the class's text (Blattmann et al. 2022,
+            section 3.2); ``label`` takes rows that are stored under the class, see :func:`labelled`.
+        seed: of the first image.
+        options: see :func:`sample_retrieved`.
+
+    Raises:
+        ValueError: no such way, or a class has fewer than k rows.
     """
-    queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
-    retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
-    options["asked"] = {"way": "class", "k": k, "pool": pool}
-    return sample_retrieved(loaded, retrieved, classes, range(seed, seed + len(classes)), **options)
+    seeds, options["asked"] = range(seed, seed + len(classes)), {"way": "class", "by": by, "k": k}
+    if by == "label":
+        retrieved = labelled(loaded.retriever, classes, k, seeds)
+    elif by == "text":
+        queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
+        retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
+        options["asked"]["pool"] = pool
+    else:
+        raise ValueError(f"got by='{by}', expected text or label")
+    return sample_retrieved(loaded, retrieved, classes, seeds, **options)
 
 
 def sample_popular(
@@ -227,6 +265,9 @@ def sample_retrieved(
     tokens: str = "neighbours",
     text_scale: float | None = None,
     asked: Mapping[str, Any] | None = None,
+    copies: CopyCheck | None = CHECK,
+    height: int | None = None,
+    width: int | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -239,48 +280,41 @@ def sample_retrieved(
         tokens: see :func:`sample_texts`.
         text_scale: see :func:`sample_texts`.
         asked: how the neighbours were looked for, for the record.
+        copies: what becomes of an image that is like a row; ``None`` compares none.
+        height: of the images in pixels; as trained if not given.
+        width: likewise.
         options: see :func:`generate`.
 
     Raises:
-        ValueError: unknown tokens, or a scale of the text for a context that is not of both.
+        ValueError: unknown tokens, a scale of the text for a context that is not of both, or a size that the model
+            cannot make.
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
+    if not loaded.model.p_uncond and any(s not in (None, 1.0) for s in (options.get("scale"), text_scale)):
+        LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))
-    settings = {"tokens": tokens, "text_scale": text_scale, **options}
+    size = {name: side for name, side in (("height", height), ("width", width)) if side}  # older records have none
+    settings, shape = {"tokens": tokens, "text_scale": text_scale, **size, **options}, loaded.shape_of(height, width)
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
     else:
         queries = text_queries(loaded.retriever.embedder, labels)
         neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
         context = loaded.model.conditioner(neighbours, queries, include_query=True)
-    if text_scale is not None:
-        if tokens != "both":
-            raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
-        options |= {"part": context[:, :1], "part_scale": text_scale}
-    images = generate(loaded.model, context, loaded.latent_shape, seeds, **options)
-    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}))
+    if text_scale is not None and tokens != "both":
+        raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
 
+    def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        given = context[list(places)]
+        part = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
+        return generate(loaded.model, given, shape, seeds, **part, **options)
 
-def class_names(database: RetrievalDatabase) -> list[str]:
-    """Returns the classes of a database, and every part of one written as ``category/subcategory``."""
-    found = set(database.column("class_id").to_pylist())
-    return sorted(found | {part for name in found for part in name.split("/")} - {""})
-
-
-def resolve_class(name: str, database: RetrievalDatabase) -> str:
-    """Returns the class a user means; a name that differs in a letter or two is taken, and said.
-
-    Raises:
-        ValueError: no class is like it.
-    """
-    known = class_names(database)
-    if name in known:
-        return name
-    guess = nearest(name, known).partition("'")[2].partition("'")[0]
-    if not guess:
-        raise ValueError(f"no class '{name}' in {database.path}; it has {', '.join(known)}")
-    LOG.warning("no class '%s'; taking '%s'", name, guess)
-    return guess
+    found = None
+    if copies is None:
+        images = draw(range(len(seeds)), seeds)
+    else:
+        images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
+    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found)

@@ -1,11 +1,14 @@
-"""Images of a class: neighbours are drawn from a pool around the class name's text (Blattmann et al. 2022, 3.2)."""
+"""Images of a class: neighbours are drawn from a pool around the class name's text (Blattmann et al. 2022, 3.2).
+
+With --by label: a row that is stored under the class, and the rows of the class that are nearest to it.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 from ldm.util import command_line
-from rdm.options import add_sampling_options, positive, sampling_options
+from rdm.options import add_sampling_options, positive, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -19,7 +22,8 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="e.g. animal-bird; several times",
     )
-    p.add_argument("--pool", type=positive, default=20, help="draw each image's neighbours from so many")
+    p.add_argument("--by", choices=("text", "label"), default="text", help="what finds the rows of a class")
+    p.add_argument("--pool", type=positive, default=20, help="with --by text: draw neighbours from so many")
     add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
     return p.parse_args()
 
@@ -28,17 +32,19 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images of every class."""
     args = parse()
-    if args.pool < args.knn:
+    if args.by == "text" and args.pool < args.knn:
         raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
     from rdm.loading import load
     from rdm.provenance import save
-    from rdm.sample import resolve_class, sample_classes
+    from rdm.retrieval.classes import resolve_class
+    from rdm.sample import sample_classes
 
-    loaded = load(args.ckpt, args.database, args.only)
+    loaded = load(args.ckpt, args.database, args.only, args.config)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
-    repeated = [name for name in names for _ in range(args.n_samples)]
-    samples = sample_classes(loaded, repeated, k=args.knn, pool=args.pool, seed=args.seed, **sampling_options(args))
-    print(save(samples, loaded, args.outdir, "class2img"))
+    repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
+    options = sampling_options(args) | {"k": args.knn, "pool": args.pool, "by": args.by, "seed": args.seed}
+    samples = sample_classes(loaded, repeated, **options)
+    print(save(samples, loaded, args.outdir, "class2img", **saving_options(args)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2).
 
+With --caption, as CompVis' script of this name: images of a text and its --knn - 1 nearest neighbours.
 With --image or --rows: images of a picture's neighbours, or of rows of the database. With --from-image: the image that
 another one's record describes, made again.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import command_line
-from rdm.options import add_sampling_options, fraction_or_count, sampling_options
+from rdm.options import add_sampling_options, fraction_or_count, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -22,6 +23,10 @@ def parse() -> argparse.Namespace:
         help="draw from the most popular rows: a fraction (0.2) or a number (500)",
     )
     p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
+    p.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--only_caption", action="store_true", help="with --caption: of the text alone")
+    what.add_argument("--omit_query", action="store_true", help="with --caption: of its --knn neighbours alone")
     p.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
     p.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
     p.add_argument(
@@ -35,24 +40,31 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images."""
     args = parse()
+    if args.caption is None and (args.only_caption or args.omit_query):
+        raise ValueError("got --only_caption or --omit_query, expected --caption TEXT with it")
     from rdm.loading import load
     from rdm.provenance import make_again, read_record, save
-    from rdm.sample import sample_image, sample_popular, sample_rows
+    from rdm.sample import sample_image, sample_popular, sample_rows, sample_texts
 
     if args.from_image:
         samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)
-        print(save(samples, loaded, args.outdir, "again"))
+        print(save(samples, loaded, args.outdir, "again", **saving_options(args)))
         return
-    loaded = load(args.ckpt, args.database, args.only)
-    options = sampling_options(args) | {"seed": args.seed}
+    loaded = load(args.ckpt, args.database, args.only, args.config)
+    options, n = sampling_options(args) | {"seed": args.seed}, args.n_samples * args.n_iter
     if args.rows:
-        samples = sample_rows(loaded, args.rows, args.n_samples, **options)
+        samples = sample_rows(loaded, args.rows, n, **options)
     elif args.image:
-        samples = sample_image(loaded, args.image, args.n_samples, k=args.knn, **options)
+        samples = sample_image(loaded, args.image, n, k=args.knn, **options)
+    elif args.caption is not None:
+        alone = args.only_caption or (args.knn == 1 and not args.omit_query)
+        tokens = "text" if alone else "neighbours" if args.omit_query else "both"
+        k = args.knn - 1 if tokens == "both" else args.knn
+        samples = sample_texts(loaded, [args.caption] * n, k=k, tokens=tokens, **options)
     else:
         options |= {"k": args.knn, "top_m": args.top_m, "weighted": args.use_weights}
-        samples = sample_popular(loaded, args.n_samples, **options)
-    print(save(samples, loaded, args.outdir, "sample"))
+        samples = sample_popular(loaded, n, **options)
+    print(save(samples, loaded, args.outdir, "sample", **saving_options(args)))
 
 
 if __name__ == "__main__":

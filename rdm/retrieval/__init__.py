@@ -21,6 +21,7 @@ _HOME = {
     "class_queries": "queries",
     "image_queries": "queries",
     "mix": "queries",
+    "between": "queries",
     "append_pictures": "living",
     "find_rows": "living",
     "compact": "living",

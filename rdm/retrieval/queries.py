@@ -136,3 +136,34 @@ def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         raise ValueError("got queries whose directions cancel out or that are zero; change the weights")
     length = (share.abs() * lengths).sum(0) / share.abs().sum()
     return direction / size * length
+
+
+def between(first: Tensor, second: Tensor, n: int) -> Tensor:
+    """Returns n vectors from one query to another, both ends included, ``[n, D] float32``.
+
+    Directions are evenly spaced on the great circle between the two (Shoemake 1985, spherical linear interpolation);
+    lengths change linearly.
+
+    Args:
+        first: ``[D]``.
+        second: ``[D]``.
+        n: at least 2.
+
+    Raises:
+        ValueError: n is below 2, a query is zero, or the two are opposite, so that no way between them is the shortest.
+    """
+    if n < 2:
+        raise ValueError(f"got {n} places between two queries, expected at least 2, the ends")
+    lengths = torch.stack([first.norm(), second.norm()]).float()
+    if not (lengths > 0).all():
+        raise ValueError("got a query that is zero, which has no direction; ask for something else")
+    start, end = first.float() / lengths[0], second.float() / lengths[1]
+    angle = 2 * torch.atan2((start - end).norm(), (start + end).norm())  # exact for small ones, unlike acos
+    if angle > torch.pi - 1e-4:
+        raise ValueError("got two queries of opposite directions, which have no shortest way between them")
+    share = torch.linspace(0, 1, n, device=first.device)[:, None]
+    if angle > 1e-4:
+        directions = ((1 - share) * angle).sin() * start + (share * angle).sin() * end
+    else:  # where the sphere is flat
+        directions = (1 - share) * start + share * end
+    return directions / directions.norm(dim=-1, keepdim=True) * torch.lerp(lengths[0], lengths[1], share)

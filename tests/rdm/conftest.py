@@ -1,4 +1,4 @@
-"""A small database, for the tests that do not bring one of their own."""
+"""A small database and a small system, for the tests that do not bring one of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from pictures import QUIET, ProjectionEmbedder, write_pictures
+from toy import rdm_config, ship
 
+from rdm.loading import Loaded, load
 from rdm.retrieval.builder import build_database
 from rdm.retrieval.database import RetrievalDatabase
 
@@ -20,3 +22,10 @@ def source(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
     return build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    """A tiny model over a database of 40 flags, with random weights."""
+    folder = tmp_path_factory.mktemp("system")
+    return load(str(ship(folder / "model", rdm_config(folder))))

@@ -18,7 +18,7 @@ from rdm.retrieval import (
     popular_queries,
     text_queries,
 )
-from rdm.retrieval.queries import popular_rows
+from rdm.retrieval.queries import between, popular_rows
 
 POPULARITY = np.array([0, 5, 1, 9, 5, 0, 2, 0, 0, 0])
 
@@ -102,6 +102,35 @@ def test_mix_turns_on_the_sphere() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             mix(queries, weights)
+
+
+def test_the_way_between_queries_is_an_arc_walked_at_an_even_pace() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = 2 * torch.randn(16, generator=generator), 5 * torch.randn(16, generator=generator)
+    way = between(first, second, 7)
+    torch.testing.assert_close(way[[0, -1]], torch.stack([first, second]))
+    torch.testing.assert_close(way.norm(dim=1), torch.linspace(float(first.norm()), float(second.norm()), 7))
+    unit = torch.nn.functional.normalize(way.double(), dim=1)
+    steps = (unit[1:] * unit[:-1]).sum(1).acos()
+    whole = (unit[0] * unit[-1]).sum().acos()
+    torch.testing.assert_close(steps, (whole / 6).expand(6), rtol=1e-4, atol=0)  # which add up to the whole: no detour
+    torch.testing.assert_close(between(first, 3 * first, 3), torch.stack([first, 2 * first, 3 * first]))
+    torch.testing.assert_close(
+        between(torch.tensor([2.0, 0]), torch.tensor([0, 4.0]), 3)[1], torch.full((2,), 4.5**0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("second", "n", "message"),
+    [
+        ([1.0, 0.0], 1, "got 1 places between two queries, expected at least 2"),
+        ([-3.0, 0.0], 3, "opposite directions"),
+        ([0.0, 0.0], 3, "a query that is zero"),
+    ],
+)
+def test_ends_without_a_way_between_them_are_refused(second: list[float], n: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        between(torch.tensor([1.0, 0.0]), torch.tensor(second), n)
 
 
 def test_the_retriever_gives_the_neighbours_of_a_query(retriever: Retriever) -> None:

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import rdm_config, ship
 
 import rdm
 from ldm.checkpoint import read_weights, write_weights
 from rdm.loading import Loaded, find_checkpoint, load
 from rdm.provenance import make_again, read_record, save
-from rdm.retrieval.queries import mix
+from rdm.retrieval.classes import resolve_class
+from rdm.retrieval.queries import between, mix
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import (
-    resolve_class,
+    sample_between,
     sample_classes,
     sample_image,
     sample_popular,
@@ -25,12 +25,6 @@ from rdm.sample import (
     sample_rows,
     sample_texts,
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = tmp_path_factory.mktemp("system")
-    return load(str(ship(folder / "model", rdm_config(folder))))
 
 
 def test_load_builds_what_is_missing(loaded: Loaded) -> None:
@@ -106,6 +100,16 @@ def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:
     assert len({tuple(rows) for rows in samples.retrieved.rows.tolist()}) > 1
 
 
+def test_a_class_found_by_label_depends_on_the_seed_of_its_image_alone(loaded: Loaded) -> None:
+    names = ["flags/flag", "flag", "flags"]
+    samples = sample_classes(loaded, names, k=3, by="label", seed=3, steps=4)
+    alone = sample_classes(loaded, ["flag"], k=3, by="label", seed=4, steps=4)
+    assert alone.retrieved.rows.tolist() == samples.retrieved.rows[1:2].tolist()
+    assert torch.equal(alone.images, samples.images[1:2])
+    with pytest.raises(ValueError, match="got by='row', expected text or label"):
+        sample_classes(loaded, ["flag"], k=2, by="row", seed=0)
+
+
 def test_popular_rows_become_queries(loaded: Loaded) -> None:
     popularity = loaded.data.table("train").popularity(2)
     most = int(np.argmax(popularity))
@@ -124,6 +128,31 @@ def test_texts_are_mixed_with_pictures_and_led_away_from_texts(loaded: Loaded, t
     ):
         samples = sample_texts(loaded, ["white flag"], k=3, seed=0, steps=1, **options)
         assert samples.retrieved.rows.tolist() == loaded.retriever(wanted, 3).rows.tolist()
+
+
+def test_a_strip_leads_from_one_text_to_another(loaded: Loaded, tmp_path: Path) -> None:
+    options = {"k": 3, "steps": 2, "scale": 2.0}
+    samples = sample_between(loaded, "white flag", "pirate", 5, seed=4, **options)
+    ends = loaded.retriever.embedder.texts(["white flag", "pirate"])
+    assert samples.retrieved.rows.tolist() == loaded.retriever(between(*ends, 5), 3).rows.tolist()
+    assert samples.seeds == [4] * 5 and samples.labels[1] == "white flag -> pirate, 25%"
+    for place, text in ((0, "white flag"), (4, "pirate")):
+        assert torch.equal(samples.images[place], sample_texts(loaded, [text], seed=4, **options).images[0])
+    strip = np.asarray(Image.open(save(samples, loaded, tmp_path, "strip", per_row=5)))
+    assert strip.shape == (2 + 18, 2 + 5 * 18, 3)
+    assert np.array_equal(strip[2:18, 2 + 18 : 18 + 18], np.asarray(Image.open(tmp_path / "strip-001.png")))
+    rows = np.asarray(Image.open(save(samples, loaded, tmp_path, "rows", per_row=3)))
+    assert rows.shape == (2 + 2 * 18, 2 + 3 * 18, 3) and (rows[20:, 2 + 2 * 18 :] == 255).all()
+    save(*make_again(read_record(tmp_path / "strip-003.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "strip-003.png").read_bytes()
+    for start, end, n, message in (
+        ("white flag", "", 5, "empty prompt"),
+        ("white flag", "pirate", 1, "got 1 places between two queries, expected at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_between(loaded, start, end, n, seed=4, **options)
+    with pytest.raises(ValueError, match="got tokens 'both', expected neighbours"):
+        sample_between(loaded, "white flag", "pirate", 5, seed=4, tokens="both", **options)
 
 
 def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> None:
@@ -147,6 +176,7 @@ def test_neighbours_come_from_the_rows_that_are_asked_for(loaded: Loaded) -> Non
     for samples in (
         sample_texts(chosen, ["white flag", "pirate flag"], k=3, seed=0, steps=1),
         sample_classes(chosen, ["flags"] * 4, k=2, pool=8, seed=0, steps=1),
+        sample_classes(chosen, ["flags"] * 4, k=2, by="label", seed=0, steps=1),
         sample_popular(chosen, 4, k=2, top_m=1.0, weighted=False, seed=0, steps=1),
     ):
         assert set(licences[samples.retrieved.rows].ravel()) <= {"MIT", "Apache-2.0"}
