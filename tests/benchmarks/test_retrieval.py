@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.retrieval import DIM
+from benchmarks.retrieval import DIM, KINDS
 from rdm.retrieval.choose import index_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 2000
-RECALLS = [f"recall@{k}_{kind}" for k in (4, 20) for kind in ("image", "text")]
+RECALLS = [f"recall@{k}_{kind}" for k in (4, 20) for kind in KINDS]
 FIGURES = {
     "rows", "way", "threads", "setting", *RECALLS, "ms_single", "ms_batch", "rss_mb", "rss_of_libraries_mb", "peak_mb",
     "build_s", "build_peak_mb", "bytes_per_row",
@@ -49,10 +49,10 @@ def test_a_killed_comparison_continues_and_says_what_is_true(tmp_path: Path) -> 
         assert (line["rows"], line["threads"]) == (ROWS, 1)
         assert all(line[name] > 0 for name in FIGURES if name.startswith(("ms", "rss", "peak", "build")))
     exact, ours = lines[:2]
-    assert [exact[name] for name in RECALLS] == [1, 1, 1, 1]
+    assert [exact[name] for name in RECALLS] == [1] * 6
     assert exact["setting"] == "Flat" and exact["bytes_per_row"] == pytest.approx(4 * DIM, rel=0.01)
-    factory = "OPQ64_256,IVF32,PQ64x4fsr"
+    factory = "OPQ64_256,IVF32,PQ64x4fs"
     assert ours["setting"].startswith(f"{factory}, nprobe ")
     assert ours["bytes_per_row"] == pytest.approx(index_bytes(factory, ROWS, DIM) / ROWS, rel=0.1)
-    assert all(0.9 <= ours[name] <= 1 for name in RECALLS)
+    assert all((0.5 if "loose" in name else 0.9) <= ours[name] <= 1 for name in RECALLS)
     assert Path(picture).read_bytes().startswith(b"\x89PNG")
