@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from ldm.callbacks import image_grid, save_png
@@ -26,7 +27,8 @@ _ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Path:
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
-    Each image carries its own record (:func:`read_record`); the JSON file repeats them all.
+    Where samples were made of a picture, the grid shows it before each of them. Each image carries its own record
+    (:func:`read_record`); the JSON file repeats them all.
 
     Returns:
         the path of the grid.
@@ -45,8 +47,13 @@ def save(samples: Samples, loaded: Loaded, outdir: str | Path, name: str) -> Pat
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
     grid = outdir / f"{name}-grid.png"
-    shown = pictures(database, samples.retrieved.rows, samples.images.shape[-1])
-    save_png(image_grid({"sample": samples.images, "neighbours": shown}), grid)
+    height, width = samples.images.shape[2:]
+    side = min(height, width)
+    shown = pictures(database, samples.retrieved.rows, side)
+    columns = {"sample": samples.images, "neighbours": F.pad(shown, (0, width - side, 0, height - side), value=1.0)}
+    if samples.picture is not None:
+        columns = {"picture": samples.picture.expand_as(samples.images), **columns}
+    save_png(image_grid(columns), grid)
     write_json(outdir / f"{name}.json", {**common, "images": records})
     return grid
 

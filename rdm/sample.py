@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
 from ldm.util import nearest
+from rdm.canvas import Canvas, open_canvas
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.database import RetrievalDatabase
@@ -38,6 +39,7 @@ class Samples:
         seeds: one an image.
         settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
         asked: how neighbours were looked for.
+        picture: what they were made of, where that is a picture ``[3, H, W]`` in [-1, 1].
     """
 
     images: Tensor
@@ -46,6 +48,7 @@ class Samples:
     seeds: list[int]
     settings: dict[str, Any]
     asked: dict[str, Any]
+    picture: Tensor | None = None
 
 
 def generate(
@@ -59,6 +62,7 @@ def generate(
     batch_size: int | None = None,
     tile: int | str | None = None,
     compile: bool | str = False,
+    canvas: Canvas | None = None,
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -75,6 +79,7 @@ def generate(
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
             images; a string names another backend than inductor.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
+        canvas: a picture that is edited; images are of its size.
         options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``.
 
     Raises:
@@ -86,6 +91,9 @@ def generate(
             compile_network(network, compile, freeze=True)
     if weaker is not None:
         options["weaker"] = load_model(config_beside(Path(weaker))["model"], Path(weaker))
+    if canvas is not None:
+        options["edit"] = canvas.edit(model)
+        latent_shape = options["edit"].latent.shape[1:]
     size, parts = batch_size or usual_batch_size(model), []
     for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
@@ -95,7 +103,7 @@ def generate(
             options["part"] = part[places].to(model.device)
         images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
-    return torch.cat(parts)
+    return torch.cat(parts) if canvas is None else canvas.paste(torch.cat(parts))
 
 
 def usual_batch_size(model: torch.nn.Module) -> int:
@@ -227,6 +235,7 @@ def sample_retrieved(
     tokens: str = "neighbours",
     text_scale: float | None = None,
     asked: Mapping[str, Any] | None = None,
+    edit: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -239,9 +248,11 @@ def sample_retrieved(
         tokens: see :func:`sample_texts`.
         text_scale: see :func:`sample_texts`.
         asked: how the neighbours were looked for, for the record.
+        edit: a picture to make them of, see :func:`rdm.canvas.describe`.
         options: see :func:`generate`.
 
     Raises:
+        FileNotFoundError: the picture is gone.
         ValueError: unknown tokens, or a scale of the text for a context that is not of both.
     """
     if tokens not in TOKENS:
@@ -250,6 +261,8 @@ def sample_retrieved(
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))
     settings = {"tokens": tokens, "text_scale": text_scale, **options}
+    if edit is not None:
+        settings["edit"], options["canvas"] = dict(edit), open_canvas(edit, loaded)
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
     else:
@@ -261,7 +274,8 @@ def sample_retrieved(
             raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
         options |= {"part": context[:, :1], "part_scale": text_scale}
     images = generate(loaded.model, context, loaded.latent_shape, seeds, **options)
-    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}))
+    picture = options["canvas"].picture[0] if edit is not None else None
+    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), picture)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:
