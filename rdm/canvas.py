@@ -79,7 +79,7 @@ def describe(
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
-    repeats: int = 1,
+    repeats: int = Edit.repeats,
     invert: bool = False,
 ) -> dict[str, Any]:
     """Returns what is done to a picture, as a record keeps it.
@@ -133,6 +133,9 @@ def open_canvas(asked: Mapping[str, Any], loaded: Loaded) -> Canvas:
         if mask.size != picture.size:
             got, expected = ("x".join(map(str, each.size)) for each in (mask, picture))
             raise ValueError(f"mask {asked['mask']} has {got} pixels, expected the {expected} of {asked['picture']}")
+        with Image.open(asked["mask"]) as opened:
+            if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError(f"mask {asked['mask']} is transparent in places, expected white and black ones alone")
         paint = torch.from_numpy(np.array(mask.convert("L")))[None, None].float() / 255
     if asked["outpaint"] is not None:
         left, top, right, bottom = asked["outpaint"]

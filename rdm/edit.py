@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.metrics import psnr
+from ldm.models.diffusion.editing import Edit
 from rdm.canvas import describe, open_canvas
 from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
@@ -25,7 +26,7 @@ def edit_picture(
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
-    repeats: int = 1,
+    repeats: int = Edit.repeats,
     invert: bool = False,
     tokens: str = "neighbours",
     negative: str | None = None,

@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--strength", type=fraction, help="how much is painted anew: 0 nothing, 1 (else) all")
     p.add_argument("--invert", action="store_true", help="start at the noise that leads to the picture")
     p.add_argument(
-        "--repeats", type=positive, default=1, help="with a mask: sample each step so often, to fit what stays"
+        "--repeats", type=positive, default=4, help="with a mask: sample each step so often, to fit what stays"
     )
     p.add_argument("--size", type=positive, help="scale the centre square of picture and mask to this side")
     what = p.add_mutually_exclusive_group()

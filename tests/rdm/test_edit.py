@@ -178,6 +178,7 @@ def test_a_picture_is_scaled_with_its_mask(loaded: Loaded, files: Path) -> None:
         ({"mask": "mask.png", "invert": True}, "got mask and invert, expected one of"),
         ({"mask": "small.png"}, r"mask .*small\.png has 8x16 pixels, expected the 16x16 of .*a\.png"),
         ({"mask": "white.png"}, "the mask is white all over, .*; give a prompt"),
+        ({"mask": "clear.png"}, r"mask .*clear\.png is transparent in places, expected white and black"),
         ({"mask": "text.png"}, r"text\.png: unreadable image"),
         ({"mask": "none.png"}, r"no picture at .*none\.png"),
         ({"outpaint": (0, 0, 3, 0)}, "got a canvas of 19x16 pixels, expected sides divisible by 2; change outpaint"),
@@ -191,6 +192,7 @@ def test_a_picture_is_scaled_with_its_mask(loaded: Loaded, files: Path) -> None:
 def test_wrong_input_is_refused(loaded: Loaded, files: Path, options: dict, message: str) -> None:
     Image.new("L", (8, 16)).save(files / "small.png")
     Image.new("L", (16, 16), 255).save(files / "white.png")
+    Image.new("RGBA", (16, 16), (255, 255, 255, 0)).save(files / "clear.png")
     (files / "text.png").write_text("text")
     if "mask" in options:
         options = options | {"mask": files / options["mask"]}

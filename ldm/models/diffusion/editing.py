@@ -37,7 +37,7 @@ class Edit:
         keep: ``[1, 1, h, w]``, 1 where the picture stays, 0 where it is painted anew; None paints all of it anew.
         strength: sampling begins at this share of all times, with the picture under their noise (Meng et al. 2022,
             SDEdit, arXiv 2108.01073): 0 leaves the picture as it is, 1 begins with noise alone, like any other sample.
-        repeats: with ``keep``, how often each time is sampled, see :func:`keeping`.
+        repeats: with ``keep``, how often each time is sampled, see :func:`keeping`; 1 is CompVis' inpainting.
         invert: begin at the noise that DDIM makes the picture from, see :func:`invert`, instead of random noise.
         context: what the model looks at while it inverts.
     """
@@ -45,7 +45,7 @@ class Edit:
     latent: Tensor
     keep: Tensor | None = None
     strength: float = 1.0
-    repeats: int = 1
+    repeats: int = 4
     invert: bool = False
     context: Any = None
 
