@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ldm.callbacks import image_grid
@@ -89,7 +90,40 @@ class Loaded:
         from rdm.sample import sample_texts  # which takes what is loaded here
 
         samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **{"copies": None, **options})
-        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
+        return _as_pictures(samples.images)
+
+    def edit(
+        self,
+        picture: str | Path,
+        prompt: str | None = None,
+        *,
+        n: int = 1,
+        neighbours: int | None = None,
+        seed: int = 0,
+        scale: float = 2.0,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Returns n images made of a picture in a file, with the neighbours of a prompt or of the picture itself.
+
+        Args:
+            picture: a file.
+            prompt: a text.
+            n: number of images.
+            neighbours: see :meth:`__call__`, like ``seed`` and ``scale``.
+            seed: likewise.
+            scale: likewise.
+            options: ``mask``, ``outpaint``, ``strength``, ``invert`` and all others of :func:`rdm.edit.edit_picture`.
+        """
+        from rdm.edit import edit_picture
+
+        k = neighbours or self.model.conditioner.k
+        options = {"copies": None, **options}
+        samples = edit_picture(self, picture, n, prompt=prompt, k=k, seed=seed, scale=scale, **options)
+        return _as_pictures(samples.images)
+
+
+def _as_pictures(images: Tensor) -> list[Image.Image]:
+    return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in images]
 
 
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:

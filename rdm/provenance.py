@@ -43,7 +43,8 @@ def save(
     """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
 
     Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
-    as a copy has a red frame in the grid, and is named in a warning.
+    as a copy has a red frame in the grid, and is named in a warning. Where samples were made of a picture, the grid
+    shows it before each of them.
 
     Args:
         samples: the images.

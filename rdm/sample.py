@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
+from rdm.canvas import Canvas, open_canvas
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
 from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
@@ -39,6 +40,7 @@ class Samples:
         settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
         asked: how neighbours were looked for.
         copies: what each image is like; none where that was not checked.
+        picture: what they were made of, where that is a picture ``[3, H, W]`` in [-1, 1].
     """
 
     images: Tensor
@@ -48,6 +50,7 @@ class Samples:
     settings: dict[str, Any]
     asked: dict[str, Any]
     copies: list[Likeness] | None = None
+    picture: Tensor | None = None
 
 
 def generate(
@@ -61,6 +64,7 @@ def generate(
     batch_size: int | None = None,
     tile: int | str | None = None,
     compile: bool | str = False,
+    canvas: Canvas | None = None,
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -77,6 +81,7 @@ def generate(
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
             images; a string names another backend than inductor.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
+        canvas: a picture that is edited; images are of its size.
         options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``.
 
     Raises:
@@ -88,6 +93,9 @@ def generate(
             compile_network(network, compile, freeze=True)
     if weaker is not None:
         options["weaker"] = load_model(config_beside(Path(weaker))["model"], Path(weaker))
+    if canvas is not None:
+        options["edit"] = canvas.edit(model)
+        latent_shape = options["edit"].latent.shape[1:]
     size, parts = batch_size or usual_batch_size(model), []
     for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
@@ -97,7 +105,7 @@ def generate(
             options["part"] = part[places].to(model.device)
         images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
-    return torch.cat(parts)
+    return torch.cat(parts) if canvas is None else canvas.paste(torch.cat(parts))
 
 
 def usual_batch_size(model: torch.nn.Module) -> int:
@@ -268,6 +276,7 @@ def sample_retrieved(
     copies: CopyCheck | None = CHECK,
     height: int | None = None,
     width: int | None = None,
+    edit: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -283,9 +292,11 @@ def sample_retrieved(
         copies: what becomes of an image that is like a row; ``None`` compares none.
         height: of the images in pixels; as trained if not given.
         width: likewise.
+        edit: a picture to make them of, see :func:`rdm.canvas.describe`; they have its size.
         options: see :func:`generate`.
 
     Raises:
+        FileNotFoundError: the picture is gone.
         ValueError: unknown tokens, a scale of the text for a context that is not of both, or a size that the model
             cannot make.
     """
@@ -298,6 +309,10 @@ def sample_retrieved(
         options["weaker"] = str(find_checkpoint(options["weaker"]))
     size = {name: side for name, side in (("height", height), ("width", width)) if side}  # older records have none
     settings, shape = {"tokens": tokens, "text_scale": text_scale, **size, **options}, loaded.shape_of(height, width)
+    if edit is not None:
+        if size:
+            raise ValueError(f"got {size} with a picture to edit, expected none: images have the size of the picture")
+        settings["edit"], options["canvas"] = dict(edit), open_canvas(edit, loaded)
     if tokens == "neighbours":
         context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
     else:
@@ -317,4 +332,5 @@ def sample_retrieved(
         images = draw(range(len(seeds)), seeds)
     else:
         images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
-    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found)
+    picture = options["canvas"].picture[0] if edit is not None else None
+    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found, picture)

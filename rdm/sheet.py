@@ -1,6 +1,6 @@
 """One picture of all samples, to be looked at: each beside the neighbours it looked at, or they alone in rows.
 
-Copies have a red frame.
+Before a sample stands the picture that it was made of, where there is one. Copies have a red frame.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
         database: where the pictures of their neighbours come from.
         per_row: show the images without their neighbours, so many in a row.
     """
-    images, (height, width) = samples.images, samples.images.shape[2:]
+    images, (height, width), first = samples.images, samples.images.shape[2:], 0
     if per_row is None:
         side, per_row = min(height, width), 1
         left, top = (width - side) // 2, (height - side) // 2
         shown = pictures(database, samples.retrieved.rows, side)
         shown = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
-        page = image_grid({"sample": images, "neighbours": shown}, GAP)
+        before = {} if samples.picture is None else {"picture": samples.picture.expand_as(images)}
+        first, page = len(before), image_grid({**before, "sample": images, "neighbours": shown}, GAP)
     else:
         per_row = min(per_row, len(images))
         blank = images.new_ones(-len(images) % per_row, *images.shape[1:])
         page = image_grid({"samples": torch.cat([images, blank]).unflatten(0, (-1, per_row))}, GAP)
     for i, likeness in enumerate(samples.copies or []):
         if likeness.is_copy:
-            frame(page, i // per_row * (height + GAP), i % per_row * (width + GAP), height, width)
+            frame(page, i // per_row * (height + GAP), (first + i % per_row) * (width + GAP), height, width)
     return page
 
 

@@ -35,6 +35,11 @@ ONLY = {
         "ldm.models.diffusion.schedule",
         "ldm.models.diffusion.stepping",
     ),
+    "ldm/models/diffusion/editing.py": (
+        "torch",
+        "ldm.models.diffusion.schedule",
+        "ldm.models.diffusion.stepping",
+    ),
 }
 # A dependency named here is imported in these files only.
 DOORS = {

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.models.diffusion.editing import put_back
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.samplers import SAMPLERS
 from ldm.models.diffusion.stepping import Noise, Step
@@ -85,10 +86,7 @@ class DDIMSampler:
         steps: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}
 
         def keep_known(x: Tensor, t: int | None) -> Tensor:
-            if mask is None or x0 is None or t is None:
-                return x
-            known = schedule.add_noise(x0, noise(x0), torch.full((len(x),), t, device=x.device))
-            return known * mask + (1 - mask) * x
+            return x if mask is None or x0 is None or t is None else put_back(x, x0, mask, schedule, t, noise)
 
         def observe(step: Step) -> Tensor:
             x, believed = step.x, step.x0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
+from ldm.models.diffusion.editing import Edit
 from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, clip_x0
@@ -289,6 +290,7 @@ class DDPM(pl.LightningModule):
         spacing: str = "uniform",
         weaker: DDPM | None = None,
         weaker_scale: float = 1.0,
+        edit: Edit | None = None,
         **guidance: Any,
     ) -> Tensor:
         """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
@@ -305,10 +307,11 @@ class DDPM(pl.LightningModule):
             spacing: of the steps over time, see ``NoiseSchedule.timesteps``.
             weaker: a model of fewer weights or less training with the same latents, to be led away from (autoguidance).
             weaker_scale: how far, 1 for not at all.
+            edit: a picture to begin at, or to keep a part of.
             guidance: further options of :func:`ldm.models.diffusion.guidance.guide`.
 
         Raises:
-            ValueError: an unknown sampler, or not one seed an image.
+            ValueError: an unknown sampler, not one seed an image, or an edit that does not fit.
         """
         if sampler not in SAMPLERS:
             raise ValueError(
@@ -323,7 +326,10 @@ class DDPM(pl.LightningModule):
             denoise = autoguide(denoise, weaker.denoiser(context), weaker_scale)
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
-        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, times, **options))
+        if edit is not None:
+            backwards = self.denoiser(edit.context)
+            x, times, options["on_step"] = edit.begin(x, self.schedule, times, seeds, backwards)
+        return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, times, **options) if times else x)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

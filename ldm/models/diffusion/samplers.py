@@ -232,7 +232,8 @@ def _dpmpp_2m(
     noise: Noise | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    x0_before, h_before = None, 1.0
+    x0_before: Tensor | None = None
+    h_before = 1.0
     for index, t, t_next, level, level_next in walk(schedule, steps, None):
         _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
         h = half_log_snr(level_next) - half_log_snr(level)
@@ -245,7 +246,9 @@ def _dpmpp_2m(
             x = x + math.sqrt((1 - level_next) * -math.expm1(-2 * eta * h)) * noise(x)
         if h > 0:  # else it is the same time twice
             x0_before, h_before = x0, h
-        x = observe(on_step, Step(index, t, t_next, x, x0))
+        made, x = x, observe(on_step, Step(index, t, t_next, x, x0))
+        if x is not made:  # what an observer has put in its place has another past
+            x0_before = None
     return x
 
 
@@ -288,7 +291,9 @@ def unipc(
     before, predicted, level_before = x, x, 1.0
     for index, t, t_next, level, level_next in walk(schedule, steps, None):
         _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
-        if known and x is predicted:  # what an observer has put in its place is not corrected
+        if x is not predicted:  # what an observer has put in its place has another past
+            known = []
+        if known:
             x = _unified(before, level_before, level, known[:order], x0)
         if known and known[0][0] == half_log_snr(level):  # the same time twice
             known.pop(0)
