@@ -51,7 +51,7 @@ class Canvas:
         """Returns images ``[B, 3, H, W]`` with the picture's own pixels in their place, as the mask weighs them.
 
         The first stage gives even the part that stays back with a small error. Where the mask is black, nothing of that
-        is left; a mask with soft edges hides the seam.
+        is left; a mask with soft edges blends across the seam.
         """
         return images if self.paint is None else torch.lerp(self.picture.expand_as(images), images, self.paint)
 
