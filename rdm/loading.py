@@ -17,6 +17,7 @@ from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
+from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
@@ -26,7 +27,12 @@ from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
-RDM = "rdm.models.diffusion."  # where the models of this road live
+# The kinds of models on this road: where their classes live, and the shipped one.
+KINDS = {
+    "rdm": ("rdm.models.diffusion.", SHIPPED),
+    "rarm": ("rdm.models.autoregression.", Path("models/rarm/emoji")),
+}
+Model = RetrievalAugmentedDiffusion | RetrievalAugmentedTransformer
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Loaded:
         path: the checkpoint.
     """
 
-    model: RetrievalAugmentedDiffusion
+    model: Model
     retriever: Retriever
     data: RetrievalDataModule
     latent_shape: tuple[int, int, int]
@@ -63,7 +69,8 @@ class Loaded:
             neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
             seed: of the first image; the next ones count on.
             scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`.
+            options: ``steps``, ``sampler``, or of an autoregressive model ``temperature``, ``top_k`` and ``top_p``, and
+                all others of :func:`sample_texts`.
         """
         prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
         from rdm.sample import sample_texts  # which takes what is loaded here
@@ -75,18 +82,23 @@ class Loaded:
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
 
+    Args:
+        path: file or folder; ``rdm`` (as if not given) or ``rarm`` for the newest or the shipped model of that kind.
+        logs: where runs are.
+
     Raises:
         FileNotFoundError: nothing there.
     """
-    if path:
-        found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
-    else:
-        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
-        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(SHIPPED)
+    named = path or "rdm"
+    kind = named if named in KINDS else "rdm"
+    place = KINDS[kind][1] if named in KINDS else Path(named)
+    runs = []
+    if named in KINDS:
+        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
+    newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
+    found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
-        raise FileNotFoundError(
-            f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
-        )
+        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base configs/{kind}.yaml -t")
     return found[0]
 
 
@@ -95,9 +107,9 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return [file for file in candidates if file.is_file()]
 
 
-def _is_rdm(run: Path) -> bool:
+def _is_of(kind: str, run: Path) -> bool:
     file = run / "config.yaml"
-    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(KINDS[kind][0])
 
 
 def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Loaded:
@@ -122,8 +134,10 @@ def load(checkpoint: str | None = None, database: str | None = None, only: Seque
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened), rows)
     side = int(config["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
-    unet = config["model"]["params"]["unet_config"]["params"]
-    return Loaded(model, retriever, data, (unet["in_channels"], side, side), path)
+    params = config["model"]["params"]
+    unet, stage = params.get("unet_config"), params["first_stage_config"]["params"]
+    channels = unet["params"]["in_channels"] if unet else stage["embed_dim"]
+    return Loaded(model, retriever, data, (channels, side, side), path)
 
 
 def config_beside(path: Path) -> dict[str, Any]:
@@ -138,17 +152,19 @@ def config_beside(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
     config = read_config([folder / "config.yaml"])
     target = (config.get("model") or {}).get("target", "nothing")
-    if not str(target).startswith(RDM):
+    if not str(target).startswith(tuple(place for place, _ in KINDS.values())):
         raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
     return config
 
 
-def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
+def load_model(config: Mapping[str, Any], path: Path) -> Model:
     """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
     params = dict(config["params"])
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
-    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None, "compile": False}
+    params |= {"first_stage_config": first_stage, "ckpt_path": None}
+    if "unet_config" in params:
+        params |= {"use_ema": False, "compile": False}
     model = instantiate_from_config({"target": config["target"], "params": params})
     load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

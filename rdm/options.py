@@ -5,10 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.util import add_trust_option, bytes_of, seed_number
+
+# What one kind of model alone takes, and what it does without: each name as in ``rdm.sample.generate``.
+DIFFUSION: dict[str, Any] = {
+    "steps": 50,
+    "sampler": "ddim",
+    "eta": None,
+    "spacing": "uniform",
+    "rescale": 0.0,
+    "interval": None,
+    "weaker": None,
+    "weaker_scale": 2.0,
+}
+AUTOREGRESSION: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def positive(text: str) -> int:
@@ -90,7 +104,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     """Adds the options; the second names are those of CompVis' scripts."""
     p = parser
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
-    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
+    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
+    p.add_argument(
+        "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
+    )
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
     p.add_argument(
         "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
@@ -108,6 +125,9 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument(
         "--ddim_eta", "--eta", type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own"
     )
+    p.add_argument("--temperature", type=finite, default=1.0, help="rarm: of the codes, 0 for the likeliest of each")
+    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
+    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 on a CPU, 8 on a GPU")
     add_tile_option(p)
@@ -127,7 +147,29 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "interval": args.interval,
         "weaker": args.weaker,
         "weaker_scale": args.weaker_scale,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,
     }
+
+
+def own_options(options: Mapping[str, Any], autoregressive: bool) -> dict[str, Any]:
+    """Returns the options that a kind of model takes: those of the other kind are left out where they ask for nothing.
+
+    Args:
+        options: by name, of :data:`DIFFUSION`, :data:`AUTOREGRESSION` or any other.
+        autoregressive: whether the model is.
+
+    Raises:
+        ValueError: one of the other kind asks for something.
+    """
+    foreign = DIFFUSION if autoregressive else AUTOREGRESSION
+    for name, nothing in foreign.items():
+        if options.get(name, nothing) != nothing:
+            kinds = ("a diffusion model", "an autoregressive model")
+            one, other = kinds if autoregressive else kinds[::-1]
+            raise ValueError(f"got {name}={options[name]}, which is for {one}, but this is {other}; leave it out")
+    return {name: value for name, value in options.items() if name not in foreign}

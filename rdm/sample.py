@@ -16,8 +16,9 @@ from tqdm import tqdm
 from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
 from ldm.util import nearest
-from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
-from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
+from rdm.loading import Loaded, Model, config_beside, find_checkpoint, load_model
+from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
+from rdm.options import own_options
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import class_queries, image_queries, mix, popular_queries, text_queries
@@ -49,7 +50,7 @@ class Samples:
 
 
 def generate(
-    model: RetrievalAugmentedDiffusion,
+    model: Model,
     context: Tensor,
     latent_shape: Sequence[int],
     seeds: Sequence[int],
@@ -73,24 +74,29 @@ def generate(
         batch_size: images sampled together, see :func:`usual_batch_size`. A last batch is filled up, so that an image
             depends on this number in its last bits, but on no other image.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
-            images; a string names another backend than inductor.
+            images; a string names another backend than inductor. A transformer, whose sequence grows, is left as it is.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
-        options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``.
+        options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``, or of
+            ``RetrievalAugmentedTransformer.sample``.
 
     Raises:
         ValueError: an option that makes no image; the weaker model has another latent.
     """
     model.first_stage_tile = tile or model.first_stage_tile
-    for network in (model.model.diffusion_model, getattr(model.first_stage_model, "decoder", None)):
+    denoiser = None if isinstance(model, RetrievalAugmentedTransformer) else model.model.diffusion_model
+    for network in (denoiser, getattr(model.first_stage_model, "decoder", None)):
         if network is not None and compile:
             compile_network(network, compile, freeze=True)
     if weaker is not None:
         options["weaker"] = load_model(config_beside(Path(weaker))["model"], Path(weaker))
+        if isinstance(options["weaker"], RetrievalAugmentedTransformer):
+            raise ValueError(f"weaker: {weaker} is an autoregressive model, expected a diffusion model")
     size, parts = batch_size or usual_batch_size(model), []
     for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = context[places].to(model.device)
         null = model.null_context(piece)
+        piece = piece if model.use_neighbours else null  # as it was trained
         if part is not None:
             options["part"] = part[places].to(model.device)
         images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
@@ -99,8 +105,12 @@ def generate(
 
 
 def usual_batch_size(model: torch.nn.Module) -> int:
-    """Returns how many images are sampled together: one on a CPU, which gains little from more, else eight."""
-    return 1 if next(model.parameters()).device.type == "cpu" else 8
+    """Returns how many images are sampled together: on a CPU one by a U-Net, which gains little from more, else eight.
+
+    A transformer reads all its weights for one code of each image: there, four cost little more than one on a CPU.
+    """
+    few = 4 if isinstance(model, RetrievalAugmentedTransformer) else 1
+    return few if next(model.parameters()).device.type == "cpu" else 8
 
 
 def sample_texts(
@@ -246,6 +256,7 @@ def sample_retrieved(
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
+    options = own_options(options, isinstance(loaded.model, RetrievalAugmentedTransformer))
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
     if options.get("weaker"):
         options["weaker"] = str(find_checkpoint(options["weaker"]))
