@@ -6,12 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import attention, loader, networks, retrieval
+from benchmarks import attention, loader, networks, rarm, retrieval
 
 BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "attention": attention.run,
     "loader": loader.run,
     "networks": networks.run,
+    "rarm": rarm.run,
     "retrieval": retrieval.run,
 }
 
