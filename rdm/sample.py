@@ -97,7 +97,7 @@ def generate(
         piece = context[places].to(model.device)
         null = model.null_context(piece)
         piece = piece if model.use_neighbours else null  # as it was trained
-        if part is not None:
+        if part is not None and model.use_neighbours:
             options["part"] = part[places].to(model.device)
         images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
@@ -105,9 +105,9 @@ def generate(
 
 
 def usual_batch_size(model: torch.nn.Module) -> int:
-    """Returns how many images are sampled together: on a CPU one by a U-Net, which gains little from more, else eight.
+    """Returns how many images are sampled together: on a CPU one, as a U-Net gains little from more, else eight.
 
-    A transformer reads all its weights for one code of each image: there, four cost little more than one on a CPU.
+    A transformer reads all its weights for one code of each image: on a CPU, four cost it little more than one.
     """
     few = 4 if isinstance(model, RetrievalAugmentedTransformer) else 1
     return few if next(model.parameters()).device.type == "cpu" else 8

@@ -68,7 +68,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
     kernels) everywhere, or ``xformers`` on CUDA (an error where it is not installed). xformers has no kernels for
     float64 or other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
-    Torch's kernels are as good as xformers' where attention is causal, and are taken for it.
+    Where attention is causal, torch's kernels are taken in the place of xformers'.
 
     Args:
         q: queries [B, N, H, D].
