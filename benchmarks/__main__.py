@@ -6,13 +6,14 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import attention, builder, loader, networks, retrieval
+from benchmarks import attention, builder, loader, networks, rarm, retrieval
 
 BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "attention": attention.run,
     "builder": builder.run,
     "loader": loader.run,
     "networks": networks.run,
+    "rarm": rarm.run,
     "retrieval": retrieval.run,
 }
 

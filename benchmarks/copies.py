@@ -39,7 +39,7 @@ def held_out(loaded: Loaded, n: int) -> np.ndarray:
 
 def copied(loaded: Loaded, n: int) -> np.ndarray:
     """Returns the likeness of training pictures that went through the first stage to the nearest row, ``[n]``."""
-    images, model, found = instantiate_from_config(loaded.data.dataset_configs["train"]), loaded.model, []
+    images, model, found = instantiate_from_config(loaded.data.dataset_configs["train"]), loaded.diffusion, []
     for number in spread(len(images), n):
         image = images[number]["image"][None].to(model.device)
         made = model.to_image(model.to_latent(image))[0].clamp(-1, 1).cpu()

@@ -123,9 +123,10 @@ def open_canvas(asked: Mapping[str, Any], loaded: Loaded) -> Canvas:
 
     Raises:
         FileNotFoundError: a file is gone.
-        ValueError: it has changed or is no picture, the mask has another size, or the model cannot make one of this.
+        ValueError: it has changed or is no picture, the mask has another size, or the model cannot make one of this
+            size or edits nothing.
     """
-    picture = _open(asked["picture"], asked["picture_sha256"], asked["size"])
+    model, picture = loaded.diffusion, _open(asked["picture"], asked["picture_sha256"], asked["size"])
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     paint = None
     if asked["mask"] is not None:
@@ -149,8 +150,8 @@ def open_canvas(asked: Mapping[str, Any], loaded: Loaded) -> Canvas:
     context = None
     if asked["inverted_with_rows"] is not None:
         rows = np.array([asked["inverted_with_rows"]], dtype=np.int64)
-        neighbours = torch.from_numpy(loaded.retriever.database.embeddings(rows)).to(loaded.model.device)
-        context = loaded.model.conditioner(neighbours, include_query=False)
+        neighbours = torch.from_numpy(loaded.retriever.database.embeddings(rows)).to(model.device)
+        context = model.conditioner(neighbours, include_query=False)
     return Canvas(pixels, paint, context, {name: asked[name] for name in ("strength", "repeats", "invert")})
 
 

@@ -92,6 +92,6 @@ def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
     """
     if samples.picture is None:
         raise ValueError("got samples that were made of no picture, expected those of edit_picture")
-    picture = samples.picture[None]
-    alone = loaded.model.to_image(loaded.model.to_latent(picture.to(loaded.model.device))).clamp(-1, 1).cpu()
+    picture, model = samples.picture[None], loaded.diffusion
+    alone = model.to_image(model.to_latent(picture.to(model.device))).clamp(-1, 1).cpu()
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

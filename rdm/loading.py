@@ -18,6 +18,7 @@ from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
+from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
@@ -27,7 +28,12 @@ from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
-RDM = "rdm.models.diffusion."  # where the models of this road live
+# The kinds of models on this road: where their classes live, and the shipped one.
+KINDS = {
+    "rdm": ("rdm.models.diffusion.", SHIPPED),
+    "rarm": ("rdm.models.autoregression.", Path("models/rarm/emoji")),
+}
+Model = RetrievalAugmentedDiffusion | RetrievalAugmentedTransformer
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,23 @@ class Loaded:
         config: the model's config, where it is not the one beside the checkpoint.
     """
 
-    model: RetrievalAugmentedDiffusion
+    model: Model
     retriever: Retriever
     data: RetrievalDataModule
     latent_shape: tuple[int, int, int]
     path: Path
     config: Path | None = None
+
+    @property
+    def diffusion(self) -> RetrievalAugmentedDiffusion:
+        """The model, where it has to be one of diffusion.
+
+        Raises:
+            ValueError: it is an autoregressive one.
+        """
+        if isinstance(self.model, RetrievalAugmentedTransformer):
+            raise ValueError(f"{self.path} is an autoregressive model, expected a diffusion model; give another --ckpt")
+        return self.model
 
     def shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """Returns the shape ``(C, h, w)`` of the latents of images of a size in pixels, that of training if not given.
@@ -58,14 +75,20 @@ class Loaded:
         """
         channels, h, w = self.latent_shape
         factor = self.model.first_stage_model.downsampling
+        asked = height or h * factor, width or w * factor
+        if isinstance(self.model, RetrievalAugmentedTransformer):
+            if asked != (h * factor, w * factor):
+                raise ValueError(
+                    f"got images of {asked} pixels, expected {(h * factor, w * factor)}, as it was trained"
+                )
+            return self.latent_shape
         again = 2 ** (getattr(self.model.model.diffusion_model, "levels", 1) - 1)
-        height, width = height or h * factor, width or w * factor
-        if height % (factor * again) or width % (factor * again):
+        if any(side % (factor * again) for side in asked):
             raise ValueError(
-                f"got images of {height} x {width} pixels (height x width), expected multiples of {factor * again}: "
-                f"the first stage divides sides by {factor}, the U-Net by {again}"
+                f"got images of {asked[0]} x {asked[1]} pixels (height x width), expected multiples of "
+                f"{factor * again}: the first stage divides sides by {factor}, the U-Net by {again}"
             )
-        return channels, height // factor, width // factor
+        return channels, asked[0] // factor, asked[1] // factor
 
     def __call__(
         self,
@@ -83,8 +106,9 @@ class Loaded:
             neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
             seed: of the first image; the next ones count on.
             scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler`` and all others of :func:`sample_texts`. Copies are looked for only where
-                ``copies`` is given, for plain pictures have no place for a mark.
+            options: ``steps``, ``sampler``, or of an autoregressive model ``temperature``, ``top_k`` and ``top_p``, and
+                all others of :func:`sample_texts`. Copies are looked for only where ``copies`` is given, for plain
+                pictures have no place for a mark.
         """
         prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
         from rdm.sample import sample_texts  # which takes what is loaded here
@@ -129,18 +153,23 @@ def _as_pictures(images: Tensor) -> list[Image.Image]:
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
 
+    Args:
+        path: file or folder; ``rdm`` (as if not given) or ``rarm`` for the newest or the shipped model of that kind.
+        logs: where runs are.
+
     Raises:
         FileNotFoundError: nothing there.
     """
-    if path:
-        found = [Path(path)] if Path(path).is_file() else _checkpoints_in(Path(path))
-    else:
-        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_rdm(file.parent.parent)]
-        found = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)[:1] or _checkpoints_in(SHIPPED)
+    named = path or "rdm"
+    kind = named if named in KINDS else "rdm"
+    place = KINDS[kind][1] if named in KINDS else Path(named)
+    runs = []
+    if named in KINDS:
+        runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
+    newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
+    found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
-        raise FileNotFoundError(
-            f"no checkpoint at {path or SHIPPED}; train one with main.py --base configs/rdm.yaml -t"
-        )
+        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base configs/{kind}.yaml -t")
     return found[0]
 
 
@@ -149,9 +178,9 @@ def _checkpoints_in(folder: Path) -> list[Path]:
     return [file for file in candidates if file.is_file()]
 
 
-def _is_rdm(run: Path) -> bool:
+def _is_of(kind: str, run: Path) -> bool:
     file = run / "config.yaml"
-    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(RDM)
+    return file.is_file() and read_config([file]).get("model", {}).get("target", "").startswith(KINDS[kind][0])
 
 
 def load(
@@ -184,8 +213,9 @@ def load(
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened), rows)
     side = int(parts["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
-    unet = parts["model"]["params"]["unet_config"]["params"]
-    shape = (unet["in_channels"], side, side)
+    params = parts["model"]["params"]
+    unet, stage = params.get("unet_config"), params["first_stage_config"]["params"]
+    shape = (unet["params"]["in_channels"] if unet else stage["embed_dim"], side, side)
     return Loaded(model, retriever, data, shape, path, None if config is None else Path(config))
 
 
@@ -213,17 +243,19 @@ def model_config(file: Path, path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config at {file}; give the file that the model was trained with")
     config = read_config([file])
     target = (config.get("model") or {}).get("target", "nothing")
-    if not str(target).startswith(RDM):
+    if not str(target).startswith(tuple(place for place, _ in KINDS.values())):
         raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
     return config
 
 
-def load_model(config: Mapping[str, Any], path: Path) -> RetrievalAugmentedDiffusion:
+def load_model(config: Mapping[str, Any], path: Path) -> Model:
     """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
     params = dict(config["params"])
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
-    params |= {"first_stage_config": first_stage, "use_ema": False, "ckpt_path": None, "compile": False}
+    params |= {"first_stage_config": first_stage, "ckpt_path": None}
+    if "unet_config" in params:
+        params |= {"use_ema": False, "compile": False}
     model = instantiate_from_config({"target": config["target"], "params": params})
     load_weights(model, average_as_weights(read_weights(path)), source=path, allow=model.optional_names)
     return model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,10 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm.util import add_trust_option, bytes_of, seed_number
+
+# What one kind of model alone takes, and what it does without: each name as in ``rdm.sample.generate``.
+DIFFUSION: dict[str, Any] = {
+    "steps": 50,
+    "sampler": "ddim",
+    "eta": None,
+    "spacing": "uniform",
+    "rescale": 0.0,
+    "interval": None,
+    "weaker": None,
+    "weaker_scale": 2.0,
+}
+AUTOREGRESSION: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 # What CompVis' scripts call options of ours; what has one name in both is not here, --plms is an action of its own.
 COMPVIS = {
@@ -117,7 +131,10 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     """Adds what the scripts that sample share."""
     p = parser
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
-    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run, else the shipped model")
+    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
+    p.add_argument(
+        "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
+    )
     p.add_argument("--config", help="config of the model; else the one beside the checkpoint")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
     p.add_argument(
@@ -133,19 +150,22 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     )
     p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
     p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
-    p.add_argument("--rescale", type=fraction, default=0.0, help="bring guided contrast back by this share, 0 to 1")
+    p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
     p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
     p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
-    p.add_argument("--weaker_scale", type=finite, default=2.0, help="how far, 1 for not at all")
-    p.add_argument(*names("--steps"), type=positive, default=50, help="denoising steps")
-    p.add_argument("--sampler", default="ddim", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
+    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
+    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
     p.add_argument(
         "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
     )
-    p.add_argument("--spacing", default="uniform", help="of the steps: uniform, trailing, karras or quad")
+    p.add_argument("--spacing", help="of the steps: uniform, trailing, karras or quad")
     p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
+    p.add_argument("--temperature", type=finite, help="rarm: of the codes, 0 for the likeliest of each")
+    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
+    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
-    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 on a CPU, 8 on a GPU")
+    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
     copies = p.add_mutually_exclusive_group()
     copies.add_argument(
         "--reject-copies",
@@ -164,6 +184,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     )
     add_tile_option(p)
     p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
+    p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
     add_trust_option(p)
 
 
@@ -185,6 +206,9 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "interval": args.interval,
         "weaker": args.weaker,
         "weaker_scale": args.weaker_scale,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,
@@ -194,3 +218,22 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 def saving_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the options as keyword arguments of ``rdm.provenance.save``."""
     return {"per_row": args.n_rows, "neighbours": args.save_neighbours}
+
+
+def own_options(options: Mapping[str, Any], autoregressive: bool) -> dict[str, Any]:
+    """Returns the options that a kind of model takes: those of the other kind are left out where they ask for nothing.
+
+    Args:
+        options: by name, of :data:`DIFFUSION`, :data:`AUTOREGRESSION` or any other.
+        autoregressive: whether the model is.
+
+    Raises:
+        ValueError: one of the other kind asks for something.
+    """
+    foreign = DIFFUSION if autoregressive else AUTOREGRESSION
+    for name, nothing in foreign.items():
+        if options.get(name, nothing) != nothing:
+            kinds = ("a diffusion model", "an autoregressive model")
+            one, other = kinds if autoregressive else kinds[::-1]
+            raise ValueError(f"got {name}={options[name]}, which is for {one}, but this is {other}; leave it out")
+    return {name: value for name, value in options.items() if name not in foreign}

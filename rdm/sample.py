@@ -17,8 +17,9 @@ from ldm.data.decode import decode_image
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.canvas import Canvas, open_canvas
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
-from rdm.loading import Loaded, config_beside, find_checkpoint, load_model
-from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
+from rdm.loading import Loaded, Model, config_beside, find_checkpoint, load_model
+from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
+from rdm.options import own_options
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
@@ -54,7 +55,7 @@ class Samples:
 
 
 def generate(
-    model: RetrievalAugmentedDiffusion,
+    model: Model,
     context: Tensor,
     latent_shape: Sequence[int],
     seeds: Sequence[int],
@@ -79,20 +80,24 @@ def generate(
         batch_size: images sampled together, see :func:`usual_batch_size`. A last batch is filled up, so that an image
             depends on this number in its last bits, but on no other image.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
-            images; a string names another backend than inductor.
+            images; a string names another backend than inductor. A transformer, whose sequence grows, is left as it is.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
         canvas: a picture that is edited; images are of its size.
-        options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``.
+        options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``, or of
+            ``RetrievalAugmentedTransformer.sample``.
 
     Raises:
         ValueError: an option that makes no image; the weaker model has another latent.
     """
     model.first_stage_tile = tile or model.first_stage_tile
-    for network in (model.model.diffusion_model, getattr(model.first_stage_model, "decoder", None)):
+    denoiser = None if isinstance(model, RetrievalAugmentedTransformer) else model.model.diffusion_model
+    for network in (denoiser, getattr(model.first_stage_model, "decoder", None)):
         if network is not None and compile:
             compile_network(network, compile, freeze=True)
     if weaker is not None:
         options["weaker"] = load_model(config_beside(Path(weaker))["model"], Path(weaker))
+        if isinstance(options["weaker"], RetrievalAugmentedTransformer):
+            raise ValueError(f"weaker: {weaker} is an autoregressive model, expected a diffusion model")
     if canvas is not None:
         options["edit"] = canvas.edit(model)
         latent_shape = options["edit"].latent.shape[1:]
@@ -101,7 +106,8 @@ def generate(
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = context[places].to(model.device)
         null = model.null_context(piece)
-        if part is not None:
+        piece = piece if model.use_neighbours else null  # as it was trained
+        if part is not None and model.use_neighbours:
             options["part"] = part[places].to(model.device)
         images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
@@ -109,8 +115,12 @@ def generate(
 
 
 def usual_batch_size(model: torch.nn.Module) -> int:
-    """Returns how many images are sampled together: one on a CPU, which gains little from more, else eight."""
-    return 1 if next(model.parameters()).device.type == "cpu" else 8
+    """Returns how many images are sampled together: on a CPU one, as a U-Net gains little from more, else eight.
+
+    A transformer reads all its weights for one code of each image: on a CPU, four cost it little more than one.
+    """
+    few = 4 if isinstance(model, RetrievalAugmentedTransformer) else 1
+    return few if next(model.parameters()).device.type == "cpu" else 8
 
 
 def sample_texts(
@@ -302,6 +312,7 @@ def sample_retrieved(
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
+    options = own_options(options, isinstance(loaded.model, RetrievalAugmentedTransformer))
     if not loaded.model.p_uncond and any(s not in (None, 1.0) for s in (options.get("scale"), text_scale)):
         LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
     options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)

@@ -75,12 +75,35 @@ def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
     }
 
 
+def rarm_config(folder: Path, **params: Any) -> dict[str, Any]:
+    """The config of the same system with an autoregressive model over the first stage's 8x8 codes."""
+    config = rdm_config(folder)
+    stage = config["model"]["params"]["first_stage_config"]
+    network = {
+        "in_channels": 18, "out_channels": 16, "n_heads": 2, "d_head": 16, "depth": 2, "context_dim": 8,
+        "positional_encodings": True, "sequence_length": 64, "cross_attend": True, "causal": True, "continuous": False,
+    }  # fmt: skip
+    config["model"] = {
+        "target": "rdm.models.autoregression.transformer.RetrievalAugmentedTransformer",
+        "params": {
+            "conditioner": {"k": 2, "normalize": True, "scale": 3.0},
+            "transformer_config": {"target": "rdm.modules.attention.RetrievalPatchTransformer", "params": network},
+            "first_stage_config": stage,
+            **params,
+        },
+    }
+    config["data"]["target"] = "rdm.data.CodedDataModule"
+    config["data"]["params"]["codes"] = {"path": str(folder / "codes"), "first_stage": stage}
+    return config
+
+
 def ship(folder: Path, config: dict[str, Any]) -> Path:
     """Writes an untrained model of the config as a folder that the sampling scripts take; its output is not zero."""
     torch.manual_seed(1)
     model = instantiate_from_config(config["model"])
-    for parameter in model.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    network, std = (model.model, 0.05) if "unet_config" in config["model"]["params"] else (model.transformer, 0.1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std)
     write_config(folder / "config.yaml", config)
     write_weights(folder / "model.safetensors", {k: v for k, v in model.state_dict().items() if "model_ema" not in k})
     return folder

@@ -80,9 +80,14 @@ def export_compvis(
     averaged = any(name.startswith("model_ema.") for name in state)
     model, state = with_plain_codes(model, state)
     described = {"model": compvis_model(model, averaged, arguments)}
+    return write_compvis(described, state, output, notes)
+
+
+def write_compvis(config: dict[str, Any], state: Mapping[str, Tensor], output: Path, notes: str = "") -> Path:
+    """Writes ``model.ckpt`` in float32, and ``config.yaml`` below the lines of the notes; returns the first's path."""
     kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(LEFT)}
     write_checkpoint(output / "model.ckpt", kept)
-    write_config(output / "config.yaml", described, notes)
+    write_config(output / "config.yaml", config, notes)
     return output / "model.ckpt"
 
 
@@ -99,7 +104,7 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     """
     target, params = str(model["target"]), dict(model["params"])
     if target.startswith(AUTOENCODERS):
-        return _first_stage(model, averaged)
+        return first_stage_of_compvis(model, averaged)
     if not target.startswith(MODELS) and not arguments:
         raise ValueError(f"got {target}, expected a latent diffusion model; CompVis' code has no such class")
     if params.get("parameterization", "eps") not in ("eps", "x0"):
@@ -118,7 +123,7 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     if not arguments and unet.get("context_dim") is not None:  # their class takes no list
         found["unet_config"]["params"]["context_dim"] = one_width(unet["context_dim"])
     if "first_stage_config" in params:
-        found["first_stage_config"] = _first_stage(params["first_stage_config"], False)
+        found["first_stage_config"] = first_stage_of_compvis(params["first_stage_config"], False)
         # Without a cond stage, tokens are given as they are; their word for none would also take the context away.
         none = IDENTITY if params.get("conditioning_key") and not arguments else UNCONDITIONAL
         found["cond_stage_config"] = _condition(params.get("cond_stage_config") or none)
@@ -135,7 +140,8 @@ def _unet(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name in UNET.split()}
 
 
-def _first_stage(config: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
+def first_stage_of_compvis(config: Mapping[str, Any], averaged: bool) -> dict[str, Any]:
+    """Returns target and params of a first stage in CompVis' names, without its loss; see :func:`compvis_model`."""
     target = str(config["target"])
     name, params = target.removeprefix(AUTOENCODERS), config.get("params") or {}
     if name == "IdentityFirstStage":
@@ -157,7 +163,7 @@ def _condition(config: Mapping[str, Any] | str) -> Any:
     if not isinstance(config, Mapping):
         return config
     if config["target"].startswith(AUTOENCODERS):
-        return _first_stage(config, False)
+        return first_stage_of_compvis(config, False)
     if config["target"] not in CONDITIONS:
         raise ValueError(f"cond_stage_config: got {config['target']}, expected one of {', '.join(CONDITIONS)}")
     if not (params := config.get("params")):

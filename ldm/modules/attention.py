@@ -62,17 +62,19 @@ def _xformers_attention() -> Callable[..., Tensor] | None:
     return memory_efficient_attention
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it is installed, else by torch.
 
     The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
     kernels) everywhere, or ``xformers`` on CUDA (an error where it is not installed). xformers has no kernels for
     float64 or other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
+    Where attention is causal, torch's kernels are taken in the place of xformers'.
 
     Args:
         q: queries [B, N, H, D].
         k: keys [B, L, H, D].
         v: values [B, L, H, D].
+        causal: the queries are the last N of L places in a row, and none sees the keys of later places.
 
     Returns:
         [B, N, H, D], in the dtype of the queries.
@@ -84,22 +86,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if choice not in ("", "plain", "sdpa", "xformers"):
         raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers', 'sdpa' or 'plain'; correct or unset it")
     k, v = k.to(q.dtype), v.to(q.dtype)  # those of a context that was projected outside of autocast have another
-    if q.is_cuda and choice in ("", "xformers"):
+    causal = causal and q.shape[1] > 1  # the last place sees all
+    if q.is_cuda and choice in ("", "xformers") and not causal:
         fast = _xformers_attention()
         if fast is None and choice:
             raise ValueError("LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it")
         if fast is not None and (choice or q.dtype in XFORMERS_DTYPES):
             return fast(q, k, v)
     many = q.shape[1] * k.shape[1] > PARTED_SCORES
-    if many and not choice and can_attend_in_parts(q, k, v):
+    if many and not choice and not causal and can_attend_in_parts(q, k, v):
         return attend_in_parts(q, k, v)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     few = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= PLAIN_SCORES
     plain = few and (torch.is_grad_enabled() or not INTEL)
+    n, length = q.shape[2], k.shape[2]
+    seen = torch.ones(n, length, dtype=torch.bool, device=q.device).tril(length - n) if causal else None
     if choice == "plain" or (plain and choice != "sdpa"):
-        weights = torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        weights = torch.softmax(scores if seen is None else scores.masked_fill_(~seen, -torch.inf), dim=-1)
         return (weights.to(v.dtype) @ v).transpose(1, 2)  # autocast takes the softmax in float32
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    if n == length:  # without a mask, torch's fastest kernels take it
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
 
 
 class GEGLU(nn.Module):
@@ -156,11 +164,14 @@ class CrossAttention(nn.Module):
         split = (self.heads, -1)
         return KeysValues(self.to_k(context).unflatten(-1, split), self.to_v(context).unflatten(-1, split))
 
-    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None) -> Tensor:
-        """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim], or its keys."""
+    def forward(self, x: Tensor, context: Tensor | KeysValues | None = None, *, causal: bool = False) -> Tensor:
+        """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim], or its keys.
+
+        With ``causal``, the tokens are the last N places of the context, and see none after their own.
+        """
         q = self.to_q(x).unflatten(-1, (self.heads, -1))
         seen = context if isinstance(context, KeysValues) else self.project(x if context is None else context)
-        return self.to_out(attend(q, seen.keys, seen.values).flatten(2))
+        return self.to_out(attend(q, seen.keys, seen.values, causal=causal).flatten(2))
 
 
 class BasicTransformerBlock(nn.Module):

@@ -27,6 +27,9 @@ PICTURE = 1 << 22
 LARGE_MEAN = 2.0
 # Queries of one matrix product of attention: its scores stay in the cache.
 QUERIES_AT_ONCE = 512
+# A product of so few rows waits for its weights. MKL reads them as they lie; oneDNN brings them into another order, and
+# takes up to four times as long.
+FEW_TOKENS = 16
 # Products of MKL, of which torch's fused attention is made, reach their speed on Intel's own processors only.
 _capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # earlier torch does not tell
 INTEL = "intel" in str(_capabilities().get("cpu_name", "")).lower()
@@ -79,6 +82,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return _linear(x, weight, bias)
+    if x.numel() <= FEW_TOKENS * x.shape[-1]:
+        return F.linear(x, weight, bias)
     return _product(x, weight, bias)  # the same, called without detours
 
 

@@ -1,6 +1,7 @@
-"""Images together with their neighbours."""
+"""Images together with their neighbours, and with their codes."""
 
+from rdm.data.codes import CodedDataModule
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
 
-__all__ = ["QueryDataset", "RetrievalDataModule"]
+__all__ = ["CodedDataModule", "QueryDataset", "RetrievalDataModule"]

@@ -47,6 +47,22 @@ def test_every_kernel_gives_the_same_numbers_and_gradients(
     assert all(map(torch.equal, results[""], results["plain" if few else "sdpa"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "length"), [(6, 6), (1, 6), (4, 6)])
+def test_causal_queries_see_no_later_keys(
+    dtype: torch.dtype, n: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = (normal(2, size, 3, 8, seed=i).to(dtype) for i, size in enumerate((n, length, length)))
+    ends = range(length - n + 1, length + 1)
+    expected = [attend(q[:, i : i + 1], k[:, :end], v[:, :end]) for i, end in enumerate(ends)]
+    for choice in ("", "plain", "sdpa", "xformers"):
+        monkeypatch.setenv("LDM_ATTENTION", choice)
+        got = attend(q.requires_grad_(), k, v, causal=True)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(got, torch.cat(expected, dim=1), rtol=tolerance, atol=tolerance)
+        assert torch.autograd.grad(got.float().sum(), q)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("choice", ["", "plain", "sdpa"])
 def test_a_context_projected_outside_of_autocast_is_seen_inside(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDM_ATTENTION", choice)

@@ -33,7 +33,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor, prepare: object =
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24)])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (0, 24), (2, 20, 24)])
 def test_linear(shape: tuple[int, ...], bias: bool) -> None:
     if shape[0]:
         assert_same(Linear(24, 40, bias=bias), nn.Linear(24, 40, bias=bias), numbers(*shape))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rdm.options import add_sampling_options
+from rdm.options import add_sampling_options, own_options, sampling_options
 
 
 @pytest.fixture
@@ -50,3 +50,18 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(
         with pytest.raises(SystemExit):
             parser.parse_args(["--outdir", str(wrong)])
         assert f"--outdir: cannot write to {tmp_path / 'file'}, expected a folder" in capsys.readouterr().err
+
+
+def test_options_of_the_other_kind_are_left_out_or_refused(parser: argparse.ArgumentParser) -> None:
+    given = sampling_options(parser.parse_args([]))
+    diffusion, codes = own_options(given, autoregressive=False), own_options(given, autoregressive=True)
+    assert diffusion.keys() & codes.keys() == {"scale", "batch_size", "tile", "compile"}
+    assert codes["temperature"] == 1.0 and diffusion["steps"] == 50 and {**diffusion, **codes} == given
+    with pytest.raises(ValueError, match="got top_k=5, which is for an autoregressive model, but this is a diffusion"):
+        own_options(sampling_options(parser.parse_args(["--top_k", "5"])), autoregressive=False)
+    with pytest.raises(ValueError, match="got sampler=plms, which is for a diffusion model, but this is an autoreg"):
+        own_options(sampling_options(parser.parse_args(["--sampler", "plms"])), autoregressive=True)
+
+
+def test_a_kind_of_model_is_asked_for_by_name(parser: argparse.ArgumentParser) -> None:
+    assert parser.parse_args(["--model", "rarm"]).ckpt == "rarm" and parser.parse_args([]).ckpt is None

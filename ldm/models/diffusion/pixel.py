@@ -21,7 +21,7 @@ from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
-from ldm.models.diffusion.stepping import seeded_noise, seeded_step_noise
+from ldm.models.diffusion.stepping import seeded_generator, seeded_noise, seeded_step_noise
 from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid, compile_network
 from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
@@ -224,10 +224,7 @@ class DDPM(pl.LightningModule):
 
     def generator(self, *numbers: int) -> torch.Generator:
         """Returns a CPU generator that is a function of the seed and the numbers."""
-        seed = self.seed
-        for number in (*numbers, self.global_rank):
-            seed = (seed * 1_000_003 + number + 1) % (1 << 62)
-        return torch.Generator().manual_seed(seed)
+        return seeded_generator(self.seed, *numbers, self.global_rank)
 
     def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         """Returns the latents ``[B, C, h, w]`` of a training batch."""

@@ -72,6 +72,13 @@ def seeded_step_noise(seeds: Sequence[int]) -> Noise:
     return noise
 
 
+def seeded_generator(seed: int, *numbers: int) -> torch.Generator:
+    """Returns a CPU generator that is a function of a seed and some numbers, such as step and device."""
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (1 << 62)
+    return torch.Generator().manual_seed(seed)
+
+
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 

@@ -1,0 +1,220 @@
+"""The codes of every picture of a data set, made once before an autoregressive model is trained on them.
+
+A table is a folder with ``codes.npy`` ``[images, T]``, memory-mapped, and its card ``codes.json``, which names the first
+stage that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ldm.config import check_keys
+from ldm.files import check_hash, file_hash, read_json, write_json
+from ldm.util import instantiate_from_config
+from rdm.data.datamodule import RetrievalDataModule
+from rdm.data.query_dataset import QueryDataset
+from rdm.retrieval.config import require
+from rdm.retrieval.neighbours import images_hash
+
+LOG = logging.getLogger(__name__)
+FORMAT = 1
+CARD, CODES = "codes.json", "codes.npy"
+PLAN, PARTIAL = "build.json", "codes.partial.npy"
+_BATCH = 64
+REMEDY = "delete it, and train again"
+
+
+class CodeTable:
+    """Line ``i`` holds the codes of the picture delivered as item ``i``, row by row.
+
+    Args:
+        path: the folder.
+        card: what its ``codes.json`` holds.
+
+    Attributes:
+        codes: ``[images, T]`` integers, memory-mapped.
+    """
+
+    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
+        self.path, self.card = path, dict(card)
+        self.codes = np.load(path / CODES, mmap_mode="r", allow_pickle=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> CodeTable:
+        """Returns the table in a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+        """
+        path = Path(path)
+        card = read_json(path / CARD, f"no codes at {path}; main.py makes them before it trains")
+        if card.get("format") != FORMAT:
+            raise ValueError(f"{path / CARD} has format {card.get('format')}, this version reads {FORMAT}; {REMEDY}")
+        check_hash(path / CODES, card["sha256"], REMEDY)
+        return cls(path, card)
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return len(self.codes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to worker processes as its path and card."""
+        return type(self), (self.path, self.card)
+
+
+class CodedImages(Dataset[dict[str, Any]]):
+    """Each picture with its codes: items of ``images``, and ``codes`` ``[T] int64``.
+
+    Args:
+        images: data set of ``ldm.data``.
+        table: the codes of these pictures.
+
+    Raises:
+        ValueError: the table is of other pictures.
+    """
+
+    def __init__(self, images: Any, table: CodeTable) -> None:
+        if table.card["image_ids"] != images_hash(images):
+            raise ValueError(f"codes {table.path} are of {len(table)} other images, got {len(images)}; {REMEDY}")
+        self.images, self.table = images, table
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one picture with its codes."""
+        return {**self.images[index], "codes": torch.from_numpy(self.table.codes[index].astype(np.int64))}
+
+    def metadata(self, index: int) -> dict[str, str]:
+        """Returns the texts of one picture, without decoding it."""
+        return self.images.metadata(index)
+
+
+class CodedDataModule(RetrievalDataModule):
+    """Images with neighbours and with their codes; the codes are made where a trainer asks, not for sampling.
+
+    Args:
+        codes: ``path`` of the tables' folder, and the ``first_stage`` (``{target, params}`` with ``ckpt_path``).
+        options: arguments of :class:`RetrievalDataModule`.
+
+    Raises:
+        ValueError: a key of ``codes`` is unknown or missing.
+    """
+
+    def __init__(self, codes: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(**options)
+        check_keys(dict(codes), ("path", "first_stage"), "codes")
+        path, self.first_stage_config = require(codes, ("path", "first_stage"), "codes")
+        self.codes_path = Path(path)
+
+    def prepare_data(self) -> None:
+        """Makes what is missing, see :class:`RetrievalDataModule`, and for a trainer the codes."""
+        super().prepare_data()
+        if self.trainer is None:
+            return
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        stage = instantiate_from_config(self.first_stage_config).eval().requires_grad_(False).to(device)
+        for name, config in self.dataset_configs.items():
+            prepare_code_table(self.codes_path / name, instantiate_from_config(config), stage)
+
+    def _dataset(self, name: str) -> QueryDataset:
+        found = super()._dataset(name)
+        if not isinstance(found.images, CodedImages):
+            found.images = CodedImages(found.images, CodeTable.open(self.codes_path / name))
+        return found
+
+
+def fingerprint(stage: nn.Module) -> str:
+    """Returns the SHA-256 of a first stage: of its weights and their names, not of the file that held them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(stage.state_dict().items()):
+        if not name.startswith("loss."):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: bool = True) -> CodeTable:
+    """Returns the table at ``path``; made, or gone on with, unless it is the one of these pictures and first stage.
+
+    Args:
+        path: folder to write; a table there is replaced when the new one is complete.
+        images: data set of ``ldm.data``.
+        stage: a VQ model, in evaluation mode.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the first stage has no codes, or pictures differ in size.
+    """
+    path = Path(path)
+    if not hasattr(stage, "nearest_codes"):
+        raise ValueError(f"codes.first_stage: got {type(stage).__name__}, expected a VQ model, which has codes")
+    tokens = _codes_of(stage, [images[0]["image"]]).shape[1]
+    plan = {
+        "format": FORMAT,
+        "images": len(images),
+        "image_ids": images_hash(images),
+        "tokens": tokens,
+        "codes": stage.quantize.n_e,
+        "first_stage": fingerprint(stage),
+    }
+    if (path / CARD).is_file():
+        card = read_json(path / CARD, REMEDY)
+        differs = [key for key in plan if card.get(key) != plan[key]]
+        if not differs:
+            return CodeTable.open(path)
+        LOG.warning("codes %s differ in %s; making them again", path, ", ".join(differs))
+    partial, done = _resume(path, plan)
+    with tqdm(total=len(images), initial=done, unit="img", desc="codes", disable=not progress) as bar:
+        for start in range(done, len(images), _BATCH):
+            end = min(start + _BATCH, len(images))
+            found = _codes_of(stage, [images[number]["image"] for number in range(start, end)])
+            partial[start:end] = found.cpu().numpy()
+            partial.flush()
+            write_json(path / PLAN, {**plan, "done": end})
+            bar.update(end - start)
+    del partial
+    digest = file_hash(path / PARTIAL)
+    (path / CARD).unlink(missing_ok=True)
+    (path / PARTIAL).replace(path / CODES)
+    write_json(path / CARD, {**plan, "sha256": digest})
+    (path / PLAN).unlink()
+    LOG.info("wrote codes %s: %d images, %d codes each", path, len(images), tokens)
+    return CodeTable.open(path)
+
+
+@torch.no_grad()
+def _codes_of(stage: Any, images: list[Tensor]) -> Tensor:
+    """Returns codes ``[B, T] int64`` of pictures ``[3, H, W]`` of one size."""
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise ValueError(f"got pictures of sizes {sorted(sizes)}, expected one; set their size in the data config")
+    device = next(stage.parameters()).device
+    return stage.nearest_codes(stage.encode(torch.stack(images).to(device)))[2].view(len(images), -1)
+
+
+def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
+    """Returns the writable table ``[images, T]`` and how many of its lines are filled."""
+    if (path / PLAN).is_file() and (path / PARTIAL).is_file():
+        found = read_json(path / PLAN, f"delete {path}")
+        done = found.pop("done", 0)
+        if found == plan:
+            LOG.info("going on with codes %s after %d of %d images", path, done, plan["images"])
+            return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
+    path.mkdir(parents=True, exist_ok=True)
+    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
+    dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
+    shape = (plan["images"], plan["tokens"])
+    return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0

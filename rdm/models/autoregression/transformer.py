@@ -1,0 +1,350 @@
+"""The retrieval-augmented autoregressive model (RARM, Blattmann et al. 2022, section 3.1): an image code by code.
+
+The model takes neighbours from the batch; it knows nothing of databases. Images ``[B, 3, H, W]`` in [-1, 1], codes
+``[B, T] int64``, the T = h w codes of a first stage row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.checkpoint import load_weights, read_weights
+from ldm.lr_scheduler import StepSchedule
+from ldm.models.diffusion.guidance import guide
+from ldm.models.diffusion.stepping import seeded_generator
+from ldm.models.tiling import decode_tiled, encode_tiled
+from ldm.util import instantiate_from_config
+from rdm import compat
+from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
+from rdm.models.neighbours import LooksAtNeighbours
+from rdm.modules.attention import Past
+
+AGREE = 0.9  # share of stored codes that a first stage must give again; other hardware rounds to some other ones
+
+
+class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
+    """A causal transformer over the codes of a first stage, which attends to the neighbours of the image.
+
+    A sequence begins with a token of its own (``sos_token``), whose number and that of ``mask_token`` checkpoints hold.
+
+    Args:
+        transformer_config: the network: codes and two more tokens in, logits of codes out.
+        first_stage_config: a VQ model; its weights are part of this model's checkpoints.
+        conditioner: with the next three, see :meth:`LooksAtNeighbours.look_at`.
+        p_uncond: see there.
+        use_neighbours: see there.
+        neighbours_key: see there.
+        p_mask_max: each number of a training context becomes that of the mask token with a probability that every step
+            draws anew between 0 and this.
+        first_stage_key: where a batch holds its images.
+        codes_key: where a batch holds their codes, where it does: else they are made of the images.
+        monitor: logged value that picks the best checkpoint.
+        scheduler_config: factor of the learning rate by step.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW, for matrices; biases, norms and embeddings do not decay.
+        betas: of AdamW.
+        ckpt_path: weights to start from.
+        ignore_keys: names in that file which start with one of these are left out.
+        first_stage_tile: encode and decode large images in tiles, see :mod:`ldm.models.tiling`.
+        seed: of all that training draws; step n draws from (seed, n, rank), so a resumed run repeats nothing.
+
+    Raises:
+        ValueError: options that contradict each other, or weights that do not fit.
+    """
+
+    optional_names: tuple[str, ...] = ()
+    sos_token: Tensor
+    mask_token: Tensor
+
+    def __init__(
+        self,
+        transformer_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        conditioner: Mapping[str, Any] | None = None,
+        p_uncond: float = 0.1,
+        use_neighbours: bool = True,
+        neighbours_key: str = "neighbours",
+        *,
+        p_mask_max: float = 0.0,
+        first_stage_key: str = "image",
+        codes_key: str = "codes",
+        monitor: str | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        first_stage_tile: int | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= p_mask_max <= 1.0:
+            raise ValueError(f"p_mask_max: got {p_mask_max}, expected a probability")
+        self.transformer = instantiate_from_config(transformer_config)
+        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
+        codes, tokens = self.transformer.out_channels, self.transformer.in_channels
+        stored = getattr(getattr(self.first_stage_model, "quantize", None), "n_e", None)
+        if codes != stored or tokens < codes + 2:
+            raise ValueError(
+                f"transformer_config: got out_channels={codes}, in_channels={tokens}, expected the {stored} codes of "
+                f"the first stage, and at least two more tokens"
+            )
+        self.register_buffer("sos_token", torch.tensor([codes + 1]))
+        self.register_buffer("mask_token", torch.tensor([codes]))
+        self.look_at(conditioner, p_uncond, use_neighbours, neighbours_key)
+        self.p_mask_max, self.first_stage_key, self.codes_key = p_mask_max, first_stage_key, codes_key
+        self.monitor, self.scheduler_config, self.seed = monitor, scheduler_config, seed
+        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
+        self.first_stage_tile = first_stage_tile
+        self._codes_checked = False
+        if ckpt_path:
+            self.init_from_checkpoint(ckpt_path, ignore_keys)
+
+    def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
+        """Loads weights, but for those whose names start with one of the keys."""
+        ignored = tuple(ignore_keys)
+        state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
+        load_weights(self, state, source=path, allow=[*self.optional_names, *(f"{name}*" for name in ignored)])
+
+    def train(self, mode: bool = True) -> RetrievalAugmentedTransformer:
+        """Sets the mode of all but the first stage."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        return self
+
+    @torch.no_grad()
+    def to_codes(self, image: Tensor) -> Tensor:
+        """Returns the codes ``[B, T] int64`` of images, in full precision."""
+        with torch.autocast(image.device.type, enabled=False):
+            latent = encode_tiled(self.first_stage_model, image, self.first_stage_tile)
+            return self.first_stage_model.nearest_codes(latent)[2].view(len(image), -1)
+
+    @torch.no_grad()
+    def to_image(self, codes: Tensor, size: Sequence[int]) -> Tensor:
+        """Returns the images ``[B, 3, H, W]`` of codes ``[B, h w]``; ``size`` is ``(h, w)``."""
+        h, w = size
+        codebook = self.first_stage_model.quantize
+        latent = codebook.get_codebook_entry(codes.flatten(), (len(codes), h, w, codebook.e_dim))
+        return decode_tiled(self.first_stage_model, latent, self.first_stage_tile)
+
+    def batch_codes(self, batch: Mapping[str, Any]) -> Tensor:
+        """Returns the codes ``[B, T] int64`` of a batch: those it holds, or those of its images."""
+        return batch[self.codes_key].long() if self.codes_key in batch else self.to_codes(batch[self.first_stage_key])
+
+    def forward(self, codes: Tensor, context: Tensor) -> Tensor:
+        """Returns logits ``[B, T, V]`` of codes ``[B, T]``, each of the code in its place by those before it."""
+        return self.transformer(torch.cat([self.start(len(codes)), codes[:, :-1]], dim=1), context)
+
+    def start(self, batch: int) -> Tensor:
+        """Returns what every sequence begins with, ``[B, 1] int64``."""
+        return self.sos_token.expand(batch, 1)
+
+    def loss(self, codes: Tensor, context: Tensor) -> Tensor:
+        """Returns the mean negative log-likelihood of a code, ``[]``, in nats."""
+        return F.cross_entropy(self(codes, context).flatten(0, 1).float(), codes.flatten())
+
+    def mask_context(self, context: Tensor, generator: torch.Generator) -> Tensor:
+        """Returns the context with some of its numbers masked, see ``p_mask_max``."""
+        if not self.p_mask_max:
+            return context
+        share = self.p_mask_max * torch.rand((), generator=generator)
+        masked = torch.rand(context.shape, generator=generator) < share
+        return torch.where(masked.to(context.device), self.mask_token.to(context), context)
+
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        """Checks once that the codes a run is given are those of this first stage.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self._codes_checked or self.codes_key not in batch:
+            return
+        agreeing = float((self.to_codes(batch[self.first_stage_key]) == batch[self.codes_key]).float().mean())
+        if agreeing < AGREE:
+            raise ValueError(
+                f"{agreeing:.0%} of the batch's codes are those that this model's first stage gives, expected nearly "
+                "all; give model and data.params.codes the same first_stage_config"
+            )
+        self._codes_checked = True
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Returns the mean loss of a batch."""
+        generator = seeded_generator(self.seed, 0, self.global_step, batch_idx, self.global_rank)
+        context = self.mask_context(self.context(batch), generator)
+        context = self.drop_context(context, generator)
+        # Dropout draws from torch's global generator, which no checkpoint holds.
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        loss = self.loss(self.batch_codes(batch), context)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        """Logs the loss on held-out images, in nats and in bits, for each code."""
+        codes = self.batch_codes(batch)
+        loss = self.loss(codes, self.context(batch))
+        values = {"val/loss": loss, "val/bits_per_token": loss / math.log(2)}
+        self.log_dict(values, prog_bar=True, batch_size=len(codes))
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs the figures of validation on the test set."""
+        self.validation_step(batch, batch_idx)
+
+    def predictor(
+        self, context: Tensor, length: int, null: Tensor | None = None, scale: float = 1.0, **guidance: Any
+    ) -> Predictor:
+        """Returns a predictor with the conditioning closed over, for one run over sequences of so many tokens.
+
+        The context is projected here, once; keys and values of earlier tokens are kept. Guidance is that of
+        :func:`ldm.models.diffusion.guidance.guide`, on logits: null + scale * (logits - null).
+
+        Args:
+            context: ``[B, L, D]``.
+            length: tokens of a sequence, with the one it begins with.
+            null: the context that means nothing, where the scale is not 1.
+            scale: of guidance; 1 for none.
+            guidance: ``part`` and ``part_scale``, see there.
+        """
+        past = Past(length)
+
+        def see(tokens: Tensor, places: Tensor, seen: Any) -> Tensor:  # noqa: ARG001 (a denoiser's time)
+            return self.transformer(tokens, seen, past)[:, -1]
+
+        guided = guide(see, context, null, scale, project=self.transformer.project_context, **guidance)
+        return lambda tokens: guided(tokens, tokens[:, 0])
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        context: Tensor,
+        length: int,
+        seeds: Sequence[int],
+        *,
+        begin: Tensor | None = None,
+        scale: float = 1.0,
+        null: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        **guidance: Any,
+    ) -> Tensor:
+        """Returns codes ``[B, length] int64``, those of image i from ``seeds[i]`` and ``context[i]`` alone.
+
+        Args:
+            context: what the network looks at, ``[B, L, D]``.
+            length: codes of an image.
+            seeds: one an image.
+            begin: the first codes of the images, ``[B, n]`` with n below the length; the rest is sampled.
+            scale: of guidance; 1 for none.
+            null: the context that means nothing, for guidance.
+            temperature: see :func:`~rdm.models.autoregression.sampling.choose`, as the next two.
+            top_k: see there.
+            top_p: see there.
+            guidance: see :meth:`predictor`.
+
+        Raises:
+            ValueError: not one seed an image, or a choice that chooses nothing.
+        """
+        if len(context) != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {len(context)} contexts, expected one each")
+        check_choice(temperature, top_k, top_p)
+        begin = context.new_empty(len(context), 0, dtype=torch.int64) if begin is None else begin
+        predict = self.predictor(context, length, null, scale, **guidance)
+        first, missing = torch.cat([self.start(len(context)), begin], dim=1), length - begin.shape[1]
+        noise = seeded_gumbel(seeds)
+        found = autoregress(predict, first, missing, noise, temperature=temperature, top_k=top_k, top_p=top_p)
+        return torch.cat([begin, found], dim=1)
+
+    @torch.no_grad()
+    def sample(self, context: Tensor, latent_shape: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
+        """Returns images ``[B, 3, H, W]`` in [-1, 1], image i from ``seeds[i]`` and ``context[i]`` alone.
+
+        Args:
+            context: ``[B, L, D]``.
+            latent_shape: ``(C, h, w)``.
+            seeds: one an image.
+            options: those of :meth:`sample_codes`.
+        """
+        size = tuple(latent_shape[1:])
+        return self.to_image(self.sample_codes(context, math.prod(size), seeds, **options), size)
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Returns columns of a grid: images, reconstructions and samples."""
+        images, codes, context = batch[self.first_stage_key], self.batch_codes(batch), self.context(batch)
+        size = [side // self.first_stage_model.downsampling for side in images.shape[2:]]
+        samples = self.sample(context, (0, *size), range(len(images)))
+        return {"inputs": images, "reconstructions": self.to_image(codes, size), "samples": samples}
+
+    def decay_groups(self) -> list[dict[str, Any]]:
+        """Returns the parameters that training changes in two groups: matrices decay, all others do not."""
+        matrices = [m.weight for m in self.transformer.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+        decaying = {id(weight) for weight in matrices}
+        others = [parameter for parameter in self.transformer.parameters() if id(parameter) not in decaying]
+        return [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def configure_optimizers(self) -> Any:
+        """Returns AdamW, with the configured factor by step."""
+        optimizer = torch.optim.AdamW(self.decay_groups(), lr=self.learning_rate, betas=self.betas, fused=True)
+        # A fused step could unscale the gradients itself; Lightning then refuses to clip them, which comes before.
+        optimizer._step_supports_amp_scaling = False
+        if self.scheduler_config is None:
+            return {"optimizer": optimizer}
+        schedule = StepSchedule(optimizer, instantiate_from_config(self.scheduler_config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class LatentImageRETRO(RetrievalAugmentedTransformer):
+    """CompVis' name for the model and its arguments, see ``rdm.compat.autoregression_arguments``.
+
+    ``retrieval_cfg`` and ``nn_memory`` are not read: a retriever stands beside the model. ``options`` are those of
+    :class:`RetrievalAugmentedTransformer`.
+    """
+
+    def __init__(
+        self,
+        nn_encoder_cfg: Mapping[str, Any],
+        nn_key: str,
+        mask_token: int,
+        p_mask_max: float = 0.0,
+        nn_reshaper_cfg: Mapping[str, Any] | None = None,
+        nn_memory: str | None = None,
+        retrieval_cfg: Mapping[str, Any] | None = None,
+        scheduler_config: Mapping[str, Any] | None = None,
+        cond_stage_config: Mapping[str, Any] | str | None = None,
+        permuter_config: Mapping[str, Any] | None = None,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        cond_stage_key: str = "depth",  # noqa: ARG002 (CompVis' signature, as the next)
+        downsample_cond_size: int = -1,  # noqa: ARG002
+        pkeep: float = 1.0,
+        sos_token: int = 0,
+        unconditional: bool = False,  # noqa: ARG002
+        **options: Any,
+    ) -> None:
+        compat.say_where_neighbours_come_from(retrieval_cfg=retrieval_cfg, nn_memory=nn_memory)
+        ours = compat.autoregression_arguments(
+            nn_key, nn_encoder_cfg, nn_reshaper_cfg, cond_stage_config, permuter_config, pkeep
+        )
+        options = {"p_uncond": 0.0, **ours, **options}
+        super().__init__(p_mask_max=p_mask_max, scheduler_config=scheduler_config, **options)
+        for token, number in ((self.sos_token, sos_token), (self.mask_token, mask_token)):
+            if not 0 <= number < self.transformer.in_channels:
+                raise ValueError(f"got token {number}, expected one of {self.transformer.in_channels}, the in_channels")
+            token.fill_(number)
+        if ckpt_path:
+            self.init_from_checkpoint(ckpt_path, ignore_keys)
+
+    def context(self, batch: Mapping[str, Any]) -> Tensor:
+        """Returns the context ``[B, K, D]`` of all of a batch's neighbours, which may lie by patches."""
+        if self.neighbours_key not in batch:
+            return super().context(batch)  # which says so
+        context = self.conditioner(compat.flat_neighbours(batch[self.neighbours_key]).float())
+        return context if self.use_neighbours else self.null_context(context)
