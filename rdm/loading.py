@@ -209,9 +209,10 @@ def load(
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
     data.prepare_data()
-    opened = RetrievalDatabase.open(database) if database else data.database
+    embedder = load_embedder(data.embedder_config)
+    opened = RetrievalDatabase.open(database, embedder) if database else data.database
     rows = select_rows(opened, only) if only else None
-    retriever = Retriever(load_embedder(data.embedder_config), opened, NeighbourIndex.open(opened), rows)
+    retriever = Retriever(embedder, opened, NeighbourIndex.open(opened), rows)
     side = int(parts["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
     params = parts["model"]["params"]
     unet, stage = params.get("unet_config"), params["first_stage_config"]["params"]
