@@ -50,6 +50,8 @@ def shrink(command: list[str], folder: Path) -> list[str]:
         return words + TRAIN + SMALLER.get(words[words.index("--base") + 1], [])
     if words[0] in ("scripts/txt2img.py", "scripts/class2img.py", "scripts/sample.py"):
         return [*words, "--n_samples", "2", "--steps", "3"]
+    if words[0] == "scripts/edit.py":
+        return [*words, "--steps", "3"]
     if words[0] == "scripts/evaluate.py":
         return [*words, "--n", "16", "--outdir", str(folder / "outputs/evaluate")]
     return words
@@ -81,6 +83,7 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
             "txt2img",
             "class2img",
             "sample",
+            "edit",
             "export_checkpoint",
             "build_database",
             "search_neighbors",
