@@ -3,7 +3,8 @@
 A shard covers a fixed range of the source. Each is written under a temporary name, flushed and renamed, and
 then noted in ``build.json``; a build that was killed continues after the last noted shard and ends in the
 same bytes. The card ``database.json`` comes last, so a folder with a card is complete. Pictures are read ahead by
-other processes and shards written behind by a thread, so that the embedder need not wait.
+other processes and shards written behind by a thread, so that the embedder need not wait. On several machines, each
+does all this for shards of its own (:mod:`rdm.retrieval.distributed`).
 """
 
 from __future__ import annotations

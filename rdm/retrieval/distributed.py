@@ -240,14 +240,14 @@ def _cluster(address: str) -> Iterator[None]:
     if colon:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise ConnectionError(f"no Ray cluster answers at {address} ({error}); {remedy}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # the bar and our own lines say the rest
     dashboard = False if address == "local" else None
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of a node that does not come up, Ray raises no narrower one
         said = " ".join(str(error).split())
         raise ConnectionError(f"no Ray cluster answers at '{address}' ({said}); {remedy}") from error
     try:

@@ -200,6 +200,7 @@ def test_wrong_addresses_are_one_line(tmp_path: Path, source: dict[str, Any], mo
     for address in ("here", "ray://127.0.0.1:10001"):
         with pytest.raises(ValueError, match=f"ray: got '{address}', expected local, auto, or HOST:PORT"):
             build(address)
-    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9 .*; 'ray start' starts one"):
-        build("127.0.0.1:9")
+    for address in ("127.0.0.1:9", "127.0.0.1:99999"):
+        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address} .*; 'ray start' starts one"):
+            build(address)
     build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)  # nothing stands in the way of another
