@@ -78,6 +78,7 @@ def spoil(source: dict[str, Any]) -> None:
         (Path(source["params"]["root"]) / name).write_bytes(b"not a picture")
 
 
+@pytest.mark.slow
 def test_two_machines_write_the_bytes_of_one_process(cluster: str, tmp_path: Path, source: dict[str, Any]) -> None:
     spoil(source)
     (tmp_path / "met").mkdir()
@@ -122,6 +123,7 @@ build_database(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_continues_with_or_without_the_cluster(
     cluster: str, tmp_path: Path, source: dict[str, Any]
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_killed_build_continues_with_or_without_the_cluster(
         assert database.fingerprint == undisturbed.fingerprint
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_on_a_machine_is_said(cluster: str, tmp_path: Path, source: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^\S+: embedder projection-0 gave .* not finite for image 'class0/000\.png'"):
         build_database(tmp_path / "failed", source, Failing(), **QUIET, ray=cluster)

@@ -106,7 +106,7 @@ def test_classes_by_label_from_the_command_line(run: Run) -> None:
 
 def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: Loaded) -> None:
     config = read_config([loaded.path.parent / "config.yaml"])
-    config["model"]["params"]["conditioner"]["scale"] = 30.0
+    config["model"]["params"]["parameterization"] = "x0"
     other = tmp_path / "other.yaml"
     write_config(other, config)
     words = ["--prompt", "white flag", "--n_samples", 1, "--no_copy_check", "--steps", 4]
