@@ -36,6 +36,18 @@ class FirstStage:
         return int(_stage_config(self.config)["params"]["ddconfig"]["resolution"])
 
 
+def frozen_first_stage(config: Mapping[str, Any]) -> Any:
+    """Returns the first stage of a ``{target, params}``, to be used and not trained: frozen, in evaluation mode.
+
+    Of one that was trained with a running average, the weights are the averaged ones, and the average is left out.
+    """
+    stage = instantiate_from_config(config).eval().requires_grad_(False)
+    if getattr(stage, "model_ema", None) is not None:
+        stage.model_ema.copy_to(stage)
+        stage.model_ema = None
+    return stage
+
+
 def load_first_stage(path: str | Path, config: str | Path | None = None) -> FirstStage:
     """Returns the first stage at a path, on the GPU where there is one.
 

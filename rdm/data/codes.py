@@ -1,7 +1,7 @@
 """The codes of every picture of a data set, made once before an autoregressive model is trained on them.
 
-A table is a folder with ``codes.npy`` ``[images, T]``, memory-mapped, and its card ``codes.json``, which names the first
-stage that made it.
+A table is a folder with ``codes.npy`` ``[images, T]``, memory-mapped, and its card ``codes.json``, which names the
+first stage that made it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ldm.config import check_keys
 from ldm.files import check_hash, file_hash, read_json, write_json
+from ldm.models.first_stage import frozen_first_stage
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
@@ -125,7 +126,7 @@ class CodedDataModule(RetrievalDataModule):
         if self.trainer is None:
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        stage = instantiate_from_config(self.first_stage_config).eval().requires_grad_(False).to(device)
+        stage = frozen_first_stage(self.first_stage_config).to(device)
         for name, config in self.dataset_configs.items():
             prepare_code_table(self.codes_path / name, instantiate_from_config(config), stage)
 

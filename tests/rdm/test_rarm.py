@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from small_models import VQ, randomise
 from torch import Tensor
 
+from ldm.checkpoint import write_weights
+from ldm.util import instantiate_from_config
 from rdm.models.autoregression.sampling import autoregress, choose, seeded_gumbel
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 
@@ -29,7 +32,7 @@ NETWORK: dict[str, Any] = {
 def make(**options: Any) -> RetrievalAugmentedTransformer:
     torch.manual_seed(0)
     network = {"target": "rdm.modules.attention.RetrievalPatchTransformer", "params": NETWORK}
-    model = RetrievalAugmentedTransformer(network, VQ, {"k": 2}, **options)
+    model = RetrievalAugmentedTransformer(network, **{"first_stage_config": VQ, "conditioner": {"k": 2}, **options})
     randomise(model.transformer)
     return model.eval()
 
@@ -193,6 +196,18 @@ def test_codes_become_the_image_that_the_first_stage_makes_of_them() -> None:
     model, image = make(), normal(2, 3, 8, 8)
     restored = model.first_stage_model.decode(model.first_stage_model.encode(image))
     torch.testing.assert_close(model.to_image(model.to_codes(image), (4, 4)), restored)
+
+
+def test_a_first_stage_trained_with_an_average_is_used_with_it(tmp_path: Path) -> None:
+    config = {**VQ, "params": {**VQ["params"], "use_ema": True}}  # type: ignore[dict-item]
+    stage = instantiate_from_config(config)
+    averaged = {name: value.clone() for name, value in stage.named_parameters()}  # where the average begins
+    randomise(stage)
+    write_weights(tmp_path / "m.safetensors", stage.state_dict())
+    config["params"]["ckpt_path"] = str(tmp_path / "m.safetensors")  # type: ignore[index]
+    used = make(first_stage_config=config).first_stage_model
+    assert "model_ema" not in {name.partition(".")[0] for name in used.state_dict()}
+    assert [name for name, value in used.named_parameters() if not torch.equal(value, averaged[name])] == []
 
 
 def test_matrices_decay_and_nothing_else_does() -> None:

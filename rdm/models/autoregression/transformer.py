@@ -19,6 +19,7 @@ from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.diffusion.guidance import guide
 from ldm.models.diffusion.stepping import seeded_generator
+from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.util import instantiate_from_config
 from rdm import compat
@@ -36,7 +37,8 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
 
     Args:
         transformer_config: the network: codes and two more tokens in, logits of codes out.
-        first_stage_config: a VQ model; its weights are part of this model's checkpoints.
+        first_stage_config: a VQ model; its weights, those of its running average where it has one, are part of this
+            model's checkpoints.
         conditioner: with the next three, see :meth:`LooksAtNeighbours.look_at`.
         p_uncond: see there.
         use_neighbours: see there.
@@ -59,7 +61,8 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         ValueError: options that contradict each other, or weights that do not fit.
     """
 
-    optional_names: tuple[str, ...] = ()
+    # Patterns of names that a checkpoint may lack or have in excess.
+    optional_names: tuple[str, ...] = ("first_stage_model.model_ema.*",)
     sos_token: Tensor
     mask_token: Tensor
 
@@ -89,7 +92,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         if not 0.0 <= p_mask_max <= 1.0:
             raise ValueError(f"p_mask_max: got {p_mask_max}, expected a probability")
         self.transformer = instantiate_from_config(transformer_config)
-        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
+        self.first_stage_model = frozen_first_stage(first_stage_config)
         codes, tokens = self.transformer.out_channels, self.transformer.in_channels
         stored = getattr(getattr(self.first_stage_model, "quantize", None), "n_e", None)
         if codes != stored or tokens < codes + 2:
@@ -191,7 +194,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         codes = self.batch_codes(batch)
         loss = self.loss(codes, self.context(batch))
         values = {"val/loss": loss, "val/bits_per_token": loss / math.log(2)}
-        self.log_dict(values, prog_bar=True, batch_size=len(codes))
+        self.log_dict(values, prog_bar=True, batch_size=len(codes), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs the figures of validation on the test set."""
