@@ -33,6 +33,7 @@ from rdm.retrieval.database import RetrievalDatabase
 DIM, K, QUERIES, BATCH, SINGLES = 512, 20, 256, 256, 64
 KINDS = ("image", "text", "loose")
 WAYS = ("ours", "exact", "scann")
+VARIED = ((1, 1), (1, 2), (0.5, 1), (0.5, 2), (0.25, 2), (2, 1), (2, 2))  # of our own settings: breadth and candidates
 RAM = "1GB"
 FIGURES = ("recall@4", "ms_single", "ms_batch", "rss_mb", "build_s", "bytes_per_row")
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries [B, D] and k to rows [B, k]
@@ -107,9 +108,9 @@ def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search
 
     index = NeighbourIndex.load(database_in(folder), folder / way)
     tuned = dict(index.card["search"])
-    for factor in (1, 0.5, 2, 4) if index.setting in tuned else (1,):
-        if tuned:
-            index.card["search"] = {**tuned, index.setting: max(1, int(tuned[index.setting] * factor))}
+    for wider, more in VARIED if index.setting in tuned else ((1, 1),):
+        factors = {index.setting: wider, "candidates": more}
+        index.card["search"] = {name: max(1, int(value * factors[name])) for name, value in tuned.items()}
         words = [f"{name} {value}" for name, value in index.card["search"].items()]
         yield ", ".join([index.card["factory"], *words]), lambda queries, k: index.search(queries, k).rows
 

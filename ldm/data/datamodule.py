@@ -42,9 +42,7 @@ class ResumableLoader(DataLoader[Any]):
 
     sampler: ResumableSampler
 
-    def __init__(
-        self, dataset: Dataset[Any], batch_size: int, sampler: ResumableSampler, **options: Any
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], batch_size: int, sampler: ResumableSampler, **options: Any) -> None:
         """Take the options of `DataLoader`; the last, smaller batch of an epoch is dropped."""
         super().__init__(dataset, batch_size, sampler=sampler, drop_last=True, **options)
         self.delivered = 0
@@ -103,9 +101,7 @@ class DataModule(pl.LightningDataModule):
         configs = {"train": train, "validation": validation, "test": test}
         self.dataset_configs = {name: config for name, config in configs.items() if config is not None}
         if not self.dataset_configs:
-            raise ValueError(
-                "got no dataset; name at least one of train, validation, test in the data config"
-            )
+            raise ValueError("got no dataset; name at least one of train, validation, test in the data config")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.shuffle = shuffle

@@ -66,9 +66,7 @@ class ParquetImages(ImageDataset):
         self._ends = np.cumsum([len(rows) for rows in self._rows]).tolist()
         if not self._ends[-1]:
             names = ", ".join(file.name for file in self.files)
-            raise ValueError(
-                f"got no row with {rules} in {names}; correct `split` or `where` in the data config"
-            )
+            raise ValueError(f"got no row with {rules} in {names}; correct `split` or `where` in the data config")
         self._extras = [name for name in _EXTRAS if any(name in columns for columns in self._columns)]
 
     def __len__(self) -> int:

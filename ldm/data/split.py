@@ -26,9 +26,7 @@ class HashSplit(Dataset[dict[str, Any]]):
         self.images = instantiate_from_config(images)
         self.size, self.max_broken = self.images.size, self.images.max_broken
         self.rows = [
-            i
-            for i in range(len(self.images))
-            if is_held_out(self.images.metadata(i)["id"], every) == held_out
+            i for i in range(len(self.images)) if is_held_out(self.images.metadata(i)["id"], every) == held_out
         ]
 
     def __len__(self) -> int:

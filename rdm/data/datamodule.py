@@ -35,7 +35,7 @@ class RetrievalDataModule(DataModule):
         k: neighbours per image that a batch holds.
         stored_k: neighbours per image that the tables hold.
         near_duplicate: database rows at least this similar (cosine) to an image are not its neighbours.
-        patches_per_side: n; neighbours are found for each of n x n patches of an image, and a batch holds ``n * n * k``.
+        patches_per_side: n; neighbours are found for each of n x n patches of an image, a batch holds ``n * n * k``.
         num_workers: loader processes.
         seed: of the order of the training images.
 

@@ -366,6 +366,7 @@ def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
             LOG.info("continuing neighbour table %s after %d of %d images", path, done, plan["images"])
             return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
     path.mkdir(parents=True, exist_ok=True)
+    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
     return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0
 
 

@@ -124,6 +124,14 @@ def test_a_stopped_search_continues_to_the_same_bytes(
     build(database, images, tmp_path / "parts", rest, k=3)
     assert (stopped.seen, rest.seen) == (8, 14)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    # One of another k, stopped at once, has overwritten what the first one's plan speaks of.
+    for limit, k in ((11, 3), (0, 2)):
+        stopped = Counting()
+        stopped.limit = limit
+        with pytest.raises(KeyboardInterrupt):
+            build(database, images, tmp_path / "mixed", stopped, k=k)
+    build(database, images, tmp_path / "mixed", k=3)
+    assert contents(tmp_path / "mixed") == contents(tmp_path / "whole")
 
 
 def test_popularity_counted_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

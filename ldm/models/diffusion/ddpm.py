@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper
+from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
@@ -87,10 +88,7 @@ class LatentDiffusion(DDPM):
         elif cond_stage_config is not None and conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
         super().__init__(conditioning_key=conditioning_key, **{**options, "clip_denoised": False})
-        self.first_stage_model = instantiate_from_config(first_stage_config).eval().requires_grad_(False)
-        if getattr(self.first_stage_model, "model_ema", None) is not None:
-            self.first_stage_model.model_ema.copy_to(self.first_stage_model)
-            self.first_stage_model.model_ema = None
+        self.first_stage_model = frozen_first_stage(first_stage_config)
         self.cond_stage_key, self.cond_stage_forward = cond_stage_key, cond_stage_forward
         self.cond_stage_model = None
         if cond_stage_config == FIRST_STAGE:
