@@ -23,6 +23,7 @@ DIFFUSION: dict[str, Any] = {
     "weaker_scale": 2.0,
 }
 AUTOREGRESSION: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
+PRECISIONS = ("32", "bf16")
 
 # What CompVis' scripts call options of ours; what has one name in both is not here, --plms is an action of its own.
 COMPVIS = {
@@ -183,6 +184,9 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
         help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
     )
     add_tile_option(p)
+    p.add_argument(
+        "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
+    )
     p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
     p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
     add_trust_option(p)
@@ -212,6 +216,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,
+        "precision": args.precision,
     }
 
 

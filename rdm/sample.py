@@ -19,7 +19,7 @@ from rdm.canvas import Canvas, open_canvas
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
 from rdm.loading import Loaded, Model, config_beside, find_checkpoint, load_model
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
-from rdm.options import own_options
+from rdm.options import PRECISIONS, own_options
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
@@ -65,6 +65,7 @@ def generate(
     batch_size: int | None = None,
     tile: int | str | None = None,
     compile: bool | str = False,
+    precision: str = "32",
     canvas: Canvas | None = None,
     **options: Any,
 ) -> Tensor:
@@ -81,6 +82,9 @@ def generate(
             depends on this number in its last bits, but on no other image.
         compile: let ``torch.compile`` compile U-Net and decoder as they are now, which takes minutes and pays for many
             images; a string names another backend than inductor. A transformer, whose sequence grows, is left as it is.
+        precision: ``bf16`` computes matrix products and convolutions of the networks in bfloat16, while latents and
+            samplers stay in float32: two to three times as fast where the processor knows it (AMX, or a recent GPU),
+            slower where it does not, and images differ a little. ``32`` is float32 throughout.
         tile: decode in tiles of so many pixels a side, or such as fit a memory (``2GB``); as configured if not given.
         canvas: a picture that is edited; images are of its size.
         options: ``sampler``, ``steps``, ``scale`` and all others of ``LatentDiffusion.sample``, or of
@@ -89,6 +93,8 @@ def generate(
     Raises:
         ValueError: an option that makes no image; the weaker model has another latent.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"got precision '{precision}', expected {' or '.join(PRECISIONS)}")
     model.first_stage_tile = tile or model.first_stage_tile
     denoiser = None if isinstance(model, RetrievalAugmentedTransformer) else model.model.diffusion_model
     for network in (denoiser, getattr(model.first_stage_model, "decoder", None)):
@@ -109,8 +115,9 @@ def generate(
         piece = piece if model.use_neighbours else null  # as it was trained
         if part is not None and model.use_neighbours:
             options["part"] = part[places].to(model.device)
-        images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
-        parts.append(images[: len(seeds) - start].clamp(-1, 1).cpu())
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
+        parts.append(images[: len(seeds) - start].float().clamp(-1, 1).cpu())
     return torch.cat(parts) if canvas is None else canvas.paste(torch.cat(parts))
 
 

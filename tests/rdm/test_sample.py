@@ -47,6 +47,19 @@ def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded, size: int 
     assert (together.images[0] - together.images[1]).abs().max() > 0.05
 
 
+def test_bfloat16_makes_nearly_the_same_images(loaded: Loaded, tmp_path: Path) -> None:
+    """Which depend on as little as those of float32, and are made again from their records."""
+    prompts, options = ["pirate flag", "white flag"], {"k": 2, "steps": 10, "seed": 5}
+    full = sample_texts(loaded, prompts, **options).images
+    half = sample_texts(loaded, prompts, precision="bf16", **options)
+    assert half.images.dtype == torch.float32
+    assert 1e-5 < (half.images - full).abs().mean() < 0.03 * full.std()
+    single = sample_texts(loaded, prompts[1:], precision="bf16", **options | {"seed": 6})
+    assert torch.equal(half.images[1:], single.images)
+    save(single, loaded, tmp_path, "half")
+    assert torch.equal(make_again(read_record(tmp_path / "half-000.png"))[0].images, single.images)
+
+
 @pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("text", 1)])
 def test_tokens_decide_the_context(loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
@@ -253,6 +266,7 @@ def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
         ({"prompts": ["flag"], "k": 41}, "41"),
         ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
         ({"prompts": ["flag " * 40], "k": 2}, "tokens"),
+        ({"prompts": ["flag"], "k": 2, "precision": "16"}, "got precision '16', expected 32 or bf16"),
         ({"prompts": ["flag"], "k": 2, "tokens": "words"}, "got tokens 'words', expected neighbours, text, both"),
     ],
 )

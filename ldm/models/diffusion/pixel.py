@@ -191,7 +191,7 @@ class DDPM(pl.LightningModule):
 
     def predict_eps(self, x: Tensor, t: Tensor, context: Condition | ProjectedContext) -> Tensor:
         """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
-        return self.schedule.to_eps(self.parameterization, self.model(x, t, context), x, t)
+        return self.schedule.to_eps(self.parameterization, self.model(x, t, context).to(x.dtype), x, t)
 
     def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
         """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided.

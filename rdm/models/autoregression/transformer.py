@@ -218,7 +218,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         past = Past(length)
 
         def see(tokens: Tensor, places: Tensor, seen: Any) -> Tensor:  # noqa: ARG001 (a denoiser's time)
-            return self.transformer(tokens, seen, past)[:, -1]
+            return self.transformer(tokens, seen, past)[:, -1].float()
 
         guided = guide(see, context, null, scale, project=self.transformer.project_context, **guidance)
         return lambda tokens: guided(tokens, tokens[:, 0])
