@@ -12,8 +12,9 @@ def test_the_reference_comes_first_and_no_case_twice() -> None:
 
 def test_the_table_has_a_row_a_sampler_and_a_column_for_each_number_of_steps() -> None:
     def line(sampler: str, steps: int, frechet: float, seeds: int = 0) -> dict[str, object]:
-        return {"sampler": sampler, "steps": steps, "seeds": seeds, "frechet": frechet, "clip_score": 0.5}
+        return {"sampler": sampler, "steps": steps, "seeds": seeds, "frechet": frechet, "off_reference": None}
 
-    rows = table([line("ddim", 100, 0.25), line("ddim", 100, 9.0, seeds=1), line("unipc", 10, 0.125)]).splitlines()
-    assert rows[0] == "| Frechet distance / CLIP score | 10 | 100 |" and rows[1] == "|---|---|---|"
-    assert rows[2:] == ["| ddim |  | 0.250 / 0.500 |", "| unipc | 0.125 / 0.500 |  |"]
+    found = [line("ddim", 100, 0.25), line("ddim", 100, 9.0, seeds=1), line("unipc", 10, 0.125)]
+    rows = table(found, "frechet", "off_reference").splitlines()
+    assert rows[0] == "| frechet / off_reference | 10 | 100 |" and rows[1] == "|---|---|---|"
+    assert rows[2:] == ["| ddim |  | 0.25 / - |", "| unipc | 0.125 / - |  |"]
