@@ -1,0 +1,116 @@
+"""A classifier of drawing styles by pixels alone: it judges samples without the CLIP that finds their neighbours.
+
+Pictures are uint8 ``[N, 3, H, W]``, as they are stored; labels int64 ``[N]``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
+from ldm.files import file_hash
+from ldm.util import instantiate_from_config
+from rdm.loading import Loaded
+
+STYLES = ("noto", "twemoji", "fluent", "openmoji", "openmoji-line")
+WIDTHS = (3, 24, 48, 96)
+BATCH, RATE = 64, 3e-3
+EVERY = 5  # one of so many train pictures is also learned as the first stage gives it back
+
+
+def kept(file: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the tensors in a file, which are made first where it is not there or was made of something else."""
+    if not (file.is_file() and read_metadata(file).get("asked") == json.dumps(asked)):
+        write_weights(file, make(), metadata={"asked": asked})
+    return read_weights(file)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Returns images in [-1, 1] as uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_floats(pictures: Tensor) -> Tensor:
+    """Returns uint8 pictures in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+def network(classes: int) -> nn.Sequential:
+    """Returns an untrained classifier of pictures ``[B, 3, H, W]`` in [-1, 1], of any size."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(WIDTHS):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes))
+
+
+def train(pictures: Tensor, labels: Tensor, classes: int, *, epochs: int, seed: int = 0) -> nn.Sequential:
+    """Returns a trained classifier; half of the pictures are mirrored, anew in each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = network(classes)
+    optimizer = torch.optim.AdamW(classifier.parameters())
+    steps = epochs * -(-len(pictures) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+    for _ in range(epochs):
+        for places in torch.randperm(len(pictures), generator=generator).split(BATCH):
+            images = to_floats(pictures[places])
+            mirrored = torch.rand(len(places), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(images), labels[places]).backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.eval()
+
+
+@torch.inference_mode()
+def called(classifier: nn.Module, pictures: Tensor) -> Tensor:
+    """Returns what each picture is taken for, ``[N] int64``."""
+    return torch.cat([classifier(to_floats(part)).argmax(1) for part in pictures.split(BATCH)])
+
+
+def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Returns how many pictures of each label (rows) are taken for what (columns), ``[classes, classes] int64``."""
+    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
+
+
+def judge(loaded: Loaded, folder: Path, epochs: int) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Returns the classifier, trained first if need be, and its confusion on held-out pictures and reconstructions."""
+    stage, asked = loaded.diffusion, {"model": file_hash(loaded.path), "every": EVERY, "styles": STYLES}
+    pictures, labels = {}, {}
+    for part in ("train", "validation"):
+        dataset = instantiate_from_config(loaded.data.dataset_configs[part])
+        pictures[part] = torch.stack([to_bytes(dataset[n]["image"]) for n in range(len(dataset))])
+        styles = [STYLES.index(dataset.metadata(n)["style"]) for n in range(len(dataset))]
+        labels[part] = torch.tensor(styles)
+
+    def reconstruct(images: Tensor) -> Tensor:
+        parts = [to_floats(part).to(stage.device) for part in images.split(BATCH)]
+        return torch.cat([to_bytes(stage.to_image(stage.to_latent(part))).cpu() for part in parts])
+
+    def learn() -> dict[str, Tensor]:
+        both = torch.cat([pictures["train"], made["train"]]), torch.cat([labels["train"], labels["train"][::EVERY]])
+        return train(*both, len(STYLES), epochs=epochs).state_dict()
+
+    made = kept(
+        folder / "reconstructions.safetensors",
+        asked,
+        lambda: {name: reconstruct(images[:: EVERY if name == "train" else 1]) for name, images in pictures.items()},
+    )
+    classifier = network(len(STYLES)).eval()
+    load_weights(classifier, kept(folder / "classifier.safetensors", asked | {"epochs": epochs}, learn))
+    figures: dict[str, Any] = {"epochs": epochs, "reconstructed": f"1 in {EVERY}"}
+    for name, images in (("pictures", pictures["validation"]), ("reconstructions", made["validation"])):
+        counts = confusion(labels["validation"], called(classifier, images), len(STYLES))
+        accuracy = round(float(counts.trace() / counts.sum()), 4)
+        figures[name] = {"n": len(images), "accuracy": accuracy, "confusion": counts.tolist()}
+    return classifier, figures

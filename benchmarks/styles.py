@@ -1,0 +1,198 @@
+"""The same prompts over five databases of one style each: does the style follow the database, and is content kept?
+
+    python -m benchmarks.styles --folder outputs/styles
+
+The model and the seeds stay as they are; only the database changes, and a sixth holds all five styles. A classifier
+of styles (:mod:`benchmarks.style_classifier`) judges the samples. It learned from pixels of train concepts, of pictures
+and of their reconstructions by the first stage, which decodes the samples too; its accuracy on held-out concepts stands
+beside. Content is measured by the embedder that also finds the neighbours: the CLIP score, the mean cosine of an image
+and its prompt, and the place of the right prompt among all prompts for that image. Real pictures of the prompts'
+concepts say what these figures can be.
+
+The prompts are those listed beside the model, then names of held-out concepts, evenly spread in the order of the data.
+Databases, reconstructions, classifier and the samples of each database are kept in the folder and made once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from benchmarks.copies import spread
+from benchmarks.style_classifier import STYLES, called, judge, kept, to_bytes, to_floats
+from ldm.callbacks import image_grid, save_png
+from ldm.files import file_hash, write_json
+from ldm.util import command_line, instantiate_from_config, read_text
+from rdm.loading import Loaded, load
+from rdm.retrieval.builder import prepare_database
+from rdm.sample import sample_texts
+
+WHOLE = "all five"
+SHIPPED = "models/rdm/emoji"
+LISTS = (f"{SHIPPED}/prompts-train.txt", f"{SHIPPED}/prompts-val.txt")
+BATCH = 32
+SHOWN = 8  # prompts in the picture, evenly spread over the listed ones
+GAP, LEFT, TOP, ZOOM, FONT = 4, 120, 28, 2, 16
+
+
+def choose_prompts(listed: Sequence[str], names: Sequence[str], total: int) -> list[str]:
+    """Returns the listed prompts and, up to a total, names evenly spread over those that are not listed."""
+    further = [name for name in dict.fromkeys(names) if name not in map(thing, listed)]
+    return [*listed, *(further[n] for n in spread(len(further), max(0, total - len(listed))))]
+
+
+def thing(prompt: str) -> str:
+    """Returns a prompt without its article."""
+    return prompt.removeprefix("a ").removeprefix("an ")
+
+
+def of_style(source: Mapping[str, Any], style: str) -> dict[str, Any]:
+    """Returns the config of those pictures of a source that are of one style."""
+    params = source["params"]
+    return {**source, "params": {**params, "where": {**params.get("where", {}), "style": style}}}
+
+
+def real_pictures(source: Mapping[str, Any], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Returns the pictures whose names the prompts are, ``[M, 3, H, W] uint8``, and the prompt of each, ``[M]``."""
+    dataset, places = instantiate_from_config(source), {thing(prompt): n for n, prompt in enumerate(prompts)}
+    found = [(n, places[name]) for n in range(len(dataset)) if (name := dataset.metadata(n)["caption"]) in places]
+    return torch.stack([to_bytes(dataset[n]["image"]) for n, _ in found]), torch.tensor([place for _, place in found])
+
+
+@torch.inference_mode()
+def content(loaded: Loaded, pictures: Tensor, places: Tensor, texts: Tensor) -> dict[str, float]:
+    """Returns the CLIP score, and how often the right prompt is the nearest of all, and among the five nearest.
+
+    Args:
+        loaded: holds the embedder.
+        pictures: ``[N, 3, H, W] uint8``.
+        places: the prompt of each, ``[N]``.
+        texts: of all prompts, ``[P, D]`` of length one.
+    """
+    parts = [to_floats(part).to(texts.device) for part in pictures.split(BATCH)]
+    features = F.normalize(torch.cat([loaded.retriever.embedder.images(part) for part in parts]).float(), dim=1)
+    cosines = (features @ texts.T).cpu()
+    own = cosines.gather(1, places[:, None])
+    before = (cosines > own).sum(1)
+    figures = {"clip_score": own, "first": (before == 0).float(), "in_five": (before < 5).float()}
+    return {"n": len(pictures), **{name: round(float(values.mean()), 4) for name, values in figures.items()}}
+
+
+def measure(
+    ckpt: str, folder: Path, lists: Sequence[str], total: int, rounds: int, epochs: int, **options: Any
+) -> dict[str, Any]:
+    """Returns the figures of all databases with their protocol, and writes them and the picture into the folder.
+
+    Args:
+        ckpt: checkpoint or run folder of a diffusion model.
+        folder: see above.
+        lists: files of prompts.
+        total: number of prompts, if the lists hold no more.
+        rounds: images of each prompt.
+        epochs: of the classifier.
+        options: of sampling.
+    """
+    loaded = load(ckpt)
+    embedder, source = loaded.retriever.embedder, loaded.data.database_config["source"]
+    listed = [line.strip() for file in lists for line in read_text(file).splitlines() if line.strip()]
+    held = instantiate_from_config(loaded.data.dataset_configs["validation"])
+    prompts = choose_prompts(listed, [held.metadata(n)["caption"] for n in range(len(held))], total)
+    with torch.inference_mode():
+        texts = F.normalize(embedder.texts(prompts).float(), dim=1)
+    options |= {"k": loaded.model.conditioner.k, "seed": 0}
+    classifier, figures = judge(loaded, folder, epochs)
+    protocol = {"model": str(loaded.path), "sha256": file_hash(loaded.path), "prompts": prompts, "rounds": rounds}
+    protocol |= {"options": options, "embedder": embedder.name, "torch": torch.__version__}
+    chance = {"style": 1 / len(STYLES), "first": 1 / len(prompts), "in_five": min(1, 5 / len(prompts))}
+    results: dict[str, Any] = {"protocol": protocol, "styles": STYLES, "classifier": figures, "chance": chance}
+    results["databases"], places, shown = {}, torch.arange(len(prompts)).repeat(rounds), {}
+    for name in (*STYLES, WHOLE):
+        pictures_of, database = source, loaded.retriever.database
+        if name != WHOLE:
+            pictures_of = of_style(source, name)
+            database = prepare_database(folder / "databases" / name, pictures_of, embedder, progress=False)
+
+        def sample(path: str = str(database.path)) -> dict[str, Tensor]:
+            made = sample_texts(load(ckpt, path), prompts * rounds, batch_size=BATCH, copies=None, **options)
+            return {"images": to_bytes(made.images)}
+
+        asked = {**protocol, "database": database.fingerprint}
+        images = kept(folder / "samples" / f"{name}.safetensors", asked, sample)["images"]
+        counts = torch.bincount(called(classifier, images), minlength=len(STYLES))
+        results["databases"][name] = {
+            "called": counts.tolist(),
+            "samples": content(loaded, images, places, texts),
+            "real": content(loaded, *real_pictures(pictures_of, prompts), texts),
+        }
+        shown[name] = to_floats(images[spread(len(listed), SHOWN)])
+    write_json(folder / "results.json", results)
+    del shown[WHOLE]
+    save_png(picture(shown, [listed[n] for n in spread(len(listed), SHOWN)]), folder / "styles.png")
+    return results
+
+
+def picture(columns: Mapping[str, Tensor], rows: Sequence[str]) -> Tensor:
+    """Returns a picture of images ``[N, 3, H, W]`` in [-1, 1] under their columns' names, beside their rows'."""
+    grid = to_pil_image(
+        image_grid({name: F.interpolate(images, scale_factor=ZOOM) for name, images in columns.items()}, GAP)
+    )
+    page = Image.new("RGB", (LEFT + grid.width, TOP + grid.height), "white")
+    page.paste(grid, (LEFT, TOP))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT)
+    for n, name in enumerate(columns):
+        draw.text((LEFT + (n + 0.5) * grid.width / len(columns), TOP / 2), name, "black", font, "mm")
+    for n, name in enumerate(rows):
+        draw.text((LEFT - GAP, TOP + (n + 0.5) * grid.height / len(rows)), name, "black", font, "rm")
+    return pil_to_tensor(page)
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Returns the figures in Markdown: a table of the databases, and one of the classifier's own accuracy."""
+    styles, chance = list(results["styles"]), results["chance"]
+    head = ["database / called", *styles, "CLIP score", "right prompt first", "in five"]
+    rows = [head, ["---"] * len(head)]
+    for name, figures in results["databases"].items():
+        shares = [f"{count / figures['samples']['n']:.0%}" for count in figures["called"]]
+        shares = [f"**{share}**" if style == name else share for style, share in zip(styles, shares, strict=True)]
+        made, real = figures["samples"], figures["real"]
+        scores = [f"{made['clip_score']:.3f} ({real['clip_score']:.3f})"]
+        scores += [f"{made[key]:.0%} ({real[key]:.0%})" for key in ("first", "in_five")]
+        rows.append([name, *shares, *scores])
+    shares = [f"{chance['style']:.0%}"] * len(styles)
+    rows.append(["chance", *shares, "", f"{chance['first']:.1%}", f"{chance['in_five']:.1%}"])
+    own = [["held out / called", *styles], ["---"] * (len(styles) + 1)]
+    both = [results["classifier"][name]["confusion"] for name in ("pictures", "reconstructions")]
+    for style, first, second in zip(styles, *both, strict=True):
+        own.append([style, *(f"{one} / {two}" for one, two in zip(first, second, strict=True))])
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in lines) for lines in (rows, own))
+
+
+@command_line
+def main() -> None:
+    """Measures what the command line asks for."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--ckpt", default=SHIPPED, help="checkpoint or run folder of a diffusion model")
+    p.add_argument("--folder", type=Path, default=Path("outputs/styles"))
+    p.add_argument("--prompts", nargs="+", default=LISTS, metavar="FILE", help="lists of prompts")
+    p.add_argument("--n", type=int, default=64, help="prompts in all")
+    p.add_argument("--rounds", type=int, default=1, help="images of each prompt")
+    p.add_argument("--epochs", type=int, default=6, help="of the classifier")
+    p.add_argument("--sampler", default="dpmpp_2m")
+    p.add_argument("--steps", type=int, default=20)
+    p.add_argument("--scale", type=float, default=2.0, help="of guidance")
+    args = p.parse_args()
+    options = {name: getattr(args, name) for name in ("sampler", "steps", "scale")}
+    results = measure(args.ckpt, args.folder, args.prompts, args.n, args.rounds, args.epochs, **options)
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()
