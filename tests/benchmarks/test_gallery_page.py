@@ -20,7 +20,7 @@ COMMANDS = [line for entry in ENTRIES if not entry.is_code for line, _ in entry.
 # Options that no entry shows: what they are about has no picture of its own.
 NO_PICTURE = {
     "--outdir", "--ckpt", "--config", "--trust",  # where things are
-    "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture, in other time or memory
+    "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
     "--model", "--temperature", "--top_k", "--top_p",  # rarm, of which no weights are shipped
     "--weaker", "--weaker_scale",  # a weaker model, of which no weights are shipped
 }  # fmt: skip
