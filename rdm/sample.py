@@ -27,7 +27,7 @@ from rdm.retrieval.queries import between, class_queries, image_queries, mix, po
 from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
-TOKENS = ("neighbours", "text", "picture", "both")
+TOKENS = ("neighbours", "text", "both", "picture")
 ALONE = ("text", "picture")  # contexts of a query without neighbours
 
 

@@ -276,14 +276,11 @@ def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": [" "], "k": 2}, "empty prompt"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "picture"}, "got tokens 'picture' without a picture, expected neigh"),
         ({"prompts": ["flag"], "k": 41}, "41"),
         ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
         ({"prompts": ["flag " * 40], "k": 2}, "tokens"),
-        (
-            {"prompts": ["flag"], "k": 2, "tokens": "words"},
-            "got tokens 'words', expected neighbours, text, picture, both",
-        ),
-        ({"prompts": ["flag"], "k": 2, "tokens": "picture"}, "got tokens 'picture' without a picture, expected neigh"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "words"}, "got tokens 'words', expected neighbours, text, both"),
     ],
 )
 def test_wrong_input_is_refused(loaded: Loaded, options: dict, message: str) -> None:
