@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data.decode import decode_image
+from ldm.files import file_hash
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.canvas import Canvas, open_canvas
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
@@ -26,7 +27,8 @@ from rdm.retrieval.queries import between, class_queries, image_queries, mix, po
 from rdm.retrieval.retriever import Retrieved
 
 LOG = logging.getLogger(__name__)
-TOKENS = ("neighbours", "text", "both")
+TOKENS = ("neighbours", "text", "both", "picture")
+ALONE = ("text", "picture")  # contexts of a query without neighbours
 
 
 @dataclass(frozen=True)
@@ -195,16 +197,18 @@ def sample_between(loaded: Loaded, start: str, end: str, n: int, *, k: int, seed
     return sample_retrieved(loaded, loaded.retriever(queries, k), labels, [seed] * n, **options)
 
 
-def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
+def image_file_queries(loaded: Loaded, image: str | Path, sha256: str | None = None) -> Tensor:
     """Returns the vector ``[1, D]`` of a picture in a file, as pictures of the database are seen.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no picture.
+        ValueError: it is no picture, or not the one with that hash.
     """
     path = Path(image)
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
+    if sha256 is not None and (found := file_hash(path)) != sha256:
+        raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
         pixels = decode_image(path.read_bytes(), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling)
     except ValueError as error:
@@ -212,10 +216,23 @@ def image_file_queries(loaded: Loaded, image: str | Path) -> Tensor:
     return image_queries(loaded.retriever.embedder, pixels[None].to(loaded.model.device))
 
 
-def sample_image(loaded: Loaded, image: str | Path, n: int, *, k: int, seed: int, **options: Any) -> Samples:
-    """Returns n variations of a picture in a file: images of its neighbours."""
+def sample_image(
+    loaded: Loaded, image: str | Path, n: int, *, k: int, seed: int, tokens: str = "neighbours", **options: Any
+) -> Samples:
+    """Returns n variations of a picture in a file.
+
+    The context is its ``neighbours``, the ``picture`` itself, or ``both``: the picture, then its neighbours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no picture, or other tokens.
+    """
+    if tokens == "text":
+        raise ValueError("got tokens 'text' for a picture, expected neighbours, picture or both")
     queries = image_file_queries(loaded, image).expand(n, -1)
-    options["asked"] = {"way": "image", "k": k}
+    options |= {"tokens": tokens, "asked": {"way": "image", "k": k}}
+    if tokens != "neighbours":
+        options["query_picture"] = {"file": str(image), "sha256": file_hash(Path(image))}
     return sample_retrieved(loaded, loaded.retriever(queries, k), [str(image)] * n, range(seed, seed + n), **options)
 
 
@@ -294,6 +311,7 @@ def sample_retrieved(
     height: int | None = None,
     width: int | None = None,
     edit: Mapping[str, Any] | None = None,
+    query_picture: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Samples:
     """Returns one image for each set of neighbours.
@@ -310,10 +328,11 @@ def sample_retrieved(
         height: of the images in pixels; as trained if not given.
         width: likewise.
         edit: a picture to make them of, see :func:`rdm.canvas.describe`; they have its size.
+        query_picture: ``file`` and ``sha256`` of the picture that the model sees in the place of the text.
         options: see :func:`generate`.
 
     Raises:
-        FileNotFoundError: the picture is gone.
+        FileNotFoundError: a picture is gone.
         ValueError: unknown tokens, a scale of the text for a context that is not of both, or a size that the model
             cannot make.
     """
@@ -331,18 +350,15 @@ def sample_retrieved(
         if size:
             raise ValueError(f"got {size} with a picture to edit, expected none: images have the size of the picture")
         settings["edit"], options["canvas"] = dict(edit), open_canvas(edit, loaded)
-    if tokens == "neighbours":
-        context = loaded.model.conditioner(retrieved.embeddings, include_query=False)
-    else:
-        queries = text_queries(loaded.retriever.embedder, labels)
-        neighbours = retrieved.embeddings[:, :0] if tokens == "text" else retrieved.embeddings
-        context = loaded.model.conditioner(neighbours, queries, include_query=True)
+    if query_picture is not None:
+        settings["query_picture"] = dict(query_picture)
+    context = _context(loaded, retrieved, labels, tokens, query_picture)
     if text_scale is not None and tokens != "both":
         raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
 
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
         given = context[list(places)]
-        part = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
+        part: dict[str, Any] = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
         return generate(loaded.model, given, shape, seeds, **part, **options)
 
     found = None
@@ -352,3 +368,19 @@ def sample_retrieved(
         images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
     picture = options["canvas"].picture[0] if edit is not None else None
     return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found, picture)
+
+
+def _context(
+    loaded: Loaded, retrieved: Retrieved, labels: Sequence[str], tokens: str, picture: Mapping[str, str] | None
+) -> Tensor:
+    """Returns what the model sees, ``[B, L, D]``: neighbours, the query (a text or a picture) alone, or both."""
+    conditioner, neighbours = loaded.model.conditioner, retrieved.embeddings
+    if tokens == "neighbours":
+        return conditioner(neighbours, include_query=False)
+    if picture is not None:
+        queries = image_file_queries(loaded, picture["file"], picture["sha256"]).expand(len(labels), -1)
+    elif tokens == "picture":
+        raise ValueError("got tokens 'picture' without a picture, expected neighbours, text or both")
+    else:
+        queries = text_queries(loaded.retriever.embedder, labels)
+    return conditioner(neighbours[:, :0] if tokens in ALONE else neighbours, queries, include_query=True)

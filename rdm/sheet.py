@@ -1,6 +1,7 @@
 """One picture of all samples, to be looked at: each beside the neighbours it looked at, or they alone in rows.
 
-Before a sample stands the picture that it was made of, where there is one. Copies have a red frame.
+Before a sample stands the picture that it was made of, where there is one. Copies have a red frame. Neighbours that no
+sample looked at, as its context was a query alone, are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from ldm.callbacks import image_grid
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.pictures import pictures
-from rdm.sample import Samples
+from rdm.sample import ALONE, Samples
 
 GAP = 2  # pixels between pictures
 RED = (220, 0, 0)
@@ -30,10 +31,12 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
     if per_row is None:
         side, per_row = min(height, width), 1
         left, top = (width - side) // 2, (height - side) // 2
-        shown = pictures(database, samples.retrieved.rows, side)
-        shown = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
-        before = {} if samples.picture is None else {"picture": samples.picture.expand_as(images)}
-        first, page = len(before), image_grid({**before, "sample": images, "neighbours": shown}, GAP)
+        columns = {} if samples.picture is None else {"picture": samples.picture.expand_as(images)}
+        first, columns["sample"] = len(columns), images
+        if samples.settings["tokens"] not in ALONE:
+            shown = pictures(database, samples.retrieved.rows, side)
+            columns["neighbours"] = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
+        page = image_grid(columns, GAP)
     else:
         per_row = min(per_row, len(images))
         blank = images.new_ones(-len(images) % per_row, *images.shape[1:])

@@ -1,7 +1,7 @@
 """Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2).
 
 With --caption, as CompVis' script of this name: images of a text and its --knn - 1 nearest neighbours.
-With --image or --rows: images of a picture's neighbours, or of rows of the database. With --from-image: the image that
+With --image or --rows: variations of a picture, or images of rows of the database. With --from-image: the image that
 another one's record describes, made again.
 """
 
@@ -23,15 +23,18 @@ def parse() -> argparse.Namespace:
         help="draw from the most popular rows: a fraction (0.2) or a number (500)",
     )
     p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
-    p.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
+    of = p.add_mutually_exclusive_group()
+    of.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
+    of.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
+    of.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
+    of.add_argument(
+        "--from-image", metavar="PNG", help="make this image again from its own record; all settings are its"
+    )
     what = p.add_mutually_exclusive_group()
     what.add_argument("--only_caption", action="store_true", help="with --caption: of the text alone")
     what.add_argument("--omit_query", action="store_true", help="with --caption: of its --knn neighbours alone")
-    p.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
-    p.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
-    p.add_argument(
-        "--from-image", metavar="PNG", help="make this image again from its own record; all settings are its"
-    )
+    what.add_argument("--only_picture", action="store_true", help="with --image: of the picture alone")
+    what.add_argument("--use_query", action="store_true", help="with --image: of the picture and then its neighbours")
     add_sampling_options(p, outdir="outputs/sample", n_samples=8)
     return p.parse_args()
 
@@ -42,6 +45,8 @@ def main() -> None:
     args = parse()
     if args.caption is None and (args.only_caption or args.omit_query):
         raise ValueError("got --only_caption or --omit_query, expected --caption TEXT with it")
+    if args.image is None and (args.only_picture or args.use_query):
+        raise ValueError("got --only_picture or --use_query, expected --image FILE with it")
     from rdm.loading import load
     from rdm.provenance import make_again, read_record, save
     from rdm.sample import sample_image, sample_popular, sample_rows, sample_texts
@@ -55,7 +60,8 @@ def main() -> None:
     if args.rows:
         samples = sample_rows(loaded, args.rows, n, **options)
     elif args.image:
-        samples = sample_image(loaded, args.image, n, k=args.knn, **options)
+        tokens = "picture" if args.only_picture else "both" if args.use_query else "neighbours"
+        samples = sample_image(loaded, args.image, n, k=args.knn, tokens=tokens, **options)
     elif args.caption is not None:
         alone = args.only_caption or (args.knn == 1 and not args.omit_query)
         tokens = "text" if alone else "neighbours" if args.omit_query else "both"

@@ -44,13 +44,17 @@ def test_a_part_of_the_context_has_its_own_scale(scale: float, part_scale: float
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_rescaling_brings_the_deviation_of_each_image_back(share: float) -> None:
+    """Of the image, not of eps: the direction from black to white that guidance adds here hardly changes eps' own."""
     x, null = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 2, 2)
+    levels = torch.linspace(0.1, 0.99, 10)
+    level = levels[T].view(-1, 1, 1, 1)
 
     def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:  # noqa: ARG001
-        return x * (1 + context.sum((1, 2)).view(-1, 1, 1, 1))
+        return x - 0.01 * torch.linspace(-1, 1, 8) * context.sum((1, 2)).view(-1, 1, 1, 1)
 
     def deviation(**options: float) -> Tensor:
-        return guide(model, CONTEXT, null, **options)(x, T).flatten(1).std(1)
+        eps = guide(model, CONTEXT, null, levels=levels, **options)(x, T)
+        return ((x - level * eps) / (1 - level**2).sqrt()).flatten(1).std(1)
 
     guided, plain = deviation(scale=4.0), deviation(scale=1.0)
     torch.testing.assert_close(deviation(scale=4.0, rescale=share), share * plain + (1 - share) * guided)
@@ -105,5 +109,7 @@ def test_refuses() -> None:
         guide(Model(), CONTEXT, torch.zeros(1, 3, 2), 2.0)
     with pytest.raises(ValueError, match="rescale is 1.5, expected a number from 0 to 1"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=1.5)
+    with pytest.raises(ValueError, match="rescale is 0.5 without noise levels, expected those of the schedule"):
+        guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=0.5)
     with pytest.raises(ValueError, match=r"part has shape \[3, 3, 2\], expected that of the context, \[3, 2, 2\]"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, part=torch.zeros(3, 3, 2))

@@ -178,9 +178,35 @@ def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> No
         sample_rows(loaded, [3, 40], 1, seed=0)
     with pytest.raises(FileNotFoundError, match=r"no picture at .*b\.png"):
         sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
+    with pytest.raises(ValueError, match="got tokens 'text' for a picture, expected neighbours, picture or both"):
+        sample_image(loaded, tmp_path / "a.png", 1, k=2, seed=0, tokens="text")
     (tmp_path / "b.png").write_text("text")
     with pytest.raises(ValueError, match=r"b\.png: unreadable image"):
         sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("picture", 1)])
+def test_a_picture_is_seen_itself_or_by_its_neighbours(
+    loaded: Loaded, tokens: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, seen, denoiser = loaded.retriever.database.patches([7])[0], [], loaded.model.denoiser
+    Image.fromarray(255 - patch).save(tmp_path / "a.png")
+    monkeypatch.setattr(loaded.model, "denoiser", lambda c, *guidance: seen.append(c) or denoiser(c, *guidance))
+    samples = sample_image(loaded, tmp_path / "a.png", 2, k=2, seed=4, steps=2, scale=1.0, tokens=tokens)
+    query = loaded.retriever.embedder.images(1 - torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 127.5)
+    found = loaded.retriever(query, 2).embeddings[0]
+    expected = {"neighbours": found, "both": torch.cat([query, found]), "picture": query}[tokens]
+    assert seen[0].shape == (1, length, 8)
+    assert torch.allclose(seen[0][0], 3 * torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+    save(samples, loaded, tmp_path, "made")
+    save(*make_again(read_record(tmp_path / "made-001.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "made-001.png").read_bytes()
+    Image.fromarray(patch).save(tmp_path / "a.png")
+    if tokens == "neighbours":  # which are in the record, so nothing else is needed
+        make_again(read_record(tmp_path / "made-001.png"))
+    else:
+        with pytest.raises(ValueError, match=r"a\.png has sha256 .*, the image was made with .*; give that one"):
+            make_again(read_record(tmp_path / "made-001.png"))
 
 
 def test_neighbours_come_from_the_rows_that_are_asked_for(loaded: Loaded) -> None:
@@ -263,6 +289,7 @@ def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prompts": [" "], "k": 2}, "empty prompt"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "picture"}, "got tokens 'picture' without a picture, expected neigh"),
         ({"prompts": ["flag"], "k": 41}, "41"),
         ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
         ({"prompts": ["flag " * 40], "k": 2}, "tokens"),

@@ -90,6 +90,17 @@ def test_neighbours_are_written_beside_the_images(run: Run, tmp_path: Path, load
         assert np.array_equal(grid[2:18, left : left + 16], pixels)
 
 
+@pytest.mark.parametrize(
+    ("words", "tokens", "columns"),
+    [([], "neighbours", 3), (["--only_picture"], "picture", 1), (["--use_query"], "both", 3)],
+)
+def test_a_picture_from_the_command_line(run: Run, tmp_path: Path, words: list, tokens: str, columns: int) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    grid = run("sample.py", "--image", tmp_path / "red.png", "--knn", 2, "--n_samples", 2, *words)
+    assert record(grid)["settings"]["tokens"] == tokens
+    assert Image.open(grid).size == (2 + columns * 18, 2 + 2 * 18)  # no neighbours where none was looked at
+
+
 def test_a_strip_from_the_command_line(run: Run) -> None:
     grid = run("txt2img.py", "--prompt", "white flag", "--to", "pirate flag", "--n_samples", 3)
     assert Image.open(grid).size == (2 + 3 * 18, 2 + 18)
@@ -155,6 +166,8 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
             "error: got --text_scale, expected --use_query with it",
         ),
         ("sample.py", ["--only_caption"], "error: got --only_caption or --omit_query, expected --caption TEXT with it"),
+        ("sample.py", ["--use_query"], "error: got --only_picture or --use_query, expected --image FILE with it"),
+        ("sample.py", ["--rows", "3", "--caption", "flag"], "argument --caption: not allowed with argument --rows"),
         ("txt2img.py", ["--prompt", "flag", "--config", "none.yaml"], "error: no config at none.yaml; give the file"),
         ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows to choose from, exp"),
         ("class2img.py", ["--class", "submarine"], "error: no class 'submarine' in"),

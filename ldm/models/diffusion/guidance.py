@@ -24,6 +24,7 @@ def guide(
     part: Tensor | None = None,
     part_scale: float = 1.0,
     rescale: float = 0.0,
+    levels: Tensor | None = None,
     interval: tuple[int, int] | None = None,
     project: Callable[[Tensor], Any] = lambda tokens: tokens,
 ) -> Denoiser:
@@ -42,20 +43,25 @@ def guide(
             part_scale * (eps_part - eps_null) + scale * (eps - eps_part) (Brooks et al. 2023, arXiv 2211.09800,
             equation 3).
         part_scale: its scale.
-        rescale: how far each image's eps is brought back to the deviation that it has without guidance, 0 to 1
-            (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16).
+        rescale: how far each image, as eps foretells it, is brought back to the deviation that it has without guidance,
+            0 to 1 (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16; of the image, for eps itself deviates by
+            about 1 whatever its scale).
+        levels: sqrt(1 - alphas_cumprod) [T], which tells how the image follows from x and eps; for ``rescale``.
         interval: guide at the times from the first to the last alone, else see the context as it is
             (Kynkaanniemi et al. 2024, arXiv 2404.07724).
         project: what the model does to its context before it looks at x and t, done here, once for all steps; None
             stays None.
 
     Raises:
-        ValueError: guidance without a context and null tokens that fit each other, or a rescale outside 0 to 1.
+        ValueError: guidance without a context and null tokens that fit each other, a rescale outside 0 to 1 or one
+            without levels.
 
     Source: Ho & Salimans 2021, equation 6, in CompVis' scaling (1 is no guidance).
     """
     if not 0.0 <= rescale <= 1.0:
         raise ValueError(f"rescale is {rescale}, expected a number from 0 to 1")
+    if rescale and levels is None:
+        raise ValueError(f"rescale is {rescale} without noise levels, expected those of the schedule")
     if context is None or null is None:
         if scale != 1.0 or part is not None:
             raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
@@ -75,7 +81,9 @@ def guide(
             eps = torch.lerp(found[0], found[1], weights[1])
         else:
             eps = weights[0] * found[0] + weights[1] * found[1] + weights[2] * found[2]
-        return _rescaled(eps, found[-1], rescale) if rescale and scale else eps
+        if levels is None or not (rescale and scale):
+            return eps
+        return _rescaled(x, eps, found[-1], levels.to(x)[t].view(-1, *[1] * (x.ndim - 1)), rescale)
 
     if interval is None:
         return denoise
@@ -104,9 +112,11 @@ def _fitting(tokens: Tensor, context: Tensor, what: str) -> Tensor:
     return tokens.to(context).expand_as(context)
 
 
-def _rescaled(eps: Tensor, unguided: Tensor, share: float) -> Tensor:
-    deviations = [each.flatten(1).std(1).view(-1, *[1] * (each.ndim - 1)) for each in (unguided, eps)]
-    return eps * (share * deviations[0] / deviations[1] + 1 - share)
+def _rescaled(x: Tensor, eps: Tensor, unguided: Tensor, level: Tensor, share: float) -> Tensor:
+    """Returns the eps that foretells the image of ``eps`` with its deviation brought back to that of ``unguided``."""
+    image, plain = x - level * eps, x - level * unguided  # both as bright as the signal is strong
+    ratio = (plain.flatten(1).std(1) / image.flatten(1).std(1)).nan_to_num(1.0, 1.0).view_as(level)
+    return (x - (share * ratio + 1 - share) * image) / level
 
 
 def _see(model: Model, context: Any) -> Denoiser:

@@ -199,6 +199,7 @@ class DDPM(pl.LightningModule):
         It is for one sampling run: the context is projected here, once for all steps, with the weights of this moment.
         ``guidance`` are further options of :func:`ldm.models.diffusion.guidance.guide`.
         """
+        guidance = {"levels": (1 - self.schedule.alphas_cumprod).sqrt(), **guidance}
         if isinstance(context, Hybrid):
             image, tokens = context
 
