@@ -184,7 +184,7 @@ def main() -> None:
     p.add_argument("--prompts", nargs="+", default=LISTS, metavar="FILE", help="lists of prompts")
     p.add_argument("--n", type=int, default=64, help="prompts in all")
     p.add_argument("--rounds", type=int, default=1, help="images of each prompt")
-    p.add_argument("--epochs", type=int, default=6, help="of the classifier")
+    p.add_argument("--epochs", type=int, default=12, help="of the classifier")
     p.add_argument("--sampler", default="dpmpp_2m")
     p.add_argument("--steps", type=int, default=20)
     p.add_argument("--scale", type=float, default=2.0, help="of guidance")
