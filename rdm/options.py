@@ -128,6 +128,34 @@ def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     p.add_argument("overrides", nargs="*", help="with --config: entries of it as key.path=value")
 
 
+def add_generation_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how an image is made of its neighbours, for :func:`generation_options`."""
+    p = parser
+    p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
+    p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
+    p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
+    p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
+    p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
+    p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
+    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
+    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument(
+        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
+    )
+    p.add_argument("--spacing", help="of the steps: uniform, trailing, karras or quad")
+    p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
+    p.add_argument("--temperature", type=finite, help="rarm: of the codes, 0 for the likeliest of each")
+    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
+    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
+    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
+    add_tile_option(p)
+    p.add_argument(
+        "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
+    )
+    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
+    p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
+
+
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
     """Adds what the scripts that sample share."""
     p = parser
@@ -149,24 +177,8 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument(
         *names("--save_neighbours"), action="store_true", help="write the neighbours' pictures as files, too"
     )
-    p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
-    p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
-    p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
-    p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
-    p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
-    p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
-    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
-    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
-    p.add_argument(
-        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
-    )
-    p.add_argument("--spacing", help="of the steps: uniform, trailing, karras or quad")
-    p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
-    p.add_argument("--temperature", type=finite, help="rarm: of the codes, 0 for the likeliest of each")
-    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
-    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
+    add_generation_options(p)
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
-    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
     copies = p.add_mutually_exclusive_group()
     copies.add_argument(
         "--reject-copies",
@@ -183,24 +195,12 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
         type=finite,
         help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
     )
-    add_tile_option(p)
-    p.add_argument(
-        "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
-    )
-    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
-    p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
     add_trust_option(p)
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
-    from rdm.copies import THRESHOLD, CopyCheck
-
-    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
+def generation_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of :func:`add_generation_options` but for ``--knn``, by name."""
     return {
-        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
-        "height": args.H,
-        "width": args.W,
         "scale": args.scale,
         "steps": args.steps,
         "sampler": args.sampler,
@@ -217,6 +217,19 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "tile": args.tile,
         "compile": args.compile,
         "precision": args.precision,
+    }
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
+    from rdm.copies import THRESHOLD, CopyCheck
+
+    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
+    return {
+        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
+        "height": args.H,
+        "width": args.W,
+        **generation_options(args),
     }
 
 

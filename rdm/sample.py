@@ -262,10 +262,8 @@ def sample_classes(
     return sample_retrieved(loaded, retrieved, classes, seeds, **options)
 
 
-def sample_popular(
-    loaded: Loaded, n: int, *, k: int, top_m: float | int, weighted: bool, seed: int, **options: Any
-) -> Samples:
-    """Returns n images of no particular query: neighbours of rows drawn by how often they are somebody's neighbour.
+def unconditional_queries(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
+    """Returns the vectors of rows drawn by how often they are somebody's neighbour, ``[n, D]``.
 
     Raises:
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
@@ -275,7 +273,18 @@ def sample_popular(
     if rows is not None:
         counts = np.where(np.isin(np.arange(len(counts)), rows), counts, 0)
     generator = np.random.default_rng(seed)
-    queries = popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
+    return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
+
+
+def sample_popular(
+    loaded: Loaded, n: int, *, k: int, top_m: float | int, weighted: bool, seed: int, **options: Any
+) -> Samples:
+    """Returns n images of no particular query: neighbours of rows drawn by how often they are somebody's neighbour.
+
+    Raises:
+        FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
+    """
+    queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
     options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
     return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)
