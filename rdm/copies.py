@@ -21,7 +21,7 @@ from rdm.retrieval.retriever import Retriever
 
 # The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
 THRESHOLD = 0.995
-_DIGITS = 4  # of a likeness: what lies beyond differs between machines
+DIGITS = 4  # of a likeness: what lies beyond differs between machines
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 """(places of the images, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
@@ -82,8 +82,8 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
     own = unit_vectors(neighbours, "neighbour") @ unit_vectors(vector, "sample")[0]
     return Likeness(
         int(found.rows[0, 0]),
-        round(float(found.scores[0, 0]), _DIGITS),
-        tuple(round(float(score), _DIGITS) for score in own),
+        round(float(found.scores[0, 0]), DIGITS),
+        tuple(round(float(score), DIGITS) for score in own),
         threshold,
     )
 

@@ -1,0 +1,109 @@
+"""A model's samples to measure it by, in a folder: written as they come, continued where they were stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ldm.callbacks import image_grid, save_png
+from ldm.files import file_hash, read_json, write_json
+from ldm.util import instantiate_from_config
+from rdm.loading import Loaded
+from rdm.options import WAYS
+from rdm.provenance import about_the_run
+from rdm.retrieval.queries import text_queries
+from rdm.sample import sample_retrieved, unconditional_queries
+
+POPULAR, CAPTIONS = WAYS
+CARD = "samples.json"
+_AT_ONCE = 64  # images between two writings of the card
+
+
+def sample_into(
+    folder: Path, loaded: Loaded, way: str, n: int, *, k: int, top_m: float | int, **options: Any
+) -> tuple[list[Path], dict[str, Any]]:
+    """Returns the files of n samples, of seeds 0 to n - 1, and how they were made; what is there already is kept.
+
+    Args:
+        folder: for ``000000.png`` and on, and a card; samples of another plan in it are overwritten.
+        loaded: model and database.
+        way: ``popular``, unconditional images, or ``captions``, images of the captions of validation pictures.
+        n: how many.
+        k: neighbours of each.
+        top_m: of the unconditional ones, see :func:`rdm.sample.sample_popular`.
+        options: see :func:`rdm.sample.generate`.
+
+    Raises:
+        FileNotFoundError: there is nothing to count popularity from.
+        ValueError: no such way, or no captions.
+    """
+    asked: dict[str, Any] = {"way": "text", "k": k}
+    if way == POPULAR:
+        queries = unconditional_queries(loaded, n, top_m=top_m, weighted=False, seed=0)
+        labels, asked = ["unconditional"] * n, {"way": "popular", "k": k, "top_m": top_m, "weighted": False}
+    elif way == CAPTIONS:
+        labels = validation_captions(loaded, n)
+    else:
+        raise ValueError(f"got the way '{way}', expected {' or '.join(WAYS)}")
+    plan = {"n": n, "labels": labels, "asked": asked, "options": options, "checkpoint": file_hash(loaded.path)}
+    plan |= {"config": str(loaded.config), "database": loaded.retriever.database.fingerprint}
+    card = _resume(folder / CARD, plan)
+    for start in tqdm(range(card["done"], n, _AT_ONCE), desc=f"samples, {way}", unit=f"{_AT_ONCE} img"):
+        seeds = range(start, min(start + _AT_ONCE, n))
+        part = slice(seeds.start, seeds.stop)
+        asked_for = queries[part] if way == POPULAR else text_queries(loaded.retriever.embedder, labels[part])
+        retrieved = loaded.retriever(asked_for, k)
+        samples = sample_retrieved(loaded, retrieved, labels[part], seeds, asked=asked, copies=None, **options)
+        for seed, image in zip(seeds, samples.images, strict=True):
+            save_png(image_grid({"": image[None]}, gap=0), _file(folder, seed))
+        card |= {"done": seeds.stop, "made_by": about_the_run(samples, loaded)}
+        write_json(folder / CARD, card)
+    return [_file(folder, seed) for seed in range(n)], card["made_by"]
+
+
+def validation_captions(loaded: Loaded, n: int) -> list[str]:
+    """Returns captions of n validation pictures, evenly spread; some twice where there are fewer.
+
+    Raises:
+        ValueError: there are no such pictures, or one has no caption.
+    """
+    images = instantiate_from_config(held_out_config(loaded))
+    captions = [images.metadata(number)["caption"].strip() for number in spread(len(images), n)]
+    if not all(captions):
+        raise ValueError(f"the validation pictures of {loaded.path} have no captions; leave --ways {CAPTIONS} out")
+    return captions
+
+
+def held_out_config(loaded: Loaded) -> Mapping[str, Any]:
+    """Returns the config of the pictures that a model was not trained on.
+
+    Raises:
+        ValueError: its config names none.
+    """
+    found = loaded.data.dataset_configs.get("validation")
+    if not found:
+        raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
+    return found
+
+
+def spread(total: int, n: int) -> list[int]:
+    """Returns n numbers below a total, ascending and evenly spread; some twice where n is more than the total."""
+    return np.linspace(0, total - 1, n).astype(int).tolist()
+
+
+def _file(folder: Path, seed: int) -> Path:
+    return folder / f"{seed:06d}.png"
+
+
+def _resume(file: Path, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the card of samples of this plan: the one there, else a new one, which is written first."""
+    fresh = {"plan": json.loads(json.dumps(plan)), "done": 0}
+    if file.is_file() and (card := read_json(file, f"delete {file}")).get("plan") == fresh["plan"]:
+        return card
+    write_json(file, fresh)
+    return fresh
