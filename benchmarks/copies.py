@@ -18,7 +18,7 @@ from rdm.copies import compare
 from rdm.loading import Loaded, load
 from rdm.retrieval.embedder import embed_images
 from rdm.retrieval.neighbours import search_others
-from rdm.sampled import spread
+from rdm.sampled import FirstStageCopies, spread
 
 QUANTILES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99)
 THRESHOLDS = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
@@ -39,12 +39,10 @@ def held_out(loaded: Loaded, n: int) -> np.ndarray:
 
 def copied(loaded: Loaded, n: int) -> np.ndarray:
     """Returns the likeness of training pictures that went through the first stage to the nearest row, ``[n]``."""
-    images, model, found = instantiate_from_config(loaded.data.dataset_configs["train"]), loaded.diffusion, []
+    images, found = instantiate_from_config(loaded.data.dataset_configs["train"]), []
+    copies, nothing = FirstStageCopies(images, loaded), np.zeros((0, loaded.retriever.database.dim), np.float32)
     for number in spread(len(images), min(n, len(images))):
-        image = images[number]["image"][None].to(model.device)
-        made = model.to_image(model.to_latent(image))[0].clamp(-1, 1).cpu()
-        nothing = np.zeros((0, loaded.retriever.database.dim), np.float32)
-        found.append(compare(made, nothing, loaded.retriever, 1.0).similarity)
+        found.append(compare(copies[number]["image"], nothing, loaded.retriever, 1.0).similarity)
     return np.array(found)
 
 

@@ -76,8 +76,7 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
         retriever: embedder and index; all rows are searched, also where neighbours come from some alone.
         threshold: see :class:`CopyCheck`.
     """
-    written = torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
-    vector = embed_images(retriever.embedder, [written], ["the sample"])
+    vector = embed_images(retriever.embedder, [as_written(image)], ["the sample"])
     found = retriever.index.search(vector, 1)
     own = unit_vectors(neighbours, "neighbour") @ unit_vectors(vector, "sample")[0]
     return Likeness(
@@ -86,6 +85,11 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
         tuple(round(float(score), DIGITS) for score in own),
         threshold,
     )
+
+
+def as_written(image: Tensor) -> Tensor:
+    """Returns an image ``[3, H, W]`` in [-1, 1] as a file of 8 bits gives it back."""
+    return torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def draw_checked(

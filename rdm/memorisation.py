@@ -1,9 +1,14 @@
 """Does a model repeat the pictures it looks at, or those it was trained on? A report, its curves and the worst pairs.
 
 Each sample is compared with all rows of the database and with all training pictures. How like the nearest one is says
-something only beside real pictures, which are no copies. Of these there are two kinds: held-out pictures, of things
-that were not trained on, and training pictures, each compared with all but itself, which are further drawings of things
-that were. A model that draws anew what it knows is about as like its training pictures as these are like each other.
+something only beside pictures of which the answer is known:
+
+* held-out pictures, real ones of things that were not trained on;
+* training pictures, each compared with the others: further drawings of things that were. A model that draws anew what
+  it knows is about as like its training pictures as these are like each other;
+* copies, training pictures through the first stage, the most faithful ones that the model can make.
+
+Near-duplicates of the real pictures are left out, as in neighbour tables: they would be copies themselves.
 """
 
 from __future__ import annotations
@@ -33,11 +38,12 @@ from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
 from rdm.retrieval.pictures import pictures
-from rdm.sampled import held_out_config, sample_into, spread
+from rdm.sampled import FirstStageCopies, held_out_config, sample_into, spread
 
 LOG = logging.getLogger(__name__)
-HELD_OUT, TRAINING, DATABASE = "held-out", "training", "database"
+HELD_OUT, TRAINING, COPIES, DATABASE = "held-out", "training", "copies", "database"
 REAL = (HELD_OUT, TRAINING)
+KNOWN = (*REAL, COPIES)  # groups that samples are set against
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BEYOND = 0.95  # samples are counted that are more like their nearest than this part of the real pictures
 THRESHOLDS = sorted({0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.999, THRESHOLD})
@@ -68,16 +74,15 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
     outdir, size = Path(args["outdir"]), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling
     files, made_by = _samples(loaded, args, options)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
-    features = Features(loaded.retriever, size, args["features"])
-    groups = {}
-    for name, images in {**samples, **real}.items():
+    features = Features(loaded.retriever, size)
+    groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
+    for name, images in {**samples, **real, COPIES: FirstStageCopies(real[TRAINING], loaded)}.items():
         numbers = spread(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
         groups[name] = joined(_bar(blocks_of_images(images, numbers, features), len(numbers), f"reading {name}"))
-    every = range(len(real[TRAINING]))
-    found = {
-        DATABASE: nearest(groups, _bar(blocks_of_rows(features), len(features.database), "rows")),
-        TRAINING: nearest(groups, _bar(blocks_of_images(real[TRAINING], every, features), len(every), "training set")),
-    }
+    rows, every = blocks_of_rows(features), range(len(real[TRAINING]))
+    found = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}
+    trained = blocks_of_images(real[TRAINING], every, features)
+    found[TRAINING] = nearest(groups, _bar(trained, len(every), "training pictures"), near)
     shown, worst = worst_pairs(found, samples, features.database, real[TRAINING], args["rows"])
     report = {
         "figures": figures(found),
@@ -95,8 +100,9 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
                 for name, images in real.items()
             },
             DATABASE: {"path": str(features.database.path), "fingerprint": features.database.fingerprint},
-            "compared": f"{size} pixels a side; samples as they are written, with 8 bits; n_real real pictures, evenly "
-            "spread; with no picture of the same id, but with other drawings of the same thing and with duplicates",
+            "compared": f"by cosine, {size} pixels a side, samples and copies as they are written with 8 bits; of "
+            "the others n_real, evenly spread; real pictures with none of the same id, nor with near-duplicates",
+            "near_duplicate": loaded.data.near_duplicate,
             "features": features.about(),
             "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, "matplotlib")},
             "machine": {"python": platform.python_version(), "device": str(loaded.model.device)},
@@ -146,9 +152,10 @@ def figures(found: Found) -> dict[str, Any]:
 
 
 def compared(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the figures of each group's similarities ``[n]``; those of samples are set against the real pictures'.
+    """Returns the figures of each group's similarities ``[n]``; those of samples are set against the known ones.
 
-    ``beyond`` is the part of the samples that are as like their nearest as only 5 % of the real pictures are, or more.
+    ``beyond`` is the part of the samples that are as like their nearest as 5 % of the real pictures are, or more, and
+    the part of the copies, without which a small one says nothing.
     ``nearer`` is the probability that a sample is more like its nearest than a real picture is; that it is not a half
     is what Meehan et al. 2020 test for, in distances to training pictures.
     """
@@ -156,14 +163,14 @@ def compared(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
     for name, values in groups.items():
         quantiles = {str(q): _rounded(np.quantile(values, q)) for q in QUANTILES}
         told[name] = {"n": len(values), "quantiles": quantiles, "shares": shares(values, THRESHOLDS)}
-        if name in REAL:
+        if name in KNOWN:
             continue
         for other in REAL:
             threshold = float(np.quantile(groups[other], BEYOND))
             told[name][f"beyond {BEYOND:.0%} of {other}"] = {
                 "threshold": _rounded(threshold),
                 "share": _rounded(np.mean(values >= threshold)),
-                "share of theirs": _rounded(np.mean(groups[other] >= threshold)),  # more than 5 % where many are equal
+                "copies": _rounded(np.mean(groups[COPIES] >= threshold)),
             }
             told[name][f"nearer than {other}"] = _rounded(probability_nearer(values, groups[other]))
     return told
@@ -193,13 +200,15 @@ def summary(report: Mapping[str, Any]) -> list[str]:
     lines = []
     for feature, sets in report["figures"].items():
         for name, groups in sets.items():
-            real = ", ".join(f"{other} {groups[other]['quantiles']['0.5']:.3f}" for other in REAL)
-            for group, told in groups.items():
-                if group in REAL:
-                    continue
-                beyond = [(told[f"beyond {BEYOND:.0%} of {other}"]["share"], other) for other in REAL]
-                parts = ", ".join(f"{share:.1%} beyond {BEYOND:.0%} of {other}" for share, other in beyond)
-                lines.append(f"{group} to {name}, {feature}: median {told['quantiles']['0.5']:.3f} ({real}); {parts}")
+            for group in (group for group in groups if group not in KNOWN):
+                medians = ", ".join(f"{other} {groups[other]['quantiles']['0.5']:.3f}" for other in (group, *KNOWN))
+                lines.append(f"nearest in {name} by {feature}, median likeness: {medians}")
+                for other in REAL:
+                    beyond = groups[group][f"beyond {BEYOND:.0%} of {other}"]
+                    lines.append(
+                        f"  {beyond['share']:.1%} at or above {beyond['threshold']:.4f}, "
+                        f"as {1 - BEYOND:.0%} of {other} pictures and {beyond['copies']:.0%} of copies"
+                    )
     return lines
 
 
@@ -270,7 +279,7 @@ def draw_curves(found: Found, file: Path) -> None:
         for place, (name, groups) in zip(line, found.items(), strict=True):
             for group, near in groups.items():
                 values = np.sort(near[feature].similarities)
-                share, style = np.arange(len(values), 0, -1) / len(values), "--" if group in REAL else "-"
+                share, style = np.arange(len(values), 0, -1) / len(values), "--" if group in KNOWN else "-"
                 place.plot(values, share, style, drawstyle="steps-pre", label=f"{group} ({len(values)})")
             what = f"likeness ({feature}) to the nearest {'row' if name == DATABASE else 'training picture'}"
             place.set(yscale="log", xlabel=what, ylabel="part at or above")

@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.decode import decode_image
-from rdm.options import FEATURES
 from rdm.retrieval.exact import unit_vectors
 from rdm.retrieval.neighbours import picture_vectors, rows_by_picture
 from rdm.retrieval.pictures import pictures
 from rdm.retrieval.retriever import Retriever
 
-EMBEDDER, PIXELS = FEATURES
+EMBEDDER, PIXELS = "embedder", "pixels"
 CELLS = 16  # a side
 _BLANK = 1e-6  # length below which a picture is of one colour
 _AT_ONCE = 256  # pictures in memory
@@ -73,42 +72,29 @@ class Features:
     Args:
         retriever: embedder and database; vectors of pictures that are rows are read from it.
         size: side in pixels at which pictures are compared.
-        names: of the features, of :data:`rdm.options.FEATURES`.
     """
 
-    def __init__(self, retriever: Retriever, size: int, names: Sequence[str] = FEATURES) -> None:
-        self.database, self.embedder, self.size, self.names = retriever.database, retriever.embedder, size, names
-        self._known = rows_by_picture(self.database) if EMBEDDER in names else {}
+    def __init__(self, retriever: Retriever, size: int) -> None:
+        self.database, self.embedder, self.size = retriever.database, retriever.embedder, size
+        self._known = rows_by_picture(self.database)
 
     def of_images(self, images: Sequence[Tensor], ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the vectors of images ``[3, H, W]`` in [-1, 1]."""
-        found = {}
-        if EMBEDDER in self.names:
-            vectors = picture_vectors(list(zip(images, ids, strict=True)), self.embedder, self.database, self._known)
-            found[EMBEDDER] = unit_vectors(vectors, "picture")
-        if PIXELS in self.names:
-            found[PIXELS] = pixel_vectors(images)
-        return found
+        vectors = picture_vectors(list(zip(images, ids, strict=True)), self.embedder, self.database, self._known)
+        return {EMBEDDER: unit_vectors(vectors, "picture"), PIXELS: pixel_vectors(images)}
 
     def of_rows(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the vectors of rows ``[n] int64`` of the database."""
-        found = {}
-        if EMBEDDER in self.names:
-            found[EMBEDDER] = unit_vectors(self.database.embeddings(rows), "row")
-        if PIXELS in self.names:
-            found[PIXELS] = pixel_vectors(list(pictures(self.database, rows, self.size)))
-        return found
+        images = list(pictures(self.database, rows, self.size))
+        return {EMBEDDER: unit_vectors(self.database.embeddings(rows), "row"), PIXELS: pixel_vectors(images)}
 
     def about(self) -> dict[str, dict[str, str]]:
-        """Returns name, description and hash of each feature."""
-        told = {
+        """Returns name and hash of each feature."""
+        cells = f"means of {CELLS} x {CELLS} cells in red, green and blue, less the mean of all"
+        return {
             EMBEDDER: {"name": self.embedder.name, "fingerprint": self.embedder.fingerprint},
-            PIXELS: {
-                "name": f"means of {CELLS} x {CELLS} cells in red, green and blue, less the mean of all",
-                "fingerprint": "no weights",
-            },
+            PIXELS: {"name": cells, "fingerprint": "no weights"},
         }
-        return {name: {**told[name], "similarity": "cosine"} for name in self.names}
 
 
 class SampleFiles:
@@ -170,26 +156,31 @@ def joined(parts: Iterable[Pictures]) -> Pictures:
     )
 
 
-def nearest(asked: Mapping[str, Pictures], parts: Iterable[Pictures]) -> dict[str, dict[str, Nearest]]:
+def nearest(
+    asked: Mapping[str, Pictures], parts: Iterable[Pictures], near_duplicate: Mapping[str, float]
+) -> dict[str, dict[str, Nearest]]:
     """Returns the nearest picture of a set to each of several groups, by group and feature.
 
-    A picture is not compared with itself, that is with those of its own id, such as its patches. All else counts:
-    another drawing of the same thing, and a duplicate under another id.
+    A picture is not compared with itself, that is with those of its own id, such as its patches.
 
     Args:
         asked: the groups.
         parts: the set, in blocks.
+        near_duplicate: for a group named here, pictures at least this similar by the embedder are left out, too, as in
+            a neighbour table.
     """
     places = {name: _places_by_id(group.ids) for name, group in asked.items()}
     found = {name: {feature: _nothing(len(group.ids)) for feature in group.vectors} for name, group in asked.items()}
     for part in parts:
         for name, group in asked.items():
             own = [(place, j) for j, other in enumerate(part.ids) for place in places[name].get(other, ())]
-            for feature, queries in group.vectors.items():
-                scores = queries @ part.vectors[feature].T
-                for place, j in own:
-                    scores[place, j] = -np.inf
-                _improve(found[name][feature], scores, part.numbers)
+            scores = {feature: queries @ part.vectors[feature].T for feature, queries in group.vectors.items()}
+            same = scores[EMBEDDER] >= near_duplicate.get(name, np.inf)
+            for place, j in own:
+                same[place, j] = True
+            for feature in scores:
+                scores[feature][same] = -np.inf
+                _improve(found[name][feature], scores[feature], part.numbers)
     return found
 
 

@@ -25,7 +25,6 @@ DIFFUSION: dict[str, Any] = {
 AUTOREGRESSION: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
 PRECISIONS = ("32", "bf16")
 WAYS = ("popular", "captions")  # of a report's samples, see ``rdm.sampled``
-FEATURES = ("embedder", "pixels")  # that pictures are compared by, see ``rdm.nearest``
 
 # What CompVis' scripts call options of ours; what has one name in both is not here, --plms is an action of its own.
 COMPVIS = {
@@ -203,6 +202,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
 def add_memorisation_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the report on memorisation takes."""
     p = parser
+    p.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     p.add_argument("model", help="run folder or checkpoint of a retrieval-augmented model, or rdm or rarm")
     p.add_argument("--config", help="config of a checkpoint that has none beside it")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
@@ -210,9 +210,8 @@ def add_memorisation_options(parser: argparse.ArgumentParser) -> None:
         "--images", metavar="FOLDER", help="samples made already, such as a sampling script's; else new ones"
     )
     p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:1], help="unconditional samples, or of captions")
-    p.add_argument("--n", type=positive, help="samples of each way, with seeds from 0 on (256), or of --images (all)")
+    p.add_argument("--n", type=positive, help="samples of each way, seeds from 0 on; else 256, or all --images")
     p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind to set beside, at most")
-    p.add_argument("--features", nargs="+", choices=FEATURES, default=FEATURES, help="what pictures are compared by")
     p.add_argument("--rows", type=positive, default=8, help="worst pairs of each feature in the picture")
     p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="unconditional ones are of rows so popular")
     p.add_argument(

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, read_json, write_json
+from ldm.models.tiling import decode_tiled, encode_tiled
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
+from rdm.copies import as_written
 from rdm.loading import Loaded
 from rdm.options import WAYS
 from rdm.provenance import about_the_run
@@ -77,6 +81,31 @@ def validation_captions(loaded: Loaded, n: int) -> list[str]:
     if not all(captions):
         raise ValueError(f"the validation pictures of {loaded.path} have no captions; leave --ways {CAPTIONS} out")
     return captions
+
+
+class FirstStageCopies:
+    """Pictures of a data set as a model's first stage gives them back: the most faithful copies that it can make.
+
+    Args:
+        images: the data set.
+        loaded: the model.
+    """
+
+    def __init__(self, images: Any, loaded: Loaded) -> None:
+        self.images, self.model = images, loaded.model
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return len(self.images)
+
+    @torch.no_grad()
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Returns a picture as it is written, without an id: it is another one than that it was made of."""
+        stage, tile = self.model.first_stage_model, self.model.first_stage_tile
+        latent = encode_tiled(stage, self.images[number]["image"][None].to(self.model.device), tile)
+        latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
+        made = decode_tiled(stage, latent, tile)[0].float().clamp(-1, 1).cpu()
+        return {"image": as_written(made), "id": ""}
 
 
 def held_out_config(loaded: Loaded) -> Mapping[str, Any]:

@@ -89,7 +89,8 @@ def test_search_by_blocks_is_that_of_brute_force() -> None:
     rng = np.random.default_rng(0)
 
     def some(n: int, ids: list[str]) -> Pictures:
-        vectors = {name: rng.normal(size=(n, width)).astype(np.float32) for name, width in (("a", 5), ("b", 3))}
+        widths = {EMBEDDER: 5, PIXELS: 3}
+        vectors = {name: rng.normal(size=(n, width)).astype(np.float32) for name, width in widths.items()}
         vectors = {name: v / np.linalg.norm(v, axis=1, keepdims=True) for name, v in vectors.items()}
         return Pictures(np.arange(n) + 100, ids, vectors)
 
@@ -100,26 +101,29 @@ def test_search_by_blocks_is_that_of_brute_force() -> None:
         Pictures(every.numbers[s], every.ids[s], {name: v[s] for name, v in every.vectors.items()})
         for s in (slice(0, 13), slice(13, 14), slice(14, 50))
     ]
-    found = nearest(groups, parts)
+    found = nearest(groups, parts, {"real": 0.8})
+    close = groups["real"].vectors[EMBEDDER] @ every.vectors[EMBEDDER].T >= 0.8
+    assert close.sum() > 15  # beside the ten themselves
     for name, group in groups.items():
         for feature, queries in group.vectors.items():
             scores = queries.astype(np.float64) @ every.vectors[feature].T
             for i, own in enumerate(group.ids):
                 scores[i, [own == other != "" for other in every.ids]] = -2
+                scores[i, close[i] if name == "real" else []] = -2
             np.testing.assert_array_equal(found[name][feature].numbers, scores.argmax(1) + 100)
             np.testing.assert_allclose(found[name][feature].similarities, scores.max(1), atol=1e-6)
     again = joined(parts)
-    assert again.ids == every.ids and np.array_equal(again.vectors["a"], every.vectors["a"])
+    assert again.ids == every.ids and np.array_equal(again.vectors[PIXELS], every.vectors[PIXELS])
 
 
 def test_removed_rows_are_not_found(database: RetrievalDatabase) -> None:
     features = Features(Retriever(ProjectionEmbedder(), database, NeighbourIndex.open(database)), 8)
     rows = Pictures(np.arange(19), [""] * 19, features.of_rows(np.arange(19)))
     for feature in (EMBEDDER, PIXELS):
-        found = nearest({"rows": rows}, blocks_of_rows(features))["rows"][feature]
+        found = nearest({"rows": rows}, blocks_of_rows(features), {})["rows"][feature]
         assert found.numbers.tolist() == list(range(19)) and found.similarities == pytest.approx(1, abs=1e-5)
     database.remove([3, 4])
-    found = nearest({"rows": rows}, blocks_of_rows(features))["rows"][PIXELS]
+    found = nearest({"rows": rows}, blocks_of_rows(features), {})["rows"][PIXELS]
     kept = np.delete(np.arange(19), [3, 4])
     assert np.array_equal(found.numbers[kept], kept) and not {3, 4} & set(found.numbers)
     assert found.similarities[3] < 0.9
@@ -128,6 +132,7 @@ def test_removed_rows_are_not_found(database: RetrievalDatabase) -> None:
 def test_shares_fall_and_figures_are_those_of_all_pairs() -> None:
     rng = np.random.default_rng(1)
     groups = {"mine": rng.beta(5, 1, 40), "held-out": rng.beta(4, 1, 60).round(1), "training": np.ones(5)}
+    groups["copies"] = rng.beta(9, 1, 30)
     parts = list(shares(groups["mine"], [0, *THRESHOLDS, 1.1]).values())
     assert parts[0] == 1 and parts[-1] == 0 and all(a >= b for a, b in zip(parts, parts[1:], strict=False))
     told = compared(groups)
@@ -135,12 +140,13 @@ def test_shares_fall_and_figures_are_those_of_all_pairs() -> None:
     beyond = told["mine"]["beyond 95% of held-out"]
     assert beyond["threshold"] == pytest.approx(np.quantile(groups["held-out"], 0.95), abs=1e-4)
     assert beyond["share"] == np.mean(groups["mine"] >= beyond["threshold"])
-    assert told["mine"]["beyond 95% of training"] == {"threshold": 1.0, "share": 0.0, "share of theirs": 1.0}
+    assert beyond["copies"] == pytest.approx(np.mean(groups["copies"] >= beyond["threshold"]), abs=1e-4)
+    assert told["mine"]["beyond 95% of training"] == {"threshold": 1.0, "share": 0.0, "copies": 0.0}
     rounded = groups["mine"].round(1)
     pairs = rounded[:, None] - groups["held-out"]
     expected = np.mean(pairs > 0) + np.mean(pairs == 0) / 2
     assert probability_nearer(rounded, groups["held-out"]) == pytest.approx(expected) and np.any(pairs == 0)
-    assert "nearer than training" in told["mine"] and "nearer than training" not in told["held-out"]
+    assert "nearer than training" in told["mine"] and "nearer than training" not in told["copies"]
 
 
 def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> None:
@@ -148,7 +154,11 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     printed = run(*words)
     report = json.loads((tmp_path / "out/results.json").read_text())
     figures, protocol = report["figures"], report["protocol"]
-    assert set(figures) == {"embedder", "pixels"} and "popular to training, pixels: median" in printed
+    assert set(figures) == {"embedder", "pixels"}
+    assert (
+        f"pixels, median likeness: captions {figures['pixels']['training']['captions']['quantiles']['0.5']:.3f}"
+        in printed
+    )
     assert protocol["model"]["sha256"] == file_hash(loaded.path)
     assert protocol["database"]["fingerprint"] == loaded.retriever.database.fingerprint
     assert protocol["features"]["embedder"]["fingerprint"] == loaded.retriever.embedder.fingerprint
@@ -181,16 +191,17 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     for file in files[:2]:
         file.write_bytes(pixels[4])  # what is there is taken as it is, the rest is made again
     files[3].unlink()
-    run(*words, "--features", "pixels")
+    run(*words)
     assert [file.read_bytes() for file in files] == [pixels[4], pixels[4], *pixels[2:]]
-    assert set(json.loads((tmp_path / "out/results.json").read_text())["figures"]) == {"pixels"}
     run(*words, "--knn", 3)  # another plan
     assert files[0].read_bytes() != pixels[4]
 
 
 def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(loaded, [7, 21, 30], tmp_path / "rows")
-    assert "images to training, embedder: median 1.000" in run("--images", tmp_path / "rows", "--rows", 2)
+    assert "nearest in training by embedder, median likeness: images 1.000" in run(
+        "--images", tmp_path / "rows", "--rows", 2
+    )
     report = json.loads((tmp_path / "out/results.json").read_text())
     found = [pair["database"] for pair in report["worst"]["pixels"]]
     owners = set(loaded.retriever.database.values("sha256", np.array([7, 21, 30])))
