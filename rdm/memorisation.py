@@ -33,7 +33,7 @@ from ldm.util import atomic_path, instantiate_from_config
 from rdm.copies import DIGITS, THRESHOLD
 from rdm.evaluate import LIBRARIES
 from rdm.loading import Loaded
-from rdm.nearest import Features, Nearest, SampleFiles, blocks, blocks_of_images, blocks_of_rows, joined, nearest
+from rdm.nearest import Features, Nearest, SampleFiles, block_count, blocks_of_images, blocks_of_rows, joined, nearest
 from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
@@ -115,7 +115,7 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
 
 
 def _bar(parts: Any, n: int, what: str) -> Any:
-    return tqdm(parts, what, blocks(n), unit="block")
+    return tqdm(parts, what, block_count(n), unit="block")
 
 
 def _samples(

@@ -142,7 +142,7 @@ def blocks_of_rows(features: Features) -> Iterator[Pictures]:
         yield Pictures(part, database.values("image_id", part).tolist(), features.of_rows(part))
 
 
-def blocks(total: int) -> int:
+def block_count(total: int) -> int:
     """Returns how many blocks so many pictures come in."""
     return -(-total // _AT_ONCE)
 

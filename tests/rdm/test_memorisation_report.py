@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import ProjectionEmbedder
+from pictures import ProjectionEmbedder, write_pictures
 from PIL import Image
 
 from ldm.callbacks import save_png
 from ldm.config import read_config, write_config
 from ldm.files import file_hash
+from ldm.util import instantiate_from_config
 from rdm.loading import Loaded
 from rdm.memorisation import THRESHOLDS, captioned, compared, probability_nearer, shares
 from rdm.nearest import (
@@ -32,6 +33,7 @@ from rdm.nearest import (
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.retriever import Retriever
+from rdm.sampled import validation_captions
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
@@ -218,6 +220,20 @@ def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeyp
     protocol = json.loads((tmp_path / "out/results.json").read_text())["protocol"]
     assert protocol["samples"]["images"]["n"] == 2
     assert protocol["samples"]["images"]["made_by"][0]["settings"]["steps"] == 1
+    run("--n", 2)  # the same samples again, without the script
+    for i in range(2):
+        ours, theirs = tmp_path / f"out/samples/popular/{i:06d}.png", tmp_path / f"made/sample-{i:03d}.png"
+        assert np.array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(theirs)))
+
+
+def test_captions_are_those_of_validation_pictures(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = instantiate_from_config(loaded.data.dataset_configs["validation"])
+    assert validation_captions(loaded, 3) == [images.metadata(number)["caption"] for number in (0, 19, 39)]
+    monkeypatch.setitem(loaded.data.dataset_configs, "validation", write_pictures(tmp_path, 4))
+    with pytest.raises(ValueError, match="have no captions; leave --ways captions out"):
+        validation_captions(loaded, 3)
 
 
 def test_small_pictures_are_enlarged_over_words() -> None:
