@@ -129,57 +129,17 @@ def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     p.add_argument("overrides", nargs="*", help="with --config: entries of it as key.path=value")
 
 
-def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    """Adds how an image is made of its neighbours, for :func:`generation_options`."""
-    p = parser
-    p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
-    p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
-    p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
-    p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
-    p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
-    p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
-    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
-    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
-    p.add_argument(
-        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
-    )
-    p.add_argument("--spacing", help="of the steps: uniform, trailing, karras or quad")
-    p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
-    p.add_argument("--temperature", type=finite, help="rarm: of the codes, 0 for the likeliest of each")
-    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
-    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
-    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
-    add_tile_option(p)
-    p.add_argument(
-        "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
-    )
-    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
-    p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
-
-
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
     """Adds what the scripts that sample share."""
     p = parser
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
-    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
-    p.add_argument(
-        "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
-    )
-    p.add_argument("--config", help="config of the model; else the one beside the checkpoint")
-    p.add_argument("--database", help="another database than the model's, made by the same embedder")
-    p.add_argument(
-        "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
-    )
+    add_model_options(p)
     p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
     p.add_argument("--n_iter", type=positive, default=1, help="rounds: so many times --n_samples, seeds count on")
-    p.add_argument("--H", type=positive, help="height in pixels; else as trained")
-    p.add_argument("--W", type=positive, help="width in pixels; else as trained")
     p.add_argument("--n_rows", type=positive, metavar="N", help="a grid of the images alone, N in a row")
     p.add_argument(
         *names("--save_neighbours"), action="store_true", help="write the neighbours' pictures as files, too"
     )
-    add_generation_options(p)
-    p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     copies = p.add_mutually_exclusive_group()
     copies.add_argument(
         "--reject-copies",
@@ -196,34 +156,84 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
         type=finite,
         help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
     )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which model makes images, of which database, and how."""
+    p = parser
+    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
+    p.add_argument(
+        "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
+    )
+    p.add_argument("--config", help="config of the model; else the one beside the checkpoint")
+    p.add_argument("--database", help="another database than the model's, made by the same embedder")
+    p.add_argument(
+        "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
+    )
+    p.add_argument("--H", type=positive, help="height in pixels; else as trained")
+    p.add_argument("--W", type=positive, help="width in pixels; else as trained")
+    p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
+    p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
+    p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
+    p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
+    p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
+    p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
+    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
+    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument(
+        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
+    )
+    p.add_argument("--spacing", help="of the steps: uniform, trailing, karras or quad")
+    p.add_argument(*names("--ddim_eta"), type=fraction, help="fresh noise in each step, 0 to 1; else the sampler's own")
+    p.add_argument("--temperature", type=finite, help="rarm: of the codes, 0 for the likeliest of each")
+    p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
+    p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
+    p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
+    p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
+    add_tile_option(p)
+    p.add_argument(
+        "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
+    )
+    p.add_argument("--compile", action="store_true", help="compile the networks: minutes at first, then faster")
+    p.set_defaults(**DIFFUSION, **AUTOREGRESSION)
     add_trust_option(p)
 
 
-def add_memorisation_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what the report on memorisation takes."""
-    p = parser
-    p.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    p.add_argument("model", help="run folder or checkpoint of a retrieval-augmented model, or rdm or rarm")
-    p.add_argument("--config", help="config of a checkpoint that has none beside it")
-    p.add_argument("--database", help="another database than the model's, made by the same embedder")
+def add_memorisation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Adds the report on memorisation to the commands of a script."""
+    what = "how like samples are to their nearest rows and training pictures, beside real pictures and beside copies"
+    p = commands.add_parser(
+        "memorisation", help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("checkpoint", nargs="?", metavar="MODEL", help="short for --ckpt MODEL")
     p.add_argument(
         "--images", metavar="FOLDER", help="samples made already, such as a sampling script's; else new ones"
     )
     p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:1], help="unconditional samples, or of captions")
-    p.add_argument("--n", type=positive, help="samples of each way, seeds from 0 on; else 256, or all --images")
-    p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind to set beside, at most")
+    p.add_argument("--n", type=positive, help="samples of each way, or the first so many --images; else 256, or all")
+    p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind, at most")
     p.add_argument("--rows", type=positive, default=8, help="worst pairs of each feature in the picture")
-    p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="unconditional ones are of rows so popular")
+    p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="unconditional: of the most popular rows")
     p.add_argument(
         "--outdir", type=folder, default="outputs/memorisation", help="for samples, results.json and pictures"
     )
-    add_generation_options(p)
-    add_trust_option(p)
+    add_model_options(p)
+    return p
 
 
-def generation_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options of :func:`add_generation_options` but for ``--knn``, by name."""
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
+    from rdm.copies import THRESHOLD, CopyCheck
+
+    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
+    return {"copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies), **model_options(args)}
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns those of :func:`add_model_options` alone."""
     return {
+        "height": args.H,
+        "width": args.W,
         "scale": args.scale,
         "steps": args.steps,
         "sampler": args.sampler,
@@ -240,19 +250,6 @@ def generation_options(args: argparse.Namespace) -> dict[str, Any]:
         "tile": args.tile,
         "compile": args.compile,
         "precision": args.precision,
-    }
-
-
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
-    from rdm.copies import THRESHOLD, CopyCheck
-
-    threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
-    return {
-        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
-        "height": args.H,
-        "width": args.W,
-        **generation_options(args),
     }
 
 

@@ -108,7 +108,9 @@ def generate(
         options["edit"] = canvas.edit(model)
         latent_shape = options["edit"].latent.shape[1:]
     size, parts = batch_size or usual_batch_size(model), []
-    for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
+    for start in tqdm(
+        range(0, len(seeds), size), desc="sampling", unit="batch", leave=None, disable=len(seeds) <= size
+    ):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = context[places].to(model.device)
         null = model.null_context(piece)
@@ -262,20 +264,6 @@ def sample_classes(
     return sample_retrieved(loaded, retrieved, classes, seeds, **options)
 
 
-def unconditional_queries(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
-    """Returns the vectors of rows drawn by how often they are somebody's neighbour, ``[n, D]``.
-
-    Raises:
-        FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
-    """
-    database = loaded.retriever.database
-    counts, rows = popularity(database, loaded.model.conditioner.k), loaded.retriever.rows
-    if rows is not None:
-        counts = np.where(np.isin(np.arange(len(counts)), rows), counts, 0)
-    generator = np.random.default_rng(seed)
-    return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
-
-
 def sample_popular(
     loaded: Loaded, n: int, *, k: int, top_m: float | int, weighted: bool, seed: int, **options: Any
 ) -> Samples:
@@ -288,6 +276,16 @@ def sample_popular(
     options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
     return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)
+
+
+def unconditional_queries(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
+    """Returns vectors of popular rows, ``[n, D]``, as :func:`sample_popular` draws them."""
+    database = loaded.retriever.database
+    counts, rows = popularity(database, loaded.model.conditioner.k), loaded.retriever.rows
+    if rows is not None:
+        counts = np.where(np.isin(np.arange(len(counts)), rows), counts, 0)
+    generator = np.random.default_rng(seed)
+    return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
 
 
 def sample_retrieved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from rdm.copies import as_written
 from rdm.loading import Loaded
 from rdm.options import WAYS
 from rdm.provenance import about_the_run
+from rdm.retrieval.neighbours import ids_hash
 from rdm.retrieval.queries import text_queries
 from rdm.sample import sample_retrieved, unconditional_queries
 
@@ -29,45 +31,57 @@ _AT_ONCE = 64  # images between two writings of the card
 
 
 def sample_into(
-    folder: Path, loaded: Loaded, way: str, n: int, *, k: int, top_m: float | int, **options: Any
+    folder: Path, loaded: Loaded, way: str, n: int, *, k: int, top_m: float | int, seed: int, **options: Any
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Returns the files of n samples, of seeds 0 to n - 1, and how they were made; what is there already is kept.
+    """Returns the files of n samples and how they were made; what is there already is kept.
 
     Args:
-        folder: for ``000000.png`` and on, and a card; samples of another plan in it are overwritten.
+        folder: for pictures named by their seeds, and a card; those of another plan are overwritten.
         loaded: model and database.
         way: ``popular``, unconditional images, or ``captions``, images of the captions of validation pictures.
         n: how many.
         k: neighbours of each.
         top_m: of the unconditional ones, see :func:`rdm.sample.sample_popular`.
-        options: see :func:`rdm.sample.generate`.
+        seed: of the first sample; the next ones count on.
+        options: see :func:`rdm.sample.sample_retrieved`.
 
     Raises:
         FileNotFoundError: there is nothing to count popularity from.
         ValueError: no such way, or no captions.
     """
-    asked: dict[str, Any] = {"way": "text", "k": k}
+    database, asked = loaded.retriever.database, {"way": "text", "k": k}
     if way == POPULAR:
-        queries = unconditional_queries(loaded, n, top_m=top_m, weighted=False, seed=0)
+        queries = unconditional_queries(loaded, n, top_m=top_m, weighted=False, seed=seed)
         labels, asked = ["unconditional"] * n, {"way": "popular", "k": k, "top_m": top_m, "weighted": False}
+        drawn = hashlib.sha256(queries.numpy().tobytes()).hexdigest()  # popularity is no part of the database
     elif way == CAPTIONS:
-        labels = validation_captions(loaded, n)
+        labels, drawn = validation_captions(loaded, n), ""
     else:
         raise ValueError(f"got the way '{way}', expected {' or '.join(WAYS)}")
-    plan = {"n": n, "labels": labels, "asked": asked, "options": options, "checkpoint": file_hash(loaded.path)}
-    plan |= {"config": str(loaded.config), "database": loaded.retriever.database.fingerprint}
+    plan = {
+        "checkpoint": file_hash(loaded.path),
+        "config": file_hash(loaded.config) if loaded.config else None,
+        "database": [database.fingerprint, database.removed],
+        "rows": None if loaded.retriever.rows is None else ids_hash(map(str, loaded.retriever.rows)),
+        "asked": asked,
+        "queries": drawn,
+        "labels": labels,
+        "options": options,
+        "n": n,
+        "seed": seed,
+    }
     card = _resume(folder / CARD, plan)
+    seeds = range(seed, seed + n)
     for start in tqdm(range(card["done"], n, _AT_ONCE), desc=f"samples, {way}", unit=f"{_AT_ONCE} img"):
-        seeds = range(start, min(start + _AT_ONCE, n))
-        part = slice(seeds.start, seeds.stop)
+        part = slice(start, min(start + _AT_ONCE, n))
         asked_for = queries[part] if way == POPULAR else text_queries(loaded.retriever.embedder, labels[part])
         retrieved = loaded.retriever(asked_for, k)
-        samples = sample_retrieved(loaded, retrieved, labels[part], seeds, asked=asked, copies=None, **options)
-        for seed, image in zip(seeds, samples.images, strict=True):
-            save_png(image_grid({"": image[None]}, gap=0), _file(folder, seed))
-        card |= {"done": seeds.stop, "made_by": about_the_run(samples, loaded)}
+        samples = sample_retrieved(loaded, retrieved, labels[part], seeds[part], asked=asked, copies=None, **options)
+        for number, image in zip(seeds[part], samples.images, strict=True):
+            save_png(image_grid({"": image[None]}, gap=0), _file(folder, number))
+        card |= {"done": part.stop, "made_by": about_the_run(samples, loaded)}
         write_json(folder / CARD, card)
-    return [_file(folder, seed) for seed in range(n)], card["made_by"]
+    return [_file(folder, number) for number in seeds], card["made_by"]
 
 
 def validation_captions(loaded: Loaded, n: int) -> list[str]:

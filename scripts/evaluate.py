@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import add_trust_option, command_line
-from rdm.options import add_memorisation_options, add_tile_option, folder, generation_options, positive
+from rdm.options import add_memorisation, add_tile_option, folder, model_options, positive
 
 
 def parse() -> argparse.Namespace:
@@ -13,10 +13,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_reconstruction(commands)
-    what = "how like a model's samples are to their nearest rows and training pictures, beside real pictures"
-    memorisation = commands.add_parser("memorisation", help=what, description=what)
-    add_memorisation_options(memorisation)
-    memorisation.set_defaults(run=run_memorisation)
+    add_memorisation(commands).set_defaults(run=run_memorisation)
     return p.parse_args()
 
 
@@ -73,7 +70,8 @@ def run_memorisation(args: argparse.Namespace) -> None:
     from rdm.memorisation import memorisation, summary
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
-    report = memorisation(load(args.model, args.database, (), args.config), given, generation_options(args))
+    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)
+    report = memorisation(loaded, given, model_options(args))
     print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
 
 

@@ -195,7 +195,7 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     files[3].unlink()
     run(*words)
     assert [file.read_bytes() for file in files] == [pixels[4], pixels[4], *pixels[2:]]
-    run(*words, "--knn", 3)  # another plan
+    run(*words, "--only", "licence=MIT")  # another plan
     assert files[0].read_bytes() != pixels[4]
 
 
