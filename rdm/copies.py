@@ -21,7 +21,7 @@ from rdm.retrieval.retriever import Retriever
 
 # The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
 THRESHOLD = 0.995
-_DIGITS = 4  # of a likeness: what lies beyond differs between machines
+DIGITS = 4  # of a likeness: what lies beyond differs between machines
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 """(places of the images, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
@@ -76,16 +76,20 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
         retriever: embedder and index; all rows are searched, also where neighbours come from some alone.
         threshold: see :class:`CopyCheck`.
     """
-    written = torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
-    vector = embed_images(retriever.embedder, [written], ["the sample"])
+    vector = embed_images(retriever.embedder, [as_written(image)], ["the sample"])
     found = retriever.index.search(vector, 1)
     own = unit_vectors(neighbours, "neighbour") @ unit_vectors(vector, "sample")[0]
     return Likeness(
         int(found.rows[0, 0]),
-        round(float(found.scores[0, 0]), _DIGITS),
-        tuple(round(float(score), _DIGITS) for score in own),
+        round(float(found.scores[0, 0]), DIGITS),
+        tuple(round(float(score), DIGITS) for score in own),
         threshold,
     )
+
+
+def as_written(image: Tensor) -> Tensor:
+    """Returns an image ``[3, H, W]`` in [-1, 1] as a file of 8 bits gives it back."""
+    return torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def draw_checked(

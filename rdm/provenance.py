@@ -17,7 +17,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.callbacks import image_grid, save_png
-from ldm.files import file_hash, write_json
+from ldm.data.images import SUFFIXES
+from ldm.files import file_hash, read_json, write_json
 from rdm.copies import CopyCheck, Likeness
 from rdm.loading import Loaded, load
 from rdm.retrieval.database import RetrievalDatabase
@@ -28,7 +29,7 @@ from rdm.sheet import sheet
 LOG = logging.getLogger(__name__)
 FORMAT = 1
 KEYWORD = "rdm"  # of the text in a PNG file
-_ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
+ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
 def save(
@@ -58,12 +59,12 @@ def save(
         the path of the grid.
     """
     outdir, database = Path(outdir), loaded.retriever.database
-    common = _about_the_run(samples, loaded)
+    common = about_the_run(samples, loaded)
     records: list[dict[str, Any]] = []
     for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
         rows, scores = samples.retrieved.rows[i], samples.retrieved.scores[i]
         found = [
-            {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in _ABOUT_A_ROW}}
+            {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in ABOUT_A_ROW}}
             for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
         ]
         record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
@@ -75,7 +76,7 @@ def save(
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
         for place, patch in enumerate(database.patches(rows) if neighbours else []):
-            about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *_ABOUT_A_ROW)})}
+            about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}
             target = outdir / f"{name}-{i:03d}-neighbour-{place}.png"
             save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
     grid = outdir / f"{name}-grid.png"
@@ -96,12 +97,13 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
         "threshold": likeness.threshold,
         "likeness": likeness.similarity,
         "row": likeness.row,
-        **{key: entry[key] for key in _ABOUT_A_ROW},
+        **{key: entry[key] for key in ABOUT_A_ROW},
         "rejected_seeds": list(likeness.rejected),
     }
 
 
-def _about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
+def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
+    """Returns what the records of images that were made together have in common."""
     database = loaded.retriever.database
     settings = dict(samples.settings)
     config = {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)} if loaded.config else {}
@@ -179,3 +181,30 @@ def make_again(
         again = [replace(likeness, rejected=tuple(copy["rejected_seeds"])) for likeness in samples.copies]
         samples = replace(samples, copies=again)
     return samples, loaded
+
+
+def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Returns the images in a folder that its JSON records name, and those records without their images.
+
+    Where there is no record, they are all pictures of the folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder of images at {folder}")
+    found, runs = [], []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = read_json(file, "")
+        except ValueError:  # another's
+            continue
+        if record.get("format") == FORMAT and "images" in record:
+            found += [folder / image["file"] for image in record.pop("images")]
+            runs.append(record)
+    if not runs:
+        found = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    if not found:
+        raise FileNotFoundError(f"no image in {folder}; expected files ending in {', '.join(SUFFIXES)}")
+    return found, runs

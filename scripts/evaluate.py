@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import add_trust_option, command_line
-from rdm.options import add_tile_option, folder, positive
+from rdm.options import add_memorisation, add_tile_option, folder, model_options, positive
 
 
 def parse() -> argparse.Namespace:
@@ -13,6 +13,7 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_reconstruction(commands)
+    add_memorisation(commands).set_defaults(run=run_memorisation)
     return p.parse_args()
 
 
@@ -61,6 +62,17 @@ def run_reconstruction(args: argparse.Namespace) -> None:
     for name, value in report["figures"].items():
         print(f"{name:12s}{value:.4f}" if isinstance(value, float) else f"{name:12s}{value}")
     print(f"{args.outdir}/results.json")
+
+
+def run_memorisation(args: argparse.Namespace) -> None:
+    """Writes the report and prints what it comes to."""
+    from rdm.loading import load
+    from rdm.memorisation import memorisation, summary
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
+    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)
+    report = memorisation(loaded, given, model_options(args))
+    print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
 
 
 @command_line

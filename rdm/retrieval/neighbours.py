@@ -248,12 +248,12 @@ def build_neighbour_table(
         )
     plan = _new_plan(images, database, k, near_duplicate, patches_per_side)
     partial, done = _resume(path, plan)
-    known, step = _rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
+    known, step = rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
     with tqdm(total=len(images), initial=done, unit="img", desc="neighbours", disable=not progress) as bar:
         for start in range(done, len(images), step):
             items = [images[number] for number in range(start, min(start + step, len(images)))]
             parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
-            queries, ids = _query_vectors(parts, embedder, database, known), [name for _, name in parts]
+            queries, ids = picture_vectors(parts, embedder, database, known), [name for _, name in parts]
             found = search_others(queries, ids, database, index, k, near_duplicate)
             partial[start : start + len(items)] = found.reshape(len(items), *partial.shape[1:])
             partial.flush()
@@ -370,14 +370,14 @@ def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
     return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0
 
 
-def _rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
+def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
     """Returns the row of each picture hash; empty for a database too large to hold them all."""
     if len(database) > _REUSE_ROWS:
         return {}
     return {digest: row for row, digest in enumerate(database.column("sha256").to_pylist())}
 
 
-def _query_vectors(
+def picture_vectors(
     parts: list[tuple[Tensor, str]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
 ) -> np.ndarray:
     """Returns raw vectors ``[B, D] float32`` of pictures with their names, read from the database where it has them."""
