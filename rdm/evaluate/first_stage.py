@@ -28,13 +28,13 @@ from ldm.modules.losses.lpips import LPIPS
 from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
 from ldm.util import instantiate_from_config
+from rdm.evaluate.features import WEIGHT_FILES, clip_name
 from rdm.evaluate.metrics import Moments, frechet_distance
 from rdm.retrieval.config import source_config
 
 LOG = logging.getLogger(__name__)
 EMOJI, EMOJI_CLIP = "data/emoji", "models/clip/emoji"
 LIBRARIES = ("torch", "torchvision", "torchmetrics", "open_clip_torch", "numpy", "pillow")
-WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 
 
 def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance:
@@ -50,12 +50,6 @@ def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance
     if name == "download" or name.endswith(WEIGHT_FILES):
         return LPIPS(name)
     return ClipDistance(*clip_name(name))
-
-
-def clip_name(name: str) -> tuple[str, str | None]:
-    """Returns model and weights of ``models/clip/emoji`` or ``ViT-B-32-quickgelu:openai``."""
-    model, _, pretrained = name.partition(":")
-    return model, pretrained or None
 
 
 def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size: int | None) -> dict[str, Any]:
