@@ -110,7 +110,9 @@ def generate(
         options["edit"] = canvas.edit(model)
         latent_shape = options["edit"].latent.shape[1:]
     size, parts = batch_size or usual_batch_size(model), []
-    for start in tqdm(range(0, len(seeds), size), desc="sampling", unit="batch", disable=len(seeds) <= size):
+    for start in tqdm(
+        range(0, len(seeds), size), desc="sampling", unit="batch", leave=None, disable=len(seeds) <= size
+    ):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = context[places].to(model.device)
         null = model.null_context(piece)
@@ -287,15 +289,20 @@ def sample_popular(
     Raises:
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
     """
+    queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
+    options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
+    retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
+    return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)
+
+
+def unconditional_queries(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
+    """Returns vectors of popular rows, ``[n, D]``, as :func:`sample_popular` draws them."""
     database = loaded.retriever.database
     counts, rows = popularity(database, loaded.model.conditioner.k), loaded.retriever.rows
     if rows is not None:
         counts = np.where(np.isin(np.arange(len(counts)), rows), counts, 0)
     generator = np.random.default_rng(seed)
-    queries = popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
-    options["asked"] = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
-    retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
-    return sample_retrieved(loaded, retrieved, ["unconditional"] * n, seeds, **options)
+    return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
 
 
 def sample_retrieved(

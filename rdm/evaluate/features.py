@@ -31,6 +31,7 @@ class FeatureNetwork:
         preprocessing: what becomes of a picture, in words.
         see: images ``[B, 3, H, W]`` in [-1, 1] -> features ``[B, D] float32`` and, of a classifier, logits
             ``[B, classes] float32``.
+        classifies: whether there are logits.
         texts: texts -> vectors ``[B, D] float32`` in the space of the features; of CLIP alone.
     """
 
@@ -38,6 +39,7 @@ class FeatureNetwork:
     fingerprint: str
     preprocessing: str
     see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    classifies: bool = False
     texts: Callable[[Sequence[str]], Tensor] | None = None
 
     def about(self) -> dict[str, str]:
@@ -67,7 +69,9 @@ def feature_network(name: str) -> FeatureNetwork:
     embedder = OpenClipEmbedder(*clip_name(name)).to(_device())
     size = f"{embedder.image_size} pixels"
     words = f"shorter side to {size}, antialiased bicubic, centre cut out; raw vectors of CLIP"
-    return FeatureNetwork(name, embedder.fingerprint, words, lambda x: (embedder.images(x), None), embedder.texts)
+    return FeatureNetwork(
+        name, embedder.fingerprint, words, lambda x: (embedder.images(x), None), False, embedder.texts
+    )
 
 
 def clip_name(name: str) -> tuple[str, str | None]:
@@ -112,7 +116,7 @@ def classifier(name: str, network: str, file: str) -> FeatureNetwork:
 
     words = f"whole picture to {side} x {side} pixels, antialiased bilinear, ImageNet's mean and deviation; what "
     words += f"enters the last layer of {network}"
-    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see)
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
 
 
 def inception(name: str, file: Path | None) -> FeatureNetwork:
@@ -150,7 +154,7 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
         return features, logits
 
     words = "8 bits, whole picture to 299 x 299 pixels as TensorFlow 1 does, bilinear without antialiasing"
-    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see)
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
 
 
 def as_bytes(images: Tensor) -> Tensor:
