@@ -132,6 +132,34 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     """Adds what the scripts that sample share."""
     p = parser
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for images, grid and JSON record")
+    add_model_options(p)
+    p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
+    p.add_argument("--n_iter", type=positive, default=1, help="rounds: so many times --n_samples, seeds count on")
+    p.add_argument("--n_rows", type=positive, metavar="N", help="a grid of the images alone, N in a row")
+    p.add_argument(
+        *names("--save_neighbours"), action="store_true", help="write the neighbours' pictures as files, too"
+    )
+    copies = p.add_mutually_exclusive_group()
+    copies.add_argument(
+        "--reject-copies",
+        type=positive,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="TIMES",
+        help="draw an image that is marked as a copy again, at most so often (5 where no number is given)",
+    )
+    copies.add_argument("--no_copy_check", action="store_true", help="do not compare the images with the database")
+    p.add_argument(
+        "--copy_threshold",
+        type=finite,
+        help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds which model makes images, of which database, and how."""
+    p = parser
     p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
     p.add_argument(
         "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
@@ -141,14 +169,8 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument(
         "--only", action="append", default=[], metavar="COLUMN=VALUE", help="neighbours from such rows alone"
     )
-    p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
-    p.add_argument("--n_iter", type=positive, default=1, help="rounds: so many times --n_samples, seeds count on")
     p.add_argument("--H", type=positive, help="height in pixels; else as trained")
     p.add_argument("--W", type=positive, help="width in pixels; else as trained")
-    p.add_argument("--n_rows", type=positive, metavar="N", help="a grid of the images alone, N in a row")
-    p.add_argument(
-        *names("--save_neighbours"), action="store_true", help="write the neighbours' pictures as files, too"
-    )
     p.add_argument(*names("--knn"), type=positive, default=4, help="neighbours of each image")
     p.add_argument(*names("--scale"), type=finite, default=2.0, help="guidance scale, 1 for none")
     p.add_argument("--rescale", type=fraction, help="bring guided contrast back by this share, 0 to 1")
@@ -167,22 +189,6 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
     p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
-    copies = p.add_mutually_exclusive_group()
-    copies.add_argument(
-        "--reject-copies",
-        type=positive,
-        nargs="?",
-        const=5,
-        default=0,
-        metavar="TIMES",
-        help="draw an image that is marked as a copy again, at most so often (5 where no number is given)",
-    )
-    copies.add_argument("--no_copy_check", action="store_true", help="do not compare the images with the database")
-    p.add_argument(
-        "--copy_threshold",
-        type=finite,
-        help="likeness to a row from which an image is marked as its copy; else what fits the shipped model",
-    )
     add_tile_option(p)
     p.add_argument(
         "--precision", choices=PRECISIONS, default="32", help="of the networks; bf16 is faster on processors with it"
@@ -197,8 +203,12 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     from rdm.copies import THRESHOLD, CopyCheck
 
     threshold = THRESHOLD if args.copy_threshold is None else args.copy_threshold
+    return {"copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies), **model_options(args)}
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns those of :func:`add_model_options` alone."""
     return {
-        "copies": None if args.no_copy_check else CopyCheck(threshold, args.reject_copies),
         "height": args.H,
         "width": args.W,
         "scale": args.scale,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,6 +18,7 @@ from ldm.checkpoint import load_weights, read_weights
 from ldm.modules.encoders.modules import OpenClipEmbedder
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
+UNIT = "unit:"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks were trained
 
 
@@ -53,11 +54,14 @@ def feature_network(name: str) -> FeatureNetwork:
     Args:
         name: ``inception`` or ``inception:FILE``, the network of FID; ``NETWORK:FILE``, such as
             ``resnet18:resnet18.pth``, one of torchvision's classifiers; else a CLIP: a folder or ``MODEL:PRETRAINED``.
+            ``unit:`` before any of them scales features to length one.
 
     Raises:
         FileNotFoundError: no such file or folder.
         ValueError: an unknown network, weights that do not fit or cannot be had.
     """
+    if name.startswith(UNIT):
+        return unit_length(feature_network(name.removeprefix(UNIT)))
     network, _, file = name.partition(":")
     if network == "inception":
         return inception(name, Path(file) if file else None)
@@ -72,6 +76,18 @@ def feature_network(name: str) -> FeatureNetwork:
     return FeatureNetwork(
         name, embedder.fingerprint, words, lambda x: (embedder.images(x), None), False, embedder.texts
     )
+
+
+def unit_length(network: FeatureNetwork) -> FeatureNetwork:
+    """Returns a network whose features are of length one: a CLIP is trained on directions, and lengths may be large."""
+
+    def see(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = network.see(images)
+        return F.normalize(features, dim=1), logits
+
+    fingerprint = hashlib.sha256(f"{UNIT}{network.fingerprint}".encode()).hexdigest()[:32]
+    words = f"{network.preprocessing}; scaled to length one"
+    return replace(network, name=UNIT + network.name, fingerprint=fingerprint, preprocessing=words, see=see)
 
 
 def clip_name(name: str) -> tuple[str, str | None]:

@@ -32,6 +32,13 @@ def test_clip_is_the_embedder(tmp_path: Path) -> None:
     assert feature_network(write_clip(tmp_path / "other", seed=1)).fingerprint != network.fingerprint
 
 
+def test_unit_length_is_other_features(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip")
+    network, unit = feature_network(folder), feature_network(f"unit:{folder}")
+    assert torch.allclose(unit.see(IMAGES)[0], F.normalize(network.see(IMAGES)[0], dim=1))
+    assert unit.fingerprint != network.fingerprint and unit.name == f"unit:{folder}" and unit.texts is not None
+
+
 def test_a_classifier_gives_what_enters_its_last_layer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = get_model("mobilenet_v2", weights=None).eval()
