@@ -38,7 +38,7 @@ def run_repeat(args: argparse.Namespace) -> None:
     Raises:
         ValueError: some differ.
     """
-    from rdm.evaluate.images import repeat
+    from rdm.evaluate.repeat import repeat
 
     found = repeat(args.results)["repeated"]
     for name, figure in found.items():

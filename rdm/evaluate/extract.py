@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,8 @@ class Store:
         with file.open("r+b") as stream:
             stream.seek(self.done * rows[0].nbytes - self.n * rows[0].nbytes, 2)
             stream.write(rows.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def open(self) -> Extracted:
         """Returns the arrays, mapped into memory.

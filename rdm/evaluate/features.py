@@ -70,7 +70,7 @@ def feature_network(name: str) -> FeatureNetwork:
 
         if network in models.list_models(module=models):
             return classifier(name, network, file)
-    embedder = OpenClipEmbedder(*clip_name(name)).to(_device())
+    embedder = OpenClipEmbedder(*clip_name(name)).to(device())
     size = f"{embedder.image_size} pixels"
     words = f"shorter side to {size}, antialiased bicubic, centre cut out; raw vectors of CLIP"
     return FeatureNetwork(
@@ -119,8 +119,8 @@ def classifier(name: str, network: str, file: str) -> FeatureNetwork:
     side = int(get_model_weights(network).DEFAULT.transforms().crop_size[0])
     entering: list[Tensor] = []
     linear[-1].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
-    mean, std = (torch.tensor(numbers, device=_device()).view(3, 1, 1) for numbers in (MEAN, STD))
-    model.to(_device())
+    mean, std = (torch.tensor(numbers, device=device()).view(3, 1, 1) for numbers in (MEAN, STD))
+    model.to(device())
 
     @torch.inference_mode()
     def see(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,11 +162,11 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
         raise ValueError(
             f"{file} does not fit torch-fidelity's Inception; give its {Path(urlparse(URL_INCEPTION_V3).path).name}"
         ) from error
-    model.to(_device())
+    model.to(device())
 
     @torch.inference_mode()
     def see(images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = model(as_bytes(images).to(_device()))
+        features, logits = model(as_bytes(images).to(device()))
         return features, logits
 
     words = "8 bits, whole picture to 299 x 299 pixels as TensorFlow 1 does, bilinear without antialiasing"
@@ -201,5 +201,6 @@ def _fingerprint(words: str, state: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _device() -> torch.device:
+def device() -> torch.device:
+    """Returns where networks look at pictures and distances are computed: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -26,6 +26,7 @@ from rdm.retrieval.queries import text_queries
 from rdm.sample import sample_retrieved, unconditional_queries, usual_batch_size
 
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
+TEXTS = 256  # that are embedded at once
 
 
 class PictureFiles:
@@ -55,8 +56,7 @@ class PictureFiles:
         total = len(self.dataset)
         if n is not None and n > total:
             raise ValueError(f"got {total} pictures in {path}, expected at least n={n}; ask for fewer")
-        count = n or total
-        self.rows = [place * total // count for place in range(count)]
+        self.rows = evenly(total, n or total)
         if size is None:
             self.dataset.size = min(open_picture(self.dataset.read(0)).size)
         entries = [self.dataset.metadata(row) for row in self.rows]
@@ -65,11 +65,12 @@ class PictureFiles:
         self.about = {
             "path": path,
             "split": split,
-            "n": count,
+            "n": len(self.rows),
             "of": total,
             "size": self.dataset.size,
             "preprocessing": PREPROCESSING,
             "classes": balance([entry["class_id"] for entry in entries]),
+            "captions_sha256": _digest(self.captions),
             "sha256": self.fingerprint,
         }
 
@@ -125,10 +126,15 @@ class ModelSamples:
         if options.get("weaker"):
             options["weaker"] = str(find_checkpoint(options["weaker"]))
         self.loaded, self.n, self.k, self.seed, self.options = loaded, n, k, seed, options
-        self.captions = [prompts[place % len(prompts)] for place in range(n)] if prompts else [""] * n
-        asked: dict[str, Any] = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": k}
-        self.queries = None
-        if not prompts:
+        asked: dict[str, Any]
+        if prompts:
+            parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
+            vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
+            places = [place % len(prompts) for place in range(n)]
+            self.captions, self.queries = [prompts[place] for place in places], vectors[places]
+            asked = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": k}
+        else:
+            self.captions = [""] * n
             self.queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
             asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": k}
         what = {
@@ -144,8 +150,8 @@ class ModelSamples:
         }
         device = str(next(loaded.model.parameters()).device.type)
         self.fingerprint = _digest([what, device, torch.__version__])  # bits of other machines may differ
-        places = {"checkpoint": str(loaded.path), "database": str(loaded.retriever.database.path)}
-        self.about = {**places, **what, "sha256": _digest(what)}
+        paths = {"checkpoint": str(loaded.path), "database": str(loaded.retriever.database.path)}
+        self.about = {**paths, **what, "sha256": _digest(what)}
 
     def __len__(self) -> int:
         """The number of images."""
@@ -157,8 +163,8 @@ class ModelSamples:
         for first in range(start, self.n, size):
             places = slice(first, min(first + size, self.n))
             labels, seeds = self.captions[places], range(self.seed + first, self.seed + places.stop)
-            queries = text_queries(retriever.embedder, labels) if self.queries is None else self.queries[places]
-            samples = sample_retrieved(self.loaded, retriever(queries, self.k), labels, seeds, **options)
+            retrieved = retriever(self.queries[places], self.k)
+            samples = sample_retrieved(self.loaded, retrieved, labels, seeds, **options)
             options["compile"] = False  # once is enough
             yield as_bytes(samples.images) / 127.5 - 1.0
 
@@ -174,6 +180,26 @@ def read_prompts(file: str) -> list[str]:
     if not prompts:
         raise ValueError(f"got no prompt in {file}, expected one in each line")
     return prompts
+
+
+def read_captions(path: str, split: str | None, n: int | None) -> list[str]:
+    """Returns the captions of the pictures at a path; of n of them, evenly spread, where there are more.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: one has no caption.
+    """
+    dataset = instantiate_from_config(source_config(path, 1, split))
+    total = len(dataset)
+    captions = [dataset.metadata(row)["caption"] for row in evenly(total, min(n or total, total))]
+    if not all(captions):
+        raise ValueError(f"got pictures without a caption in {path}, expected one for each")
+    return captions
+
+
+def evenly(total: int, n: int) -> list[int]:
+    """Returns n numbers below ``total``, evenly spread."""
+    return [place * total // n for place in range(n)]
 
 
 def balance(classes: Sequence[str]) -> Mapping[str, int]:

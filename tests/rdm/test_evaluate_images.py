@@ -22,8 +22,9 @@ from ldm.checkpoint import write_weights
 from ldm.data import ParquetImages
 from ldm.files import file_hash
 from rdm.evaluate.features import feature_network
-from rdm.evaluate.images import MEASURES, compared
+from rdm.evaluate.measures import MEASURES
 from rdm.evaluate.options import METRICS
+from rdm.evaluate.repeat import compared
 from rdm.loading import Loaded
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,9 @@ def test_figures_of_two_folders_are_torch_fidelitys(run: Run, results: Any, fold
     assert ours["frechet_distance"] > 1 and 0 < ours["precision"] < 1
 
 
-def test_a_report_states_all_and_can_be_repeated(run: Run, results: Any, tmp_path: Path) -> None:
+def test_a_report_states_all_and_can_be_repeated(
+    run: Run, results: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     words = ("images", EMOJI, "--split", "val", "--n", 30, "--size", 64, "--features", CLIP)
     words += ("--reference", EMOJI / "noto.parquet", "--reference_n", 25)
     printed = run(*words)
@@ -121,6 +124,7 @@ def test_a_report_states_all_and_can_be_repeated(run: Run, results: Any, tmp_pat
         protocol["versions"]["torch"] == importlib.metadata.version("torch") and protocol["arguments"]["split"] == "val"
     )
     assert set(protocol["metrics"]) == set(METRICS) - {"inception_score"}
+    assert "25 pictures for features of width 256" in caplog.text and "30 pictures against 25" in caplog.text
 
     again = run("repeat", tmp_path / "out" / "results.json")
     assert again.splitlines()[-1] == "all 10 figures are equal" and "DIFFERS" not in again
@@ -142,6 +146,9 @@ def test_a_repetition_refuses_what_is_not_the_same(run: Run, tmp_path: Path) -> 
     shutil.rmtree(clip)
     write_clip(clip)
     assert "all 1 figures are equal" in run("repeat", file)
+    (pictures / "class0" / "000.txt").write_text("another caption")
+    assert "error: pictures: got captions_sha256" in run("repeat", file)
+    (pictures / "class0" / "000.txt").unlink()
     write_pictures(pictures, 12, seed=2)
     assert "error: pictures: got sha256" in run("repeat", file)
     shutil.rmtree(pictures)
@@ -201,6 +208,9 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "give --reference or captions" in run(*samples)
     (tmp_path / "prompts.txt").write_text("\n")
     assert "got no prompt in" in run(*samples, "--from-file", tmp_path / "prompts.txt")
+    (tmp_path / "prompts.txt").write_text("white flag\n" + "flag " * 20)
+    assert "has 22 tokens, the model reads 12; shorten it" in run(*samples, "--from-file", tmp_path / "prompts.txt")
+    assert "got pictures without a caption in" in run(*samples, "--captions", pictures)
     assert "which is for an autoregressive model" in run(*samples, "--top_k", 3)
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))

@@ -20,7 +20,7 @@ from ldm.callbacks import image_grid, save_png
 from rdm.evaluate import extract as extraction
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, feature_network
-from rdm.evaluate.sources import ModelSamples, PictureFiles, balance
+from rdm.evaluate.sources import ModelSamples, PictureFiles, balance, evenly, read_captions
 from rdm.loading import Loaded
 from rdm.sample import sample_popular, sample_texts
 
@@ -146,6 +146,14 @@ def test_samples_are_those_of_the_scripts_and_of_their_files(loaded: Loaded, tmp
         save_png(image_grid({"": image[None]}, gap=0), tmp_path / "files" / f"{number}.png")
     written = torch.cat(list(PictureFiles(str(tmp_path / "files")).batches(0, 4)))
     assert torch.equal(images, written)
+
+
+def test_captions_become_prompts(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": b""}, "name": f"thing {number}"} for number in range(10)]
+    file = tmp_path / "named.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    assert read_captions(str(file), None, 3) == ["thing 0", "thing 3", "thing 6"]
+    assert len(read_captions(str(file), None, 50)) == 10 and evenly(5, 5) == [0, 1, 2, 3, 4]
 
 
 def test_samples_of_texts(loaded: Loaded) -> None:
