@@ -18,7 +18,7 @@ from ldm.data.decode import open_picture
 from ldm.files import file_hash
 from ldm.util import instantiate_from_config, read_text
 from rdm.evaluate.features import as_bytes
-from rdm.loading import Loaded, find_checkpoint
+from rdm.loading import Loaded, config_beside, find_checkpoint, model_config
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.options import own_options
 from rdm.retrieval.config import source_config
@@ -136,21 +136,25 @@ class ModelSamples:
         else:
             self.captions = [""] * n
             self.queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
-            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": k}
+            drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()  # popularity is no part of the database
+            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": k, "queries_sha256": drawn}
+        config = model_config(loaded.config, loaded.path) if loaded.config else config_beside(loaded.path)
+        retriever = loaded.retriever
         what = {
             "checkpoint_sha256": file_hash(loaded.path),
-            "config_sha256": file_hash(loaded.config) if loaded.config else None,
-            "database_fingerprint": loaded.retriever.database.fingerprint,
-            "rows": None if loaded.retriever.rows is None else _digest(loaded.retriever.rows.tolist()),
+            "config_sha256": _digest(config["model"]),
+            "database_fingerprint": retriever.database.fingerprint,
+            "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
+            "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
             "asked": asked,
             "settings": {name: value for name, value in options.items() if name not in ("copies", "compile")},
             "weaker_sha256": file_hash(Path(options["weaker"])) if options.get("weaker") else None,
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
-        device = str(next(loaded.model.parameters()).device.type)
-        self.fingerprint = _digest([what, device, torch.__version__])  # bits of other machines may differ
-        paths = {"checkpoint": str(loaded.path), "database": str(loaded.retriever.database.path)}
+        here = [torch.__version__, next(loaded.model.parameters()).device.type]  # with others, last bits may differ
+        self.fingerprint = _digest([what, here])
+        paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
         self.about = {**paths, **what, "sha256": _digest(what)}
 
     def __len__(self) -> int:
