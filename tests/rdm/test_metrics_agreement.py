@@ -93,6 +93,12 @@ def test_inception_score_is_torch_fidelitys_with_the_same_order() -> None:
     ours = inception_score(MADE, np.random.RandomState(2020))
     assert ours.mean == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
     assert ours.std == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+    from torchmetrics.image.inception import InceptionScore
+
+    other = InceptionScore(Given(), splits=1)
+    other.update(MADE)
+    whole = inception_score(MADE, np.random.default_rng(0), splits=1)  # in any order
+    assert whole.mean == pytest.approx(float(other.compute()[0]), rel=1e-3)
     certain = 1e3 * F.one_hot(torch.arange(60) % 6).float()  # six classes, all alike and beyond doubt
     assert inception_score(certain, np.random.default_rng(0), splits=1).mean == pytest.approx(6.0)
 
