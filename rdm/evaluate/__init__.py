@@ -6,6 +6,7 @@ Names are imported when first used, so that a script's ``--help`` loads no torch
 from ldm.util import names_when_used
 
 _HOME = {
+    "LIBRARIES": "protocol",
     "Moments": "metrics",
     "frechet_distance": "metrics",
     "Reconstruction": "first_stage",

@@ -6,9 +6,7 @@ Images are float32 ``[B, 3, H, W]`` in [-1, 1]. Nothing here holds more than a b
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,11 @@ from ldm.modules.quantize import CodeUsage
 from ldm.util import instantiate_from_config
 from rdm.evaluate.features import WEIGHT_FILES, clip_name
 from rdm.evaluate.metrics import Moments, frechet_distance
+from rdm.evaluate.protocol import machine, versions
 from rdm.retrieval.config import source_config
 
 LOG = logging.getLogger(__name__)
 EMOJI, EMOJI_CLIP = "data/emoji", "models/clip/emoji"
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "open_clip_torch", "numpy", "pillow")
 
 
 def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance:
@@ -169,8 +167,8 @@ def reconstruction(stage: FirstStage, args: Mapping[str, Any]) -> dict[str, Any]
             "ssim": "torchmetrics, Gaussian window 11, sigma 1.5, reflected borders, in [0, 1], by picture, then mean",
             "perceptual": getattr(perceptual, "name", None),
             "rfid": None if features is None else {"features": features.name, "fingerprint": features.fingerprint},
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {"python": platform.python_version(), "device": str(device)},
+            "versions": versions(),
+            "machine": machine(device),
         },
     }
     outdir = Path(args["outdir"])

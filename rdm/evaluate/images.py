@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ldm.files import write_json
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
 from rdm.evaluate.measures import MEASURES, Seen
+from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
 from rdm.options import add_model_options, model_options
 
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "torch-fidelity", "numpy", "pillow")
 SAMPLES = 1000  # images of a model where no number is asked for
 
 
@@ -52,12 +48,8 @@ class Plan:
             "reference": None if self.real is None else self.real.about,
             "features": [network.about() for network in self.networks],
             "metrics": {name: MEASURES[name].words for name in names},
-            "versions": {name: _version(name) for name in LIBRARIES},
-            "machine": {
-                "python": platform.python_version(),
-                "device": str(device()),
-                "threads": torch.get_num_threads(),
-            },
+            "versions": versions(),
+            "machine": machine(device()),
         }
 
 
@@ -131,11 +123,3 @@ def evaluate_images(args: Mapping[str, Any]) -> dict[str, Any]:
     report = measure(prepare(args))
     write_json(Path(args["outdir"]) / "results.json", report)
     return report
-
-
-def _version(library: str) -> str | None:
-    """Returns the version of a library, ``None`` where it is not installed: not all are needed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None

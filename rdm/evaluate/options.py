@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import add_trust_option
-from rdm.options import add_model_options, add_tile_option, finite, folder, fraction_or_count, positive
+from rdm.options import (
+    add_model_options,
+    add_tile_option,
+    finite,
+    folder,
+    fraction_or_count,
+    positive,
+)
 
 METRICS = (
     "frechet_distance",

@@ -23,7 +23,7 @@ from rdm.evaluate.metrics import (
     precision_recall,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Metric `")  # torchmetrics on its memory
+pytestmark = pytest.mark.filterwarnings("ignore:Metric `", "ignore:std")  # torchmetrics on its memory, and on one split
 K = 3
 
 
