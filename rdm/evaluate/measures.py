@@ -13,6 +13,12 @@ from torch import Tensor
 from rdm.evaluate.extract import BATCH, Extracted
 from rdm.evaluate.features import FeatureNetwork, device
 from rdm.evaluate.metrics import (
+    CMMD_SCALE,
+    CMMD_SIGMA,
+    K_DENSITY,
+    K_PRECISION,
+    SPLITS,
+    SUBSETS,
     Moments,
     clip_score,
     cmmd,
@@ -122,17 +128,18 @@ MEASURES = {
         "of normal distributions, divided by n - 1; FID where features are inception", _frechet
     ),
     "kernel_distance": Measure(
-        f"(x y / D + 1)^3, unbiased, 100 subsets drawn with seed {SEED}; KID where features are inception", _kernel
+        f"(x y / D + 1)^3, unbiased, {SUBSETS} subsets drawn with seed {SEED}; KID where features are inception",
+        _kernel,
     ),
-    "inception_score": Measure(f"10 splits in an order of seed {SEED}", _inception, ("logits",)),
-    "precision_recall": Measure("Kynkaanniemi et al. 2019, k 3, all pictures", _precision),
+    "inception_score": Measure(f"{SPLITS} splits in an order of seed {SEED}", _inception, ("logits",)),
+    "precision_recall": Measure(f"Kynkaanniemi et al. 2019, k {K_PRECISION}, all pictures", _precision),
     "density_coverage": Measure(
-        "Naeem et al. 2020, k 5, surfaces included",
+        f"Naeem et al. 2020, k {K_DENSITY}, surfaces included",
         lambda seen: density_coverage(*seen.both, device=device())._asdict(),
     ),
     "cmmd": Measure(
-        "Jayasumana et al. 2024: unit vectors, Gaussian of sigma 10, biased, times 1000; theirs is of "
-        "ViT-L-14-336-quickgelu:openai",
+        f"Jayasumana et al. 2024: unit vectors, Gaussian of sigma {CMMD_SIGMA:g}, biased, times {CMMD_SCALE:g}; theirs "
+        "is of ViT-L-14-336-quickgelu:openai",
         lambda seen: {"cmmd": cmmd(*seen.both, device=device())},
         ("reference", "texts"),
     ),

@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 BLOCK = 2048  # rows at once: a tile of pairs takes 34 MB
 SAME = 1e-12  # squared distance, in parts of the squared lengths, below which two rows are one picture, twice rounded
+SUBSETS, SPLITS = 100, 10  # of the kernel distance and of the inception score, as everyone takes them
+K_PRECISION, K_DENSITY = 3, 5  # neighbours that give a radius: Kynkaanniemi et al. 2019, Naeem et al. 2020
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, section 4
 
 
@@ -108,7 +110,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return float((first.mean - second.mean).square().sum() + spread)
 
 
-def kernel_distance(first: Tensor, second: Tensor, draw: Draw, *, subsets: int = 100, size: int = 1000) -> Spread:
+def kernel_distance(first: Tensor, second: Tensor, draw: Draw, *, subsets: int = SUBSETS, size: int = 1000) -> Spread:
     """Returns the squared maximum mean discrepancy by a cubic kernel; KID, of Inception's features.
 
     The kernel is ``(x y / D + 1)^3``, the estimate unbiased, so it may fall below 0 (Binkowski et al. 2018, section 4).
@@ -135,7 +137,7 @@ def kernel_distance(first: Tensor, second: Tensor, draw: Draw, *, subsets: int =
     return Spread(float(np.mean(found)), float(np.std(found)))
 
 
-def inception_score(logits: Tensor, draw: Draw, *, splits: int = 10) -> Spread:
+def inception_score(logits: Tensor, draw: Draw, *, splits: int = SPLITS) -> Spread:
     """Returns the exponential of the mean divergence of a picture's classes from those of all.
 
     Salimans et al. 2016, section 4.
@@ -159,7 +161,9 @@ def inception_score(logits: Tensor, draw: Draw, *, splits: int = 10) -> Spread:
     return Spread(float(np.mean(found)), float(np.std(found)))
 
 
-def precision_recall(real: Tensor, made: Tensor, *, k: int = 3, device: torch.device | str = "cpu") -> PrecisionRecall:
+def precision_recall(
+    real: Tensor, made: Tensor, *, k: int = K_PRECISION, device: torch.device | str = "cpu"
+) -> PrecisionRecall:
     """Returns the shares of made pictures within balls of real ones, and of real within balls of made ones.
 
     A ball reaches to the k-th nearest other picture of its own set and includes its surface (Kynkaanniemi et al. 2019,
@@ -182,7 +186,9 @@ def precision_recall(real: Tensor, made: Tensor, *, k: int = 3, device: torch.de
     return PrecisionRecall(float(precise.double().mean()), float(recalled.double().mean()))
 
 
-def density_coverage(real: Tensor, made: Tensor, *, k: int = 5, device: torch.device | str = "cpu") -> DensityCoverage:
+def density_coverage(
+    real: Tensor, made: Tensor, *, k: int = K_DENSITY, device: torch.device | str = "cpu"
+) -> DensityCoverage:
     """Returns the number of real balls that a made picture is in, over k, and the share of balls with one in them.
 
     Naeem et al. 2020, section 3, equations 4 and 5, with balls as in :func:`precision_recall`: their code leaves the
