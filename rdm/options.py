@@ -199,28 +199,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_trust_option(p)
 
 
-def add_memorisation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
-    """Adds the report on memorisation to the commands of a script."""
-    what = "how like samples are to their nearest rows and training pictures, beside real pictures and beside copies"
-    p = commands.add_parser(
-        "memorisation", help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("checkpoint", nargs="?", metavar="MODEL", help="short for --ckpt MODEL")
-    p.add_argument(
-        "--images", metavar="FOLDER", help="samples made already, such as a sampling script's; else new ones"
-    )
-    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:1], help="unconditional samples, or of captions")
-    p.add_argument("--n", type=positive, help="samples of each way, or the first so many --images; else 256, or all")
-    p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind, at most")
-    p.add_argument("--rows", type=positive, default=8, help="worst pairs of each feature in the picture")
-    p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="unconditional: of the most popular rows")
-    p.add_argument(
-        "--outdir", type=folder, default="outputs/memorisation", help="for samples, results.json and pictures"
-    )
-    add_model_options(p)
-    return p
-
-
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the options as keyword arguments of ``rdm.sample.sample_retrieved``."""
     from rdm.copies import THRESHOLD, CopyCheck

@@ -3,53 +3,51 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
-from ldm.util import add_trust_option, command_line
-from rdm.options import add_memorisation, add_tile_option, folder, model_options, positive
+from ldm.util import command_line
+from rdm.evaluate.options import add_images, add_memorisation, add_reconstruction, add_repeat, add_samples
+from rdm.options import model_options
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_reconstruction(commands)
+    add_images(commands).set_defaults(run=run_images)
+    add_samples(commands).set_defaults(run=run_images)
+    add_repeat(commands).set_defaults(run=run_repeat)
+    add_reconstruction(commands).set_defaults(run=run_reconstruction)
     add_memorisation(commands).set_defaults(run=run_memorisation)
     return p.parse_args()
 
 
-def add_reconstruction(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the report on a first stage."""
-    what = "PSNR, SSIM, perceptual distance, rFID and codebook use of a first stage, and a picture"
-    p = commands.add_parser(
-        "reconstruction", help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("model", help="run folder, models/first_stage/NAME or a checkpoint; also of a diffusion model")
-    p.add_argument("--config", help="config of a checkpoint that has none beside it")
-    p.add_argument("--data", metavar="PATH", help="folder of pictures, Parquet files or tar shards; else the config's")
-    p.add_argument("--split", help="of Parquet files")
-    p.add_argument("--size", type=positive, help="side of the pictures in pixels; else that of the config")
-    p.add_argument("--n", type=positive, help="take the first so many pictures; else all")
-    p.add_argument("--by", metavar="KEY", help="also the figures of each group, e.g. style")
-    p.add_argument(
-        "--perceptual",
-        default="models/clip/emoji",
-        help="CLIP features: a folder or MODEL:PRETRAINED; LPIPS: a file of VGG16's weights or 'download'; "
-        "torchvision's: NETWORK:FILE, e.g. resnet18:resnet18.pth; or 'none'",
-    )
-    p.add_argument(
-        "--features",
-        default="models/clip/emoji",
-        help="of the rFID: a folder or open_clip's MODEL:PRETRAINED; or 'none'",
-    )
-    add_tile_option(p)
-    p.add_argument("--batch_size", type=positive, default=16, help="pictures at once")
-    p.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
-    p.add_argument("--rows", type=positive, default=8, help="of the picture: input, reconstruction, 4 x difference")
-    p.add_argument(
-        "--outdir", type=folder, default="outputs/reconstruction", help="folder for results.json and the picture"
-    )
-    add_trust_option(p)
-    p.set_defaults(run=run_reconstruction)
+def run_images(args: argparse.Namespace) -> None:
+    """Writes the report and prints its figures."""
+    from rdm.evaluate.images import evaluate_images
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "trust")}
+    for features, figures in evaluate_images(given)["figures"].items():
+        print(f"features {features}")
+        show(figures)
+    print(f"{args.outdir}/results.json")
+
+
+def run_repeat(args: argparse.Namespace) -> None:
+    """Prints each figure as it was and as it is.
+
+    Raises:
+        ValueError: some differ.
+    """
+    from rdm.evaluate.repeat import repeat
+
+    found = repeat(args.results)["repeated"]
+    for name, figure in found.items():
+        print(f"{name:60s}{figure['before']:.6g}  {figure['after']:.6g}  {'equal' if figure['equal'] else 'DIFFERS'}")
+    if differing := [name for name, figure in found.items() if not figure["equal"]]:
+        raise ValueError(f"{len(differing)} of {len(found)} figures differ: {', '.join(differing)}")
+    print(f"all {len(found)} figures are equal")
 
 
 def run_reconstruction(args: argparse.Namespace) -> None:
@@ -58,9 +56,7 @@ def run_reconstruction(args: argparse.Namespace) -> None:
     from rdm.evaluate import reconstruction
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
-    report = reconstruction(load_first_stage(args.model, args.config), given)
-    for name, value in report["figures"].items():
-        print(f"{name:12s}{value:.4f}" if isinstance(value, float) else f"{name:12s}{value}")
+    show(reconstruction(load_first_stage(args.model, args.config), given)["figures"])
     print(f"{args.outdir}/results.json")
 
 
@@ -73,6 +69,13 @@ def run_memorisation(args: argparse.Namespace) -> None:
     loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)
     report = memorisation(loaded, given, model_options(args))
     print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
+
+
+def show(figures: Mapping[str, Any]) -> None:
+    """Prints figures by name."""
+    for name, value in figures.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        print(f"{name:18s}{', '.join(f'{part} {number:.5g}'.strip() for part, number in parts)}")
 
 
 @command_line

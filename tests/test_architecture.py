@@ -40,6 +40,7 @@ ONLY = {
         "ldm.models.diffusion.schedule",
         "ldm.models.diffusion.stepping",
     ),
+    "rdm/evaluate/metrics.py": ("torch", "numpy", "tqdm"),
 }
 # A dependency named here is imported in these files only.
 DOORS = {
@@ -48,6 +49,7 @@ DOORS = {
     "ray": ("rdm/retrieval/distributed.py",),
     "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py"),
     "kornia": ("ldm/modules/encoders/clip.py",),
+    "torch_fidelity": ("rdm/evaluate/features.py",),
     "xformers": ("ldm/modules/attention.py",),
     "safetensors": ("ldm/checkpoint.py",),
     "pickle": ("ldm/checkpoint.py", "rdm/compat.py"),

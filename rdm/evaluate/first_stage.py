@@ -1,14 +1,12 @@
-"""Figures of models, one function per metric, and reports that state how every figure was made.
+"""How well a first stage reconstructs: figures, and a report that states how every one was made.
 
-Images are float32 ``[B, 3, H, W]`` in [-1, 1], features ``[B, D]``. Nothing here holds more than a batch of pictures.
+Images are float32 ``[B, 3, H, W]`` in [-1, 1]. Nothing here holds more than a batch of pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,60 +26,13 @@ from ldm.modules.losses.lpips import LPIPS
 from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
 from ldm.util import instantiate_from_config
+from rdm.evaluate.features import WEIGHT_FILES, clip_name
+from rdm.evaluate.metrics import Moments, frechet_distance
+from rdm.evaluate.protocol import machine, versions
 from rdm.retrieval.config import source_config
 
 LOG = logging.getLogger(__name__)
 EMOJI, EMOJI_CLIP = "data/emoji", "models/clip/emoji"
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "open_clip_torch", "numpy", "pillow")
-WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
-
-
-class Moments:
-    """Number, mean and covariance of vectors that come in batches, in float64.
-
-    Attributes:
-        count: of vectors so far.
-        mean: ``[D]``.
-        scatter: sum of the outer products of deviations from the mean, ``[D, D]``.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.scatter = 0, torch.zeros(0), torch.zeros(0)
-
-    def add(self, features: Tensor) -> None:
-        """Adds vectors ``[B, D]`` (Chan et al. 1983: no large sums are subtracted)."""
-        batch = features.detach().double().cpu()
-        mean = batch.mean(0)
-        scatter = (batch - mean).T @ (batch - mean)
-        if not self.count:
-            self.count, self.mean, self.scatter = len(batch), mean, scatter
-            return
-        total, step = self.count + len(batch), mean - self.mean
-        self.scatter += scatter + torch.outer(step, step) * (self.count * len(batch) / total)
-        self.mean, self.count = self.mean + step * (len(batch) / total), total
-
-    @property
-    def covariance(self) -> Tensor:
-        """``[D, D]``, of a sample (divided by the count less 1)."""
-        return self.scatter / max(self.count - 1, 1)
-
-
-def frechet_distance(first: Moments, second: Moments) -> float:
-    """Returns the Frechet distance of two normal distributions (Heusel et al. 2017, section 3).
-
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``; the trace of the root comes from the eigenvalues of
-    ``C1^(1/2) C2 C1^(1/2)``, which are real.
-
-    Raises:
-        ValueError: fewer than two vectors.
-    """
-    if min(first.count, second.count) < 2:
-        raise ValueError(f"got {first.count} and {second.count} vectors, expected at least 2 of each for a distance")
-    values, vectors = torch.linalg.eigh(first.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ second.covariance @ root).clamp(min=0).sqrt().sum()
-    spread = first.covariance.trace() + second.covariance.trace() - 2 * shared
-    return float((first.mean - second.mean).square().sum() + spread)
 
 
 def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance:
@@ -97,12 +48,6 @@ def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance
     if name == "download" or name.endswith(WEIGHT_FILES):
         return LPIPS(name)
     return ClipDistance(*clip_name(name))
-
-
-def clip_name(name: str) -> tuple[str, str | None]:
-    """Returns model and weights of ``models/clip/emoji`` or ``ViT-B-32-quickgelu:openai``."""
-    model, _, pretrained = name.partition(":")
-    return model, pretrained or None
 
 
 def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size: int | None) -> dict[str, Any]:
@@ -222,8 +167,8 @@ def reconstruction(stage: FirstStage, args: Mapping[str, Any]) -> dict[str, Any]
             "ssim": "torchmetrics, Gaussian window 11, sigma 1.5, reflected borders, in [0, 1], by picture, then mean",
             "perceptual": getattr(perceptual, "name", None),
             "rfid": None if features is None else {"features": features.name, "fingerprint": features.fingerprint},
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {"python": platform.python_version(), "device": str(device)},
+            "versions": versions(),
+            "machine": machine(device),
         },
     }
     outdir = Path(args["outdir"])

@@ -1,0 +1,18 @@
+"""Figures of models and of pictures, one function per metric, and reports that state how every figure was made.
+
+Names are imported when first used, so that a script's ``--help`` loads no torch.
+"""
+
+from ldm.util import names_when_used
+
+_HOME = {
+    "LIBRARIES": "protocol",
+    "Moments": "metrics",
+    "frechet_distance": "metrics",
+    "Reconstruction": "first_stage",
+    "evaluation_data": "first_stage",
+    "perceptual_distance": "first_stage",
+    "reconstruction": "first_stage",
+}
+__all__ = sorted(_HOME)
+__getattr__ = names_when_used(__name__, _HOME)

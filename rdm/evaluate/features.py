@@ -1,0 +1,206 @@
+"""Networks whose features figures are made of, each by its name, with the hash of its weights and preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.checkpoint import load_weights, read_weights
+from ldm.modules.encoders.modules import OpenClipEmbedder
+
+WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
+UNIT = "unit:"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks were trained
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that looks at pictures.
+
+    Attributes:
+        name: as it was asked for.
+        fingerprint: of weights and preprocessing; figures with different ones cannot be compared.
+        preprocessing: what becomes of a picture, in words.
+        see: images ``[B, 3, H, W]`` in [-1, 1] -> features ``[B, D] float32`` and, of a classifier, logits
+            ``[B, classes] float32``.
+        classifies: whether there are logits.
+        texts: texts -> vectors ``[B, D] float32`` in the space of the features; of CLIP alone.
+    """
+
+    name: str
+    fingerprint: str
+    preprocessing: str
+    see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    classifies: bool = False
+    texts: Callable[[Sequence[str]], Tensor] | None = None
+
+    def about(self) -> dict[str, str]:
+        """Returns what a report states of it."""
+        return {"name": self.name, "fingerprint": self.fingerprint, "preprocessing": self.preprocessing}
+
+
+def feature_network(name: str) -> FeatureNetwork:
+    """Returns a network ready for use, on the GPU where there is one.
+
+    Args:
+        name: ``inception`` or ``inception:FILE``, the network of FID; ``NETWORK:FILE``, such as
+            ``resnet18:resnet18.pth``, one of torchvision's classifiers; else a CLIP: a folder or ``MODEL:PRETRAINED``.
+            ``unit:`` before any of them scales features to length one.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: an unknown network, weights that do not fit or cannot be had.
+    """
+    if name.startswith(UNIT):
+        return unit_length(feature_network(name.removeprefix(UNIT)))
+    network, _, file = name.partition(":")
+    if network == "inception":
+        return inception(name, Path(file) if file else None)
+    if file.endswith(WEIGHT_FILES):
+        from torchvision import models
+
+        if network in models.list_models(module=models):
+            return classifier(name, network, file)
+    embedder = OpenClipEmbedder(*clip_name(name)).to(device())
+    size = f"{embedder.image_size} pixels"
+    words = f"shorter side to {size}, antialiased bicubic, centre cut out; raw vectors of CLIP"
+    return FeatureNetwork(
+        name, embedder.fingerprint, words, lambda x: (embedder.images(x), None), False, embedder.texts
+    )
+
+
+def unit_length(network: FeatureNetwork) -> FeatureNetwork:
+    """Returns a network whose features are of length one: a CLIP is trained on directions, and lengths may be large."""
+
+    def see(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = network.see(images)
+        return F.normalize(features, dim=1), logits
+
+    fingerprint = hashlib.sha256(f"{UNIT}{network.fingerprint}".encode()).hexdigest()[:32]
+    words = f"{network.preprocessing}; scaled to length one"
+    return replace(network, name=UNIT + network.name, fingerprint=fingerprint, preprocessing=words, see=see)
+
+
+def clip_name(name: str) -> tuple[str, str | None]:
+    """Returns model and weights of ``models/clip/emoji`` or ``ViT-B-32-quickgelu:openai``."""
+    model, _, pretrained = name.partition(":")
+    return model, pretrained or None
+
+
+def classifier(name: str, network: str, file: str) -> FeatureNetwork:
+    """Returns one of torchvision's classifiers: its features are what enters its last layer.
+
+    Args:
+        name: as it was asked for.
+        network: torchvision's name of it.
+        file: its weights, as torchvision distributes them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: weights of another network, or one whose last layer is not linear.
+    """
+    from torchvision.models import get_model, get_model_weights
+
+    options = {"init_weights": False} if network in ("googlenet", "inception_v3") else {}
+    model = get_model(network, weights=None, **options).eval().requires_grad_(False)
+    load_weights(model, read_weights(file), source=file, allow=("*.num_batches_tracked",))
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{network} has no linear layer at its end; name another of torchvision's networks")
+    side = int(get_model_weights(network).DEFAULT.transforms().crop_size[0])
+    entering: list[Tensor] = []
+    linear[-1].register_forward_pre_hook(lambda _, given: entering.append(given[0]))
+    mean, std = (torch.tensor(numbers, device=device()).view(3, 1, 1) for numbers in (MEAN, STD))
+    model.to(device())
+
+    @torch.inference_mode()
+    def see(images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.to(mean.device) / 2 + 0.5
+        if pixels.shape[2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+        logits = model((pixels - mean) / std)
+        return entering.pop().flatten(1), logits
+
+    words = f"whole picture to {side} x {side} pixels, antialiased bilinear, ImageNet's mean and deviation; what "
+    words += f"enters the last layer of {network}"
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
+
+
+def inception(name: str, file: Path | None) -> FeatureNetwork:
+    """Returns the network of FID as torch-fidelity has it: pooled features, and logits without their bias.
+
+    Args:
+        name: as it was asked for.
+        file: its weights, ``weights-inception-2015-12-05-6726825d.pth``; fetched where not given.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: torch-fidelity is not installed, or weights do not fit or cannot be had.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ValueError(
+            "features 'inception' need torch-fidelity: pip install -e '.[metrics]', or name others"
+        ) from error
+    file = file or _fetched(URL_INCEPTION_V3)
+    read_weights(file)  # torch-fidelity would also run what a pickle holds beside weights; this refuses it
+    try:
+        model = FeatureExtractorInceptionV3(
+            "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
+        )
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{file} does not fit torch-fidelity's Inception; give its {Path(urlparse(URL_INCEPTION_V3).path).name}"
+        ) from error
+    model.to(device())
+
+    @torch.inference_mode()
+    def see(images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = model(as_bytes(images).to(device()))
+        return features, logits
+
+    words = "8 bits, whole picture to 299 x 299 pixels as TensorFlow 1 does, bilinear without antialiasing"
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Returns images ``[B, 3, H, W]`` in [-1, 1] as ``uint8``, as they are written to files."""
+    return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _fetched(url: str) -> Path:
+    """Returns the local copy of a file whose name ends in the beginning of its hash, fetched at first."""
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"could not fetch the weights of Inception ({type(error).__name__}); offline, fetch {file.name} of "
+                "torch-fidelity elsewhere and name 'inception:FILE', or other features, such as models/clip/emoji"
+            ) from error
+    return file
+
+
+def _fingerprint(words: str, state: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def device() -> torch.device:
+    """Returns where networks look at pictures and distances are computed: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,84 @@
+"""A report of pictures made again from its own protocol, and compared."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.files import read_json, write_json
+from rdm.evaluate.images import measure, prepare
+from rdm.retrieval.config import require
+
+LOG = logging.getLogger(__name__)
+TOLERANCE = 1e-3  # relative; figures that differ by less count as equal
+
+
+def repeat(file: str) -> dict[str, Any]:
+    """Returns the report of another report's protocol, all made anew, and writes it beside it in ``repeat``.
+
+    Args:
+        file: a ``results.json`` of :func:`evaluate_images`.
+
+    Returns:
+        the report, with ``repeated``: each figure ``before`` and ``after``, and whether they are ``equal``.
+
+    Raises:
+        ValueError: no such report, or pictures, model or features are no longer those it was made with.
+        FileNotFoundError: they are gone.
+    """
+    before = read_json(Path(file), "give a results.json of scripts/evaluate.py")
+    protocol = before.get("protocol")
+    if not isinstance(protocol, dict) or protocol.get("command") not in ("images", "samples"):
+        raise ValueError(f"{file} is no report of 'images' or 'samples', expected one of scripts/evaluate.py")
+    outdir = Path(file).parent / "repeat"
+    cache = outdir / "features"
+    require(before, ("figures",), file)
+    require(protocol, ("arguments", "pictures", "reference", "features", "versions"), f"the protocol of {file}")
+    plan = prepare({**protocol["arguments"], "outdir": str(outdir), "cache": str(cache)})
+    now = json.loads(json.dumps(plan.protocol()))
+    check_same(protocol, now, file)
+    report = measure(plan)
+    report["repeated"] = compared(before["figures"], report["figures"])
+    write_json(outdir / "results.json", report)
+    shutil.rmtree(cache)  # the next repetition is to be one
+    return report
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], file: str) -> None:
+    """Checks that two protocols are of the same pictures and features; other versions are logged.
+
+    Raises:
+        ValueError: they are not; names the first difference.
+    """
+    for old, new in zip(before["features"], now["features"], strict=True):
+        if old["fingerprint"] != new["fingerprint"]:
+            raise ValueError(
+                f"features {new['name']} have fingerprint {new['fingerprint']}, {file} was made with "
+                f"{old['fingerprint']}; figures of different features cannot be compared"
+            )
+    for what in ("pictures", "reference"):
+        if before[what] is None:
+            continue
+        for key, value in before[what].items():
+            if now[what].get(key) != value:
+                raise ValueError(f"{what}: got {key} {now[what].get(key)}, {file} was made with {value}; restore them")
+    for name, version in before["versions"].items():
+        if now["versions"].get(name) != version:
+            LOG.warning("%s is %s, was %s", name, now["versions"].get(name), version)
+
+
+def compared(before: Mapping[str, Any], after: Mapping[str, Any], name: str = "") -> dict[str, dict[str, Any]]:
+    """Returns each number of two trees of figures by its path: ``before``, ``after`` and whether they are ``equal``."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in before.items():
+        path = f"{name} {key}".strip()
+        if isinstance(value, Mapping):
+            found |= compared(value, after[key], path)
+        else:
+            equal = abs(value - after[key]) <= TOLERANCE * max(abs(value), abs(after[key])) + 1e-9
+            found[path] = {"before": value, "after": after[key], "equal": equal}
+    return found

@@ -1,0 +1,216 @@
+"""Where the pictures of an evaluation come from: files, or a model that samples them as they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from ldm.data.decode import open_picture
+from ldm.files import file_hash
+from ldm.util import instantiate_from_config, read_text
+from rdm.evaluate.features import as_bytes
+from rdm.loading import Loaded, config_beside, find_checkpoint, model_config
+from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
+from rdm.options import own_options
+from rdm.retrieval.config import source_config
+from rdm.retrieval.queries import text_queries
+from rdm.sample import sample_retrieved, unconditional_queries, usual_batch_size
+
+PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
+TEXTS = 256  # that are embedded at once
+
+
+class PictureFiles:
+    """Pictures of a folder, of Parquet files or of tar shards.
+
+    Args:
+        path: where they are.
+        split: of Parquet files.
+        size: side in pixels; that of the shorter side of the first picture where not given.
+        n: number of pictures, evenly spread over all; all where not given.
+        workers: processes that read them.
+
+    Attributes:
+        about: what a report states of them.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: fewer than ``n``, or files that cannot be read.
+    """
+
+    def __init__(
+        self, path: str, split: str | None = None, size: int | None = None, n: int | None = None, workers: int = 0
+    ) -> None:
+        config = source_config(path, size or 1, split)
+        config["params"]["max_broken"] = 0  # another picture in the place of a broken one would count twice
+        self.dataset, self.workers = instantiate_from_config(config), workers
+        total = len(self.dataset)
+        if n is not None and n > total:
+            raise ValueError(f"got {total} pictures in {path}, expected at least n={n}; ask for fewer")
+        self.rows = evenly(total, n or total)
+        if size is None:
+            self.dataset.size = min(open_picture(self.dataset.read(0)).size)
+        entries = [self.dataset.metadata(row) for row in self.rows]
+        self.captions = [entry["caption"] for entry in entries]
+        self.fingerprint = self._hash()
+        self.about = {
+            "path": path,
+            "split": split,
+            "n": len(self.rows),
+            "of": total,
+            "size": self.dataset.size,
+            "preprocessing": PREPROCESSING,
+            "classes": balance([entry["class_id"] for entry in entries]),
+            "captions_sha256": _digest(self.captions),
+            "sha256": self.fingerprint,
+        }
+
+    def _hash(self) -> str:
+        """Returns the hash of the encoded pictures in their order, and of what becomes of them."""
+        digest = hashlib.sha256(json.dumps([self.dataset.size, PREPROCESSING]).encode())
+        for row in tqdm(self.rows, desc="hashing", unit="picture", disable=len(self.rows) < 5000):
+            digest.update(hashlib.sha256(self.dataset.read(row)).digest())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.rows)
+
+    def batches(self, start: int, size: int) -> Iterator[Tensor]:
+        """See :class:`rdm.evaluate.extract.Source`."""
+        subset = Subset(self.dataset, self.rows[start:])
+        yield from (batch["image"] for batch in DataLoader(subset, size, num_workers=self.workers))
+
+
+class ModelSamples:
+    """Images of a model, sampled when they are asked for; image i has seed ``seed + i`` and 8 bits, as in a file.
+
+    Args:
+        loaded: model and database.
+        n: number of images.
+        prompts: texts; image i is of text i, from the first one again after the last. Without them, images are of
+            neighbours of popular rows.
+        k: neighbours of each.
+        seed: of the first image.
+        top_m: of popular rows, see :func:`rdm.sample.sample_popular`.
+        weighted: likewise.
+        options: of :func:`rdm.sample.sample_retrieved`.
+
+    Attributes:
+        about: what a report states of them.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        n: int,
+        prompts: Sequence[str] = (),
+        *,
+        k: int,
+        seed: int,
+        top_m: float | int,
+        weighted: bool,
+        **options: Any,
+    ) -> None:
+        options = own_options(options, isinstance(loaded.model, RetrievalAugmentedTransformer))
+        options |= {"copies": None, "batch_size": options.get("batch_size") or usual_batch_size(loaded.model)}
+        if options.get("weaker"):
+            options["weaker"] = str(find_checkpoint(options["weaker"]))
+        self.loaded, self.n, self.k, self.seed, self.options = loaded, n, k, seed, options
+        asked: dict[str, Any]
+        if prompts:
+            parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
+            vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
+            places = [place % len(prompts) for place in range(n)]
+            self.captions, self.queries = [prompts[place] for place in places], vectors[places]
+            asked = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": k}
+        else:
+            self.captions = [""] * n
+            self.queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
+            drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()  # popularity is no part of the database
+            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": k, "queries_sha256": drawn}
+        config = model_config(loaded.config, loaded.path) if loaded.config else config_beside(loaded.path)
+        retriever = loaded.retriever
+        what = {
+            "checkpoint_sha256": file_hash(loaded.path),
+            "config_sha256": _digest(config["model"]),
+            "database_fingerprint": retriever.database.fingerprint,
+            "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
+            "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
+            "asked": asked,
+            "settings": {name: value for name, value in options.items() if name not in ("copies", "compile")},
+            "weaker_sha256": file_hash(Path(options["weaker"])) if options.get("weaker") else None,
+            "seeds": [seed, seed + n - 1],
+            "n": n,
+        }
+        here = [torch.__version__, next(loaded.model.parameters()).device.type]  # with others, last bits may differ
+        self.fingerprint = _digest([what, here])
+        paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
+        self.about = {**paths, **what, "sha256": _digest(what)}
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return self.n
+
+    def batches(self, start: int, size: int) -> Iterator[Tensor]:
+        """See :class:`rdm.evaluate.extract.Source`."""
+        options, retriever = dict(self.options), self.loaded.retriever
+        for first in range(start, self.n, size):
+            places = slice(first, min(first + size, self.n))
+            labels, seeds = self.captions[places], range(self.seed + first, self.seed + places.stop)
+            retrieved = retriever(self.queries[places], self.k)
+            samples = sample_retrieved(self.loaded, retrieved, labels, seeds, **options)
+            options["compile"] = False  # once is enough
+            yield as_bytes(samples.images) / 127.5 - 1.0
+
+
+def read_prompts(file: str) -> list[str]:
+    """Returns the lines of a text file that are not blank.
+
+    Raises:
+        ValueError: there is none.
+        FileNotFoundError: no such file.
+    """
+    prompts = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"got no prompt in {file}, expected one in each line")
+    return prompts
+
+
+def read_captions(path: str, split: str | None, n: int | None) -> list[str]:
+    """Returns the captions of the pictures at a path; of n of them, evenly spread, where there are more.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: one has no caption.
+    """
+    dataset = instantiate_from_config(source_config(path, 1, split))
+    total = len(dataset)
+    captions = [dataset.metadata(row)["caption"] for row in evenly(total, min(n or total, total))]
+    if not all(captions):
+        raise ValueError(f"got pictures without a caption in {path}, expected one for each")
+    return captions
+
+
+def evenly(total: int, n: int) -> list[int]:
+    """Returns n numbers below ``total``, evenly spread."""
+    return [place * total // n for place in range(n)]
+
+
+def balance(classes: Sequence[str]) -> Mapping[str, int]:
+    """Returns how many classes there are, and of how many pictures the smallest and the largest."""
+    counts = Counter(classes)
+    return {"count": len(counts), "smallest": min(counts.values()), "largest": max(counts.values())}
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
