@@ -46,7 +46,7 @@ GAP, LEFT, TOP, ZOOM, FONT = 4, 120, 28, 2, 16
 def choose_prompts(listed: Sequence[str], names: Sequence[str], total: int) -> list[str]:
     """Returns the listed prompts and, up to a total, names evenly spread over those that are not listed."""
     further = [name for name in dict.fromkeys(names) if name not in map(thing, listed)]
-    return [*listed, *(further[n] for n in spread(len(further), max(0, total - len(listed))))]
+    return [*listed, *(further[n] for n in spread(len(further), min(len(further), max(0, total - len(listed)))))]
 
 
 def thing(prompt: str) -> str:
