@@ -13,6 +13,8 @@ from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sample import Samples, sample_retrieved, sample_texts
 
+SAMPLER = "ddim"  # where none is asked for: an inversion follows its steps, and painting wants many to fit what stays
+
 
 def edit_picture(
     loaded: Loaded,
@@ -66,7 +68,7 @@ def edit_picture(
     if invert:
         own = image_queries(embedder, canvas.picture.to(loaded.model.device))
         edit["inverted_with_rows"] = loaded.retriever(own, k).rows[0].tolist()
-    options |= {"edit": edit, "tokens": tokens}
+    options |= {"edit": edit, "tokens": tokens, "sampler": options.get("sampler") or SAMPLER}
     if prompt is not None:
         options |= {"negative": negative, "negative_weight": negative_weight}
         return sample_texts(loaded, [prompt] * n, k=k, seed=seed, **options)

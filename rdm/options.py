@@ -13,8 +13,8 @@ from ldm.util import add_trust_option, bytes_of, seed_number
 
 # What one kind of model alone takes, and what it does without: each name as in ``rdm.sample.generate``.
 DIFFUSION: dict[str, Any] = {
-    "steps": 50,
-    "sampler": "ddim",
+    "steps": None,
+    "sampler": None,
     "eta": None,
     "spacing": "uniform",
     "rescale": 0.0,
@@ -178,8 +178,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--interval", type=int, nargs=2, metavar=("FIRST", "LAST"), help="guide at these times alone")
     p.add_argument("--weaker", metavar="CKPT", help="a weaker checkpoint to be led away from (autoguidance)")
     p.add_argument("--weaker_scale", type=finite, help="how far, 1 for not at all")
-    p.add_argument(*names("--steps"), type=positive, help="denoising steps")
-    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc")
+    p.add_argument(*names("--steps"), type=positive, help="denoising steps; else as many as the sampler needs")
+    p.add_argument("--sampler", help="ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc (what is usual)")
     p.add_argument(
         "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
     )

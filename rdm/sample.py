@@ -18,13 +18,14 @@ from ldm.files import file_hash
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.canvas import Canvas, open_canvas
 from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
-from rdm.loading import Loaded, Model, config_beside, find_checkpoint, load_model
+from rdm.loading import Loaded, Model, config_beside, load_model
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
-from rdm.options import PRECISIONS, own_options
+from rdm.options import PRECISIONS
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
+from rdm.usual import settled, usual_batch_size
 
 LOG = logging.getLogger(__name__)
 TOKENS = ("neighbours", "text", "both", "picture")
@@ -123,15 +124,6 @@ def generate(
             images = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         parts.append(images[: len(seeds) - start].float().clamp(-1, 1).cpu())
     return torch.cat(parts) if canvas is None else canvas.paste(torch.cat(parts))
-
-
-def usual_batch_size(model: torch.nn.Module) -> int:
-    """Returns how many images are sampled together: on a CPU one, as a U-Net gains little from more, else eight.
-
-    A transformer reads all its weights for one code of each image: on a CPU, four cost it little more than one.
-    """
-    few = 4 if isinstance(model, RetrievalAugmentedTransformer) else 1
-    return few if next(model.parameters()).device.type == "cpu" else 8
 
 
 def sample_texts(
@@ -345,12 +337,9 @@ def sample_retrieved(
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
-    options = own_options(options, isinstance(loaded.model, RetrievalAugmentedTransformer))
+    options = settled(options, loaded.model)
     if not loaded.model.p_uncond and any(s not in (None, 1.0) for s in (options.get("scale"), text_scale)):
         LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
-    options["batch_size"] = options.get("batch_size") or usual_batch_size(loaded.model)
-    if options.get("weaker"):
-        options["weaker"] = str(find_checkpoint(options["weaker"]))
     size = {name: side for name, side in (("height", height), ("width", width)) if side}  # older records have none
     settings, shape = {"tokens": tokens, "text_scale": text_scale, **size, **options}, loaded.shape_of(height, width)
     if edit is not None:

@@ -18,12 +18,11 @@ from ldm.data.decode import open_picture
 from ldm.files import file_hash
 from ldm.util import instantiate_from_config, read_text
 from rdm.evaluate.features import as_bytes
-from rdm.loading import Loaded, config_beside, find_checkpoint, model_config
-from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
-from rdm.options import own_options
+from rdm.loading import Loaded, config_beside, model_config
 from rdm.retrieval.config import source_config
 from rdm.retrieval.queries import text_queries
-from rdm.sample import sample_retrieved, unconditional_queries, usual_batch_size
+from rdm.sample import sample_retrieved, unconditional_queries
+from rdm.usual import settled
 
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
 TEXTS = 256  # that are embedded at once
@@ -121,10 +120,7 @@ class ModelSamples:
         weighted: bool,
         **options: Any,
     ) -> None:
-        options = own_options(options, isinstance(loaded.model, RetrievalAugmentedTransformer))
-        options |= {"copies": None, "batch_size": options.get("batch_size") or usual_batch_size(loaded.model)}
-        if options.get("weaker"):
-            options["weaker"] = str(find_checkpoint(options["weaker"]))
+        options = settled(options, loaded.model) | {"copies": None}
         self.loaded, self.n, self.k, self.seed, self.options = loaded, n, k, seed, options
         asked: dict[str, Any]
         if prompts:

@@ -19,7 +19,7 @@ from rdm.provenance import make_again, read_record, save
 from rdm.retrieval.queries import mix
 from rdm.sample import sample_texts
 
-FAST = {"k": 2, "seed": 3, "steps": 4, "scale": 2.0}
+FAST = {"k": 2, "seed": 3, "steps": 4, "scale": 2.0, "sampler": "ddim"}
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_a_model_is_sampled_and_sampled_again(run: Run, results: Any, loaded: Lo
     assert about["seeds"] == [7, 18] and about["checkpoint_sha256"] == file_hash(loaded.path)
     assert about["asked"].items() >= {"way": "popular", "top_m": 0.5, "weighted": False, "k": 2}.items()
     assert about["index"]["factory"] == "Flat" and about["rows_sha256"] is None
-    assert about["settings"]["sampler"] == "ddim" and about["settings"]["steps"] == 1
+    assert about["settings"]["sampler"] == "unipc" and about["settings"]["steps"] == 1
     assert results()["protocol"]["reference"]["size"] == 16
     assert "all 9 figures are equal" in run("repeat", tmp_path / "out" / "results.json")
     config = loaded.path.parent / "config.yaml"

@@ -57,7 +57,7 @@ def test_options_of_the_other_kind_are_left_out_or_refused(parser: argparse.Argu
     diffusion, codes = own_options(given, autoregressive=False), own_options(given, autoregressive=True)
     both = {"scale", "batch_size", "tile", "compile", "precision", "height", "width", "copies"}
     assert diffusion.keys() & codes.keys() == both
-    assert codes["temperature"] == 1.0 and diffusion["steps"] == 50 and {**diffusion, **codes} == given
+    assert codes["temperature"] == 1.0 and diffusion["steps"] is None and {**diffusion, **codes} == given
     with pytest.raises(ValueError, match="got top_k=5, which is for an autoregressive model, but this is a diffusion"):
         own_options(sampling_options(parser.parse_args(["--top_k", "5"])), autoregressive=False)
     with pytest.raises(ValueError, match="got sampler=plms, which is for a diffusion model, but this is an autoreg"):

@@ -117,7 +117,7 @@ def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded, size: int 
     """To the last bit: not on how many images are made with it, nor on the settings of the other kind of model."""
     options: dict[str, Any] = {"k": 2, "scale": 2.0, "batch_size": size}
     together = sample_texts(loaded, ["pirate flag", "white flag", "rainbow flag"], seed=5, **options)
-    alone = sample_texts(loaded, ["rainbow flag"], seed=7, steps=50, sampler="ddim", eta=None, **options)
+    alone = sample_texts(loaded, ["rainbow flag"], seed=7, steps=None, sampler=None, eta=None, **options)
     assert torch.equal(together.images[2:], alone.images)
 
 

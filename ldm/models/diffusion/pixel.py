@@ -19,7 +19,7 @@ from ldm.lr_scheduler import StepSchedule
 from ldm.models.diffusion.editing import Edit
 from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
-from ldm.models.diffusion.samplers import SAMPLERS, clip_x0
+from ldm.models.diffusion.samplers import SAMPLERS, USUAL, USUAL_STEPS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
 from ldm.models.diffusion.stepping import seeded_generator, seeded_noise, seeded_step_noise
 from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid, compile_network
@@ -280,8 +280,8 @@ class DDPM(pl.LightningModule):
         latent_shape: Sequence[int],
         seeds: Sequence[int],
         *,
-        sampler: str = "ddim",
-        steps: int = 50,
+        sampler: str = USUAL,
+        steps: int | None = None,
         scale: float = 1.0,
         null: Tensor | None = None,
         eta: float | None = None,
@@ -298,7 +298,7 @@ class DDPM(pl.LightningModule):
             latent_shape: ``(C, h, w)``.
             seeds: one an image.
             sampler: a name in ``SAMPLERS``.
-            steps: number of denoising steps.
+            steps: number of denoising steps; what the sampler needs where not given.
             scale: of guidance; 1 for none.
             null: the context that means nothing, for guidance.
             eta: share of fresh noise a step; the sampler's own where not given.
@@ -322,6 +322,7 @@ class DDPM(pl.LightningModule):
         denoise = self.denoiser(context, null, scale, **guidance)
         if weaker is not None:
             denoise = autoguide(denoise, weaker.denoiser(context), weaker_scale)
+        steps = steps or min(USUAL_STEPS[sampler], len(self.schedule))
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
         if edit is not None:
