@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.living import select_rows
 from rdm.retrieval.retriever import Retriever
+from rdm.retrieval.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
@@ -208,16 +209,21 @@ def load(
         raise ValueError(f"the config of {path} has no 'data', which names embedder and database; give a whole run's")
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    data.prepare_data()
-    embedder = load_embedder(data.embedder_config)
-    opened = RetrievalDatabase.open(database, embedder) if database else data.database
+    data.prepare_retrieval()
+    opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
-    retriever = Retriever(embedder, opened, NeighbourIndex.open(opened), rows)
+    retriever = Retriever(partial(load_embedder, data.embedder_config), opened, partial(_open_index, opened), rows)
     side = int(parts["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
     params = parts["model"]["params"]
     unet, stage = params.get("unet_config"), params["first_stage_config"]["params"]
     shape = (unet["params"]["in_channels"] if unet else stage["embed_dim"], side, side)
     return Loaded(model, retriever, data, shape, path, None if config is None else Path(config))
+
+
+def _open_index(database: RetrievalDatabase) -> SearchIndex:
+    from rdm.retrieval.index import NeighbourIndex  # faiss, where something is searched for
+
+    return NeighbourIndex.open(database)
 
 
 def config_beside(path: Path) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 from ldm.data.datamodule import DataModule
 from ldm.util import instantiate_from_config
 from rdm.data.query_dataset import QueryDataset
-from rdm.retrieval.builder import prepare_database
+from rdm.retrieval.builder import check_source, prepare_database
 from rdm.retrieval.config import check_database, load_embedder
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import NEAR_DUPLICATE, NeighbourTable, prepare_neighbour_table
+from rdm.retrieval.search import read_card
 
 LOG = logging.getLogger(__name__)
 
@@ -93,13 +94,37 @@ class RetrievalDataModule(DataModule):
         Raises:
             ValueError: the database was made by another embedder or from another source.
         """
+        super().prepare_data()
+        self._prepare(self.dataset_configs)
+
+    def prepare_retrieval(self) -> None:
+        """Builds what sampling reads where it is not there: database, index, and the table of the training images.
+
+        Raises:
+            ValueError: the database was made by another embedder, where that is needed, or from another source.
+        """
+        if not self._is_ready():
+            self._prepare({"train": self.dataset_configs["train"]})
+
+    def _is_ready(self) -> bool:
+        """Whether what sampling reads is there; which embedder made it is looked at when one is needed."""
+        try:
+            check_source(self.database, self.database_config["source"], self.database_config.get("patches"))
+            read_card(self.database, self.database.path / "index")
+        except FileNotFoundError:
+            return False
+        try:
+            return self.table("train").left() >= self.k
+        except (FileNotFoundError, ValueError):  # it is made again where it is another's
+            return False
+
+    def _prepare(self, images_of: Mapping[str, Mapping[str, Any]]) -> None:
         from rdm.retrieval.index import NeighbourIndex  # faiss, for this process only
 
-        super().prepare_data()
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
         index = NeighbourIndex.open(database)
-        for name, config in self.dataset_configs.items():
+        for name, config in images_of.items():
             images = instantiate_from_config(config)
             prepare_neighbour_table(
                 self.table_path(name),

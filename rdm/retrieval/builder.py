@@ -98,16 +98,27 @@ def prepare_database(
     path = Path(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
-        asked = {"source": _plain(source), "patches": Patches(patches).config}
-        made_from = [{key: entry[key] for key in asked} for entry in database.sources]
-        if asked not in made_from:
-            raise ValueError(
-                f"database {path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
-                f"delete {path} or name another path, and build again"
-            )
+        check_source(database, source, patches)
         (path / PLAN).unlink(missing_ok=True)  # a kill between writing the card and this leaves it behind
         return database
     return build_database(path, source, embedder, patches=patches, **options)
+
+
+def check_source(
+    database: RetrievalDatabase, source: Mapping[str, Any], patches: Mapping[str, Any] | None = None
+) -> None:
+    """Checks that a database, or a part of it, was built from these pictures.
+
+    Raises:
+        ValueError: it was not; names what it was built from.
+    """
+    asked = {"source": _plain(source), "patches": Patches(patches).config}
+    made_from = [{key: entry[key] for key in asked} for entry in database.sources]
+    if asked not in made_from:
+        raise ValueError(
+            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
+            f"delete {database.path} or name another path, and build again"
+        )
 
 
 def build_database(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,25 +37,45 @@ class Retriever:
     """Looks queries up in a database.
 
     Args:
-        embedder: the one that made the database; makes queries from texts and images.
+        embedder: returns the one that made the database, which makes queries from texts and images; asked for it when
+            the first query is made, as some images need none.
         database: where neighbours come from.
-        index: its index.
+        index: returns its index; asked for it with the first search.
         rows: neighbours come from these alone, ``[M] int64``; None for all.
-
-    Raises:
-        ValueError: embedder, database and index do not belong together.
     """
 
     def __init__(
-        self, embedder: Embedder, database: RetrievalDatabase, index: SearchIndex, rows: np.ndarray | None = None
+        self,
+        embedder: Callable[[], Embedder],
+        database: RetrievalDatabase,
+        index: Callable[[], SearchIndex],
+        rows: np.ndarray | None = None,
     ) -> None:
-        remedy = "use the embedder that made it"
-        check_embedder(database.card["embedder"], embedder, f"database {database.path}", remedy)
-        if index.card["database"] != database.fingerprint:
-            raise ValueError(
-                f"index is of database {index.card['database']}, got {database.fingerprint}; rebuild the index"
-            )
-        self.embedder, self.database, self.index, self.rows = embedder, database, index, rows
+        self.database, self.rows = database, rows
+        self._load_embedder, self._open_index = embedder, index
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The embedder.
+
+        Raises:
+            ValueError: another one made the database.
+        """
+        embedder, remedy = self._load_embedder(), "use the embedder that made it"
+        check_embedder(self.database.card["embedder"], embedder, f"database {self.database.path}", remedy)
+        return embedder
+
+    @functools.cached_property
+    def index(self) -> SearchIndex:
+        """The index.
+
+        Raises:
+            ValueError: it is of another database.
+        """
+        index, expected = self._open_index(), self.database.fingerprint
+        if index.card["database"] != expected:
+            raise ValueError(f"index is of database {index.card['database']}, got {expected}; rebuild the index")
+        return index
 
     def __call__(
         self,

@@ -18,7 +18,7 @@ def test_a_class_has_the_rows_stored_under_it(database: RetrievalDatabase) -> No
 
 def test_a_row_is_drawn_and_those_of_its_class_around_it_are_taken(database: RetrievalDatabase) -> None:
     index = NeighbourIndex.open(database)
-    retriever, rows = Retriever(ProjectionEmbedder(), database, index), class_rows(database, "class1")
+    retriever, rows = Retriever(ProjectionEmbedder, database, lambda: index), class_rows(database, "class1")
     unit = database.embeddings(np.arange(len(database)))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     found = labelled(retriever, ["class1", "class0", "class1"], 3, [7, 8, 9])
@@ -30,7 +30,7 @@ def test_a_row_is_drawn_and_those_of_its_class_around_it_are_taken(database: Ret
     assert set(found.rows[1]) <= set(class_rows(database, "class0"))
     drawn = labelled(retriever, ["class1"] * 200, 1, range(200)).rows[:, 0]
     assert set(drawn) == set(rows)
-    bound = Retriever(ProjectionEmbedder(), database, index, rows[:4])
+    bound = Retriever(ProjectionEmbedder, database, lambda: index, rows[:4])
     assert set(labelled(bound, ["class1"] * 50, 2, range(50)).rows.ravel()) == set(rows[:4])
     database.remove(rows[:2])
     assert set(labelled(bound, ["class1"] * 50, 2, range(50)).rows.ravel()) == set(rows[2:4])

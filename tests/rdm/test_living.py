@@ -146,7 +146,7 @@ def test_after_an_opt_out_nothing_gives_the_pictures_any_more(tmp_path: Path) ->
     index, images = NeighbourIndex.open(database), instantiate_from_config(source)
     table = database.path / "neighbours/train"
     build_neighbour_table(table, images, embedder, database, index, k=50, progress=False)
-    retriever, generator = Retriever(embedder, database, index), np.random.default_rng(0)
+    retriever, generator = Retriever(lambda: embedder, database, lambda: index), np.random.default_rng(0)
     queries = torch.from_numpy(database.embeddings(np.arange(60)))
     gone = find_rows(database, sources=[str(tmp_path / "pictures/class1")])
     assert len(gone) == 30 and np.isin(gone, retriever(queries, 4).rows).any() and popularity(database, 4)[gone].any()

@@ -119,7 +119,7 @@ def test_search_by_blocks_is_that_of_brute_force() -> None:
 
 
 def test_removed_rows_are_not_found(database: RetrievalDatabase) -> None:
-    features = Features(Retriever(ProjectionEmbedder(), database, NeighbourIndex.open(database)), 8)
+    features = Features(Retriever(ProjectionEmbedder, database, lambda: NeighbourIndex.open(database)), 8)
     rows = Pictures(np.arange(19), [""] * 19, features.of_rows(np.arange(19)))
     for feature in (EMBEDDER, PIXELS):
         found = nearest({"rows": rows}, blocks_of_rows(features), {})["rows"][feature]

@@ -27,7 +27,7 @@ POPULARITY = np.array([0, 5, 1, 9, 5, 0, 2, 0, 0, 0])
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
     path, embedder = tmp_path_factory.mktemp("queries"), ProjectionEmbedder()
     database = build_database(path / "db", write_pictures(path / "pictures", 40), embedder, progress=False)
-    return Retriever(embedder, database, NeighbourIndex.open(database))
+    return Retriever(lambda: embedder, database, lambda: NeighbourIndex.open(database))
 
 
 def rows(**options: object) -> list[int]:
@@ -162,9 +162,9 @@ def test_a_pool_is_drawn_from(retriever: Retriever) -> None:
 
 def test_what_does_not_belong_together_is_refused(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use the embedder that made it"):
-        Retriever(ProjectionEmbedder(seed=1), retriever.database, retriever.index)
+        _ = Retriever(lambda: ProjectionEmbedder(seed=1), retriever.database, lambda: retriever.index).embedder
     source = write_pictures(tmp_path / "pictures", 4, seed=9)
     other = build_database(tmp_path / "db", source, ProjectionEmbedder(), progress=False)
     assert isinstance(other, RetrievalDatabase)
     with pytest.raises(ValueError, match="index is of database"):
-        Retriever(retriever.embedder, other, retriever.index)
+        _ = Retriever(lambda: retriever.embedder, other, lambda: retriever.index).index

@@ -34,6 +34,14 @@ def test_load_builds_what_is_missing(loaded: Loaded) -> None:
     assert len(loaded.data.table("train")) == 40
 
 
+def test_what_no_image_needs_is_not_loaded(loaded: Loaded) -> None:
+    fresh = load(str(loaded.path))
+    sample_rows(fresh, [3, 7], 1, seed=0, steps=1, copies=None)
+    assert not {"embedder", "index"} & vars(fresh.retriever).keys()
+    sample_texts(fresh, ["white flag"], k=2, seed=0, steps=1, copies=None)
+    assert {"embedder", "index"} <= vars(fresh.retriever).keys()
+
+
 @pytest.mark.parametrize("size", [None, 4])
 def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded, size: int | None) -> None:
     """To the last bit: not on how many images are made with it, nor on their order."""
