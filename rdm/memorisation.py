@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
-from ldm.util import atomic_path, instantiate_from_config
+from ldm.util import atomic_path, evenly, instantiate_from_config
 from rdm.copies import DIGITS, THRESHOLD
 from rdm.loading import Loaded
 from rdm.nearest import Features, Nearest, SampleFiles, block_count, blocks_of_images, blocks_of_rows, joined, nearest
@@ -37,7 +37,7 @@ from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
 from rdm.retrieval.pictures import pictures
-from rdm.sampled import FirstStageCopies, held_out_config, sample_into, spread
+from rdm.sampled import FirstStageCopies, held_out_config, sample_into
 
 LOG = logging.getLogger(__name__)
 HELD_OUT, TRAINING, COPIES, DATABASE = "held-out", "training", "copies", "database"
@@ -77,7 +77,7 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
     for name, images in {**samples, **real, COPIES: FirstStageCopies(real[TRAINING], loaded)}.items():
-        numbers = spread(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
+        numbers = evenly(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
         groups[name] = joined(_bar(blocks_of_images(images, numbers, features), len(numbers), f"reading {name}"))
     rows, every = blocks_of_rows(features), range(len(real[TRAINING]))
     found = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, read_json, write_json
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.util import instantiate_from_config
+from ldm.util import evenly, instantiate_from_config
 from rdm.copies import as_written
 from rdm.loading import Loaded
 from rdm.options import WAYS
@@ -91,7 +90,7 @@ def validation_captions(loaded: Loaded, n: int) -> list[str]:
         ValueError: there are no such pictures, or one has no caption.
     """
     images = instantiate_from_config(held_out_config(loaded))
-    captions = [images.metadata(number)["caption"].strip() for number in spread(len(images), n)]
+    captions = [images.metadata(number)["caption"].strip() for number in evenly(len(images), n)]
     if not all(captions):
         raise ValueError(f"the validation pictures of {loaded.path} have no captions; leave --ways {CAPTIONS} out")
     return captions
@@ -132,11 +131,6 @@ def held_out_config(loaded: Loaded) -> Mapping[str, Any]:
     if not found:
         raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
     return found
-
-
-def spread(total: int, n: int) -> list[int]:
-    """Returns n numbers below a total, ascending and evenly spread; some twice where n is more than the total."""
-    return np.linspace(0, total - 1, n).astype(int).tolist()
 
 
 def _file(folder: Path, seed: int) -> Path:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ldm.data.decode import open_picture
 from ldm.files import file_hash
-from ldm.util import instantiate_from_config, read_text
+from ldm.util import evenly, instantiate_from_config, read_text
 from rdm.evaluate.features import as_bytes
 from rdm.loading import Loaded, config_beside, find_checkpoint, model_config
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
@@ -199,11 +199,6 @@ def read_captions(path: str, split: str | None, n: int | None) -> list[str]:
     if not all(captions):
         raise ValueError(f"got pictures without a caption in {path}, expected one for each")
     return captions
-
-
-def evenly(total: int, n: int) -> list[int]:
-    """Returns n numbers below ``total``, evenly spread."""
-    return [place * total // n for place in range(n)]
 
 
 def balance(classes: Sequence[str]) -> Mapping[str, int]:
