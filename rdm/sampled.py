@@ -17,8 +17,8 @@ from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import evenly, instantiate_from_config
 from rdm.copies import as_written
+from rdm.evaluate.options import WAYS
 from rdm.loading import Loaded
-from rdm.options import WAYS
 from rdm.provenance import about_the_run
 from rdm.retrieval.neighbours import ids_hash
 from rdm.retrieval.queries import text_queries

@@ -17,9 +17,8 @@ from ldm.callbacks import save_png
 from ldm.config import read_config, write_config
 from ldm.files import file_hash
 from ldm.util import instantiate_from_config
-from rdm.loading import Loaded
-from rdm.memorisation import THRESHOLDS, captioned, compared, probability_nearer, shares
-from rdm.nearest import (
+from rdm.evaluate.memorisation import THRESHOLDS, captioned, compared, probability_nearer, shares
+from rdm.evaluate.nearest import (
     EMBEDDER,
     PIXELS,
     Features,
@@ -30,6 +29,7 @@ from rdm.nearest import (
     nearest,
     pixel_vectors,
 )
+from rdm.loading import Loaded
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.retriever import Retriever

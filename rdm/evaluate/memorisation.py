@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,18 @@ from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
 from ldm.util import atomic_path, evenly, instantiate_from_config
 from rdm.copies import DIGITS, THRESHOLD
+from rdm.evaluate.nearest import (
+    Features,
+    Nearest,
+    SampleFiles,
+    block_count,
+    blocks_of_images,
+    blocks_of_rows,
+    joined,
+    nearest,
+)
+from rdm.evaluate.protocol import machine, versions
 from rdm.loading import Loaded
-from rdm.nearest import Features, Nearest, SampleFiles, block_count, blocks_of_images, blocks_of_rows, joined, nearest
 from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
@@ -46,7 +55,6 @@ KNOWN = (*REAL, COPIES)  # groups that samples are set against
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BEYOND = 0.95  # samples are counted that are more like their nearest than this part of the real pictures
 THRESHOLDS = sorted({0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.999, THRESHOLD})
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "matplotlib")
 _SAMPLES = 256  # of each way, where no number is given
 _SHOWN = 128  # side of a picture among the worst, in pixels, at least
 _STRIP = 14  # height of the words below it
@@ -104,8 +112,8 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
             "the others n_real, evenly spread; real pictures with none of the same id, nor with near-duplicates",
             "near_duplicate": loaded.data.near_duplicate,
             "features": features.about(),
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {"python": platform.python_version(), "device": str(loaded.model.device)},
+            "versions": {**versions(), "matplotlib": importlib.metadata.version("matplotlib")},
+            "machine": machine(loaded.model.device),
         },
     }
     draw_curves(found, outdir / "memorisation.png")
