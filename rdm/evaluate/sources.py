@@ -144,6 +144,7 @@ class ModelSamples:
             "checkpoint_sha256": file_hash(loaded.path),
             "config_sha256": _digest(config["model"]),
             "database_fingerprint": retriever.database.fingerprint,
+            "removed": retriever.database.removed,  # rows, which the fingerprint does not see
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
             "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
             "asked": asked,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from rdm.evaluate import extract as extraction
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, feature_network
 from rdm.evaluate.sources import ModelSamples, PictureFiles, balance, read_captions
-from rdm.loading import Loaded
+from rdm.loading import Loaded, load
 from rdm.sample import sample_popular, sample_texts
 
 OPTIONS = {"k": 2, "seed": 3, "top_m": 0.5, "weighted": False, "steps": 1, "scale": 1.0}
@@ -165,3 +166,14 @@ def test_samples_of_texts(loaded: Loaded) -> None:
     assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
     others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in ({"seed": 4}, {"steps": 2}, {"k": 3})]
     assert len({source.fingerprint for source in [source, *others]}) == 4
+
+
+def test_samples_are_others_where_rows_were_removed(loaded: Loaded, tmp_path: Path) -> None:
+    other = load(str(loaded.path), str(shutil.copytree(loaded.retriever.database.path, tmp_path / "database")))
+    here, there = (ModelSamples(model, 1, ["white flag"], **OPTIONS) for model in (loaded, other))
+    assert here.fingerprint == there.fingerprint  # wherever the database lies
+    (gone,) = other.retriever(there.queries, 1).rows
+    other.retriever.database.remove(gone)
+    again = ModelSamples(other, 1, ["white flag"], **OPTIONS)
+    assert again.fingerprint != here.fingerprint and again.about["sha256"] != here.about["sha256"]
+    assert gone in loaded.retriever(here.queries, 2).rows and gone not in other.retriever(again.queries, 2).rows
