@@ -40,15 +40,17 @@ from rdm.evaluate.nearest import (
     joined,
     nearest,
 )
+from rdm.evaluate.options import WAYS
 from rdm.evaluate.protocol import machine, versions
+from rdm.evaluate.sources import FirstStageCopies, ModelSamples, read_captions, write_samples
 from rdm.loading import Loaded
 from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
 from rdm.retrieval.pictures import pictures
-from rdm.sampled import FirstStageCopies, held_out_config, sample_into
 
 LOG = logging.getLogger(__name__)
+CAPTIONS = WAYS[1]
 HELD_OUT, TRAINING, COPIES, DATABASE = "held-out", "training", "copies", "database"
 REAL = (HELD_OUT, TRAINING)
 KNOWN = (*REAL, COPIES)  # groups that samples are set against
@@ -77,10 +79,13 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the curves need matplotlib: pip install -e '.[dev]'")
-    configs = {HELD_OUT: held_out_config(loaded), TRAINING: loaded.data.dataset_configs["train"]}
+    known = loaded.data.dataset_configs
+    if "validation" not in known:
+        raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
+    configs = {HELD_OUT: known["validation"], TRAINING: known["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
     outdir, size = Path(args["outdir"]), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling
-    files, made_by = _samples(loaded, args, options)
+    files, made_by = _samples(loaded, real[HELD_OUT], args, options)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
@@ -127,9 +132,9 @@ def _bar(parts: Any, n: int, what: str) -> Any:
 
 
 def _samples(
-    loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, Any]
+    loaded: Loaded, held_out: Any, args: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-    """Returns the files of each group of samples, and how each was made."""
+    """Returns the files of each group of samples, and how each was made; captions are those of held-out pictures."""
     n = args["n"] or _SAMPLES
     files: dict[str, list[Path]] = {}
     made_by: dict[str, Any] = {}
@@ -141,9 +146,13 @@ def _samples(
             LOG.warning("%s holds images of another model than %s", args["images"], loaded.path)
     if n < 2:
         raise ValueError(f"got n={n}, expected at least 2 samples: figures are of a distribution")
+    options = {"k": args["knn"], "seed": args["seed"], "top_m": args["top_m"], "weighted": False, **options}
+    where = f"the validation pictures of {loaded.path}"
     for way in () if args["images"] else args["ways"]:
-        folder, chosen = Path(args["outdir"]) / "samples" / way, {"k": args["knn"], "top_m": args["top_m"]}
-        files[way], made_by[way] = sample_into(folder, loaded, way, n, seed=args["seed"], **chosen, **options)
+        prompts = read_captions(held_out, where, n) if way == CAPTIONS else ()
+        samples = ModelSamples(loaded, n, prompts, **options)
+        files[way] = write_samples(Path(args["outdir"]) / "samples" / way, samples)
+        made_by[way] = samples.about
     return files, made_by
 
 

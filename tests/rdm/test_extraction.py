@@ -18,6 +18,8 @@ from pictures import contents, write_clip, write_pictures
 from torch import Tensor
 
 from ldm.callbacks import image_grid, save_png
+from ldm.data import ParquetImages
+from ldm.util import instantiate_from_config
 from rdm.evaluate import extract as extraction
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, feature_network
@@ -153,8 +155,12 @@ def test_captions_become_prompts(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": b""}, "name": f"thing {number}"} for number in range(10)]
     file = tmp_path / "named.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file)
-    assert read_captions(str(file), None, 3) == ["thing 0", "thing 4", "thing 9"]
-    assert len(read_captions(str(file), None, 50)) == 10
+    images = ParquetImages(str(file), 1)
+    assert read_captions(images, "", 3) == ["thing 0", "thing 4", "thing 9"]
+    assert len(read_captions(images, "", 50)) == 10
+    without = instantiate_from_config(write_pictures(tmp_path / "pictures", 4))
+    with pytest.raises(ValueError, match="without a caption in the folder, expected one for each; leave captions out"):
+        read_captions(without, "the folder", 3)
 
 
 def test_samples_of_texts(loaded: Loaded) -> None:
