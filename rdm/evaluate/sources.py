@@ -158,7 +158,8 @@ class ModelSamples:
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
-        here = [torch.__version__, next(loaded.model.parameters()).device.type]  # with others, last bits may differ
+        kind = next(loaded.model.parameters()).device.type
+        here = [torch.__version__, kind, options.get("compile", False)]  # with others, last bits may differ
         self.fingerprint = _digest([what, here])
         paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
         self.about = {**paths, **what, "sha256": _digest(what)}

@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -170,8 +171,9 @@ def test_samples_of_texts(loaded: Loaded) -> None:
     expected = sample_texts(loaded, source.captions, k=2, seed=3, tokens="both", steps=1, scale=1.0, copies=None)
     found = torch.cat(list(source.batches(0, 2)))
     assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
-    others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in ({"seed": 4}, {"steps": 2}, {"k": 3})]
-    assert len({source.fingerprint for source in [source, *others]}) == 4
+    changes: list[dict[str, Any]] = [{"seed": 4}, {"steps": 2}, {"k": 3}, {"compile": True}]
+    others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in changes]
+    assert len({source.fingerprint for source in [source, *others]}) == 5
 
 
 def test_samples_are_others_where_rows_were_removed(loaded: Loaded, tmp_path: Path) -> None:
