@@ -13,12 +13,12 @@ import json
 
 import numpy as np
 
-from ldm.util import instantiate_from_config
+from ldm.util import evenly, instantiate_from_config
 from rdm.copies import compare
+from rdm.evaluate.sources import FirstStageCopies
 from rdm.loading import Loaded, load
 from rdm.retrieval.embedder import embed_images
 from rdm.retrieval.neighbours import search_others
-from rdm.sampled import FirstStageCopies, spread
 
 QUANTILES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99)
 THRESHOLDS = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
@@ -28,7 +28,7 @@ def held_out(loaded: Loaded, n: int) -> np.ndarray:
     """Returns the likeness of validation pictures to the nearest other row, ``[n]``."""
     images, found = instantiate_from_config(loaded.data.dataset_configs["validation"]), []
     retriever, near = loaded.retriever, loaded.data.near_duplicate
-    for number in spread(len(images), min(n, len(images))):
+    for number in evenly(len(images), min(n, len(images))):
         item = images[number]
         vector = embed_images(retriever.embedder, [item["image"]], [item["id"]])
         row = search_others(vector, [item["id"]], retriever.database, retriever.index, 1, near)[0]
@@ -41,7 +41,7 @@ def copied(loaded: Loaded, n: int) -> np.ndarray:
     """Returns the likeness of training pictures that went through the first stage to the nearest row, ``[n]``."""
     images, found = instantiate_from_config(loaded.data.dataset_configs["train"]), []
     copies, nothing = FirstStageCopies(images, loaded), np.zeros((0, loaded.retriever.database.dim), np.float32)
-    for number in spread(len(images), min(n, len(images))):
+    for number in evenly(len(images), min(n, len(images))):
         found.append(compare(copies[number]["image"], nothing, loaded.retriever, 1.0).similarity)
     return np.array(found)
 

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.callbacks import image_grid, save_png
+from ldm.util import evenly
 from rdm.evaluate import Moments, frechet_distance
 from rdm.loading import Loaded, load
 from rdm.options import PRECISIONS
@@ -68,7 +69,7 @@ def pictures(loaded: Loaded, n: int) -> Pictures:
         places = range(start, min(start + BATCH, len(dataset)))
         images = torch.stack([dataset[place]["image"] for place in places])
         features.add(F.normalize(embedder.images(images).float(), dim=1))
-    chosen = torch.linspace(0, len(dataset) - 1, min(n, len(dataset))).long().tolist()
+    chosen = evenly(len(dataset), min(n, len(dataset)))
     neighbours = torch.stack([dataset[place]["neighbours"] for place in chosen])
     names = [dataset.metadata(place)["caption"] for place in chosen]
     contexts = loaded.model.conditioner(neighbours, include_query=False)

@@ -26,11 +26,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.copies import spread
 from benchmarks.style_classifier import STYLES, called, judge, kept, to_bytes, to_floats
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
-from ldm.util import command_line, instantiate_from_config, read_text
+from ldm.util import command_line, evenly, instantiate_from_config, read_text
 from rdm.loading import Loaded, load
 from rdm.retrieval.builder import prepare_database
 from rdm.sample import sample_texts
@@ -46,7 +45,7 @@ GAP, LEFT, TOP, ZOOM, FONT = 4, 120, 28, 2, 16
 def choose_prompts(listed: Sequence[str], names: Sequence[str], total: int) -> list[str]:
     """Returns the listed prompts and, up to a total, names evenly spread over those that are not listed."""
     further = [name for name in dict.fromkeys(names) if name not in map(thing, listed)]
-    return [*listed, *(further[n] for n in spread(len(further), min(len(further), max(0, total - len(listed)))))]
+    return [*listed, *(further[n] for n in evenly(len(further), min(len(further), max(0, total - len(listed)))))]
 
 
 def thing(prompt: str) -> str:
@@ -132,10 +131,10 @@ def measure(
             "samples": content(loaded, images, places, texts),
             "real": content(loaded, *real_pictures(pictures_of, prompts), texts),
         }
-        shown[name] = to_floats(images[spread(len(listed), SHOWN)])
+        shown[name] = to_floats(images[evenly(len(listed), SHOWN)])
     write_json(folder / "results.json", results)
     del shown[WHOLE]
-    save_png(picture(shown, [listed[n] for n in spread(len(listed), SHOWN)]), folder / "styles.png")
+    save_png(picture(shown, [listed[n] for n in evenly(len(listed), SHOWN)]), folder / "styles.png")
     return results
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ldm.util import atomic_path
+from ldm.util import atomic_path, evenly
 
 LOG = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class ImageLogger(pl.Callback):
             return
         self._last = step
         images = loader.dataset
-        picked = torch.linspace(0, len(images) - 1, min(self.max_images, len(images))).long().tolist()
+        picked = evenly(len(images), min(self.max_images, len(images)))
         batch = default_collate([images[i] for i in picked])
         training = pl_module.training
         pl_module.eval()

@@ -226,6 +226,11 @@ def seed_number(text: str) -> int:
     return int(text)
 
 
+def evenly(total: int, n: int) -> list[int]:
+    """Returns n numbers below a total, ascending and evenly spread from first to last; some twice where n is larger."""
+    return [place * (total - 1) // max(n - 1, 1) for place in range(n)]
+
+
 def read_text(file: str | Path) -> str:
     """Returns what a UTF-8 text file holds.
 

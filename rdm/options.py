@@ -24,7 +24,6 @@ DIFFUSION: dict[str, Any] = {
 }
 AUTOREGRESSION: dict[str, Any] = {"temperature": 1.0, "top_k": None, "top_p": None}
 PRECISIONS = ("32", "bf16")
-WAYS = ("popular", "captions")  # of a report's samples, see ``rdm.sampled``
 
 # What CompVis' scripts call options of ours; what has one name in both is not here, --plms is an action of its own.
 COMPVIS = {

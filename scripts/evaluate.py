@@ -62,8 +62,8 @@ def run_reconstruction(args: argparse.Namespace) -> None:
 
 def run_memorisation(args: argparse.Namespace) -> None:
     """Writes the report and prints what it comes to."""
+    from rdm.evaluate.memorisation import memorisation, summary
     from rdm.loading import load
-    from rdm.memorisation import memorisation, summary
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
     loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)

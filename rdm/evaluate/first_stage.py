@@ -25,7 +25,7 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.lpips import LPIPS
 from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
-from ldm.util import instantiate_from_config
+from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.features import WEIGHT_FILES, clip_name
 from rdm.evaluate.metrics import Moments, frechet_distance
 from rdm.evaluate.protocol import machine, versions
@@ -183,7 +183,7 @@ def _run(
     """Sends the pictures through; returns the columns of the picture, each one's group, and a hash of all pixels."""
     total: int = len(dataset)  # type: ignore[arg-type]
     n = min(args["n"] or total, total)
-    wanted = set(torch.linspace(0, n - 1, min(args["rows"], n)).long().tolist())
+    wanted = set(evenly(n, min(args["rows"], n)))
     columns: dict[str, list[Tensor]] = {"inputs": [], "reconstructions": [], "difference": []}
     groups: list[str] = []
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.files import write_json
+from ldm.util import instantiate_from_config
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
 from rdm.evaluate.measures import MEASURES, Seen
@@ -16,6 +17,7 @@ from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
 from rdm.options import add_model_options, model_options
+from rdm.retrieval.config import source_config
 
 SAMPLES = 1000  # images of a model where no number is asked for
 
@@ -96,7 +98,8 @@ def _samples(args: Mapping[str, Any]) -> tuple[ModelSamples, int]:
     loaded = load(args["ckpt"], args["database"], args["only"], args["config"])
     prompts: Sequence[str] = read_prompts(args["from_file"]) if args["from_file"] else ()
     if args["captions"]:
-        prompts = read_captions(args["captions"], args["captions_split"], args["n"])
+        config = source_config(args["captions"], 1, args["captions_split"])
+        prompts = read_captions(instantiate_from_config(config), args["captions"], args["n"])
     parser = argparse.ArgumentParser()
     add_model_options(parser)  # for those that are younger than the report which is repeated
     options = model_options(parser.parse_args([], argparse.Namespace(**args)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.util import add_trust_option
-from rdm.options import WAYS, add_model_options, add_tile_option, finite, folder, fraction_or_count, positive
+from rdm.options import add_model_options, add_tile_option, finite, folder, fraction_or_count, positive
 
 METRICS = (
     "frechet_distance",
@@ -16,6 +16,7 @@ METRICS = (
     "cmmd",
     "clip_score",
 )
+WAYS = ("popular", "captions")  # of the samples of a report on memorisation
 Commands = argparse._SubParsersAction  # the type of what add_subparsers returns
 
 

@@ -1,4 +1,4 @@
-"""Where the pictures of an evaluation come from: files, or a model that samples them as they are asked for."""
+"""Where the pictures of an evaluation come from: files, or a model that samples or copies them when asked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from ldm.callbacks import image_grid, save_png
 from ldm.data.decode import open_picture
-from ldm.files import file_hash
-from ldm.util import instantiate_from_config, read_text
+from ldm.files import file_hash, read_json, write_json
+from ldm.models.tiling import decode_tiled, encode_tiled
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.util import evenly, instantiate_from_config, read_text
+from rdm.copies import as_written
 from rdm.evaluate.features import as_bytes
 from rdm.loading import Loaded, config_beside, model_config
 from rdm.retrieval.config import source_config
@@ -26,6 +30,7 @@ from rdm.usual import settled
 
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
 TEXTS = 256  # that are embedded at once
+WRITTEN = 64  # images between two writings of a card
 
 
 class PictureFiles:
@@ -140,6 +145,7 @@ class ModelSamples:
             "checkpoint_sha256": file_hash(loaded.path),
             "config_sha256": _digest(config["model"]),
             "database_fingerprint": retriever.database.fingerprint,
+            "removed": retriever.database.removed,  # rows, which the fingerprint does not see
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
             "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
             "asked": asked,
@@ -148,7 +154,8 @@ class ModelSamples:
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
-        here = [torch.__version__, next(loaded.model.parameters()).device.type]  # with others, last bits may differ
+        kind = next(loaded.model.parameters()).device.type
+        here = [torch.__version__, kind, options.get("compile", False)]  # with others, last bits may differ
         self.fingerprint = _digest([what, here])
         paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
         self.about = {**paths, **what, "sha256": _digest(what)}
@@ -169,6 +176,51 @@ class ModelSamples:
             yield as_bytes(samples.images) / 127.5 - 1.0
 
 
+class FirstStageCopies:
+    """Pictures of a data set as a model's first stage gives them back: the most faithful copies that it can make.
+
+    Args:
+        images: the data set.
+        loaded: the model.
+    """
+
+    def __init__(self, images: Any, loaded: Loaded) -> None:
+        self.images, self.model = images, loaded.model
+
+    def __len__(self) -> int:
+        """Returns the number of pictures."""
+        return len(self.images)
+
+    @torch.no_grad()
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Returns a picture as it is written, without an id: it is another one than that it was made of."""
+        stage, tile = self.model.first_stage_model, self.model.first_stage_tile
+        latent = encode_tiled(stage, self.images[number]["image"][None].to(self.model.device), tile)
+        latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
+        made = decode_tiled(stage, latent, tile)[0].float().clamp(-1, 1).cpu()
+        return {"image": as_written(made), "id": ""}
+
+
+def write_samples(folder: Path, samples: ModelSamples) -> list[Path]:
+    """Returns files of all samples, named by their seeds, beside a card; those that are there already are kept.
+
+    The card changes after the files of a batch are written. Files of other samples are written over.
+    """
+    files = [folder / f"{seed:06d}.png" for seed in range(samples.seed, samples.seed + len(samples))]
+    card, file, done = {**samples.about, "fingerprint": samples.fingerprint}, folder / "samples.json", 0
+    if file.is_file() and (there := read_json(file, f"delete {file}")).get("fingerprint") == samples.fingerprint:
+        done = there["done"]
+    write_json(file, {**card, "done": done})
+    with tqdm(desc=f"samples, {folder.name}", total=len(files), initial=done, unit="img") as bar:
+        for images in samples.batches(done, WRITTEN):
+            for target, image in zip(files[done : done + len(images)], images, strict=True):
+                save_png(image_grid({"": image[None]}, gap=0), target)
+            done += len(images)
+            write_json(file, {**card, "done": done})
+            bar.update(len(images))
+    return files
+
+
 def read_prompts(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank.
 
@@ -182,24 +234,17 @@ def read_prompts(file: str) -> list[str]:
     return prompts
 
 
-def read_captions(path: str, split: str | None, n: int | None) -> list[str]:
-    """Returns the captions of the pictures at a path; of n of them, evenly spread, where there are more.
+def read_captions(dataset: Any, where: str, n: int | None) -> list[str]:
+    """Returns the captions of a data set's pictures; of n of them, evenly spread, where there are more.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: one has no caption.
+        ValueError: one has none; says where.
     """
-    dataset = instantiate_from_config(source_config(path, 1, split))
     total = len(dataset)
-    captions = [dataset.metadata(row)["caption"] for row in evenly(total, min(n or total, total))]
+    captions = [dataset.metadata(row)["caption"].strip() for row in evenly(total, min(n or total, total))]
     if not all(captions):
-        raise ValueError(f"got pictures without a caption in {path}, expected one for each")
+        raise ValueError(f"got pictures without a caption in {where}, expected one for each; leave captions out")
     return captions
-
-
-def evenly(total: int, n: int) -> list[int]:
-    """Returns n numbers below ``total``, evenly spread."""
-    return [place * total // n for place in range(n)]
 
 
 def balance(classes: Sequence[str]) -> Mapping[str, int]:

@@ -11,6 +11,7 @@ from ldm.util import (
     atomic_path,
     check_params,
     command_line,
+    evenly,
     get_obj_from_str,
     instantiate_from_config,
     nearest,
@@ -22,6 +23,14 @@ from ldm.util import (
 def test_nearest_names_the_closest_word_or_nothing() -> None:
     assert nearest("embed_dims", ["n_embed", "embed_dim"]) == "; did you mean 'embed_dim'?"
     assert nearest("zzz", ["n_embed", "embed_dim"]) == ""
+
+
+def test_numbers_are_evenly_spread() -> None:
+    assert evenly(40, 3) == [0, 19, 39] and evenly(3, 5) == [0, 0, 1, 1, 2] and evenly(5, 1) == [0] and not evenly(5, 0)
+    for total in (7, 154, 695):
+        assert evenly(total, total) == list(range(total))
+        steps = torch.tensor(evenly(total, 6)).diff()
+        assert evenly(total, 6)[-1] == total - 1 and steps.max() - steps.min() <= 1
 
 
 @pytest.mark.parametrize("target", ["pathlib.Path.mkdir", "os.mkdir", "ldmx.evil", "torch.load", "builtins.eval"])

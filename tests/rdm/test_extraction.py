@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +19,13 @@ from pictures import contents, write_clip, write_pictures
 from torch import Tensor
 
 from ldm.callbacks import image_grid, save_png
+from ldm.data import ParquetImages
+from ldm.util import instantiate_from_config
 from rdm.evaluate import extract as extraction
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, feature_network
-from rdm.evaluate.sources import ModelSamples, PictureFiles, balance, evenly, read_captions
-from rdm.loading import Loaded
+from rdm.evaluate.sources import ModelSamples, PictureFiles, balance, read_captions
+from rdm.loading import Loaded, load
 from rdm.sample import sample_popular, sample_texts
 
 OPTIONS = {"k": 2, "seed": 3, "top_m": 0.5, "weighted": False, "steps": 1, "scale": 1.0}
@@ -122,7 +126,7 @@ def test_folder_parquet_and_tar_are_one_source(folder: str, tmp_path: Path) -> N
     assert sources[1].captions == [file.stem for file in files]
     assert PictureFiles(folder, size=4).fingerprint != sources[0].fingerprint  # the size is part of it
     half = PictureFiles(folder, n=5)
-    assert half.rows == [0, 2, 4, 6, 8] and half.about["of"] == 10 and half.fingerprint != sources[0].fingerprint
+    assert half.rows == [0, 2, 4, 6, 9] and half.about["of"] == 10 and half.fingerprint != sources[0].fingerprint
 
 
 def test_pictures_that_cannot_be_had(folder: str) -> None:
@@ -152,8 +156,12 @@ def test_captions_become_prompts(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": b""}, "name": f"thing {number}"} for number in range(10)]
     file = tmp_path / "named.parquet"
     pq.write_table(pa.Table.from_pylist(rows), file)
-    assert read_captions(str(file), None, 3) == ["thing 0", "thing 3", "thing 6"]
-    assert len(read_captions(str(file), None, 50)) == 10 and evenly(5, 5) == [0, 1, 2, 3, 4]
+    images = ParquetImages(str(file), 1)
+    assert read_captions(images, "", 3) == ["thing 0", "thing 4", "thing 9"]
+    assert len(read_captions(images, "", 50)) == 10
+    without = instantiate_from_config(write_pictures(tmp_path / "pictures", 4))
+    with pytest.raises(ValueError, match="without a caption in the folder, expected one for each; leave captions out"):
+        read_captions(without, "the folder", 3)
 
 
 def test_samples_of_texts(loaded: Loaded) -> None:
@@ -163,5 +171,17 @@ def test_samples_of_texts(loaded: Loaded) -> None:
     expected = sample_texts(loaded, source.captions, k=2, seed=3, tokens="both", steps=1, scale=1.0, copies=None)
     found = torch.cat(list(source.batches(0, 2)))
     assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
-    others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in ({"seed": 4}, {"steps": 2}, {"k": 3})]
-    assert len({source.fingerprint for source in [source, *others]}) == 4
+    changes: list[dict[str, Any]] = [{"seed": 4}, {"steps": 2}, {"k": 3}, {"compile": True}]
+    others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in changes]
+    assert len({source.fingerprint for source in [source, *others]}) == 5
+
+
+def test_samples_are_others_where_rows_were_removed(loaded: Loaded, tmp_path: Path) -> None:
+    other = load(str(loaded.path), str(shutil.copytree(loaded.retriever.database.path, tmp_path / "database")))
+    here, there = (ModelSamples(model, 1, ["white flag"], **OPTIONS) for model in (loaded, other))
+    assert here.fingerprint == there.fingerprint  # wherever the database lies
+    (gone,) = other.retriever(there.queries, 1).rows
+    other.retriever.database.remove(gone)
+    again = ModelSamples(other, 1, ["white flag"], **OPTIONS)
+    assert again.fingerprint != here.fingerprint and again.about["sha256"] != here.about["sha256"]
+    assert gone in loaded.retriever(here.queries, 2).rows and gone not in other.retriever(again.queries, 2).rows

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures import ProjectionEmbedder, write_pictures
+from pictures import ProjectionEmbedder
 from PIL import Image
 
 from ldm.callbacks import save_png
 from ldm.config import read_config, write_config
 from ldm.files import file_hash
 from ldm.util import instantiate_from_config
-from rdm.loading import Loaded
-from rdm.memorisation import THRESHOLDS, captioned, compared, probability_nearer, shares
-from rdm.nearest import (
+from rdm.evaluate.memorisation import THRESHOLDS, captioned, compared, probability_nearer, shares
+from rdm.evaluate.nearest import (
     EMBEDDER,
     PIXELS,
     Features,
@@ -30,10 +29,11 @@ from rdm.nearest import (
     nearest,
     pixel_vectors,
 )
+from rdm.evaluate.sources import ModelSamples, read_captions
+from rdm.loading import Loaded
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.index import NeighbourIndex
 from rdm.retrieval.retriever import Retriever
-from rdm.sampled import validation_captions
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., str]
@@ -165,7 +165,10 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     assert protocol["database"]["fingerprint"] == loaded.retriever.database.fingerprint
     assert protocol["features"]["embedder"]["fingerprint"] == loaded.retriever.embedder.fingerprint
     made_by = protocol["samples"]["captions"]["made_by"]
-    assert made_by["settings"]["steps"] == 1 and made_by["asked"] == {"way": "text", "k": 4}
+    assert made_by["settings"]["steps"] == 1 and made_by["asked"]["k"] == 4
+    captions = read_captions(instantiate_from_config(loaded.data.dataset_configs["validation"]), "", 5)
+    of_captions = ModelSamples(loaded, 5, captions, k=4, seed=0, top_m=0.2, weighted=False).about["asked"]
+    assert made_by["asked"] == of_captions and made_by["asked"]["way"] == "text"
     assert protocol["samples"]["popular"]["n"] == 5 and protocol["held-out"]["n"] == 40
 
     likeness = unit_rows(loaded) @ unit_rows(loaded).T - 2 * np.eye(40)  # all splits of the toy are its rows
@@ -224,16 +227,6 @@ def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeyp
     for i in range(2):
         ours, theirs = tmp_path / f"out/samples/popular/{i:06d}.png", tmp_path / f"made/sample-{i:03d}.png"
         assert np.array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(theirs)))
-
-
-def test_captions_are_those_of_validation_pictures(
-    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = instantiate_from_config(loaded.data.dataset_configs["validation"])
-    assert validation_captions(loaded, 3) == [images.metadata(number)["caption"] for number in (0, 19, 39)]
-    monkeypatch.setitem(loaded.data.dataset_configs, "validation", write_pictures(tmp_path, 4))
-    with pytest.raises(ValueError, match="have no captions; leave --ways captions out"):
-        validation_captions(loaded, 3)
 
 
 def test_small_pictures_are_enlarged_over_words() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,24 +28,35 @@ from tqdm import tqdm
 
 from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
-from ldm.util import atomic_path, instantiate_from_config
+from ldm.util import atomic_path, evenly, instantiate_from_config
 from rdm.copies import DIGITS, THRESHOLD
+from rdm.evaluate.nearest import (
+    Features,
+    Nearest,
+    SampleFiles,
+    block_count,
+    blocks_of_images,
+    blocks_of_rows,
+    joined,
+    nearest,
+)
+from rdm.evaluate.options import WAYS
+from rdm.evaluate.protocol import machine, versions
+from rdm.evaluate.sources import FirstStageCopies, ModelSamples, read_captions, write_samples
 from rdm.loading import Loaded
-from rdm.nearest import Features, Nearest, SampleFiles, block_count, blocks_of_images, blocks_of_rows, joined, nearest
 from rdm.provenance import ABOUT_A_ROW, written_images
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import ids_hash, images_hash
 from rdm.retrieval.pictures import pictures
-from rdm.sampled import FirstStageCopies, held_out_config, sample_into, spread
 
 LOG = logging.getLogger(__name__)
+CAPTIONS = WAYS[1]
 HELD_OUT, TRAINING, COPIES, DATABASE = "held-out", "training", "copies", "database"
 REAL = (HELD_OUT, TRAINING)
 KNOWN = (*REAL, COPIES)  # groups that samples are set against
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BEYOND = 0.95  # samples are counted that are more like their nearest than this part of the real pictures
 THRESHOLDS = sorted({0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.999, THRESHOLD})
-LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "matplotlib")
 _SAMPLES = 256  # of each way, where no number is given
 _SHOWN = 128  # side of a picture among the worst, in pixels, at least
 _STRIP = 14  # height of the words below it
@@ -69,15 +79,18 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the curves need matplotlib: pip install -e '.[dev]'")
-    configs = {HELD_OUT: held_out_config(loaded), TRAINING: loaded.data.dataset_configs["train"]}
+    known = loaded.data.dataset_configs
+    if "validation" not in known:
+        raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
+    configs = {HELD_OUT: known["validation"], TRAINING: known["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
     outdir, size = Path(args["outdir"]), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling
-    files, made_by = _samples(loaded, args, options)
+    files, made_by = _samples(loaded, real[HELD_OUT], args, options)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
     for name, images in {**samples, **real, COPIES: FirstStageCopies(real[TRAINING], loaded)}.items():
-        numbers = spread(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
+        numbers = evenly(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
         groups[name] = joined(_bar(blocks_of_images(images, numbers, features), len(numbers), f"reading {name}"))
     rows, every = blocks_of_rows(features), range(len(real[TRAINING]))
     found = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}
@@ -104,8 +117,8 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
             "the others n_real, evenly spread; real pictures with none of the same id, nor with near-duplicates",
             "near_duplicate": loaded.data.near_duplicate,
             "features": features.about(),
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "machine": {"python": platform.python_version(), "device": str(loaded.model.device)},
+            "versions": {**versions(), "matplotlib": importlib.metadata.version("matplotlib")},
+            "machine": machine(loaded.model.device),
         },
     }
     draw_curves(found, outdir / "memorisation.png")
@@ -119,9 +132,9 @@ def _bar(parts: Any, n: int, what: str) -> Any:
 
 
 def _samples(
-    loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, Any]
+    loaded: Loaded, held_out: Any, args: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-    """Returns the files of each group of samples, and how each was made."""
+    """Returns the files of each group of samples, and how each was made; captions are those of held-out pictures."""
     n = args["n"] or _SAMPLES
     files: dict[str, list[Path]] = {}
     made_by: dict[str, Any] = {}
@@ -133,9 +146,13 @@ def _samples(
             LOG.warning("%s holds images of another model than %s", args["images"], loaded.path)
     if n < 2:
         raise ValueError(f"got n={n}, expected at least 2 samples: figures are of a distribution")
+    options = {"k": args["knn"], "seed": args["seed"], "top_m": args["top_m"], "weighted": False, **options}
+    where = f"the validation pictures of {loaded.path}"
     for way in () if args["images"] else args["ways"]:
-        folder, chosen = Path(args["outdir"]) / "samples" / way, {"k": args["knn"], "top_m": args["top_m"]}
-        files[way], made_by[way] = sample_into(folder, loaded, way, n, seed=args["seed"], **chosen, **options)
+        prompts = read_captions(held_out, where, n) if way == CAPTIONS else ()
+        samples = ModelSamples(loaded, n, prompts, **options)
+        files[way] = write_samples(Path(args["outdir"]) / "samples" / way, samples)
+        made_by[way] = samples.about
     return files, made_by
 
 
