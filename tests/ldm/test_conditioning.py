@@ -103,7 +103,7 @@ def test_a_sampling_run_projects_its_context_once(key: str, scale: float) -> Non
 @torch.no_grad()
 def test_every_sampling_run_projects_with_the_weights_of_its_time() -> None:
     tokens = draw(2, 3, 6)
-    options: dict[str, Any] = {"latent_shape": (3, 4, 4), "seeds": [0, 1], "steps": 3}
+    options: dict[str, Any] = {"latent_shape": (3, 4, 4), "seeds": [0, 1], "steps": 3, "sampler": "ddim"}
     model = LatentDiffusion(IDENTITY, unet_config=unet(6), conditioning_key="crossattn", timesteps=20).eval()
     randomise(model.model)
     before = model.sample(tokens, **options)
