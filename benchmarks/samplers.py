@@ -7,7 +7,7 @@ sampler. Quality is the Frechet distance of their features, of length one, to th
 CLIP score: the mean cosine of an image and the name of its picture. Both are in the space of the embedder that found
 the neighbours, so they compare samplers and say little about anything else. `off_reference` is the mean cosine distance
 of an image's feature to that of the same seed's image by the reference, 250 steps of DDIM; samplers with fresh noise
-have other images. What is usual, 100 steps of DDIM, is made with three sets of seeds: their range is what chance does.
+have other images. CompVis' default, 100 steps of DDIM, has three sets of seeds: their range is what chance does.
 All samplers and steps take about two hours for 256 images on two cores; ``--precision bf16`` may take less than half.
 
 Every case is a JSON line in samplers.jsonl, beside its features and the first images; the same command continues.

@@ -55,3 +55,25 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a card, whole or not at all."""
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def fetched(url: str, remedy: str) -> Path:
+    """Returns the copy in torch's cache of a file whose name ends in the beginning of its hash, fetched at first.
+
+    Args:
+        url: where it is.
+        remedy: what a user can do without a network.
+
+    Raises:
+        ValueError: it cannot be fetched.
+    """
+    from torch import hub
+
+    file = Path(hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{file.name} could not be fetched from {url} ({error}); {remedy}") from error
+    return file

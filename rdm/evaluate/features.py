@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
+from ldm.files import fetched
 from ldm.modules.encoders.modules import OpenClipEmbedder
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
@@ -152,7 +152,11 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
         raise ValueError(
             "features 'inception' need torch-fidelity: pip install -e '.[metrics]', or name others"
         ) from error
-    file = file or _fetched(URL_INCEPTION_V3)
+    file = file or fetched(
+        URL_INCEPTION_V3,
+        "fetch this file of torch-fidelity elsewhere and name 'inception:FILE', or other features, such as "
+        "models/clip/emoji",
+    )
     read_weights(file)  # torch-fidelity would also run what a pickle holds beside weights; this refuses it
     try:
         model = FeatureExtractorInceptionV3(
@@ -160,7 +164,7 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
         )
     except (RuntimeError, KeyError) as error:
         raise ValueError(
-            f"{file} does not fit torch-fidelity's Inception; give its {Path(urlparse(URL_INCEPTION_V3).path).name}"
+            f"{file} does not fit torch-fidelity's Inception; give its {URL_INCEPTION_V3.rpartition('/')[2]}"
         ) from error
     model.to(device())
 
@@ -176,21 +180,6 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
 def as_bytes(images: Tensor) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] as ``uint8``, as they are written to files."""
     return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _fetched(url: str) -> Path:
-    """Returns the local copy of a file whose name ends in the beginning of its hash, fetched at first."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"could not fetch the weights of Inception ({type(error).__name__}); offline, fetch {file.name} of "
-                "torch-fidelity elsewhere and name 'inception:FILE', or other features, such as models/clip/emoji"
-            ) from error
-    return file
 
 
 def _fingerprint(words: str, state: Mapping[str, Any]) -> str:

@@ -95,7 +95,10 @@ def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(module, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth")
-    with pytest.raises(ValueError, match="offline, fetch weights-inception-2015-12-05-6726825d.pth of torch-fidelity"):
+    with pytest.raises(
+        ValueError,
+        match="weights-inception-2015-12-05-6726825d.pth could not be fetched .*; fetch this file of torch-fidelity",
+    ):
         feature_network("inception")
     assert not list((tmp_path / "hub").rglob("*.pth"))
     write_weights(tmp_path / "net.safetensors", get_model("squeezenet1_1", weights=None).state_dict())

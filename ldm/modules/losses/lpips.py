@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from ldm.checkpoint import load_weights, read_weights
+from ldm.files import fetched
 
 # Layers of VGG16 up to each of the five activations that are compared, and their widths.
 SLICES = ((0, 4), (4, 9), (9, 16), (16, 23), (23, 30))
@@ -116,18 +117,11 @@ def download_vgg() -> Path:
     """
     from torchvision.models import VGG16_Weights
 
-    url = VGG16_Weights.IMAGENET1K_V1.url
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"LPIPS: VGG16 could not be fetched from {url} ({error}); download it elsewhere and give the file as "
-                "'weights', or name a network you have: ldm.modules.losses.perceptual.ClipDistance"
-            ) from error
-    return file
+    return fetched(
+        VGG16_Weights.IMAGENET1K_V1.url,
+        "download it elsewhere and give the file of VGG16 as 'weights', or name a network you have: "
+        "ldm.modules.losses.perceptual.ClipDistance",
+    )
 
 
 class Scaling(nn.Module):
