@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import checkpoint, zero_module
 from ldm.modules.layers import INTEL, Conv2d, GroupNorm, Linear, attend_in_parts, can_attend_in_parts
+
+LOG = logging.getLogger(__name__)
 
 
 class KeysValues(NamedTuple):
@@ -54,19 +57,27 @@ PARTED_SCORES = 512 * 512
 
 @functools.cache
 def _xformers_attention() -> Callable[..., Tensor] | None:
-    """Returns xformers' memory-efficient attention, or None where it is not installed."""
+    """Returns xformers' memory-efficient attention; None where it is not installed or has no kernels for this GPU."""
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError:
+        return None
+    q = torch.zeros(1, 8, 1, 32, dtype=torch.float16, device="cuda")
+    try:  # a wheel for another CUDA is installed and imported all the same
+        memory_efficient_attention(q, q, q)
+    except (NotImplementedError, RuntimeError) as error:
+        LOG.warning(
+            "xformers is installed and has no kernels for this GPU; using torch's: %s", str(error).split("\n")[0]
+        )
         return None
     return memory_efficient_attention
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it is installed, else by torch.
+    """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it has kernels, else by torch.
 
     The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
-    kernels) everywhere, or ``xformers`` on CUDA (an error where it is not installed). xformers has no kernels for
+    kernels) everywhere, or ``xformers`` on CUDA (an error where it has no kernels). xformers has no kernels for
     float64 or other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
     Where attention is causal, torch's kernels are taken in the place of xformers'.
 
@@ -80,7 +91,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         [B, N, H, D], in the dtype of the queries.
 
     Raises:
-        ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not installed.
+        ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not there.
     """
     choice = os.environ.get("LDM_ATTENTION", "")
     if choice not in ("", "plain", "sdpa", "xformers"):
@@ -90,7 +101,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     if q.is_cuda and choice in ("", "xformers") and not causal:
         fast = _xformers_attention()
         if fast is None and choice:
-            raise ValueError("LDM_ATTENTION is 'xformers', expected it installed; pip install xformers or unset it")
+            raise ValueError(
+                "LDM_ATTENTION is 'xformers', expected it installed with kernels for this GPU; pip install the xformers "
+                "of this torch, or unset it"
+            )
         if fast is not None and (choice or q.dtype in XFORMERS_DTYPES):
             return fast(q, k, v)
     many = q.shape[1] * k.shape[1] > PARTED_SCORES

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from ldm.modules.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer, attend
+from ldm.modules.attention import (
+    BasicTransformerBlock,
+    CrossAttention,
+    SpatialTransformer,
+    _xformers_attention,
+    attend,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -87,6 +93,8 @@ def test_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_xformers_equals_torch_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xformers.ops")
+    if _xformers_attention() is None:
+        pytest.skip("this xformers has no kernels for this GPU")
     q, k, v = (normal(2, n, 4, 32, seed=n).cuda().half() for n in (64, 5, 5))
     monkeypatch.setenv("LDM_ATTENTION", "sdpa")
     expected = attend(q, k, v)
