@@ -38,6 +38,7 @@ class ParquetImages(ImageDataset):
         split: str | None = None,
         where: Mapping[str, Any] | None = None,
         max_broken: int = 10,
+        keep: bool = False,
     ) -> None:
         """Read the rows that match.
 
@@ -47,12 +48,13 @@ class ParquetImages(ImageDataset):
             split: short for `where: {split: ...}`.
             where: keep rows whose column equals the value, or one of the values.
             max_broken: unreadable pictures to tolerate.
+            keep: keep items in memory once they are made.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a Parquet file, a column is missing, or no row matches.
         """
-        super().__init__(size, max_broken)
+        super().__init__(size, max_broken, keep)
         rules = {column: _values(value) for column, value in (where or {}).items()}
         if split is not None:
             rules["split"] = [split]

@@ -50,9 +50,12 @@ class LitEma(nn.Module):
         counted = self.num_updates >= 0
         self.num_updates += counted.to(self.num_updates.dtype)
         warm = (1 + self.num_updates) / (10 + self.num_updates)
-        decay = torch.where(counted, torch.minimum(self.decay, warm), self.decay)
-        for average, parameter in self._pairs(model):
-            average.lerp_(parameter.to(average.dtype), (1 - decay).to(average.dtype))
+        share = 1 - torch.where(counted, torch.minimum(self.decay, warm), self.decay)
+        pairs = list(self._pairs(model))
+        averages = [average for average, _ in pairs]
+        moved = torch._foreach_mul([parameter.to(average.dtype) for average, parameter in pairs], share)
+        torch._foreach_mul_(averages, 1 - share)  # a few kernels for all, where one for each would keep a GPU waiting
+        torch._foreach_add_(averages, moved)
 
     @torch.no_grad()
     def restart(self, model: nn.Module, only: Tensor | None = None, rows: Tensor | None = None) -> None:

@@ -58,9 +58,16 @@ class QueryDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns one image with its neighbours."""
-        rows = self.table.nearest(index, self.k)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Returns several images with their neighbours, which are looked up together: what a loader asks for."""
+        rows = self.table.nearest(indices, self.k)
         vectors = torch.from_numpy(self.database.embeddings(rows))
-        return {**self.images[index], "neighbours": vectors, "neighbour_rows": torch.from_numpy(rows)}
+        return [
+            {**self.images[index], "neighbours": found, "neighbour_rows": places}
+            for index, found, places in zip(indices, vectors, torch.from_numpy(rows), strict=True)
+        ]
 
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the texts of one image, without decoding it."""

@@ -86,17 +86,22 @@ class NeighbourTable:
         """Travels to worker processes as its path and card, and those of the database."""
         return type(self), (self.path, self.card, self.database)
 
-    def nearest(self, number: int, k: int) -> np.ndarray:
-        """Returns the k nearest rows of a picture that are not removed, ``[k] int64`` or ``[n * n * k] int64``.
+    def nearest(self, numbers: Any, k: int) -> np.ndarray:
+        """Returns the k nearest rows of pictures that are not removed, ``[..., k]`` or ``[..., n * n * k]`` int64.
+
+        Args:
+            numbers: of the pictures, of any shape.
+            k: neighbours of each picture or patch.
 
         Raises:
             ValueError: fewer than k of those stored are left.
         """
-        rows = np.atleast_2d(np.asarray(self.rows[number], dtype=np.int64))
-        kept = _first_alive(rows, self.database.alive, k)
-        if int(np.count_nonzero(kept)) < k * len(rows):
+        numbers = np.asarray(numbers, dtype=np.int64)
+        lines = np.asarray(self.rows[numbers], dtype=np.int64).reshape(-1, self.k)
+        kept = _first_alive(lines, self.database.alive, k)
+        if int(np.count_nonzero(kept)) < k * len(lines):
             raise ValueError(self._short(k))
-        return rows[kept]
+        return lines[kept].reshape(*numbers.shape, -1)
 
     def check_k(self, k: int) -> None:
         """Checks that k neighbours per picture are stored and not removed.

@@ -37,6 +37,16 @@ def is_colour(image: torch.Tensor, colour: tuple[int, ...]) -> bool:
     return bool((image - expected).abs().max() < 1e-5)
 
 
+def test_kept_items_are_decoded_once_and_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, kept = (ParquetImages(str(EMOJI / "noto.parquet"), 64, keep=keep) for keep in (False, True))
+    first = kept[3]
+    first["id"] = "changed by who asked"
+    monkeypatch.setattr(kept, "read", lambda index: pytest.fail(f"{index} is read again"))
+    again = kept[3]
+    assert torch.equal(again.pop("image"), plain[3]["image"])
+    assert again == plain.metadata(3)
+
+
 def test_decoding_keeps_the_pixels_of_a_picture_that_has_the_size() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
