@@ -61,7 +61,7 @@ def test_bfloat16_makes_nearly_the_same_images(loaded: Loaded, tmp_path: Path) -
     full = sample_texts(loaded, prompts, **options).images
     half = sample_texts(loaded, prompts, precision="bf16", **options)
     assert half.images.dtype == torch.float32
-    assert 1e-5 < (half.images - full).abs().mean() < 0.03 * full.std()
+    assert 1e-5 < (half.images - full).abs().mean() < 0.1 * full.std()  # other images differ by 1
     single = sample_texts(loaded, prompts[1:], precision="bf16", **options | {"seed": 6})
     assert torch.equal(half.images[1:], single.images)
     save(single, loaded, tmp_path, "half")
