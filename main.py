@@ -41,6 +41,7 @@ UNTRUE = (
     ".*many workers",
     ".*isinstance.treespec",
     "The dirpath has",
+    "Checkpoint directory .* not empty",
     "Using ModelCheckpoint with manual optimization",
     "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
@@ -182,16 +183,20 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
     monitor = (config["model"].get("params") or {}).get("monitor")
-    best = {"monitor": monitor, "save_top_k": 1, "mode": "min"} if monitor else {"save_top_k": 0}
+    best = {"monitor": monitor, "mode": "min", "save_top_k": 1}
     keep = {
         "every_n_train_steps": 500,
         "save_last": True,
+        "save_top_k": 0,
         "enable_version_counter": False,
-        **best,
         **(section.get("checkpoint") or {}),
     }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
+    best |= {name: keep.pop(name) for name in ("monitor", "mode") if name in keep}
     callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
+    if best["monitor"]:  # by the validation that has just ended; the one above knows only the last but one
+        after = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
+        callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))
     callbacks += [
         keep_config(run, config),
         FiniteSteps(run),
