@@ -111,7 +111,8 @@ def judge(
         label: the class of a picture by its metadata.
         widths: of the classifier's layers.
     """
-    stage, asked = loaded.diffusion, {"model": file_hash(loaded.path), "every": EVERY, "styles": list(names)}
+    stage = loaded.diffusion
+    asked: dict[str, Any] = {"model": file_hash(loaded.path), "every": EVERY, "styles": list(names)}
     pictures, labels = {}, {}
     for part in ("train", "validation"):
         dataset = instantiate_from_config(loaded.data.dataset_configs[part])
@@ -131,10 +132,9 @@ def judge(
         asked,
         lambda: {name: reconstruct(images[:: EVERY if name == "train" else 1]) for name, images in pictures.items()},
     )
-    classifier, further = network(len(names), widths).eval(), {"epochs": epochs}
-    if widths != WIDTHS:
-        further["widths"] = list(widths)
-    load_weights(classifier, kept(folder / "classifier.safetensors", asked | further, learn))
+    asked |= {"epochs": epochs} | ({} if widths == WIDTHS else {"widths": list(widths)})
+    classifier = network(len(names), widths).eval()
+    load_weights(classifier, kept(folder / "classifier.safetensors", asked, learn))
     figures: dict[str, Any] = {"epochs": epochs, "reconstructed": f"1 in {EVERY}"}
     for name, images in (("pictures", pictures["validation"]), ("reconstructions", made["validation"])):
         counts = confusion(labels["validation"], called(classifier, images), len(names))

@@ -66,10 +66,10 @@ def all_cases() -> dict[str, list[Case]]:
         add("k_train", f"k {k}", run, popular(k))
     for k in (1, 2, 4, 8, 16):
         add("k_test", f"k {k}", "neighbours-0", popular(k))
-    for share, run in (("0", "uncond0-0"), ("0.1", "neighbours-0"), ("0.3", "uncond3-0")):
-        for scale in SCALES if share != "0" else SCALES[:1]:
-            add("guidance", f"p_uncond {share} scale {scale:g}", run, popular(scale=scale))
-            add("guidance", f"p_uncond {share} scale {scale:g} text", run, text("held", scale=scale))
+    for dropped, run in (("0", "uncond0-0"), ("0.1", "neighbours-0"), ("0.3", "uncond3-0")):
+        for scale in SCALES if dropped != "0" else SCALES[:1]:
+            add("guidance", f"p_uncond {dropped} scale {scale:g}", run, popular(scale=scale))
+            add("guidance", f"p_uncond {dropped} scale {scale:g} text", run, text("held", scale=scale))
     for top_m in TOP_MS:
         add("top_m", f"top_m {top_m:g}", "neighbours-0", popular(top_m=top_m))
     for run in NEIGHBOURS:

@@ -45,41 +45,42 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed of a batch: the steps of retrieval, sampling, and the denoiser with more or less context."""
+    model, retriever = loaded.diffusion, loaded.retriever
+    network, k = model.model.diffusion_model, model.conditioner.k
+    options: dict[str, Any] = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "scale": 2.0, "batch_size": batch}
+    prompts, seeds = [PROMPT] * batch, range(SEED, SEED + batch)
+    queries = text_queries(retriever.embedder, prompts).cpu()
+    rows = retriever.index.search(queries.numpy(), k).rows
+    context = model.conditioner(retriever(queries, k).embeddings, include_query=False)
+    latents = torch.randn(batch, *loaded.latent_shape, device=model.device)
+    times = torch.full((batch,), 500, device=model.device)
+
+    def step(tokens: int) -> Callable[[], Any]:
+        wide = context[:, :1].expand(-1, tokens, -1).contiguous().to(model.device)
+        return lambda: network(latents, times, context=wide)
+
+    return {
+        "embed": lambda: text_queries(retriever.embedder, prompts),
+        "search": lambda: retriever.index.search(queries.numpy(), k),
+        "read": lambda: retriever.database.embeddings(rows),
+        "sample": lambda: generate(model, context, loaded.latent_shape, seeds, **options),
+        **{f"step_{tokens}_tokens": step(tokens) for tokens in TOKENS},
+    }
+
+
 @torch.inference_mode()
 def costs(loaded: Loaded) -> dict[str, float]:
     """Returns seconds of a whole batch, and bytes."""
-    model, retriever = loaded.diffusion, loaded.retriever
-    database, k = retriever.database, model.conditioner.k
-    options: dict[str, Any] = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "scale": 2.0}
-    found: dict[str, float] = {}
+    database, found = loaded.retriever.database, {}
     for batch in BATCHES:
-        prompts = [PROMPT] * batch
-        queries = text_queries(retriever.embedder, prompts).cpu()
-        rows = retriever.index.search(queries.numpy(), k).rows
-        context = model.conditioner(retriever(queries, k).embeddings, include_query=False)
-        done = {
-            "embed": lambda prompts=prompts: text_queries(retriever.embedder, prompts),
-            "search": lambda queries=queries: retriever.index.search(queries.numpy(), k),
-            "read": lambda rows=rows: database.embeddings(rows),
-            "sample": lambda context=context, batch=batch: generate(
-                model, context, loaded.latent_shape, range(SEED, SEED + batch), batch_size=batch, **options
-            ),
-        }
-        found |= {f"{name}_{batch}": seconds(do) for name, do in done.items()}
+        found |= {f"{name}_{batch}": seconds(do) for name, do in calls(loaded, batch).items()}
         retrieval = sum(found[f"{name}_{batch}"] for name in ("embed", "search", "read"))
         found[f"retrieval_share_{batch}"] = round(retrieval / (retrieval + found[f"sample_{batch}"]), 5)
-        latents = torch.randn(batch, *loaded.latent_shape, device=model.device)
-        times = torch.full((batch,), 500, device=model.device)
-        for tokens in TOKENS:
-            wide = context[:, :1].expand(-1, tokens, -1).contiguous().to(model.device)
-            network = model.model.diffusion_model
-            found[f"step_{tokens}_tokens_{batch}"] = seconds(
-                lambda x=latents, t=times, c=wide, f=network: f(x, t, context=c)
-            )
-    found["index_bytes"] = sum(file.stat().st_size for file in (database.path / "index").glob("*"))
-    found["embeddings_bytes"] = sum(file.stat().st_size for file in (database.path / "embeddings").glob("*"))
-    found["rows"], found["k"] = len(database), k
-    return found
+    for kind in ("index", "embeddings"):
+        found[f"{kind}_bytes"] = sum(file.stat().st_size for file in (database.path / kind).glob("*"))
+    return {**found, "rows": len(database), "k": loaded.diffusion.conditioner.k}
 
 
 def measure_cost(bench: Bench) -> tuple[dict[str, str], list[str]]:

@@ -86,8 +86,10 @@ class Bench:
         name = f"--skip-training --questions {line['question']} --n {self.n} --batch {self.batch}"
         line["command"] = f"python -m benchmarks.claims {name} --folder {self.folder}"
         self.lines.append(line)
-        with (self.folder / "figures.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.folder / "figures.jsonl"
+        cut_off = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+        with path.open("a") as file:
+            file.write(("\n" if cut_off else "") + json.dumps(line) + "\n")
         LOG.info("%s, %s, %s: %s s", line["question"], line["case"], line["run"], line["seconds"])
 
     def real(self, case: Case) -> dict[str, float]:

@@ -117,8 +117,8 @@ def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
             "classes": torch.tensor([classes.index(class_of(entries[part][row])) for row in rows]),
         }
     moments = {part: {space: Moments.of(x) for space, x in found.items()} for part, found in features.items()}
-    about = {"pictures": {part: len(images) for part, images in data.items()}, "classes": classes, **asked}
-    about |= {"clip_is": "the CLIP that also finds the neighbours", "names": total, "device": str(device())}
+    about: dict[str, Any] = {"pictures": {part: len(images) for part, images in data.items()}, "classes": classes}
+    about |= {**asked, "clip_is": "the CLIP that also finds the neighbours", "names": total, "device": str(device())}
     return Setup(classes, classifier, accuracy, features, moments, names, known, real, clip, about)
 
 

@@ -135,7 +135,12 @@ def cheap(lines: Lines) -> list[dict[str, Any]]:
         if line["question"] == "cost" and line["case"] != "plain":
             for batch in (1, 64):
                 share = line["figures"][f"retrieval_share_{batch}"]
-                row = {"claim": CHEAPER, "question": "cost", "figure": f"retrieval_share_{batch}", "noise": None}
+                row: dict[str, Any] = {
+                    "claim": CHEAPER,
+                    "question": "cost",
+                    "figure": f"retrieval_share_{batch}",
+                    "noise": None,
+                }
                 row |= {"first": line["case"], "second": f"at most {CHEAP}", "of_first": [share], "of_second": [CHEAP]}
                 rows.append({**row, "verdict": SEEN if share <= CHEAP else NOT_SEEN})
     return rows
