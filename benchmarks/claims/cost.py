@@ -46,7 +46,7 @@ def wait() -> None:
 
 
 def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
-    """Returns what is timed of a batch: the steps of retrieval, sampling, and the denoiser with more or less context."""
+    """Returns what is timed of a batch: retrieval in its steps, sampling, the denoiser with more or less context."""
     model, retriever = loaded.diffusion, loaded.retriever
     network, k = model.model.diffusion_model, model.conditioner.k
     options: dict[str, Any] = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "scale": 2.0, "batch_size": batch}
@@ -73,7 +73,8 @@ def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
 @torch.inference_mode()
 def costs(loaded: Loaded) -> dict[str, float]:
     """Returns seconds of a whole batch, and bytes."""
-    database, found = loaded.retriever.database, {}
+    database = loaded.retriever.database
+    found: dict[str, float] = {}
     for batch in BATCHES:
         found |= {f"{name}_{batch}": seconds(do) for name, do in calls(loaded, batch).items()}
         retrieval = sum(found[f"{name}_{batch}"] for name in ("embed", "search", "read"))
