@@ -21,7 +21,7 @@ from benchmarks.claims.spaces import Setup, accuracy, quality, unit_texts
 from benchmarks.style_classifier import to_bytes, to_floats
 from benchmarks.styles import ranks
 from ldm.callbacks import image_grid, save_png
-from ldm.checkpoint import write_weights
+from ldm.checkpoint import read_weights, write_weights
 from ldm.files import file_hash
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.util import evenly
@@ -74,6 +74,9 @@ class Bench:
         same = [line for line in self.lines if line["sha256"] == sha and line["settings"] == settings]
         if same:  # another question asked the same
             self.add({**same[-1], **label})
+            kept = self.folder / "shown" / f"{shown_key(sha, settings)}.safetensors"
+            if kept.is_file():
+                self.show(case, read_weights(kept)["images"])
             return
         start = time.perf_counter()
         figures = self.real(case) if case.settings["ask"] == "real" else self.made(case, shown_key(sha, settings))
@@ -125,12 +128,12 @@ class Bench:
             labels = torch.tensor([setup.classes.index(owner) for owner in owners])
             found |= accuracy(labels[torch.arange(self.n) % len(prompts)], called)
             found["prompts"] = len(prompts)
-        self.show(case, pictures[:SHOWN], key)
+        write_weights(self.folder / "shown" / f"{key}.safetensors", {"images": pictures[:SHOWN]})
+        self.show(case, pictures[:SHOWN])
         return found
 
-    def show(self, case: Case, pictures: Tensor, key: str) -> None:
-        """Writes the first images of a case, as a picture and for the pictures that compare cases."""
-        write_weights(self.folder / "shown" / f"{key}.safetensors", {"images": pictures})
+    def show(self, case: Case, pictures: Tensor) -> None:
+        """Writes the first images of a case as a picture."""
         rows = to_floats(pictures[: len(pictures) // 4 * 4] if len(pictures) >= 4 else pictures)
         grid = rows.view(-1, min(4, len(rows)), *rows.shape[1:])
         name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in word) for word in case[:3])
