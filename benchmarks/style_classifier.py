@@ -6,7 +6,7 @@ Pictures are uint8 ``[N, 3, H, W]``, as they are stored; labels int64 ``[N]``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
 from ldm.files import file_hash
 from ldm.util import instantiate_from_config
+from rdm.evaluate.features import device
 from rdm.loading import Loaded
 
 STYLES = ("noto", "twemoji", "fluent", "openmoji", "openmoji-line")
@@ -43,20 +44,23 @@ def to_floats(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def network(classes: int) -> nn.Sequential:
+def network(classes: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
     """Returns an untrained classifier of pictures ``[B, 3, H, W]`` in [-1, 1], of any size."""
     layers: list[nn.Module] = []
-    for before, after in pairwise(WIDTHS):
+    for before, after in pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
-def train(pictures: Tensor, labels: Tensor, classes: int, *, epochs: int, seed: int = 0) -> nn.Sequential:
+def train(
+    pictures: Tensor, labels: Tensor, classes: int, *, epochs: int, widths: Sequence[int] = WIDTHS, seed: int = 0
+) -> nn.Sequential:
     """Returns a trained classifier; half of the pictures are mirrored, anew in each epoch."""
+    place = device()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = network(classes)
+        classifier = network(classes, widths).to(place)
     optimizer = torch.optim.AdamW(classifier.parameters())
     steps = epochs * -(-len(pictures) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
@@ -66,10 +70,10 @@ def train(pictures: Tensor, labels: Tensor, classes: int, *, epochs: int, seed: 
             mirrored = torch.rand(len(places), generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
             optimizer.zero_grad()
-            F.cross_entropy(classifier(images), labels[places]).backward()
+            F.cross_entropy(classifier(images.to(place)), labels[places].to(place)).backward()
             optimizer.step()
             schedule.step()
-    return classifier.eval()
+    return classifier.eval().cpu()
 
 
 @torch.inference_mode()
@@ -83,15 +87,37 @@ def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
 
 
-def judge(loaded: Loaded, folder: Path, epochs: int) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Returns the classifier, trained first if need be, and its confusion on held-out pictures and reconstructions."""
-    stage, asked = loaded.diffusion, {"model": file_hash(loaded.path), "every": EVERY, "styles": STYLES}
+def style_of(entry: Mapping[str, str]) -> str:
+    """Returns the style of a picture by its metadata."""
+    return entry["style"]
+
+
+def judge(
+    loaded: Loaded,
+    folder: Path,
+    epochs: int,
+    *,
+    names: Sequence[str] = STYLES,
+    label: Callable[[Mapping[str, str]], str] = style_of,
+    widths: Sequence[int] = WIDTHS,
+) -> tuple[nn.Sequential, dict[str, Any]]:
+    """Returns the classifier, trained first if need be, and its confusion on held-out pictures and reconstructions.
+
+    Args:
+        loaded: a model, whose data are learned and whose first stage reconstructs.
+        folder: where both are kept.
+        epochs: of training.
+        names: the classes.
+        label: the class of a picture by its metadata.
+        widths: of the classifier's layers.
+    """
+    stage = loaded.diffusion
+    asked: dict[str, Any] = {"model": file_hash(loaded.path), "every": EVERY, "styles": list(names)}
     pictures, labels = {}, {}
     for part in ("train", "validation"):
         dataset = instantiate_from_config(loaded.data.dataset_configs[part])
         pictures[part] = torch.stack([to_bytes(dataset[n]["image"]) for n in range(len(dataset))])
-        styles = [STYLES.index(dataset.metadata(n)["style"]) for n in range(len(dataset))]
-        labels[part] = torch.tensor(styles)
+        labels[part] = torch.tensor([names.index(label(dataset.metadata(n))) for n in range(len(dataset))])
 
     def reconstruct(images: Tensor) -> Tensor:
         parts = [to_floats(part).to(stage.device) for part in images.split(BATCH)]
@@ -99,18 +125,19 @@ def judge(loaded: Loaded, folder: Path, epochs: int) -> tuple[torch.nn.Module, d
 
     def learn() -> dict[str, Tensor]:
         both = torch.cat([pictures["train"], made["train"]]), torch.cat([labels["train"], labels["train"][::EVERY]])
-        return train(*both, len(STYLES), epochs=epochs).state_dict()
+        return train(*both, len(names), epochs=epochs, widths=widths).state_dict()
 
     made = kept(
         folder / "reconstructions.safetensors",
         asked,
         lambda: {name: reconstruct(images[:: EVERY if name == "train" else 1]) for name, images in pictures.items()},
     )
-    classifier = network(len(STYLES)).eval()
-    load_weights(classifier, kept(folder / "classifier.safetensors", asked | {"epochs": epochs}, learn))
+    asked |= {"epochs": epochs} | ({} if widths == WIDTHS else {"widths": list(widths)})
+    classifier = network(len(names), widths).eval()
+    load_weights(classifier, kept(folder / "classifier.safetensors", asked, learn))
     figures: dict[str, Any] = {"epochs": epochs, "reconstructed": f"1 in {EVERY}"}
     for name, images in (("pictures", pictures["validation"]), ("reconstructions", made["validation"])):
-        counts = confusion(labels["validation"], called(classifier, images), len(STYLES))
+        counts = confusion(labels["validation"], called(classifier, images), len(names))
         accuracy = round(float(counts.trace() / counts.sum()), 4)
         figures[name] = {"n": len(images), "accuracy": accuracy, "confusion": counts.tolist()}
     return classifier, figures

@@ -78,11 +78,16 @@ def content(loaded: Loaded, pictures: Tensor, places: Tensor, texts: Tensor) -> 
     """
     parts = [to_floats(part).to(texts.device) for part in pictures.split(BATCH)]
     features = F.normalize(torch.cat([loaded.retriever.embedder.images(part) for part in parts]).float(), dim=1)
+    return {"n": len(pictures), **ranks(features, places, texts)}
+
+
+def ranks(features: Tensor, places: Tensor, texts: Tensor) -> dict[str, float]:
+    """Returns the figures of :func:`content` of features ``[N, D]`` of length one."""
     cosines = (features @ texts.T).cpu()
     own = cosines.gather(1, places[:, None])
     before = (cosines > own).sum(1)
     figures = {"clip_score": own, "first": (before == 0).float(), "in_five": (before < 5).float()}
-    return {"n": len(pictures), **{name: round(float(values.mean()), 4) for name, values in figures.items()}}
+    return {name: round(float(values.mean()), 4) for name, values in figures.items()}
 
 
 def measure(

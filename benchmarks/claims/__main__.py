@@ -1,0 +1,83 @@
+"""Measures the claims of the paper on the emoji data: trains what is compared, measures, reports.
+
+    python -m benchmarks.claims --jobs 8 --batch 256
+
+Everything is kept in the folder and made once; the same command goes on where another ended. A folder's ``models`` may
+be brought from another machine and measured here: a run whose model is there counts as trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from benchmarks.claims import report
+from benchmarks.claims.cases import QUESTIONS, all_cases
+from benchmarks.claims.cost import measure_cost
+from benchmarks.claims.measure import Bench, ceilings, measure_all
+from benchmarks.claims.runs import all_runs, train_all
+from benchmarks.claims.spaces import SHIPPED, set_up
+from ldm.files import write_json
+from ldm.util import command_line
+from rdm.loading import load
+
+LOG = logging.getLogger(__name__)
+
+
+def parse() -> argparse.Namespace:
+    """Returns the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--folder", type=Path, default=Path("outputs/claims"))
+    p.add_argument("--only", nargs="+", default=list(all_runs()), choices=list(all_runs()), metavar="RUN")
+    p.add_argument("--jobs", type=int, default=1, help="runs that are trained at once")
+    p.add_argument("--set", action="append", default=[], metavar="key=value", help="a further setting of every run")
+    p.add_argument("--skip-training", action="store_true")
+    p.add_argument("--questions", nargs="*", default=list(QUESTIONS), choices=QUESTIONS, metavar="QUESTION")
+    p.add_argument("--n", type=int, default=1024, help="images of each case")
+    p.add_argument("--batch", type=int, default=64, help="images sampled together; 256 on a GPU")
+    p.add_argument("--epochs", type=int, default=24, help="of the classifier")
+    p.add_argument("--report", action="store_true", help="report what is there, train and measure nothing")
+    return p.parse_args()
+
+
+def measure(args: argparse.Namespace, failed: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Measures the questions of the command line; returns what broke and the runs that are missing."""
+    setup = set_up(load(str(SHIPPED)), args.folder / "cache", args.epochs)
+    write_json(args.folder / "setup.json", {**setup.about, "classifier_accuracy": setup.accuracy})
+    bench = Bench(args.folder, setup, args.n, args.batch)
+    every = all_cases()
+    cases = [case for question in args.questions for case in every.get(question, []) if case.run not in failed]
+    if "concepts" in args.questions:
+        cases += ceilings(str(SHIPPED))
+    broken, missing = measure_all(bench, cases)
+    if "cost" in args.questions:
+        further, absent = measure_cost(bench)
+        broken, missing = broken | further, sorted({*missing, *absent})
+    return broken, missing
+
+
+@command_line
+def main() -> None:
+    """Does what the command line asks for; ends with 1 where something failed."""
+    args, failed = parse(), {}
+    args.folder.mkdir(parents=True, exist_ok=True)
+    broken: dict[str, str] = {}
+    missing: list[str] = []
+    if not args.report:
+        if not args.skip_training:
+            failed = train_all(args.only, args.folder, args.jobs, args.set)
+        if args.questions:
+            broken, missing = measure(args, failed)
+    print(report.write(args.folder))
+    for name, words in {**failed, **broken}.items():
+        print(f"failed: {name}: {words}")
+    if missing:
+        print(f"not trained, their cases left out: {', '.join(missing)}")
+    if failed or broken:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

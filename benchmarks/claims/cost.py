@@ -1,0 +1,111 @@
+"""What retrieval costs beside sampling: medians of seconds, and bytes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.claims.measure import SEED, Bench, torch_device
+from benchmarks.claims.runs import is_trained
+from benchmarks.claims.spaces import SHIPPED
+from ldm.files import file_hash
+from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
+from rdm.loading import Loaded, load
+from rdm.retrieval.queries import text_queries
+from rdm.sample import generate
+
+LOG = logging.getLogger(__name__)
+REPEATS = 5
+BATCHES = (1, 64)
+TOKENS = (1, 4, 16)  # of context
+PROMPT = "a red rose"
+
+
+def seconds(do: Callable[[], Any]) -> float:
+    """Returns the median of a call's seconds, the first one left out."""
+    found = []
+    for _ in range(REPEATS + 1):
+        wait()
+        start = time.perf_counter()
+        do()
+        wait()
+        found.append(time.perf_counter() - start)
+    return round(median(found[1:]), 6)
+
+
+def wait() -> None:
+    """Waits until the GPU is done, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed of a batch: retrieval in its steps, sampling, the denoiser with more or less context."""
+    model, retriever = loaded.diffusion, loaded.retriever
+    network, k = model.model.diffusion_model, model.conditioner.k
+    options: dict[str, Any] = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "scale": 2.0, "batch_size": batch}
+    prompts, seeds = [PROMPT] * batch, range(SEED, SEED + batch)
+    queries = text_queries(retriever.embedder, prompts).cpu()
+    rows = retriever.index.search(queries.numpy(), k).rows
+    context = model.conditioner(retriever(queries, k).embeddings, include_query=False)
+    latents = torch.randn(batch, *loaded.latent_shape, device=model.device)
+    times = torch.full((batch,), 500, device=model.device)
+
+    def step(tokens: int) -> Callable[[], Any]:
+        wide = context[:, :1].expand(-1, tokens, -1).contiguous().to(model.device)
+        return lambda: network(latents, times, context=wide)
+
+    return {
+        "embed": lambda: text_queries(retriever.embedder, prompts),
+        "search": lambda: retriever.index.search(queries.numpy(), k),
+        "read": lambda: retriever.database.embeddings(rows),
+        "sample": lambda: generate(model, context, loaded.latent_shape, seeds, **options),
+        **{f"step_{tokens}_tokens": step(tokens) for tokens in TOKENS},
+    }
+
+
+@torch.inference_mode()
+def costs(loaded: Loaded) -> dict[str, float]:
+    """Returns seconds of a whole batch, and bytes."""
+    database = loaded.retriever.database
+    found: dict[str, float] = {}
+    for batch in BATCHES:
+        found |= {f"{name}_{batch}": seconds(do) for name, do in calls(loaded, batch).items()}
+        retrieval = sum(found[f"{name}_{batch}"] for name in ("embed", "search", "read"))
+        found[f"retrieval_share_{batch}"] = round(retrieval / (retrieval + found[f"sample_{batch}"]), 5)
+    for kind in ("index", "embeddings"):
+        found[f"{kind}_bytes"] = sum(file.stat().st_size for file in (database.path / kind).glob("*"))
+    return {**found, "rows": len(database), "k": loaded.diffusion.conditioner.k}
+
+
+def measure_cost(bench: Bench) -> tuple[dict[str, str], list[str]]:
+    """Measures what is there of the compared models and the shipped one; returns what broke and what is missing."""
+    models = {"neighbours": bench.folder / "models" / "neighbours-0", "plain": bench.folder / "models" / "plain-0"}
+    models["shipped"] = SHIPPED
+    missing = [folder.name for folder in list(models.values())[:2] if not is_trained(folder.name, bench.folder)]
+    broken: dict[str, str] = {}
+    for name, folder in models.items():
+        if folder.name not in missing:
+            try:
+                _one(bench, name, folder)
+            except Exception as error:
+                LOG.exception("cost, %s", name)
+                broken[f"cost, {name}"] = f"{type(error).__name__}: {error}"
+    return broken, missing
+
+
+def _one(bench: Bench, name: str, folder: Path) -> None:
+    settings = {"ask": "cost", "repeats": REPEATS, "threads": torch.get_num_threads(), "device": torch_device()}
+    label: dict[str, Any] = {"question": "cost", "case": name, "run": "" if folder == SHIPPED else folder.name}
+    label |= {"sha256": file_hash(folder / "model.safetensors"), "settings": settings}
+    if any(label.items() <= line.items() for line in bench.lines):
+        return
+    start = time.perf_counter()
+    figures = costs(load(str(folder)))
+    bench.add({**label, "figures": figures, "seconds": round(time.perf_counter() - start, 2), "device": torch_device()})

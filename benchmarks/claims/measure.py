@@ -1,0 +1,229 @@
+"""The figures of cases: images are sampled, seen once by both networks, and forgotten but for a few to show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.claims.cases import TOP_M, Case
+from benchmarks.claims.runs import is_trained
+from benchmarks.claims.spaces import Setup, accuracy, quality, unit_texts
+from benchmarks.style_classifier import to_bytes, to_floats
+from benchmarks.styles import ranks
+from ldm.callbacks import image_grid, save_png
+from ldm.checkpoint import read_weights, write_weights
+from ldm.files import file_hash
+from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
+from ldm.util import evenly
+from rdm.loading import Loaded, load
+from rdm.retrieval.living import select_rows
+from rdm.retrieval.retriever import Retriever
+from rdm.sample import Samples, sample_classes, sample_popular, sample_texts
+
+LOG = logging.getLogger(__name__)
+SHOWN = 16
+SEED = 0
+POOL = 20  # rows that the neighbours of a class are drawn from
+
+
+@dataclass
+class Bench:
+    """Cases are measured in a folder.
+
+    Attributes:
+        folder: of all.
+        setup: what cases share.
+        n: images of each.
+        batch: sampled together.
+        lines: of ``figures.jsonl``.
+    """
+
+    folder: Path
+    setup: Setup
+    n: int
+    batch: int
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    _models: dict[str, Loaded] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lines = read_lines(self.folder)
+
+    def loaded(self, run: str) -> Loaded:
+        """Returns a run's model; only the last one is held."""
+        if run not in self._models:
+            self._models = {run: load(str(self.folder / "models" / run))}
+        return self._models[run]
+
+    def measure(self, case: Case) -> None:
+        """Measures a case and writes its line, unless a line of the same model and settings is there."""
+        sha = file_hash(self.folder / "models" / case.run / "model.safetensors") if case.run else ""
+        settings = {**case.settings, "n": self.n, "seed": SEED, "sampler": USUAL, "steps": USUAL_STEPS[USUAL]}
+        label = {"question": case.question, "case": case.name, "run": case.run, "sha256": sha, "settings": settings}
+        if any(label.items() <= line.items() for line in self.lines):
+            return
+        same = [line for line in self.lines if line["sha256"] == sha and line["settings"] == settings]
+        if same:  # another question asked the same
+            self.add({**same[-1], **label})
+            kept = self.folder / "shown" / f"{shown_key(sha, settings)}.safetensors"
+            if kept.is_file():
+                self.show(case, read_weights(kept)["images"])
+            return
+        start = time.perf_counter()
+        figures = self.real(case) if case.settings["ask"] == "real" else self.made(case, shown_key(sha, settings))
+        seconds = round(time.perf_counter() - start, 2)
+        shown = choose(self.setup, settings, self.n)[:SHOWN]
+        self.add({**label, "figures": figures, "prompts": shown, "seconds": seconds, "device": torch_device()})
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Appends a line to the file."""
+        name = f"--skip-training --questions {line['question']} --n {self.n} --batch {self.batch}"
+        line["command"] = f"python -m benchmarks.claims {name} --folder {self.folder}"
+        self.lines.append(line)
+        path = self.folder / "figures.jsonl"
+        cut_off = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+        with path.open("a") as file:
+            file.write(("\n" if cut_off else "") + json.dumps(line) + "\n")
+        LOG.info("%s, %s, %s: %s s", line["question"], line["case"], line["run"], line["seconds"])
+
+    def real(self, case: Case) -> dict[str, float]:
+        """Returns the figures of real pictures: the ceiling of a part of the data."""
+        part = self.setup.real[case.settings["names"]]
+        features, called = self.setup.see(part["pictures"])
+        texts = unit_texts(load(case.settings["embedder_of"]), self.setup.names[case.settings["names"]])
+        return {
+            "images": len(called),
+            **quality(self.setup, features),
+            **ranks(features["clip"], part["places"], texts),
+            **accuracy(part["classes"], called),
+        }
+
+    def made(self, case: Case, key: str) -> dict[str, float]:
+        """Returns the figures of a model's images, and keeps some of these."""
+        settings, setup = case.settings, self.setup
+        loaded = restricted(self.loaded(case.run), settings["rows"])
+        start = time.perf_counter()
+        prompts = choose(setup, settings, self.n)
+        samples = sample(loaded, prompts, settings, self.n, self.batch)
+        seconds = time.perf_counter() - start
+        pictures = to_bytes(samples.images)
+        features, called = setup.see(pictures)
+        nearest = loaded.retriever.index.search(features["clip"].numpy(), 1).rows
+        found = {"images": len(pictures), "sampling_seconds": round(seconds, 3), **quality(setup, features)}
+        found |= {"distinct_rows": len(np.unique(nearest)), "rows": row_count(loaded)}
+        if settings["ask"] == "text":
+            places = torch.arange(self.n) % len(prompts)
+            found |= ranks(features["clip"], places, unit_texts(loaded, prompts))
+        if prompts:
+            owners = [setup.class_by_name.get(name, name) for name in prompts]
+            labels = torch.tensor([setup.classes.index(owner) for owner in owners])
+            found |= accuracy(labels[torch.arange(self.n) % len(prompts)], called)
+            found["prompts"] = len(prompts)
+        write_weights(self.folder / "shown" / f"{key}.safetensors", {"images": pictures[:SHOWN]})
+        self.show(case, pictures[:SHOWN])
+        return found
+
+    def show(self, case: Case, pictures: Tensor) -> None:
+        """Writes the first images of a case as a picture."""
+        rows = to_floats(pictures[: len(pictures) // 4 * 4] if len(pictures) >= 4 else pictures)
+        grid = rows.view(-1, min(4, len(rows)), *rows.shape[1:])
+        name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in word) for word in case[:3])
+        save_png(image_grid({"": grid}), self.folder / "pictures" / f"{name}.png")
+
+
+def torch_device() -> str:
+    """Returns the name of what computes."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def shown_key(sha: str, settings: Mapping[str, Any]) -> str:
+    """Returns the name of the file that keeps some images."""
+    return hashlib.sha256(json.dumps([sha, settings], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a folder's figures; one that was cut off while it was written is left out."""
+    file, found = folder / "figures.jsonl", []
+    for text in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            found.append(json.loads(text))
+        except ValueError:
+            LOG.warning("a line of %s is cut off", file)
+    return found
+
+
+def choose(setup: Setup, settings: Mapping[str, Any], n: int) -> list[str]:
+    """Returns the prompts or classes of a case, at most n, evenly spread."""
+    if settings["ask"] == "class":
+        return setup.classes
+    if settings["ask"] != "text":
+        return []
+    both = [name for pair in zip(setup.names["train"], setup.names["held"], strict=True) for name in pair]
+    names = setup.names.get(settings["names"], both)
+    return [names[place] for place in evenly(len(names), min(n, len(names)))]
+
+
+def sample(loaded: Loaded, prompts: Sequence[str], settings: Mapping[str, Any], n: int, batch: int) -> Samples:
+    """Returns the images of a case; image i has seed i and prompt i, from the first one again after the last."""
+    options: dict[str, Any] = {"scale": settings["scale"], "batch_size": batch, "copies": None, "seed": SEED}
+    options |= {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "k": settings["k"]}
+    if settings["ask"] == "popular":
+        return sample_popular(loaded, n, top_m=settings.get("top_m", TOP_M), weighted=False, **options)
+    asked, tokens = [prompts[place % len(prompts)] for place in range(n)], settings["tokens"]
+    if settings["ask"] == "text":
+        return sample_texts(loaded, asked, tokens=tokens, **options)
+    return sample_classes(loaded, asked, pool=POOL, tokens=tokens, **options)
+
+
+def restricted(loaded: Loaded, rows: float | str) -> Loaded:
+    """Returns a model with some rows of its database: of the train pictures, or a share that larger ones hold too."""
+    retriever = loaded.retriever
+    if rows == 1.0:
+        return loaded
+    if rows == "train":
+        chosen = select_rows(retriever.database, ["split=train"])
+    else:
+        total = len(retriever.database)
+        order = np.random.default_rng(SEED).permutation(total)
+        chosen = np.sort(order[: max(round(float(rows) * total), 1)])
+    bound = Retriever(lambda: retriever.embedder, retriever.database, lambda: retriever.index, chosen)
+    return replace(loaded, retriever=bound)
+
+
+def row_count(loaded: Loaded) -> int:
+    """Returns how many rows neighbours come from."""
+    rows = loaded.retriever.rows
+    return len(loaded.retriever.database) if rows is None else len(rows)
+
+
+def ceilings(embedder_of: str) -> list[Case]:
+    """Returns the cases of real pictures of the concepts, by the embedder of a model."""
+    settings, parts = {"ask": "real", "embedder_of": embedder_of}, {"trained": "train", "held out": "held"}
+    return [Case("concepts", f"real, {name}", "", {**settings, "names": part}) for name, part in parts.items()]
+
+
+def measure_all(bench: Bench, cases: Sequence[Case]) -> tuple[dict[str, str], list[str]]:
+    """Measures cases; a broken one stops no other.
+
+    Returns:
+        what went wrong by case, and the runs that are missing.
+    """
+    broken: dict[str, str] = {}
+    missing = sorted({case.run for case in cases if case.run and not is_trained(case.run, bench.folder)})
+    there = [case for case in cases if case.run not in missing]
+    for case in sorted(there, key=lambda case: case.run):  # so that every model is loaded once
+        try:
+            bench.measure(case)
+        except Exception as error:
+            LOG.exception("%s, %s", case.question, case.name)
+            broken[f"{case.question}, {case.name}, {case.run}"] = f"{type(error).__name__}: {error}"
+    return broken, missing

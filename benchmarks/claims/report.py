@@ -1,0 +1,131 @@
+"""Tables, plots and verdicts of what was measured; computes nothing but means, ranges and differences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.claims import pictures, verdicts
+from benchmarks.claims.measure import read_lines
+from ldm.files import file_hash, read_json, write_json
+from rdm.evaluate.features import device
+from rdm.evaluate.protocol import machine, versions
+
+LOG = logging.getLogger(__name__)
+DATA = Path("data/emoji")
+SHOWN = (
+    "pixels_fd_train", "pixels_fd_held", "pixels_precision", "pixels_recall",
+    "clip_fd_train", "clip_fd_held", "clip_precision", "clip_recall",
+    "clip_score", "first", "class_balanced", "distinct_rows",
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        lines: of the figures.
+        training: what each run's training said, by run.
+    """
+
+    lines: list[dict[str, Any]]
+    training: dict[str, dict[str, Any]]
+
+
+def gather(folder: Path) -> Found:
+    """Returns what a folder holds, of cases measured twice the last line."""
+    lines = {}
+    for line in read_lines(folder):
+        lines[line["question"], line["case"], line["run"]] = line
+    cards = sorted((folder / "models").glob("*/training.json"))
+    training = {card.parent.name: read_json(card, "export the run again") for card in cards}
+    return Found(list(lines.values()), training)
+
+
+def write(folder: Path) -> str:
+    """Writes ``results.json``, ``claims.md`` and pictures into the folder, and returns the claims."""
+    found = gather(folder)
+    setup = read_json(folder / "setup.json", "measure first") if (folder / "setup.json").is_file() else {}
+    judged = verdicts.judge(found.lines, found.training)
+    protocol = {
+        "versions": versions(),
+        **machine(device()),
+        "data_sha256": {file.name: file_hash(file) for file in sorted(DATA.glob("*.parquet"))},
+        "setup": setup,
+    }
+    results = {"protocol": protocol, "claims": judged, "training": found.training, "lines": found.lines}
+    write_json(folder / "results.json", results)
+    parts = ["# Claims of the paper on the emoji data", head(setup), verdicts.table(judged)]
+    drawn = {}
+    steps: dict[str, Callable[..., Any]] = {"plots": pictures.plots, "compared": pictures.compared}
+    for name, draw in steps.items():
+        try:
+            drawn[name] = draw(folder, found.lines)
+        except Exception:  # figures are worth more than their pictures
+            LOG.exception("%s", name)
+    parts += [f"![{file.stem}]({file.relative_to(folder)})" for files in drawn.values() for file in files]
+    parts += ["## Training", training_table(found.training), "## Figures", *tables(found.lines)]
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    (folder / "claims.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def head(setup: Mapping[str, Any]) -> str:
+    """Returns what has to be known to read the figures."""
+    words = [
+        "`clip_*` are in the space of the CLIP that also finds the neighbours, which may favour what looks at them; "
+        "`pixels_*` are in that of a classifier of categories that learned from pixels alone. `fd` is the Frechet "
+        "distance, to train pictures or to held-out ones (`held`); precision and recall are with k = 3 to train "
+        "pictures. Noise is the range over the three seeds of the usual model. Changing the style by changing the "
+        "database is measured by `python -m benchmarks.styles`."
+    ]
+    if accuracy := setup.get("classifier_accuracy"):
+        both = [f"{accuracy[name]['accuracy']:.1%} of held-out {name}" for name in ("pictures", "reconstructions")]
+        words.append(f"The classifier is right about {' and '.join(both)}: no model is expected to be above that.")
+    return "\n\n".join(words)
+
+
+def number(value: Any) -> str:
+    """Returns a figure in a table."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def mean_range(values: Sequence[float]) -> str:
+    """Returns the mean of some figures, and their range where there are several."""
+    mean = number(sum(values) / len(values)) if len(values) > 1 else number(values[0])
+    return f"{mean} ({number(min(values))} to {number(max(values))})" if len(values) > 1 else mean
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table whose first row is its head."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *map(list, rows[1:])]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a table of runs."""
+    keys = ("parameters", "steps", "batch_size", "seconds", "val/loss_ema", "val/loss")
+    rows = [["run", *keys], *([name, *(number(card.get(key)) for key in keys)] for name, card in training.items())]
+    note = "Losses of other weightings or parameterisations (`v-0`, `flat-0`) cannot be compared with the others."
+    return markdown(rows) + "\n\n" + note if training else ""
+
+
+def tables(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a heading and a table for each question; of several seeds, mean and range."""
+    found = []
+    for question in dict.fromkeys(line["question"] for line in lines):
+        own = [line for line in lines if line["question"] == question]
+        keys = [key for key in SHOWN if any(key in line["figures"] for line in own)]
+        keys = keys or list(dict.fromkeys(key for line in own for key in line["figures"]))
+        rows = [["case", "runs", "n", *keys]]
+        for case in dict.fromkeys(line["case"] for line in own):
+            same = [line for line in own if line["case"] == case]
+            values = [[line["figures"][key] for line in same if key in line["figures"]] for key in keys]
+            sizes = str(same[-1]["figures"].get("images", ""))
+            rows.append([case, str(len(same)), sizes, *(mean_range(v) if v else "" for v in values)])
+        found += [f"### {question}", markdown(rows)]
+    return found

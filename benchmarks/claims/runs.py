@@ -1,0 +1,157 @@
+"""What is trained: a run for every model that is compared, each by ``main.py`` in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.curves import history
+from ldm.checkpoint import export_run, read_weights
+from ldm.config import read_config
+from ldm.files import read_json, write_json
+from ldm.util import instantiate_from_config
+
+LOG = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ("configs/rdm.yaml", "configs/rdm/emoji-small.yaml")
+SEEDS = (0, 1, 2)
+FIRST_SEED = 23  # of main.py
+PLAIN = ("model.params.use_neighbours=false",)
+# Channels have to suit group norms of 32, so that a wider network of 1.5 times the parameters cannot be had.
+LARGE = ("model.params.unet_config.params.channel_mult=[1,2,4]",)
+
+
+class Run(NamedTuple):
+    """A model to train.
+
+    Attributes:
+        name: of its folders.
+        seed: of weights, noise and order of the data; 0 is the usual one.
+        overrides: what differs from the configs.
+    """
+
+    name: str
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+
+    def settings(self) -> list[str]:
+        """Returns all settings of the command line."""
+        return [f"model.params.seed={self.seed}", f"data.params.seed={self.seed}", *self.overrides]
+
+
+def of_k(k: int) -> tuple[str, ...]:
+    """Returns the settings of a model of k neighbours."""
+    return f"model.params.conditioner.k={k}", f"data.params.k={k}"
+
+
+def all_runs() -> dict[str, Run]:
+    """Returns every run by its name."""
+    kinds = {"neighbours": (), "plain": PLAIN, "plain-large": (*PLAIN, *LARGE)}
+    runs = [Run(f"{kind}-{seed}", seed, settings) for kind, settings in kinds.items() for seed in SEEDS]
+    runs += [Run(f"k{k}-0", 0, of_k(k)) for k in (1, 2, 8)]
+    runs += [Run(f"uncond{tenths}-0", 0, (f"model.params.p_uncond=0.{tenths}",)) for tenths in (0, 3)]
+    runs += [Run("v-0", 0, ("model.params.parameterization=v",))]
+    runs += [Run("flat-0", 0, ("model.params.min_snr_gamma=null",))]
+    return {run.name: run for run in runs}
+
+
+def command(run: Run, folder: Path, extra: Sequence[str] = ()) -> list[str]:
+    """Returns the command that trains a run from its beginning or from its last checkpoint."""
+    place = folder / "runs" / run.name
+    begun = (place / "checkpoints" / "last.ckpt").is_file()
+    where = ["--resume" if begun else "-p", str(place), "-s", str(FIRST_SEED + run.seed), "--no-test"]
+    return ["main.py", "--base", *CONFIGS, "-t", *where, *run.settings(), *extra]
+
+
+def is_trained(name: str, folder: Path) -> bool:
+    """Returns whether a run's exported model is there, made here or brought from elsewhere."""
+    return (folder / "models" / name / "model.safetensors").is_file()
+
+
+def train(run: Run, folder: Path, extra: Sequence[str] = ()) -> str:
+    """Trains a run and exports it, as far as that is not done; returns what went wrong, empty if nothing did."""
+    try:
+        if is_trained(run.name, folder):
+            return ""
+        place = folder / "runs" / run.name
+        if not (place / "finished.json").is_file():
+            if (place / "checkpoints").is_dir() and not (place / "checkpoints" / "last.ckpt").is_file():
+                shutil.rmtree(place)  # ended before its first checkpoint
+            words, start = command(run, folder, extra), time.perf_counter()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            LOG.info("training %s", run.name)
+            with (folder / "runs" / f"{run.name}.log").open("a") as log:
+                path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+                absolute = [str(ROOT / word) if word in ("main.py", *CONFIGS) else word for word in words]
+                done = subprocess.run(  # noqa: S603 - our own command line
+                    [sys.executable, *absolute],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONPATH": path},
+                    check=False,
+                )
+            if done.returncode:
+                return f"exit code {done.returncode}, see {folder / 'runs' / run.name}.log"
+            seconds = round(time.perf_counter() - start, 1)
+            mark = {"command": "python " + shlex.join(words), "set": list(extra), "seconds": seconds}
+            write_json(place / "finished.json", mark)
+        export(run.name, folder)
+    except Exception as error:
+        LOG.exception("training %s", run.name)
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def export(name: str, folder: Path) -> None:
+    """Writes the small model of a finished run, and what its training said."""
+    place, model = folder / "runs" / name, folder / "models" / name
+    mark = read_json(place / "finished.json", "train it again")
+    temporary = folder / "models" / f".{name}"
+    weights = export_run(place, temporary)
+    config = read_config([place / "config.yaml"])
+    write_json(temporary / "training.json", {**mark, **metrics(place), **size(weights), **steps(config)})
+    if model.is_dir():
+        shutil.rmtree(model)
+    temporary.rename(model)
+
+
+def metrics(place: Path) -> dict[str, float | None]:
+    """Returns the losses of a run's last validation, by the averaged weights and by the weights themselves."""
+    found: dict[str, float | None] = {}
+    for column in ("val/loss_ema", "val/loss"):
+        try:
+            values = history(place, column)
+            found[column] = values[max(values)]
+        except (ValueError, FileNotFoundError):
+            found[column] = None
+    return found
+
+
+def size(weights: Path) -> dict[str, int]:
+    """Returns the number of the denoiser's parameters."""
+    return {"parameters": sum(t.numel() for n, t in read_weights(weights).items() if n.startswith("model."))}
+
+
+def steps(config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns steps and batch size of a run's config."""
+    trainer = config["lightning"]["trainer"]
+    return {"steps": trainer["max_steps"], "batch_size": config["data"]["params"]["batch_size"]}
+
+
+def train_all(names: Sequence[str], folder: Path, jobs: int, extra: Sequence[str] = ()) -> dict[str, str]:
+    """Trains runs, some at once, and returns what went wrong of those that failed."""
+    runs = all_runs()
+    if not all(is_trained(name, folder) for name in names):  # before several want the database at once
+        instantiate_from_config(read_config(CONFIGS)["data"]).prepare_retrieval()
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        said = list(pool.map(lambda name: train(runs[name], folder, extra), names))
+    return {name: words for name, words in zip(names, said, strict=True) if words}
