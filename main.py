@@ -183,8 +183,8 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
     monitor = (config["model"].get("params") or {}).get("monitor")
-    best = {"monitor": monitor, "mode": "min", "save_top_k": 1}
-    keep = {
+    best: dict[str, Any] = {"monitor": monitor, "mode": "min", "save_top_k": 1}
+    keep: dict[str, Any] = {
         "every_n_train_steps": 500,
         "save_last": True,
         "save_top_k": 0,
@@ -195,7 +195,7 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
     best |= {name: keep.pop(name) for name in ("monitor", "mode") if name in keep}
     callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
     if best["monitor"]:  # by the validation that has just ended; the one above knows only the last but one
-        after = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
+        after: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
         callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))
     callbacks += [
         keep_config(run, config),

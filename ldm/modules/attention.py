@@ -102,8 +102,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         fast = _xformers_attention()
         if fast is None and choice:
             raise ValueError(
-                "LDM_ATTENTION is 'xformers', expected it installed with kernels for this GPU; pip install the xformers "
-                "of this torch, or unset it"
+                "LDM_ATTENTION is 'xformers', expected it installed with kernels for this GPU; pip install the one of "
+                "this torch, or unset it"
             )
         if fast is not None and (choice or q.dtype in XFORMERS_DTYPES):
             return fast(q, k, v)
