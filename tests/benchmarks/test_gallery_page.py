@@ -21,7 +21,7 @@ COMMANDS = [line for entry in ENTRIES if not entry.is_code for line, _ in entry.
 NO_PICTURE = {
     "--outdir", "--ckpt", "--config", "--trust",  # where things are
     "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
-    "--model", "--temperature", "--top_k", "--top_p",  # rarm, of which no weights are shipped
+    "--model", "--temperature", "--top_k", "--top_p",  # rarm, whose pictures are beside its weights
     "--weaker", "--weaker_scale",  # a weaker model, of which no weights are shipped
 }  # fmt: skip
 
