@@ -39,7 +39,7 @@ class Claim(NamedTuple):
 
 GUIDED = "guidance raises precision"
 CLAIMS = (
-    Claim("a model that looks at neighbours is better than one of equal size without", *("retrieval",),
+    Claim("a model that looks at neighbours is better than one of equal size without", "retrieval",
           "neighbours scale 1", "plain", (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
     Claim("it is better than a larger one without", "retrieval", "neighbours scale 1", "plain-large",
           (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
