@@ -17,8 +17,8 @@ from benchmarks.claims import report
 from benchmarks.claims.cases import QUESTIONS, all_cases
 from benchmarks.claims.cost import measure_cost
 from benchmarks.claims.measure import Bench, ceilings, measure_all
-from benchmarks.claims.runs import all_runs, train_all
-from benchmarks.claims.spaces import SHIPPED, set_up
+from benchmarks.claims.runs import all_runs, is_trained, train_all
+from benchmarks.claims.spaces import set_up
 from ldm.files import write_json
 from ldm.util import command_line
 from rdm.loading import load
@@ -44,13 +44,17 @@ def parse() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, failed: dict[str, str]) -> tuple[dict[str, str], list[str]]:
     """Measures the questions of the command line; returns what broke and the runs that are missing."""
-    setup = set_up(load(str(SHIPPED)), args.folder / "cache", args.epochs)
+    trained = [name for name in all_runs() if is_trained(name, args.folder)]
+    if not trained:
+        raise ValueError(f"no trained model in {args.folder / 'models'}; leave --skip-training out")
+    shared = str(args.folder / "models" / trained[0])  # its data and first stage are those of all
+    setup = set_up(load(shared), args.folder / "cache", args.epochs)
     write_json(args.folder / "setup.json", {**setup.about, "classifier_accuracy": setup.accuracy})
     bench = Bench(args.folder, setup, args.n, args.batch)
     every = all_cases()
     cases = [case for question in args.questions for case in every.get(question, []) if case.run not in failed]
     if "concepts" in args.questions:
-        cases += ceilings(str(SHIPPED))
+        cases += ceilings(shared)
     broken, missing = measure_all(bench, cases)
     if "cost" in args.questions:
         further, absent = measure_cost(bench)

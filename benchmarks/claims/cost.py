@@ -13,10 +13,9 @@ import torch
 
 from benchmarks.claims.measure import SEED, Bench, torch_device
 from benchmarks.claims.runs import is_trained
-from benchmarks.claims.spaces import SHIPPED
 from ldm.files import file_hash
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
-from rdm.loading import Loaded, load
+from rdm.loading import SHIPPED, Loaded, load
 from rdm.retrieval.queries import text_queries
 from rdm.sample import generate
 

@@ -18,7 +18,6 @@ from rdm.evaluate.features import device, feature_network
 from rdm.evaluate.metrics import Moments, density_coverage, frechet_distance, precision_recall
 from rdm.loading import Loaded
 
-SHIPPED = Path("models/rdm/emoji")  # its first stage and data are those of all runs
 WIDTHS = (3, 48, 96, 192)
 BATCH = 64
 SPACES = ("clip", "pixels")

@@ -40,7 +40,7 @@ def test_every_run_is_a_valid_config_that_differs_where_it_says(name: str) -> No
     assert params["seed"] == config["data"]["params"]["seed"] == run.seed == int(name[-1])
     assert params["unet_config"]["params"]["model_channels"] == 32
     assert (
-        config["lightning"]["trainer"]["max_steps"] == params["scheduler_config"]["params"]["max_decay_steps"] == 6000
+        config["lightning"]["trainer"]["max_steps"] == params["scheduler_config"]["params"]["max_decay_steps"] == 1200
     )
     assert params["conditioner"]["k"] == config["data"]["params"]["k"] == {"k1-0": 1, "k2-0": 2, "k8-0": 8}.get(name, 4)
     assert params.get("use_neighbours", True) is not name.startswith("plain")
