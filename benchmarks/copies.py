@@ -18,7 +18,7 @@ from rdm.copies import compare
 from rdm.evaluate.sources import FirstStageCopies
 from rdm.loading import Loaded, load
 from rdm.retrieval.embedder import embed_images
-from rdm.retrieval.neighbours import search_others
+from rdm.retrieval.others import search_others
 
 QUANTILES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99)
 THRESHOLDS = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)

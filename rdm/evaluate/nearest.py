@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm.data.decode import decode_image
 from rdm.retrieval.exact import unit_vectors
-from rdm.retrieval.neighbours import picture_vectors, rows_by_picture
+from rdm.retrieval.others import picture_vectors, rows_by_picture
 from rdm.retrieval.pictures import pictures
 from rdm.retrieval.retriever import Retriever
 
