@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images, picture_hash, to_pixels
+from rdm.retrieval.exact import cosine, unit_vectors
 
 if TYPE_CHECKING:  # faiss is needed to search, not for vectors
     from rdm.retrieval.search import SearchIndex
@@ -57,16 +58,18 @@ def search_others(
     index: SearchIndex,
     k: int,
     near_duplicate: float,
+    pictures: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the k nearest rows of each picture but for its own and near-duplicates, ``[B, k] int64``.
 
     Args:
-        queries: ``[B, D] float32``, raw vectors of the pictures.
+        queries: ``[B, D] float32``, raw vectors of the pictures, or of what stands for them.
         ids: their image ids.
         database: the rows.
         index: its index.
         k: neighbours per picture.
-        near_duplicate: rows at least this similar are left out.
+        near_duplicate: rows at least this similar to the picture are left out.
+        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are others.
 
     Raises:
         ValueError: fewer than k rows are left for a picture.
@@ -74,11 +77,13 @@ def search_others(
     found = np.full((len(queries), k), -1, dtype=np.int64)
     open_places, alive, total = np.arange(len(queries)), database.alive, len(database) - database.removed
     width = min(k + 12, total)
+    unit = None if pictures is None else unit_vectors(pictures, "picture")
     while True:
         near = index.search(queries[open_places], width)
         owners = database.values("image_id", near.rows)
         asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
-        keep = (owners != asked) & (near.scores < near_duplicate)
+        alike = near.scores if unit is None else cosine(index.reader, unit[open_places], near.rows)
+        keep = (owners != asked) & (alike < near_duplicate)
         keep &= True if alive is None else alive[near.rows]
         enough = keep.sum(axis=1) >= k
         for line in np.flatnonzero(enough):
