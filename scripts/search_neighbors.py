@@ -48,7 +48,7 @@ def main() -> None:
             raise ValueError(f"{args.config}: data is {data.get('target')}, expected rdm.data.RetrievalDataModule")
         module = instantiate_from_config({**data, "params": {**data.get("params", {}), **given, **stored}})
         module.prepare_data()
-        tables = [module.table(name) for name in module.dataset_configs]
+        tables = [module.table(name) for name in module.table_names]
     else:
         embedder = load_embedder(embedder_config(args.embedder, args.pretrained))
         database = RetrievalDatabase.open(args.database, embedder)

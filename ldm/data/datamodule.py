@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -122,8 +122,19 @@ class DataModule(pl.LightningDataModule):
             ValueError: no training set, or it has fewer pictures than a batch.
         """
         dataset = self._dataset("train")
+        sampler = self._sampler(dataset)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"got {len(sampler)} training images per device, expected at least batch_size={self.batch_size}; "
+                "lower batch_size in the data config"
+            )
+        return ResumableLoader(dataset, self.batch_size, sampler, **self._options())
+
+    def _sampler(
+        self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
+    ) -> ResumableSampler:
         parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
-        sampler = ResumableSampler(
+        return kind(
             dataset,
             num_replicas=torch.distributed.get_world_size() if parallel else 1,
             rank=torch.distributed.get_rank() if parallel else 0,
@@ -131,12 +142,6 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             drop_last=True,
         )
-        if len(sampler) < self.batch_size:
-            raise ValueError(
-                f"got {len(sampler)} training images per device, expected at least batch_size={self.batch_size}; "
-                "lower batch_size in the data config"
-            )
-        return ResumableLoader(dataset, self.batch_size, sampler, **self._options())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation set in order; an empty list where there is none."""

@@ -1,14 +1,45 @@
-"""A data set of images with the embeddings of their precomputed neighbours."""
+"""A data set of images with the embeddings of their precomputed neighbours, and the order it is read in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ldm.data.datamodule import ResumableSampler
+from ldm.models.diffusion.stepping import seeded_generator
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.neighbours import NeighbourTable, images_hash
+
+
+class ByCaption(int):
+    """Number of an image that is asked for with the neighbours of its caption, not with its own."""
+
+
+class CaptionSampler(ResumableSampler):
+    """Asks for a share of the images with the neighbours of their captions, in the order of the class it extends.
+
+    Which ones is drawn anew for each image in each epoch, as a function of (seed, epoch) alone: neither the device, the
+    loader's workers nor a resumed run change it.
+
+    Args:
+        dataset: a :class:`QueryDataset` that has neighbours of captions.
+        share: probability of an image to be asked for by its caption.
+        options: arguments of :class:`ResumableSampler`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], share: float, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.share, self.images = share, len(dataset)  # type: ignore[arg-type]  # a data set of known length
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples that remain of this epoch."""
+        generator = seeded_generator(self.seed, 1, self.epoch)  # the order is drawn from seed + epoch
+        drawn = (torch.rand(self.images, generator=generator) < self.share).tolist()
+        return (ByCaption(index) if drawn[index] else index for index in super().__iter__())
 
 
 class QueryDataset(Dataset[dict[str, Any]]):
@@ -18,14 +49,17 @@ class QueryDataset(Dataset[dict[str, Any]]):
     ``neighbour_rows`` ``[K] int64``, their rows in the database. Where the table is of n x n patches a picture, they
     hold ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from then on.
 
+    ``dataset[i]`` has the neighbours of image i, ``dataset[ByCaption(i)]`` those of its caption.
+
     Args:
         images: data set of ``ldm.data``.
         database: the database, or its folder.
         neighbours: the table made for these images, or its folder.
         k: neighbours per image, the first K of those stored.
+        captions: the table of the neighbours of these images' captions, where they are asked for.
 
     Raises:
-        ValueError: the table is of another database or of other images, or holds fewer than k neighbours.
+        ValueError: a table is of another database or of other images, or holds fewer than k neighbours.
     """
 
     def __init__(
@@ -34,23 +68,30 @@ class QueryDataset(Dataset[dict[str, Any]]):
         database: RetrievalDatabase | str,
         neighbours: NeighbourTable | str,
         k: int = 4,
+        captions: NeighbourTable | None = None,
     ) -> None:
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
+        self.table, self.captions = table, captions
+        self.k = k
+        ids = images_hash(images)
+        for each in (table, captions):
+            if each is not None:
+                self._check(each, ids)
+
+    def _check(self, table: NeighbourTable, ids: str) -> None:
         if table.card["database"] != self.database.fingerprint:
             raise ValueError(
                 f"neighbour table {table.path} is of database {table.card['database']}, got "
                 f"{self.database.fingerprint}; rerun scripts/search_neighbors.py"
             )
-        if len(table) != len(images) or table.card["image_ids"] != images_hash(images):
+        if len(table) != len(self.images) or table.card["image_ids"] != ids:
             raise ValueError(
-                f"neighbour table {table.path} was made for {len(table)} other images, got {len(images)}; "
+                f"neighbour table {table.path} was made for {len(table)} other images, got {len(self.images)}; "
                 "rerun scripts/search_neighbors.py"
             )
-        table.check_k(k)
-        self.table = table
-        self.k = k
+        table.check_k(self.k)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -62,12 +103,27 @@ class QueryDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """Returns several images with their neighbours, which are looked up together: what a loader asks for."""
-        rows = self.table.nearest(indices, self.k)
+        rows = self._rows(indices)
         vectors = torch.from_numpy(self.database.embeddings(rows))
         return [
             {**self.images[index], "neighbours": found, "neighbour_rows": places}
             for index, found, places in zip(indices, vectors, torch.from_numpy(rows), strict=True)
         ]
+
+    def _rows(self, indices: list[int]) -> np.ndarray:
+        """Returns the database rows that images have as neighbours, ``[B, K] int64``."""
+        by_caption = np.array([isinstance(index, ByCaption) for index in indices], dtype=bool)
+        if not by_caption.any():
+            return self.table.nearest(indices, self.k)
+        if self.captions is None:
+            raise ValueError(
+                "got images asked for by caption, but no table of their captions' neighbours; give captions"
+            )
+        numbers, rows = np.asarray(indices), np.empty((len(indices), self.k), dtype=np.int64)
+        for table, asked in ((self.table, ~by_caption), (self.captions, by_caption)):
+            if asked.any():
+                rows[asked] = table.nearest(numbers[asked], self.k)
+        return rows
 
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the texts of one image, without decoding it."""
