@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.retrieval.embedder import embed_images, to_pixels
+from rdm.retrieval.embedder import Embedder, embed_images, to_pixels
 from rdm.retrieval.exact import unit_vectors
 from rdm.retrieval.retriever import Retriever
 
@@ -76,7 +76,7 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
         retriever: embedder and index; all rows are searched, also where neighbours come from some alone.
         threshold: see :class:`CopyCheck`.
     """
-    vector = embed_images(retriever.embedder, [as_written(image)], ["the sample"])
+    vector = embed_sample(image, retriever.embedder)
     found = retriever.index.search(vector, 1)
     own = unit_vectors(neighbours, "neighbour") @ unit_vectors(vector, "sample")[0]
     return Likeness(
@@ -87,15 +87,20 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
     )
 
 
+def embed_sample(image: Tensor, embedder: Embedder) -> np.ndarray:
+    """Returns the vector of a sample ``[3, H, W]`` in [-1, 1] as it is written, ``[1, D] float32``."""
+    return embed_images(embedder, [as_written(image)], ["the sample"])
+
+
 def as_written(image: Tensor) -> Tensor:
     """Returns an image ``[3, H, W]`` in [-1, 1] as a file of 8 bits gives it back."""
     return torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def draw_checked(
-    draw: Draw, seeds: Sequence[int], neighbours: Tensor, retriever: Retriever, check: CopyCheck
-) -> tuple[Tensor, list[int], list[Likeness]]:
-    """Returns images, the seeds that they were drawn with in the end, and what they are like.
+    draw: Draw, seeds: Sequence[int], neighbours: Tensor, retriever: Retriever, check: CopyCheck | None
+) -> tuple[Tensor, list[int], list[Likeness] | None]:
+    """Returns images, the seeds that they were drawn with in the end, and what they are like, if that is checked.
 
     A sample that is still marked after the last redraw is kept, marked.
 
@@ -104,10 +109,12 @@ def draw_checked(
         seeds: the first seed of each image.
         neighbours: of each image, ``[B, K, D]``.
         retriever: see :func:`compare`.
-        check: threshold and number of redraws.
+        check: threshold and number of redraws; None compares none.
     """
     drawn, vectors = list(seeds), neighbours.float().cpu().numpy()
     images = draw(range(len(drawn)), drawn)
+    if check is None:
+        return images, drawn, None
     found = [compare(image, own, retriever, check.threshold) for image, own in zip(images, vectors, strict=True)]
     for attempt in range(1, 1 + check.redraws):
         marked = [place for place, likeness in enumerate(found) if likeness.is_copy]

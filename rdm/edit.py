@@ -81,6 +81,7 @@ def edit_picture(
     if invert:
         options["scale"] = 1.0
     retrieved = loaded.retriever(query.expand(n, -1), k)
+    options["queries"] = query.expand(n, -1)
     return sample_retrieved(loaded, retrieved, [str(picture)] * n, range(seed, seed + n), **options)
 
 

@@ -188,6 +188,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--top_k", type=positive, help="rarm: choose among so many likeliest codes")
     p.add_argument("--top_p", type=fraction, help="rarm: choose among the likeliest codes of this probability together")
     p.add_argument("--seed", type=seed_number, default=0, help="of the first image; the next ones count on")
+    p.add_argument(
+        "--best_of",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="draw N images for each, with further seeds, and keep the one nearest to the request by CLIP",
+    )
     p.add_argument("--batch_size", type=positive, help="images sampled together; else 1 (rarm: 4) on a CPU, 8 on a GPU")
     add_tile_option(p)
     p.add_argument(
@@ -223,6 +230,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "temperature": args.temperature,
         "top_k": args.top_k,
         "top_p": args.top_p,
+        "best_of": args.best_of,
         "batch_size": args.batch_size,
         "tile": args.tile,
         "compile": args.compile,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ldm.data.images import SUFFIXES
 from ldm.files import file_hash, read_json, write_json
 from rdm.copies import CopyCheck, Likeness
 from rdm.loading import Loaded, load
+from rdm.ranking import Candidate
 from rdm.retrieval.database import RetrievalDatabase
 from rdm.retrieval.retriever import Retrieved
 from rdm.sample import Samples, sample_retrieved
@@ -72,6 +73,9 @@ def save(
             for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
             record["copy"] = _about_a_copy(samples.copies[i], database)
+        if samples.candidates is not None:
+            record["score"] = next(each.score for each in samples.candidates[i] if each.seed == seed)
+            record["candidates"] = [asdict(each) for each in samples.candidates[i]]
         file = outdir / f"{name}-{i:03d}.png"
         save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
@@ -171,6 +175,7 @@ def make_again(
     for what, got, expected in checks:
         if got != expected:
             raise ValueError(f"{what} has fingerprint {got}, the image was made with {expected}; give that one")
+    best_of = settings.pop("best_of", None)
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     retrieved = Retrieved(torch.from_numpy(opened.embeddings(rows)).to(loaded.model.device), rows, scores)
@@ -180,6 +185,9 @@ def make_again(
     if samples.copies is not None:  # the seed is the one that was kept
         again = [replace(likeness, rejected=tuple(copy["rejected_seeds"])) for likeness in samples.copies]
         samples = replace(samples, copies=again)
+    if best_of is not None:  # likewise
+        candidates = tuple(Candidate(**each) for each in record["candidates"])
+        samples = replace(samples, candidates=[candidates], settings={**samples.settings, "best_of": best_of})
     return samples, loaded
 
 

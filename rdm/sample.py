@@ -17,10 +17,11 @@ from ldm.data.decode import decode_image
 from ldm.files import file_hash
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.canvas import Canvas, open_canvas
-from rdm.copies import CHECK, CopyCheck, Likeness, draw_checked
+from rdm.copies import CHECK, CopyCheck, Likeness
 from rdm.loading import Loaded, Model, config_beside, load_model
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.options import PRECISIONS
+from rdm.ranking import Candidate, check_best_of, draw_best
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.popularity import popularity
 from rdm.retrieval.queries import between, class_queries, image_queries, mix, popular_queries, text_queries
@@ -41,10 +42,11 @@ class Samples:
         retrieved: their neighbours.
         labels: what each was asked for.
         seeds: one an image.
-        settings: how they were made: ``tokens``, ``text_scale`` and the options of :func:`generate`.
+        settings: how they were made: ``tokens``, ``text_scale``, the options of :func:`generate`, ``best_of`` above 1.
         asked: how neighbours were looked for.
         copies: what each image is like; none where that was not checked.
         picture: what they were made of, where that is a picture ``[3, H, W]`` in [-1, 1].
+        candidates: those that each was chosen from; none where it is the only one.
     """
 
     images: Tensor
@@ -55,6 +57,7 @@ class Samples:
     asked: dict[str, Any]
     copies: list[Likeness] | None = None
     picture: Tensor | None = None
+    candidates: list[tuple[Candidate, ...]] | None = None
 
 
 def generate(
@@ -166,7 +169,7 @@ def sample_texts(
     if others:
         queries = mix([queries, *(other.expand_as(queries) for other, _ in others)], [1.0, *(w for _, w in others)])
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + len(prompts))
-    options |= {"tokens": tokens, "text_scale": text_scale, "asked": {"way": "text", "k": k}}
+    options |= {"tokens": tokens, "text_scale": text_scale, "asked": {"way": "text", "k": k}, "queries": queries}
     if image:
         options["asked"] |= {"image": str(image), "image_weight": image_weight}
     if negative:
@@ -178,12 +181,15 @@ def sample_between(loaded: Loaded, start: str, end: str, n: int, *, k: int, seed
     """Returns n images on the way from one text to another: neighbours are looked for at each place, the seed is one.
 
     Raises:
-        ValueError: n is below 2, a text is empty, or the context is not of neighbours alone.
+        ValueError: n is below 2, a text is empty, the context is not of neighbours alone, or each image is to be the
+            best of several.
     """
     if not start.strip() or not end.strip():
         raise ValueError("got an empty prompt, expected some words at both ends")
     if options.get("tokens", "neighbours") != "neighbours":
         raise ValueError(f"got tokens '{options['tokens']}', expected neighbours: between two texts there is no text")
+    if options.get("best_of", 1) != 1:
+        raise ValueError(f"got best_of={options['best_of']} between two texts, expected 1: all images have one seed")
     ends = text_queries(loaded.retriever.embedder, [start, end])
     queries = between(ends[0], ends[1], n)
     labels = [f"{start} -> {end}, {place / (n - 1):.0%}" for place in range(n)]
@@ -224,7 +230,7 @@ def sample_image(
     if tokens == "text":
         raise ValueError("got tokens 'text' for a picture, expected neighbours, picture or both")
     queries = image_file_queries(loaded, image).expand(n, -1)
-    options |= {"tokens": tokens, "asked": {"way": "image", "k": k}}
+    options |= {"tokens": tokens, "asked": {"way": "image", "k": k}, "queries": queries}
     if tokens != "neighbours":
         options["query_picture"] = {"file": str(image), "sha256": file_hash(Path(image))}
     return sample_retrieved(loaded, loaded.retriever(queries, k), [str(image)] * n, range(seed, seed + n), **options)
@@ -267,7 +273,7 @@ def sample_classes(
     elif by == "text":
         queries = class_queries(loaded.retriever.embedder, [name.rpartition("/")[2] for name in classes])
         retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
-        options["asked"]["pool"] = pool
+        options["queries"], options["asked"]["pool"] = queries, pool
     else:
         raise ValueError(f"got by='{by}', expected text or label")
     return sample_retrieved(loaded, retrieved, classes, seeds, **options)
@@ -307,6 +313,8 @@ def sample_retrieved(
     text_scale: float | None = None,
     asked: Mapping[str, Any] | None = None,
     copies: CopyCheck | None = CHECK,
+    best_of: int = 1,
+    queries: Tensor | None = None,
     height: int | None = None,
     width: int | None = None,
     edit: Mapping[str, Any] | None = None,
@@ -324,6 +332,9 @@ def sample_retrieved(
         text_scale: see :func:`sample_texts`.
         asked: how the neighbours were looked for, for the record.
         copies: what becomes of an image that is like a row; ``None`` compares none.
+        best_of: draw so many images for each with further seeds and keep the one nearest to its query, see
+            :func:`rdm.ranking.draw_best`.
+        queries: what neighbours were looked for with, ``[B, D]``; if not given, their mean direction stands for it.
         height: of the images in pixels; as trained if not given.
         width: likewise.
         edit: a picture to make them of, see :func:`rdm.canvas.describe`; they have its size.
@@ -332,12 +343,13 @@ def sample_retrieved(
 
     Raises:
         FileNotFoundError: a picture is gone.
-        ValueError: unknown tokens, a scale of the text for a context that is not of both, or a size that the model
-            cannot make.
+        ValueError: unknown tokens, a scale of the text for a context that is not of both, a size that the model
+            cannot make, or several candidates that would be one image.
     """
     if tokens not in TOKENS:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(TOKENS)}")
     options = settled(options, loaded.model)
+    check_best_of(best_of, {**options, **(edit or {})})
     if not loaded.model.p_uncond and any(s not in (None, 1.0) for s in (options.get("scale"), text_scale)):
         LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
     size = {name: side for name, side in (("height", height), ("width", width)) if side}  # older records have none
@@ -348,6 +360,8 @@ def sample_retrieved(
         settings["edit"], options["canvas"] = dict(edit), open_canvas(edit, loaded)
     if query_picture is not None:
         settings["query_picture"] = dict(query_picture)
+    if best_of > 1:
+        settings["best_of"] = best_of
     context = _context(loaded, retrieved, labels, tokens, query_picture)
     if text_scale is not None and tokens != "both":
         raise ValueError(f"got text_scale={text_scale} with a context of {tokens}, expected one of both")
@@ -357,13 +371,11 @@ def sample_retrieved(
         part: dict[str, Any] = {} if text_scale is None else {"part": given[:, :1], "part_scale": text_scale}
         return generate(loaded.model, given, shape, seeds, **part, **options)
 
-    found = None
-    if copies is None:
-        images = draw(range(len(seeds)), seeds)
-    else:
-        images, seeds, found = draw_checked(draw, seeds, retrieved.embeddings, loaded.retriever, copies)
+    neighbours, beside = retrieved.embeddings, loaded.retriever
+    images, seeds, found, candidates = draw_best(draw, seeds, neighbours, beside, copies, best_of, queries)
     picture = options["canvas"].picture[0] if edit is not None else None
-    return Samples(images, retrieved, list(labels), list(seeds), settings, dict(asked or {}), found, picture)
+    asked = dict(asked or {})
+    return Samples(images, retrieved, list(labels), seeds, settings, asked, found, picture, candidates)
 
 
 def _context(

@@ -47,6 +47,8 @@ def main() -> None:
         raise ValueError("got --only_caption or --omit_query, expected --caption TEXT with it")
     if args.image is None and (args.only_picture or args.use_query):
         raise ValueError("got --only_picture or --use_query, expected --image FILE with it")
+    if args.from_image and args.best_of > 1:
+        raise ValueError("got --best_of with --from-image, expected it alone: its record says which image was kept")
     from rdm.loading import load
     from rdm.provenance import make_again, read_record, save
     from rdm.sample import sample_image, sample_popular, sample_rows, sample_texts

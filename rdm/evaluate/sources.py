@@ -98,6 +98,8 @@ class PictureFiles:
 class ModelSamples:
     """Images of a model, sampled when they are asked for; image i has seed ``seed + i`` and 8 bits, as in a file.
 
+    With ``best_of`` among the options, it is the best of so many candidates, of which the first has that seed.
+
     Args:
         loaded: model and database.
         n: number of images.
@@ -126,7 +128,10 @@ class ModelSamples:
         **options: Any,
     ) -> None:
         options = settled(options, loaded.model) | {"copies": None}
+        if options.get("best_of") == 1:  # as if it were not asked for
+            del options["best_of"]
         self.loaded, self.n, self.k, self.seed, self.options = loaded, n, k, seed, options
+        self.of_texts = bool(prompts)
         asked: dict[str, Any]
         if prompts:
             parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
@@ -171,7 +176,8 @@ class ModelSamples:
             places = slice(first, min(first + size, self.n))
             labels, seeds = self.captions[places], range(self.seed + first, self.seed + places.stop)
             retrieved = retriever(self.queries[places], self.k)
-            samples = sample_retrieved(self.loaded, retrieved, labels, seeds, **options)
+            queries = self.queries[places] if self.of_texts else None
+            samples = sample_retrieved(self.loaded, retrieved, labels, seeds, queries=queries, **options)
             options["compile"] = False  # once is enough
             yield as_bytes(samples.images) / 127.5 - 1.0
 

@@ -176,6 +176,24 @@ def test_samples_of_texts(loaded: Loaded) -> None:
     assert len({source.fingerprint for source in [source, *others]}) == 5
 
 
+def test_samples_may_be_the_best_of_several(loaded: Loaded) -> None:
+    """As the scripts make them, from any batch on; the default is as if there were no such option."""
+    prompts, options = ["white flag", "pirate flag"], OPTIONS | {"best_of": 3, "seed": 8}
+    given = {"k": 2, "seed": 8, "steps": 1, "scale": 1.0, "best_of": 3, "copies": None}
+    popular = {"top_m": OPTIONS["top_m"], "weighted": OPTIONS["weighted"]}
+    for source, expected in (
+        (ModelSamples(loaded, 3, prompts, **options), sample_texts(loaded, [*prompts, prompts[0]], **given)),
+        (ModelSamples(loaded, 3, **options), sample_popular(loaded, 3, **given, **popular)),
+    ):
+        found = torch.cat(list(source.batches(0, 2)))
+        assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
+        assert torch.equal(torch.cat(list(source.batches(2, 2))), found[2:])
+        assert source.about["settings"]["best_of"] == 3 and expected.seeds != [8, 9, 10]
+    one, plain = (ModelSamples(loaded, 3, prompts, **OPTIONS, **each) for each in ({"best_of": 1}, {}))
+    assert one.about == plain.about and one.fingerprint == plain.fingerprint != source.fingerprint
+    assert "best_of" not in plain.about["settings"]
+
+
 def test_samples_are_others_where_rows_were_removed(loaded: Loaded, tmp_path: Path) -> None:
     other = load(str(loaded.path), str(shutil.copytree(loaded.retriever.database.path, tmp_path / "database")))
     here, there = (ModelSamples(model, 1, ["white flag"], **OPTIONS) for model in (loaded, other))

@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(
 def test_options_of_the_other_kind_are_left_out_or_refused(parser: argparse.ArgumentParser) -> None:
     given = sampling_options(parser.parse_args([]))
     diffusion, codes = own_options(given, autoregressive=False), own_options(given, autoregressive=True)
-    both = {"scale", "batch_size", "tile", "compile", "precision", "height", "width", "copies"}
+    both = {"scale", "best_of", "batch_size", "tile", "compile", "precision", "height", "width", "copies"}
     assert diffusion.keys() & codes.keys() == both
     assert codes["temperature"] == 1.0 and diffusion["steps"] is None and {**diffusion, **codes} == given
     with pytest.raises(ValueError, match="got top_k=5, which is for an autoregressive model, but this is a diffusion"):

@@ -135,6 +135,8 @@ def test_options_of_the_other_kind_are_refused(loaded: Loaded, tmp_path: Path) -
         ({"steps": 20}, "got steps=20, which is for a diffusion model, but this is an autoregressive model; leave"),
         ({"weaker": "models/rdm/emoji"}, "got weaker=models/rdm/emoji, which is for a diffusion model"),
         ({"temperature": -1.0}, "temperature: got -1.0"),
+        ({"temperature": 0.0, "best_of": 2}, "got best_of=2 with temperature=0.0, by which all seeds make one image"),
+        ({"top_k": 1, "best_of": 3}, "got best_of=3 with top_k=1, by which all seeds make one image; leave it out"),
     ):
         with pytest.raises(ValueError, match=message):
             sample_texts(loaded, ["white flag"], k=2, seed=0, **options)

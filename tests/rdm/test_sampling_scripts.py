@@ -115,6 +115,29 @@ def test_classes_by_label_from_the_command_line(run: Run) -> None:
     assert found["asked"] == {"way": "class", "by": "label", "k": 2}
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("txt2img.py", ["--prompt", "white flag", "--use_query"]),
+        ("class2img.py", ["--class", "flag"]),
+        ("sample.py", ["--top_m", "0.5"]),
+        ("sample.py", ["--rows", 3, 7]),
+    ],
+)
+def test_the_best_of_several_from_the_command_line(run: Run, script: str, words: list) -> None:
+    grid = run(script, *words, "--n_samples", 2, "--best_of", 3, "--copy_threshold", 1.1)
+    assert record(grid)["settings"]["best_of"] == 3
+    for place, image in enumerate(record(grid)["images"]):
+        scores = {each["seed"]: each["score"] for each in image["candidates"]}
+        assert len(scores) == 3 and place in scores
+        assert image["score"] == scores[image["seed"]] == max(scores.values())
+    made = Path(grid.replace("-grid", "-001"))
+    again = run("sample.py", "--from-image", made)
+    assert Path(again.replace("-grid", "-000")).read_bytes() == made.read_bytes()
+    alone = record(run(script, *words, "--n_samples", 2))
+    assert "best_of" not in alone["settings"] and all("candidates" not in image for image in alone["images"])
+
+
 def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: Loaded) -> None:
     config = read_config([loaded.path.parent / "config.yaml"])
     config["model"]["params"]["parameterization"] = "x0"
@@ -172,6 +195,22 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows to choose from, exp"),
         ("class2img.py", ["--class", "submarine"], "error: no class 'submarine' in"),
         ("txt2img.py", ["--prompt", "flag", "--reject-copies", "2", "--no_copy_check"], "not allowed with argument"),
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--best_of", "0"],
+            "--best_of: expected a whole number of at least 1, got '0'",
+        ),
+        ("sample.py", ["--best_of", "-2"], "argument --best_of: expected a whole number of at least 1, got '-2'"),
+        (
+            "txt2img.py",
+            ["--prompt", "flag", "--to", "pirate", "--best_of", "2"],
+            "error: got best_of=2 between two texts, expected 1: all images have one seed",
+        ),
+        (
+            "sample.py",
+            ["--from-image", "a.png", "--best_of", "2"],
+            "error: got --best_of with --from-image, expected it",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(run: Run, script: str, words: list[str], line: str) -> None:
