@@ -1,0 +1,93 @@
+"""Runs ``scripts/evaluate.py images`` on a known pair of folders and compares its figures with those of others.
+
+    python -m benchmarks.agreement --n 512
+
+The pair is two styles of the emoji data, n pictures each, as PNG. torch-fidelity reads the same pictures by itself and
+shows them to the same networks, loaded without any code of this project: the shipped CLIP through open_clip, one of
+torchvision's with random weights, and Inception with the weights of ``--inception FILE``, torch-fidelity's
+weights-inception-2015-12-05-6726825d.pth, or with random ones (``--inception random``). Of what torch-fidelity's
+networks saw, torchmetrics and published definitions make their figures.
+
+The table is printed and lies in the folder; a figure that is more than 1e-3 of theirs off is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.agreement.networks import (
+    CALIBRATION,
+    Network,
+    classifier,
+    emoji_clip,
+    inception,
+    random_inception,
+)
+from benchmarks.agreement.pair import ROOT, Pair, pixels, script, write_pair
+from benchmarks.agreement.table import compared, table
+from benchmarks.agreement.theirs import figures
+from ldm.util import command_line
+
+NETWORKS = ("clip", "unit", "classifier", "inception")
+
+
+def parse() -> argparse.Namespace:
+    """Returns the command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--n", type=int, default=512, help="pictures of each folder, at least 10")
+    p.add_argument("--made", type=Path, default=ROOT / "data/emoji/fluent.parquet", help="the pictures in question")
+    p.add_argument("--reference", type=Path, default=ROOT / "data/emoji/noto.parquet")
+    p.add_argument(
+        "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS)
+    )
+    p.add_argument("--inception", metavar="FILE", help="its weights, or 'random'; else it is left out")
+    p.add_argument("--folder", type=Path, default=ROOT / "outputs/agreement")
+    return p.parse_args()
+
+
+def networks(args: argparse.Namespace, pair: Pair) -> Iterator[Network]:
+    """Yields the networks of the command line."""
+    shown = pixels(pair.real, CALIBRATION)
+    if "clip" in args.networks:
+        yield emoji_clip(unit=False)
+    if "unit" in args.networks:
+        yield emoji_clip(unit=True)
+    if "classifier" in args.networks:
+        yield classifier(shown, args.folder / "classifier.safetensors")
+    if "inception" in args.networks and args.inception == "random":
+        yield random_inception(shown, args.folder / "inception.pth")
+    elif "inception" in args.networks and args.inception:
+        yield inception(Path(args.inception).absolute(), "Inception")
+
+
+@command_line
+def main() -> None:
+    """Runs the command; ends with 1 where a figure is off."""
+    args = parse()
+    args.folder = args.folder.absolute()
+    pair = write_pair(args.folder, args.made, args.reference, args.n)
+    chosen = list(networks(args, pair))
+    report = script(pair, [network.name for network in chosen], args.folder / "ours")
+    rows = []
+    with torch.inference_mode():
+        for network in chosen:
+            rows += compared(network.words, report["figures"][network.name], figures(pair, network))
+    versions = ", ".join(f"{name} {version}" for name, version in report["protocol"]["versions"].items())
+    lines = [f"{args.n} pictures a side, {args.made.stem} beside {args.reference.stem}; {versions}", table(rows)]
+    if "inception" in args.networks and not args.inception:
+        lines.append("Inception: not run, no weights here; give them with --inception FILE")
+    off = sum(not row.within for row in rows)
+    lines.append(f"{off} of {len(rows)} figures are beyond 1e-3" if off else f"all {len(rows)} figures are within 1e-3")
+    text = "\n\n".join(lines)
+    (args.folder / "agreement.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    sys.exit(1 if off else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Two folders of pictures that anyone can make again, and what the script says of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.util import evenly
+
+ROOT = Path(__file__).parents[2]
+SEED = 0  # of the order in which the script splits pictures for the inception score, as its report states
+
+
+class Pair(NamedTuple):
+    """Folders of as many pictures each.
+
+    Attributes:
+        made: the pictures in question.
+        real: the reference.
+        ordered: copies of those in question, named in the order in which the script splits them, so that a program
+            that takes files by name has the same splits.
+        n: pictures of a folder.
+    """
+
+    made: Path
+    real: Path
+    ordered: Path
+    n: int
+
+
+def write_pair(folder: Path, made: Path, real: Path, n: int) -> Pair:
+    """Writes n pictures of each of two Parquet files as PNG, evenly spread over its rows, in place of what was there.
+
+    Args:
+        folder: where folders are made.
+        made: file of the pictures in question.
+        real: file of the reference.
+        n: pictures of each.
+
+    Raises:
+        ValueError: a file has fewer.
+        FileNotFoundError: no such file.
+    """
+    pair = Pair(folder / "made", folder / "real", folder / "ordered", n)
+    for file, target in ((made, pair.made), (real, pair.real)):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        column = pq.read_table(file, columns=["image"])["image"]
+        if len(column) < n:
+            raise ValueError(f"got {len(column)} pictures in {file}, expected at least n={n}; ask for fewer")
+        for row in evenly(len(column), n):
+            with Image.open(io.BytesIO(column[row]["bytes"].as_py())) as picture:
+                picture.convert("RGB").save(target / f"{row:05d}.png")
+    shutil.rmtree(pair.ordered, ignore_errors=True)
+    pair.ordered.mkdir()
+    names = sorted(pair.made.iterdir())
+    for place, row in enumerate(np.random.default_rng(SEED).permutation(n)):
+        shutil.copy(names[row], pair.ordered / f"{place:05d}.png")
+    return pair
+
+
+def pixels(folder: Path, n: int) -> Tensor:
+    """Returns the first n pictures of a folder by name, ``[n, 3, H, W] uint8``."""
+    files = sorted(folder.iterdir())[:n]
+    return torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+
+
+def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Runs ``scripts/evaluate.py images`` on a pair, with features extracted anew; returns its report.
+
+    Args:
+        pair: the pictures.
+        features: networks by the script's names of them.
+        folder: for the report.
+
+    Raises:
+        ValueError: the script failed; says its last line.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    given = {"--reference": pair.real, "--kid_size": pair.n, "--cache": folder / "cache", "--outdir": folder}
+    words = [str(word) for option in given.items() for word in option]
+    done = subprocess.run(  # noqa: S603 - our own command line
+        [sys.executable, "scripts/evaluate.py", "images", str(pair.made), *words, "--features", *features],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(f"scripts/evaluate.py: {(done.stderr.splitlines() or ['no message'])[-1]}")
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))

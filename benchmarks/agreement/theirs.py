@@ -1,0 +1,139 @@
+"""The same figures by others: torch-fidelity, torchmetrics, and published definitions written out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch_fidelity
+from torch import Tensor, nn
+from torch_fidelity import FeatureExtractorBase
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from benchmarks.agreement.networks import Network
+from benchmarks.agreement.pair import Pair
+from rdm.evaluate.measures import K_DENSITY, K_PRECISION, SPLITS
+from rdm.evaluate.metrics import CMMD_SCALE, CMMD_SIGMA
+
+FIDELITY = {  # our names of torch-fidelity's figures
+    "frechet_distance": "frechet_inception_distance",
+    "kernel_distance mean": "kernel_inception_distance_mean",
+    "precision": "precision",
+    "recall": "recall",
+    "inception_score mean": "inception_score_mean",
+    "inception_score std": "inception_score_std",
+}
+
+
+class Figure(NamedTuple):
+    """What another program says.
+
+    Attributes:
+        metric: our name of it.
+        whose: the program.
+        value: of it.
+    """
+
+    metric: str
+    whose: str
+    value: float
+
+
+class Given(nn.Module):
+    """A network for torchmetrics that answers what it is shown."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns what is given."""
+        return features
+
+
+def figures(pair: Pair, network: Network) -> list[Figure]:
+    """Returns all figures of a pair that others offer in the features of a network.
+
+    torch-fidelity reads the folders and looks at the pictures; what its network saw is what the rest is made of.
+    """
+    found, real, made = fidelity(pair, network)
+    every = [Figure(name, "torch-fidelity", found[key]) for name, key in FIDELITY.items() if key in found]
+    every += torchmetrics(real, made)
+    every += [Figure(name, "definition", value) for name, value in definitions(real.numpy(), made.numpy())]
+    return every
+
+
+def fidelity(pair: Pair, network: Network) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Returns torch-fidelity's figures, and features of the reference and of the pictures in question, ``[n, D]``.
+
+    The one subset of the kernel distance is all pictures, so that nothing is drawn. Pictures in question are taken in
+    the order in which ours are split, see :class:`benchmarks.agreement.pair.Pair`; nothing else depends on it.
+    """
+    seen: list[Tensor] = []
+    options: dict[str, Any] = {
+        **{"isc": network.classifies, "fid": True, "kid": True, "prc": True},
+        **{"isc_splits": SPLITS, "samples_shuffle": False, "prc_neighborhood": K_PRECISION},
+        **{"kid_subsets": 1, "kid_subset_size": pair.n, "kid_kernel": "poly", "kid_kernel_poly_degree": 3},
+        **{"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0},  # gamma is one over the width
+        **{"cache": False, "save_cpu_ram": True, "cuda": False, "verbose": False},
+    }
+    name = f"agreement, {network.words}, {id(seen)}"
+    torch_fidelity.register_feature_extractor(name, keeping(network.extractor, network.features, seen))
+    found = torch_fidelity.calculate_metrics(
+        input1=str(pair.ordered), input2=str(pair.real), feature_extractor=name, **options, **network.options
+    )
+    made, real = torch.cat(seen).split(pair.n)
+    return found, real, made
+
+
+def keeping(extractor: type[FeatureExtractorBase], layer: str, seen: list[Tensor]) -> type[FeatureExtractorBase]:
+    """Returns a class of torch-fidelity's like another one, which also keeps the features of a layer in a list."""
+
+    class Keeping(extractor):  # type: ignore[misc, valid-type]
+        def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+            found = super().forward(pixels)
+            seen.append(found[self.features_list.index(layer)].cpu())
+            return found
+
+    return Keeping
+
+
+def torchmetrics(real: Tensor, made: Tensor) -> list[Figure]:
+    """Returns the figures of torchmetrics in features ``[n, D]`` of the reference and of the pictures in question."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `")  # on its memory
+        distance = FrechetInceptionDistance(Given(real.shape[1]))
+        kernel = KernelInceptionDistance(Given(real.shape[1]), subsets=1, subset_size=len(real))
+    for metric in (distance, kernel):
+        metric.update(real, real=True)
+        metric.update(made, real=False)
+    return [
+        Figure("frechet_distance", "torchmetrics", float(distance.compute())),
+        Figure("kernel_distance mean", "torchmetrics", float(kernel.compute()[0])),
+    ]
+
+
+def definitions(real: np.ndarray, made: np.ndarray) -> Iterator[tuple[str, float]]:
+    """Yields density and coverage (Naeem et al. 2020, as their code has them: without surfaces) and CMMD.
+
+    Args:
+        real: features of the reference, ``[n, D]``.
+        made: features of the pictures in question, ``[n, D]``.
+    """
+    within = np.sort(distances(real, real), axis=1)[:, K_DENSITY]  # place 0 is the row itself
+    between = distances(real, made)
+    yield "density", float((between < within[:, None]).sum(0).mean() / K_DENSITY)
+    yield "coverage", float((between.min(1) < within).mean())
+    x, y = (rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True) for rows in (real, made))
+    xx, yy, xy = (np.exp(-(distances(a, b) ** 2) / (2 * CMMD_SIGMA**2)).mean() for a, b in ((x, x), (y, y), (x, y)))
+    yield "cmmd", float(CMMD_SCALE * (xx + yy - 2 * xy))
+
+
+def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the distances ``[n, m] float64`` of rows ``[n, D]`` and ``[m, D]``, each a difference's length."""
+    other = second.astype(np.float64)
+    return np.stack([np.linalg.norm(other - row, axis=1) for row in first.astype(np.float64)])
