@@ -47,9 +47,9 @@ DOORS = {
     "faiss": ("rdm/retrieval/index.py",),
     "pymilvus": ("rdm/retrieval/milvus.py",),
     "ray": ("rdm/retrieval/distributed.py",),
-    "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py"),
+    "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py", "benchmarks/agreement/"),
     "kornia": ("ldm/modules/encoders/clip.py",),
-    "torch_fidelity": ("rdm/evaluate/features.py",),
+    "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),
     "safetensors": ("ldm/checkpoint.py",),
     "pickle": ("ldm/checkpoint.py", "rdm/compat.py"),
@@ -67,7 +67,7 @@ DOORS = {
 CALLS = {
     "print": ("main.py", "scripts/", "benchmarks/"),
     "torch.load": ("ldm/checkpoint.py", "rdm/compat.py"),
-    "torch.save": ("ldm/checkpoint.py",),
+    "torch.save": ("ldm/checkpoint.py", "benchmarks/agreement/"),  # a file of the form that torch-fidelity reads
 }
 MAX_FILE, MAX_SCRIPT, MAX_FUNCTION, MAX_ARGUMENTS = 400, 90, 80, 12
 COMPVIS_SIGNATURES = (  # constructors whose arguments CompVis' configs name

@@ -79,7 +79,7 @@ def pixels(folder: Path, n: int) -> Tensor:
 
 
 def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Runs ``scripts/evaluate.py images`` on a pair, with features extracted anew; returns its report.
+    """Runs ``scripts/evaluate.py images`` on a pair, on the CPU, with features extracted anew; returns its report.
 
     Args:
         pair: the pictures.
@@ -95,7 +95,7 @@ def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
     done = subprocess.run(  # noqa: S603 - our own command line
         [sys.executable, "scripts/evaluate.py", "images", str(pair.made), *words, "--features", *features],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},  # where others look at pictures, too
         capture_output=True,
         text=True,
         check=False,

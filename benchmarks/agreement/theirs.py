@@ -58,7 +58,7 @@ class Given(nn.Module):
 def figures(pair: Pair, network: Network) -> list[Figure]:
     """Returns all figures of a pair that others offer in the features of a network.
 
-    torch-fidelity reads the folders and looks at the pictures; what its network saw is what the rest is made of.
+    torch-fidelity reads the folders and shows the pictures to its network; what that saw is what the rest is made of.
     """
     found, real, made = fidelity(pair, network)
     every = [Figure(name, "torch-fidelity", found[key]) for name, key in FIDELITY.items() if key in found]
@@ -91,13 +91,18 @@ def fidelity(pair: Pair, network: Network) -> tuple[dict[str, float], Tensor, Te
 
 
 def keeping(extractor: type[FeatureExtractorBase], layer: str, seen: list[Tensor]) -> type[FeatureExtractorBase]:
-    """Returns a class of torch-fidelity's like another one, which also keeps the features of a layer in a list."""
+    """Returns a class of torch-fidelity's like another one, which also keeps the features of a layer in a list.
+
+    It hands them on in float64, for the sums of others are of the type of the features: in float32, what is left of a
+    kernel distance is rounding in its fourth digit.
+    """
 
     class Keeping(extractor):  # type: ignore[misc, valid-type]
         def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-            found = super().forward(pixels)
-            seen.append(found[self.features_list.index(layer)].cpu())
-            return found
+            found = dict(zip(self.features_list, super().forward(pixels), strict=True))
+            found[layer] = found[layer].double()
+            seen.append(found[layer])
+            return tuple(found.values())
 
     return Keeping
 
@@ -121,19 +126,18 @@ def definitions(real: np.ndarray, made: np.ndarray) -> Iterator[tuple[str, float
     """Yields density and coverage (Naeem et al. 2020, as their code has them: without surfaces) and CMMD.
 
     Args:
-        real: features of the reference, ``[n, D]``.
-        made: features of the pictures in question, ``[n, D]``.
+        real: features of the reference, ``[n, D] float64``.
+        made: features of the pictures in question, ``[n, D] float64``.
     """
     within = np.sort(distances(real, real), axis=1)[:, K_DENSITY]  # place 0 is the row itself
     between = distances(real, made)
     yield "density", float((between < within[:, None]).sum(0).mean() / K_DENSITY)
     yield "coverage", float((between.min(1) < within).mean())
-    x, y = (rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True) for rows in (real, made))
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (real, made))
     xx, yy, xy = (np.exp(-(distances(a, b) ** 2) / (2 * CMMD_SIGMA**2)).mean() for a, b in ((x, x), (y, y), (x, y)))
     yield "cmmd", float(CMMD_SCALE * (xx + yy - 2 * xy))
 
 
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns the distances ``[n, m] float64`` of rows ``[n, D]`` and ``[m, D]``, each a difference's length."""
-    other = second.astype(np.float64)
-    return np.stack([np.linalg.norm(other - row, axis=1) for row in first.astype(np.float64)])
+    """Returns the distances ``[n, m]`` of rows ``[n, D]`` and ``[m, D]``, each a difference's length."""
+    return np.stack([np.linalg.norm(second - row, axis=1) for row in first])
