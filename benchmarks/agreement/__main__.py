@@ -32,6 +32,7 @@ from benchmarks.agreement.pair import ROOT, Pair, pixels, script, write_pair
 from benchmarks.agreement.table import compared, table
 from benchmarks.agreement.theirs import figures
 from ldm.util import command_line
+from rdm.evaluate.metrics import SPLITS
 
 NETWORKS = ("clip", "unit", "classifier", "inception")
 
@@ -39,7 +40,7 @@ NETWORKS = ("clip", "unit", "classifier", "inception")
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--n", type=int, default=512, help="pictures of each folder, at least 10")
+    p.add_argument("--n", type=int, default=512, help="pictures of each folder")
     p.add_argument("--made", type=Path, default=ROOT / "data/emoji/fluent.parquet", help="the pictures in question")
     p.add_argument("--reference", type=Path, default=ROOT / "data/emoji/noto.parquet")
     p.add_argument(
@@ -47,7 +48,12 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--inception", metavar="FILE", help="its weights, or 'random'; else it is left out")
     p.add_argument("--folder", type=Path, default=ROOT / "outputs/agreement")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.n < SPLITS:
+        p.error(f"--n: got {args.n}, expected at least {SPLITS}, the parts of an inception score")
+    if set(args.networks) == {"inception"} and not args.inception:
+        p.error("--networks inception alone needs --inception FILE, or --inception random")
+    return args
 
 
 def networks(args: argparse.Namespace, pair: Pair) -> Iterator[Network]:

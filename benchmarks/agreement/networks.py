@@ -19,7 +19,7 @@ from torchvision.transforms import functional as pictures
 from ldm.checkpoint import write_weights
 
 CLIP = "models/clip/emoji"
-CLASSIFIER = "shufflenet_v2_x0_5"  # the fastest of torchvision's: 150 pictures a second of one core
+CLASSIFIER = "shufflenet_v2_x0_5"  # one of the smallest: 150 pictures a second of one core
 SEED = 0  # of random weights
 CALIBRATION = 32  # pictures that norms of random networks are measured on
 SPREAD = 3.0  # deviation of a random network's logits: some pictures are certain, some are not

@@ -101,5 +101,6 @@ def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        raise ValueError(f"scripts/evaluate.py: {(done.stderr.splitlines() or ['no message'])[-1]}")
+        complaint = (done.stderr.splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise ValueError(f"scripts/evaluate.py: {complaint}")
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))

@@ -97,7 +97,7 @@ def keeping(extractor: type[FeatureExtractorBase], layer: str, seen: list[Tensor
     kernel distance is rounding in its fourth digit.
     """
 
-    class Keeping(extractor):  # type: ignore[misc, valid-type]
+    class Keeping(extractor):
         def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
             found = dict(zip(self.features_list, super().forward(pixels), strict=True))
             found[layer] = found[layer].double()
