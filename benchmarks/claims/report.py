@@ -108,7 +108,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a table of runs."""
-    keys = ("parameters", "steps", "batch_size", "seconds", "val/loss_ema", "val/loss")
+    keys = ("parameters", "steps", "batch_size", "step_seconds", "val/loss_ema", "val/loss")
     rows = [["run", *keys], *([name, *(number(card.get(key)) for key in keys)] for name, card in training.items())]
     note = "Losses of other weightings or parameterisations (`v-0`, `flat-0`) cannot be compared with the others."
     return markdown(rows) + "\n\n" + note if training else ""

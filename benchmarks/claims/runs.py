@@ -8,10 +8,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.curves import history
@@ -86,7 +86,7 @@ def train(run: Run, folder: Path, extra: Sequence[str] = ()) -> str:
         if not (place / "finished.json").is_file():
             if (place / "checkpoints").is_dir() and not (place / "checkpoints" / "last.ckpt").is_file():
                 shutil.rmtree(place)  # ended before its first checkpoint
-            words, start = command(run, folder, extra), time.perf_counter()
+            words = command(run, folder, extra)
             place.parent.mkdir(parents=True, exist_ok=True)
             LOG.info("training %s", run.name)
             with (folder / "runs" / f"{run.name}.log").open("a") as log:
@@ -101,8 +101,7 @@ def train(run: Run, folder: Path, extra: Sequence[str] = ()) -> str:
                 )
             if done.returncode:
                 return f"exit code {done.returncode}, see {folder / 'runs' / run.name}.log"
-            seconds = round(time.perf_counter() - start, 1)
-            mark = {"command": "python " + shlex.join(words), "set": list(extra), "seconds": seconds}
+            mark = {"command": "python " + shlex.join(words), "set": list(extra)}
             write_json(place / "finished.json", mark)
         export(run.name, folder)
     except Exception as error:
@@ -125,14 +124,14 @@ def export(name: str, folder: Path) -> None:
 
 
 def metrics(place: Path) -> dict[str, float | None]:
-    """Returns the losses of a run's last validation, by the averaged weights and by the weights themselves."""
-    found: dict[str, float | None] = {}
-    for column in ("val/loss_ema", "val/loss"):
+    """Returns the last validation losses, of averaged weights and of the last ones, and the median step's seconds."""
+    found: dict[str, float | None] = dict.fromkeys(("val/loss_ema", "val/loss", "step_seconds"))
+    for column in found:
         try:
-            values = history(place, column)
-            found[column] = values[max(values)]
+            values = history(place, "time/step_seconds" if column == "step_seconds" else column)
         except (ValueError, FileNotFoundError):
-            found[column] = None
+            continue
+        found[column] = round(median(values.values()), 4) if column == "step_seconds" else values[max(values)]
     return found
 
 

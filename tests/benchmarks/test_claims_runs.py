@@ -1,6 +1,7 @@
 """What is trained for the claims, and that nothing is measured twice."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from toy import ROOT, rdm_config, ship
 
 from benchmarks.claims.cases import Case, all_cases, by_class, popular, text
 from benchmarks.claims.measure import Bench, choose, measure_all, read_lines, restricted
-from benchmarks.claims.runs import CONFIGS, all_runs, command, is_trained, train
+from benchmarks.claims.runs import CONFIGS, all_runs, command, is_trained, metrics, train
 from benchmarks.claims.spaces import Setup, accuracy, set_up
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
@@ -64,6 +65,15 @@ def test_a_model_brought_from_elsewhere_counts_as_trained(tmp_path: Path) -> Non
     (tmp_path / "models/v-0").mkdir(parents=True)
     (tmp_path / "models/v-0/model.safetensors").touch()
     assert is_trained("v-0", tmp_path) and train(RUNS["v-0"], tmp_path) == "" and not (tmp_path / "runs").exists()
+
+
+def test_losses_are_the_last_and_seconds_the_median_of_a_run_that_was_resumed(tmp_path: Path) -> None:
+    head = "step,time/step_seconds,val/loss,val/loss_ema"
+    (tmp_path / "metrics.csv").write_text(f"{head}\n10,0.5,,\n20,0.3,,\n20,,0.9,0.8\n30,9,,\n")
+    (tmp_path / "metrics-0.csv").write_text(f"{head}\n21,0.4,,\n40,,0.7,\n")
+    os.utime(tmp_path / "metrics.csv", (1, 1))
+    assert metrics(tmp_path) == {"val/loss_ema": 0.8, "val/loss": 0.7, "step_seconds": 0.4}
+    assert set(metrics(tmp_path / "none").values()) == {None}
 
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
