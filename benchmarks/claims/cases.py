@@ -66,6 +66,7 @@ def all_cases() -> dict[str, list[Case]]:
         add("k_train", f"k {k}", run, popular(k))
     for k in (1, 2, 4, 8, 16):
         add("k_test", f"k {k}", "neighbours-0", popular(k))
+        add("k_test", f"k {k} scale 2", "neighbours-0", popular(k, scale=2.0))
     for dropped, run in (("0", "uncond0-0"), ("0.1", "neighbours-0"), ("0.3", "uncond3-0")):
         for scale in SCALES if dropped != "0" else SCALES[:1]:
             add("guidance", f"p_uncond {dropped} scale {scale:g}", run, popular(scale=scale))

@@ -85,10 +85,12 @@ def draw(name: str, axes: Any, lines: Lines) -> bool:
         axes[0].set(xlabel="share of the database", ylabel="Frechet distance", xscale="log", yscale="log")
         axes[1].set(xlabel="share of the database", ylabel="recall", xscale="log")
         return any(drawn)
-    drawn = []
-    for question, label in (("k_train", "in training and sampling"), ("k_test", "in sampling, of a model of 4")):
+    drawn, here = [], "in sampling, of a model of 4"
+    curves = (("k_train", 1.0, "in training and sampling"), ("k_test", 1.0, here), ("k_test", 2.0, "the same, scale 2"))
+    for question, scale, label in curves:
+        own = [line for line in of(lines, question) if line["settings"]["scale"] == scale]
         for place, space in enumerate(SPACES):
-            drawn.append(curve(axes[place], of(lines, question), "k", f"{space}_fd_train", label))
+            drawn.append(curve(axes[place], own, "k", f"{space}_fd_train", label))
             axes[place].set(xlabel="neighbours", ylabel=f"Frechet distance, {space}", xscale="log")
     return any(drawn)
 

@@ -10,6 +10,7 @@ SEEN, NOT_SEEN, WITHIN, UNKNOWN, MISSING = "seen", "not seen", "within noise", "
 FD = ("pixels_fd_train", "clip_fd_train")
 GRADES = ("clip_score", "first", "class_balanced")
 USUAL = ("retrieval", "neighbours scale 1")  # whose range is noise
+GUIDED_USUAL = ("retrieval", "neighbours scale 2")
 USUAL_TEXT = ("concepts", "held out, in database")
 USUAL_CLASS = ("synthesis", "class, neighbours")
 LOWER = ("_fd_", "loss", "seconds")  # parts of the names of figures that are better when lower
@@ -43,19 +44,24 @@ CLAIMS = (
           "neighbours scale 1", "plain", (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
     Claim("it is better than a larger one without", "retrieval", "neighbours scale 1", "plain-large",
           (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
-    Claim("training with more neighbours is better: 4 than 1", "k_train", "k 4", "k 1"),
-    Claim("training with more neighbours is better: 8 than 4", "k_train", "k 8", "k 4"),
+    Claim("guided, it is better than one of equal size, which has nothing to be guided by", "retrieval",
+          "neighbours scale 2", "plain", (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
+    Claim("guided, it is better than a larger one", "retrieval", "neighbours scale 2", "plain-large",
+          (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
+    Claim("training with more neighbours is better: 4 than 1", "k_train", "k 4", "k 1", (*FD, "val/loss_ema")),
+    Claim("training with more neighbours is better: 8 than 4", "k_train", "k 8", "k 4", (*FD, "val/loss_ema")),
     Claim("sampling with more neighbours than in training widens recall: 16 than 4", "k_test", "k 16", "k 4",
           ("pixels_recall", "clip_recall")),
     Claim("fewer neighbours at sampling cost quality: 4 than 1", "k_test", "k 4", "k 1"),
+    Claim("the same with guidance", "k_test", "k 4 scale 2", "k 1 scale 2", FD, GUIDED_USUAL),
     Claim(GUIDED, "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1", ("pixels_precision", "clip_precision"),
-          ("retrieval", "neighbours scale 2")),
+          GUIDED_USUAL),
     Claim("and lowers recall", "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1",
-          ("pixels_recall", "clip_recall"), ("retrieval", "neighbours scale 2"), True),
+          ("pixels_recall", "clip_recall"), GUIDED_USUAL, True),
     Claim("guidance makes images fit their texts", "guidance", "p_uncond 0.1 scale 2 text",
           "p_uncond 0.1 scale 1 text", ("clip_score",), USUAL_TEXT),
     Claim("guidance needs a null in training, and little of it: 0.1 than 0.3", "guidance", "p_uncond 0.1 scale 2",
-          "p_uncond 0.3 scale 2", FD, ("retrieval", "neighbours scale 2")),
+          "p_uncond 0.3 scale 2", FD, GUIDED_USUAL),
     Claim("few popular rows (top-m) give precision: 1 % than all", "top_m", "top_m 0.01", "top_m 1",
           ("pixels_precision", "clip_precision")),
     Claim("many give recall: all than 1 %", "top_m", "top_m 1", "top_m 0.01", ("pixels_recall", "clip_recall")),

@@ -45,7 +45,8 @@ def test_distances_are_better_when_lower_and_noise_is_the_range_over_seeds() -> 
         "neighbours-0": {"val/loss_ema": 1.0},
         "neighbours-1": {"val/loss_ema": 1.5},
     }
-    rows = {(row["second"], row["figure"]): row for row in judge(lines, training) if row["question"] == "retrieval"}
+    judged = [row for row in judge(lines, training) if row["first"] == "neighbours scale 1"]
+    rows = {(row["second"], row["figure"]): row for row in judged if row["question"] == "retrieval"}
     equal = rows["plain", "pixels_fd_train"]
     assert equal["of_first"] == [1.0, 1.25, 1.5] and equal["noise"] == 0.5 and equal["verdict"] == "seen"
     assert rows["plain-large", "pixels_fd_train"]["verdict"] == "within noise"
