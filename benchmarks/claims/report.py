@@ -111,11 +111,11 @@ def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
     keys = ("parameters", "steps", "batch_size", "step_seconds", "val/loss_ema", "val/loss")
     rows = [["run", *keys], *([name, *(number(card.get(key)) for key in keys)] for name, card in training.items())]
     note = "Losses of other weightings or parameterisations (`v-0`, `flat-0`) cannot be compared with the others."
-    return markdown(rows) + "\n\n" + note if training else ""
+    return f"`python -m benchmarks.claims --only RUN --questions`\n\n{markdown(rows)}\n\n{note}" if training else ""
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a heading and a table for each question; of several seeds, mean and range."""
+    """Returns a heading, a command and a table for each question; of several seeds, mean and range."""
     found = []
     for question in dict.fromkeys(line["question"] for line in lines):
         own = [line for line in lines if line["question"] == question]
@@ -127,5 +127,7 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             values = [[line["figures"][key] for line in same if key in line["figures"]] for key in keys]
             sizes = str(same[-1]["figures"].get("images", ""))
             rows.append([case, str(len(same)), sizes, *(mean_range(v) if v else "" for v in values)])
-        found += [f"### {question}", markdown(rows)]
+        n = next((f" --n {line['settings']['n']}" for line in own if "n" in line.get("settings", {})), "")
+        command = f"`python -m benchmarks.claims --skip-training --questions {question}{n}`"
+        found += [f"### {question}", command, markdown(rows)]
     return found

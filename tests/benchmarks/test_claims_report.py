@@ -80,16 +80,17 @@ def test_retrieval_is_cheap_by_its_share_of_the_time() -> None:
 
 def test_tables_show_mean_and_range_over_seeds() -> None:
     lines = [line("retrieval", "plain", f"plain-{n}", images=8, clip_score=0.25 * (n + 1)) for n in range(2)]
-    lines.append(line("retrieval", "other", "v-0", images=8, clip_recall=0.5))
+    lines.append({**line("retrieval", "other", "v-0", images=8, clip_recall=0.5), "settings": {"n": 8}})
     assert tables(lines) == [
         "### retrieval",
+        "`python -m benchmarks.claims --skip-training --questions retrieval --n 8`",
         "| case | runs | n | clip_recall | clip_score |\n"
         "| --- | --- | --- | --- | --- |\n"
         "| plain | 2 | 8 |  | 0.375 (0.25 to 0.5) |\n"
         "| other | 1 | 8 | 0.5 |  |",
     ]
     assert mean_range([2]) == "2"
-    assert training_table({"v-0": {"parameters": 7, "val/loss": None}}).splitlines()[2] == "| v-0 | 7 |  |  |  |  |  |"
+    assert training_table({"v-0": {"parameters": 7, "val/loss": None}}).splitlines()[4] == "| v-0 | 7 |  |  |  |  |  |"
 
 
 def test_plots_are_drawn_of_what_there_is(tmp_path: Path) -> None:
