@@ -57,7 +57,7 @@ def write(folder: Path) -> str:
     }
     results = {"protocol": protocol, "claims": judged, "training": found.training, "lines": found.lines}
     write_json(folder / "results.json", results)
-    parts = ["# Claims of the paper on the emoji data", head(setup), verdicts.table(judged)]
+    parts = ["# Claims of the paper on the emoji data", head(setup, found.lines), verdicts.table(judged)]
     drawn = {}
     steps: dict[str, Callable[..., Any]] = {"plots": pictures.plots, "compared": pictures.compared}
     for name, draw in steps.items():
@@ -72,7 +72,7 @@ def write(folder: Path) -> str:
     return text
 
 
-def head(setup: Mapping[str, Any]) -> str:
+def head(setup: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
     """Returns what has to be known to read the figures."""
     words = [
         "`clip_*` are in the space of the CLIP that also finds the neighbours, which may favour what looks at them; "
@@ -81,6 +81,8 @@ def head(setup: Mapping[str, Any]) -> str:
         "pictures. Noise is the range over the three seeds of the usual model. Changing the style by changing the "
         "database is measured by `python -m benchmarks.styles`."
     ]
+    if settings := next((line["settings"] for line in lines if "sampler" in line["settings"]), None):
+        words.append("{n} images a case with seeds {seed} and on, {sampler} in {steps} steps.".format(**settings))
     if accuracy := setup.get("classifier_accuracy"):
         both = [f"{accuracy[name]['accuracy']:.1%} of held-out {name}" for name in ("pictures", "reconstructions")]
         words.append(f"The classifier is right about {' and '.join(both)}: no model is expected to be above that.")
