@@ -17,7 +17,7 @@ from benchmarks.claims import report
 from benchmarks.claims.cases import QUESTIONS, all_cases
 from benchmarks.claims.cost import measure_cost
 from benchmarks.claims.measure import Bench, ceilings, measure_all
-from benchmarks.claims.runs import all_runs, is_trained, train_all
+from benchmarks.claims.runs import all_runs, is_trained, prepare, train_all
 from benchmarks.claims.spaces import set_up
 from ldm.files import write_json
 from ldm.util import command_line
@@ -47,6 +47,7 @@ def measure(args: argparse.Namespace, failed: dict[str, str]) -> tuple[dict[str,
     trained = [name for name in all_runs() if is_trained(name, args.folder)]
     if not trained:
         raise ValueError(f"no trained model in {args.folder / 'models'}; leave --skip-training out")
+    prepare()
     shared = str(args.folder / "models" / trained[0])  # its data and first stage are those of all
     setup = set_up(load(shared), args.folder / "cache", args.epochs)
     write_json(args.folder / "setup.json", {**setup.about, "classifier_accuracy": setup.accuracy})

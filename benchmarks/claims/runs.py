@@ -146,11 +146,19 @@ def steps(config: Mapping[str, Any]) -> dict[str, int]:
     return {"steps": trainer["max_steps"], "batch_size": config["data"]["params"]["batch_size"]}
 
 
+def prepare() -> None:
+    """Makes what is missing of database and neighbour tables, from the pictures in their usual size.
+
+    A table does not say in which size its pictures were embedded: one of 32 x 32 would be taken for the usual model's.
+    """
+    instantiate_from_config(read_config(CONFIGS[:1])["data"]).prepare_data()
+
+
 def train_all(names: Sequence[str], folder: Path, jobs: int, extra: Sequence[str] = ()) -> dict[str, str]:
     """Trains runs, some at once, and returns what went wrong of those that failed."""
     runs = all_runs()
     if not all(is_trained(name, folder) for name in names):  # before several want the database at once
-        instantiate_from_config(read_config(CONFIGS)["data"]).prepare_retrieval()
+        prepare()
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
         said = list(pool.map(lambda name: train(runs[name], folder, extra), names))
     return {name: words for name, words in zip(names, said, strict=True) if words}
