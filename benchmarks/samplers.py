@@ -29,10 +29,10 @@ from torch import Tensor
 
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
-from rdm.cli.sampling import PRECISIONS
 from rdm.evaluate import Moments, frechet_distance
 from rdm.loading import Loaded, load
-from rdm.sampling.samples import generate
+from rdm.sampling.generate import generate
+from rdm.sampling.settings import PRECISIONS, Settings
 
 SAMPLERS = ("ddim", "ddpm", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 STEPS = (5, 10, 20, 50, 100, 250)
@@ -92,9 +92,9 @@ def measure(
 ) -> dict[str, float | None]:
     """Returns the figures of one case, and writes features and some images of it."""
     (sampler, steps, number), n = case, len(held.names)
-    options |= {"sampler": sampler, "steps": steps, "batch_size": BATCH}
+    settings = Settings.of(**options, sampler=sampler, steps=steps, batch_size=BATCH).for_model(loaded.model)
     seeds, start = range(number * n, (number + 1) * n), time.perf_counter()
-    images = generate(loaded.model, held.contexts, loaded.latent_shape, list(seeds), **options)
+    images = generate(loaded.model, held.contexts, loaded.latent_shape_of(), list(seeds), settings)
     seconds = time.perf_counter() - start
     with torch.inference_mode():
         features = torch.cat([loaded.retriever.embedder.images(part) for part in images.split(BATCH)]).float()

@@ -33,7 +33,9 @@ from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
 from rdm.loading import Loaded, load
 from rdm.retrieval.builder.build import prepare_database
-from rdm.sampling.samples import sample_texts
+from rdm.sampling import ways
+from rdm.sampling.samples import sample as sample_request
+from rdm.sampling.settings import Settings
 
 WHOLE = "all five"
 SHIPPED = "models/rdm/emoji"
@@ -112,7 +114,8 @@ def measure(
     prompts = choose_prompts(listed, [held.metadata(n)["caption"] for n in range(len(held))], total)
     with torch.inference_mode():
         texts = F.normalize(embedder.texts(prompts).float(), dim=1)
-    options |= {"k": loaded.model.conditioner.k, "seed": 0}
+    settings = Settings.of(**options, batch_size=BATCH, copy_threshold=None)
+    options |= {"k": loaded.k, "seed": 0}
     classifier, figures = judge(loaded, folder, epochs)
     protocol = {"model": str(loaded.path), "sha256": file_hash(loaded.path), "prompts": prompts, "rounds": rounds}
     protocol |= {"options": options, "embedder": embedder.name, "torch": torch.__version__}
@@ -126,8 +129,9 @@ def measure(
             database = prepare_database(folder / "databases" / name, pictures_of, embedder, progress=False)
 
         def sample(path: str = str(database.path)) -> dict[str, Tensor]:
-            made = sample_texts(load(ckpt, path), prompts * rounds, batch_size=BATCH, copies=None, **options)
-            return {"images": to_bytes(made.images)}
+            other = load(ckpt, path)
+            request = ways.texts(other, prompts * rounds, k=options["k"], seed=options["seed"])
+            return {"images": to_bytes(sample_request(other, request, settings).images)}
 
         asked = {**protocol, "database": database.fingerprint}
         images = kept(folder / "samples" / f"{name}.safetensors", asked, sample)["images"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ldm.util import trust
+from ldm.util import bytes_of, trust
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,61 @@ def seed_number(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, got '{text}'")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """Returns a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def finite(text: str) -> float:
+    """Returns a number that is neither infinite nor NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got '{text}'")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Returns a number from 0 to 1."""
+    if not 0 <= finite(text) <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got '{text}'")
+    return float(text)
+
+
+def folder(text: str) -> str:
+    """Returns the path of a folder that is there or can be made, so that nothing is sampled in vain."""
+    path = Path(text)
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to {there}, expected a folder that can be made or written to")
+    return text
+
+
+def fraction_or_count(text: str) -> float | int:
+    """Returns a fraction in (0, 1] as a float, or a number of rows as an int."""
+    try:
+        value = int(text) if text.isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction such as 0.2 or a number such as 500, got '{text}'"
+        ) from None
+    if not value > 0 or (isinstance(value, float) and value > 1):
+        raise argparse.ArgumentTypeError(f"expected a fraction in (0, 1] or a positive number, got '{text}'")
+    return value
+
+
+def pixels_or_memory(text: str) -> int | str:
+    """Returns a number of pixels as an int, or a size of memory such as ``2GB`` as it is."""
+    try:
+        return positive(text) if text.isdigit() else text if bytes_of(text) else 0
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a side in pixels or a size such as 2GB, got '{text}'") from error
 
 
 def configure_logging() -> None:

@@ -1,6 +1,6 @@
-"""Retrieval-augmented diffusion: latent diffusion that looks at the neighbours of each image in a database.
+"""Retrieval-augmented diffusion: latent diffusion conditioned on nearest neighbours from a database of pictures.
 
-``rdm.load()`` is the short way to images; the scripts go the same way.
+``rdm.load()`` returns a pipeline, which makes images of prompts; the scripts use the same one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,24 @@ if TYPE_CHECKING:
     from rdm.sampling.pipeline import Pipeline
 
 
-def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Pipeline:
-    """Returns a model ready to sample, see :func:`rdm.loading.load`; torch is imported now, not with the package."""
-    from rdm.sampling.pipeline import load as load_pipeline
+def load(
+    checkpoint: str | None = None,
+    database: str | None = None,
+    only: Sequence[str] = (),
+    config: str | None = None,
+) -> Pipeline:
+    """Returns a pipeline ready to sample; torch is imported by this call, not with the package.
 
-    return load_pipeline(checkpoint, database, only)
+    Args:
+        checkpoint: a file, a run folder, ``rdm`` or ``rarm``; the newest run or else the shipped model if not given.
+        database: another database than the model's, made by the same embedder.
+        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
+        config: the config of the model; the one beside the checkpoint if not given.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint, config or database.
+        ValueError: weights or database do not fit.
+    """
+    from rdm.sampling.pipeline import Pipeline
+
+    return Pipeline.load(checkpoint, database, only, config)

@@ -1,10 +1,10 @@
-"""Finds a trained model and loads it with what stands beside it: its database, index and embedder."""
+"""Finds a trained model and loads it together with its database, index and embedder."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,57 +35,57 @@ Model = RetrievalAugmentedDiffusion | RetrievalAugmentedTransformer
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what stands beside it.
+    """A trained model together with its database.
 
     Attributes:
         model: in evaluation mode, holding its averaged weights.
         retriever: over the database in use.
         data: the data module of the model's config.
-        latent_shape: ``(C, h, w)`` of the model's latents.
         path: the checkpoint.
         config: the model's config, where it is not the one beside the checkpoint.
+        compiled: calls of networks that ``torch.compile`` compiled for sampling, to be used again.
     """
 
     model: Model
     retriever: Retriever
     data: RetrievalDataModule
-    latent_shape: tuple[int, int, int]
     path: Path
     config: Path | None = None
+    compiled: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Neighbours of each image where no number is given: as many as in training."""
+        return self.model.conditioner.k
 
     @property
     def diffusion(self) -> RetrievalAugmentedDiffusion:
-        """The model, where it has to be one of diffusion.
+        """The model, where a diffusion model is needed.
 
         Raises:
             ValueError: it is an autoregressive one.
         """
-        if isinstance(self.model, RetrievalAugmentedTransformer):
-            raise ValueError(f"{self.path} is an autoregressive model, expected a diffusion model; give another --ckpt")
-        return self.model
+        return as_diffusion(self.model, self.path)
 
-    def shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Returns the shape ``(C, h, w)`` of the latents of images of a size in pixels, that of training if not given.
+    def latent_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels; as trained if not given.
 
         Raises:
-            ValueError: first stage and U-Net make no such images.
+            ValueError: the model makes no such images.
         """
-        channels, h, w = self.latent_shape
-        factor = self.model.first_stage_model.downsampling
-        asked = height or h * factor, width or w * factor
-        if isinstance(self.model, RetrievalAugmentedTransformer):
-            if asked != (h * factor, w * factor):
-                raise ValueError(
-                    f"got images of {asked} pixels, expected {(h * factor, w * factor)}, as it was trained"
-                )
-            return self.latent_shape
-        again = 2 ** (getattr(self.model.model.diffusion_model, "levels", 1) - 1)
-        if any(side % (factor * again) for side in asked):
-            raise ValueError(
-                f"got images of {asked[0]} x {asked[1]} pixels (height x width), expected multiples of "
-                f"{factor * again}: the first stage divides sides by {factor}, the U-Net by {again}"
-            )
-        return channels, asked[0] // factor, asked[1] // factor
+        trained = (self.data.image_size, self.data.image_size)
+        return self.model.latent_shape_of(height or trained[0], width or trained[1], trained)
+
+
+def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
+    """Returns a model that has to be a diffusion model.
+
+    Raises:
+        ValueError: it is an autoregressive one.
+    """
+    if not isinstance(model, RetrievalAugmentedDiffusion):
+        raise ValueError(f"{path} is an autoregressive model, expected a diffusion model; give another checkpoint")
+    return model
 
 
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
@@ -150,11 +150,7 @@ def load(
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(partial(load_embedder, data.embedder_config), opened, partial(_open_index, opened), rows)
-    side = int(parts["data"]["params"]["train"]["params"]["size"]) // model.first_stage_model.downsampling
-    params = parts["model"]["params"]
-    unet, stage = params.get("unet_config"), params["first_stage_config"]["params"]
-    shape = (unet["params"]["in_channels"] if unet else stage["embed_dim"], side, side)
-    return Loaded(model, retriever, data, shape, path, None if config is None else Path(config))
+    return Loaded(model, retriever, data, path, None if config is None else Path(config))
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:

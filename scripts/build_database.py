@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ldm.command_line import add_trust_option, command_line
-from rdm.cli.sampling import add_embedding_options, add_ray_option, finite, positive
+from ldm.command_line import add_trust_option, command_line, finite, positive
+from rdm.cli.embedding import add_embedding_options, add_ray_option
 
 COMMANDS = {
     "build": "embed the pictures of a source (what happens without a command)",

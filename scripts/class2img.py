@@ -1,14 +1,16 @@
-"""Images of a class: neighbours are drawn from a pool around the class name's text (Blattmann et al. 2022, 3.2).
+"""Class-to-image: images of a class, without a model that was trained on classes (Blattmann et al. 2022, section 3.2).
 
-With --by label: a row that is stored under the class, and the rows of the class that are nearest to it.
+Neighbours are drawn from a pool of the database rows nearest to a sentence about the class. With --by label, they are
+rows that are stored under the class.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line
-from rdm.cli.sampling import add_sampling_options, positive, sampling_options, saving_options
+from ldm.command_line import command_line, positive
+from rdm.cli.sampling import add_sampling_options, saving_options
+from rdm.sampling.settings import POOL, Settings
 
 
 def parse() -> argparse.Namespace:
@@ -20,10 +22,10 @@ def parse() -> argparse.Namespace:
         action="append",
         required=True,
         metavar="NAME",
-        help="e.g. animal-bird; several times",
+        help="a class, such as animal-bird; may be given several times",
     )
-    p.add_argument("--by", choices=("text", "label"), default="text", help="what finds the rows of a class")
-    p.add_argument("--pool", type=positive, default=20, help="with --by text: draw neighbours from so many")
+    p.add_argument("--by", choices=("text", "label"), default="text", help="how the rows of a class are found")
+    p.add_argument("--pool", type=positive, default=POOL, help="with --by text: neighbours are drawn from so many rows")
     add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
     return p.parse_args()
 
@@ -32,19 +34,21 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images of every class."""
     args = parse()
-    if args.by == "text" and args.pool < args.knn:
+    if args.by == "text" and args.pool < (args.knn or 0):
         raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
-    from rdm.loading import load
+    settings = Settings.of_command_line(vars(args))
+    import rdm
     from rdm.retrieval.classes import resolve_class
+    from rdm.sampling import ways
     from rdm.sampling.record import save
-    from rdm.sampling.samples import sample_classes
+    from rdm.sampling.samples import sample
 
-    loaded = load(args.ckpt, args.database, args.only, args.config)
-    names = [resolve_class(name, loaded.retriever.database) for name in args.classes]
+    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+    names = [resolve_class(name, pipeline.retriever.database) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
-    options = sampling_options(args) | {"k": args.knn, "pool": args.pool, "by": args.by, "seed": args.seed}
-    samples = sample_classes(loaded, repeated, **options)
-    print(save(samples, loaded, args.outdir, "class2img", **saving_options(args)))
+    request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)
+    samples = sample(pipeline, request, settings)
+    print(save(samples, pipeline, args.outdir, "class2img", **saving_options(args)))
 
 
 if __name__ == "__main__":

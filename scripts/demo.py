@@ -8,8 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.command_line import command_line
-from rdm.cli.sampling import finite
+from ldm.command_line import command_line, finite
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")

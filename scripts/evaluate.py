@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.command_line import command_line
 from rdm.cli.evaluation import add_images, add_memorisation, add_reconstruction, add_repeat, add_samples
-from rdm.cli.sampling import model_options
+from rdm.sampling.settings import Settings
 
 
 def parse() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def run_memorisation(args: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
     loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)
-    report = memorisation(loaded, given, model_options(args))
+    report = memorisation(loaded, given, Settings.of_command_line(vars(args)))
     print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
 
 

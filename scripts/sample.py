@@ -1,16 +1,22 @@
-"""Images of nothing in particular: neighbours of rows drawn by how popular they are (Blattmann et al. 2022, 3.2).
+"""Unconditional samples: neighbours of popular database rows condition the model (Blattmann et al. 2022, section 3.2).
 
-With --caption, as CompVis' script of this name: images of a text and its --knn - 1 nearest neighbours.
-With --image or --rows: variations of a picture, or images of rows of the database. With --from-image: the image that
-another one's record describes, made again.
+Other queries take their place on request: --image makes variations of a picture, --rows makes images of database rows,
+and --caption makes images of a text and its --knn - 1 nearest neighbours, as CompVis' script of this name does.
+--from-image makes an image again from the record that it carries.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from ldm.command_line import command_line
-from rdm.cli.sampling import add_sampling_options, fraction_or_count, sampling_options, saving_options
+from ldm.command_line import command_line, fraction_or_count
+from rdm.cli.sampling import add_sampling_options, saving_options
+from rdm.sampling.settings import TOP_M, Settings
+
+if TYPE_CHECKING:
+    from rdm.sampling.pipeline import Pipeline
+    from rdm.sampling.request import Request
 
 
 def parse() -> argparse.Namespace:
@@ -19,24 +25,41 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--top_m",
         type=fraction_or_count,
-        default=0.2,
+        default=TOP_M,
         help="draw from the most popular rows: a fraction (0.2) or a number (500)",
     )
-    p.add_argument("--use_weights", action="store_true", help="draw in proportion to popularity")
+    p.add_argument("--use_weights", action="store_true", help="draw rows in proportion to their popularity")
     of = p.add_mutually_exclusive_group()
     of.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
     of.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
     of.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
-    of.add_argument(
-        "--from-image", metavar="PNG", help="make this image again from its own record; all settings are its"
-    )
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--only_caption", action="store_true", help="with --caption: of the text alone")
-    what.add_argument("--omit_query", action="store_true", help="with --caption: of its --knn neighbours alone")
-    what.add_argument("--only_picture", action="store_true", help="with --image: of the picture alone")
-    what.add_argument("--use_query", action="store_true", help="with --image: of the picture and then its neighbours")
+    of.add_argument("--from-image", metavar="PNG", help="make this image again from its record, with its own settings")
+    seen = p.add_mutually_exclusive_group()
+    seen.add_argument("--only_caption", action="store_true", help="with --caption: the model sees the text alone")
+    seen.add_argument("--omit_query", action="store_true", help="with --caption: it sees the --knn neighbours alone")
+    seen.add_argument("--only_picture", action="store_true", help="with --image: the model sees the picture alone")
+    seen.add_argument("--use_query", action="store_true", help="with --image: it sees the picture and its neighbours")
     add_sampling_options(p, outdir="outputs/sample", n_samples=8)
     return p.parse_args()
+
+
+def request_of(pipeline: Pipeline, args: argparse.Namespace) -> Request:
+    """Returns what the command line asks for."""
+    from rdm.sampling import ways
+
+    n, common = args.n_samples * args.n_iter, {"k": args.knn, "seed": args.seed}
+    if args.rows:
+        return ways.rows(pipeline, args.rows, n, seed=args.seed)
+    if args.image:
+        tokens = "picture" if args.only_picture else "both" if args.use_query else "neighbours"
+        return ways.image(pipeline, args.image, n, tokens=tokens, **common)
+    if args.caption is not None:
+        k = args.knn or pipeline.k
+        alone = args.only_caption or (k == 1 and not args.omit_query)
+        tokens = "text" if alone else "neighbours" if args.omit_query else "both"
+        k = k - 1 if tokens == "both" else k
+        return ways.texts(pipeline, [args.caption] * n, k=k, seed=args.seed, tokens=tokens)
+    return ways.popular(pipeline, n, top_m=args.top_m, weighted=args.use_weights, **common)
 
 
 @command_line
@@ -49,30 +72,18 @@ def main() -> None:
         raise ValueError("got --only_picture or --use_query, expected --image FILE with it")
     if args.from_image and args.best_of > 1:
         raise ValueError("got --best_of with --from-image, expected it alone: its record says which image was kept")
-    from rdm.loading import load
+    settings = Settings.of_command_line(vars(args))
+    import rdm
     from rdm.sampling.record import make_again, read_record, save
-    from rdm.sampling.samples import sample_image, sample_popular, sample_rows, sample_texts
+    from rdm.sampling.samples import sample
 
     if args.from_image:
-        samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)
-        print(save(samples, loaded, args.outdir, "again", **saving_options(args)))
-        return
-    loaded = load(args.ckpt, args.database, args.only, args.config)
-    options, n = sampling_options(args) | {"seed": args.seed}, args.n_samples * args.n_iter
-    if args.rows:
-        samples = sample_rows(loaded, args.rows, n, **options)
-    elif args.image:
-        tokens = "picture" if args.only_picture else "both" if args.use_query else "neighbours"
-        samples = sample_image(loaded, args.image, n, k=args.knn, tokens=tokens, **options)
-    elif args.caption is not None:
-        alone = args.only_caption or (args.knn == 1 and not args.omit_query)
-        tokens = "text" if alone else "neighbours" if args.omit_query else "both"
-        k = args.knn - 1 if tokens == "both" else args.knn
-        samples = sample_texts(loaded, [args.caption] * n, k=k, tokens=tokens, **options)
+        samples, pipeline = make_again(read_record(args.from_image), args.ckpt, args.database)
     else:
-        options |= {"k": args.knn, "top_m": args.top_m, "weighted": args.use_weights}
-        samples = sample_popular(loaded, n, **options)
-    print(save(samples, loaded, args.outdir, "sample", **saving_options(args)))
+        pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+        samples = sample(pipeline, request_of(pipeline, args), settings)
+    name = "again" if args.from_image else "sample"
+    print(save(samples, pipeline, args.outdir, name, **saving_options(args)))
 
 
 if __name__ == "__main__":

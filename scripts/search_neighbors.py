@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line
-from rdm.cli.sampling import add_embedding_options, finite, positive
+from ldm.command_line import command_line, finite, positive
+from rdm.cli.embedding import add_embedding_options
 
 
 def parse_args() -> argparse.Namespace:

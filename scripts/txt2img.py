@@ -1,31 +1,33 @@
-"""Images from texts: each prompt's nearest neighbours in the database condition the model."""
+"""Text-to-image: the database rows nearest to a text condition the model, which was trained without texts."""
 
 from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line
+from ldm.command_line import command_line, finite
 from ldm.files import read_text
-from rdm.cli.sampling import add_sampling_options, finite, names, sampling_options, saving_options
+from rdm.cli.sampling import add_sampling_options, saving_options
+from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument(*names("--prompt"), action="append", help="a text; may be given several times")
-    p.add_argument("--from-file", metavar="FILE", help="a file with a prompt in each line")
-    p.add_argument("--to", metavar="TEXT", help="a strip of --n_samples images on the way from --prompt to this text")
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--only_caption", action="store_true", help="condition on the text alone, without neighbours")
-    what.add_argument(*names("--use_query"), action="store_true", help="condition on the text and then the neighbours")
-    what.add_argument("--omit_query", action="store_true", help="condition on the neighbours alone, the default")
-    p.add_argument("--image", metavar="FILE", help="look for neighbours between the text and this picture")
-    p.add_argument("--image_weight", type=finite, default=0.5, help="of the picture, where the text has 1")
-    p.add_argument("--negative", metavar="TEXT", help="look for neighbours away from this text")
-    p.add_argument("--negative_weight", type=finite, default=0.5, help="how far, where the prompt has 1")
-    p.add_argument(
-        "--text_scale", type=finite, help="with --use_query: the text's own scale; --scale is its neighbours'"
+    p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
+    p.add_argument("--from-file", metavar="FILE", help="a file with one prompt in each line")
+    p.add_argument("--to", metavar="TEXT", help="make a strip of --n_samples images on the way from --prompt to this")
+    seen = p.add_mutually_exclusive_group()
+    seen.add_argument("--only_caption", action="store_true", help="the model sees the text alone, without neighbours")
+    seen.add_argument(
+        "--use_query", "--use_neighbors", action="store_true", help="the model sees the text and then its neighbours"
     )
+    seen.add_argument(
+        "--omit_query", action="store_true", help="the model sees the neighbours alone; this is the default"
+    )
+    p.add_argument("--image", metavar="FILE", help="look neighbours up between the text and this picture")
+    p.add_argument("--image_weight", type=finite, default=IMAGE_WEIGHT, help="of --image; the text has 1")
+    p.add_argument("--negative", metavar="TEXT", help="look neighbours up away from this text")
+    p.add_argument("--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="of --negative; the prompt has 1")
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
     return p.parse_args()
 
@@ -45,22 +47,31 @@ def main() -> None:
         raise ValueError("got --text_scale, expected --use_query with it")
     if args.to is not None and (len(prompts) > 1 or args.n_iter > 1 or args.image or args.negative):
         raise ValueError("got --to with several prompts or rounds, --image or --negative, expected one --prompt alone")
-    from rdm.loading import load
+    if args.to is not None and (args.only_caption or args.use_query):
+        raise ValueError("got --to with --only_caption or --use_query, expected it without: no text is half-way")
+    settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
+    import rdm
+    from rdm.sampling import ways
     from rdm.sampling.record import save
-    from rdm.sampling.samples import sample_between, sample_texts
+    from rdm.sampling.samples import sample
 
-    loaded = load(args.ckpt, args.database, args.only, args.config)
-    tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
-    options = sampling_options(args) | {"tokens": tokens, "k": args.knn, "seed": args.seed}
+    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
     if args.to is not None:
-        samples = sample_between(loaded, prompts[0], args.to, args.n_samples, **options)
-        saved = {"per_row": args.n_samples} | {key: value for key, value in saving_options(args).items() if value}
-        print(save(samples, loaded, args.outdir, "txt2img", **saved))
-        return
-    repeated = [prompt for prompt in prompts for _ in range(args.n_samples)] * args.n_iter
-    mixed = ("text_scale", "image", "image_weight", "negative", "negative_weight")
-    samples = sample_texts(loaded, repeated, **options, **{name: getattr(args, name) for name in mixed})
-    print(save(samples, loaded, args.outdir, "txt2img", **saving_options(args)))
+        request = ways.between(pipeline, prompts[0], args.to, args.n_samples, k=args.knn, seed=args.seed)
+        saving["per_row"] = args.n_rows or args.n_samples
+    else:
+        request = ways.texts(
+            pipeline,
+            [prompt for prompt in prompts for _ in range(args.n_samples)] * args.n_iter,
+            k=args.knn,
+            seed=args.seed,
+            tokens="text" if args.only_caption else "both" if args.use_query else "neighbours",
+            image=args.image,
+            image_weight=args.image_weight,
+            negative=args.negative,
+            negative_weight=args.negative_weight,
+        )
+    print(save(sample(pipeline, request, settings), pipeline, args.outdir, "txt2img", **saving))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import torch
 from benchmarks.claims.measure import SEED, Bench, torch_device
 from benchmarks.claims.runs import is_trained
 from ldm.files import file_hash
-from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from rdm.loading import SHIPPED, Loaded, load
 from rdm.retrieval.queries import text_queries
-from rdm.sampling.samples import generate
+from rdm.sampling.generate import generate
+from rdm.sampling.settings import Settings
 
 LOG = logging.getLogger(__name__)
 REPEATS = 5
@@ -48,12 +48,12 @@ def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
     """Returns what is timed of a batch: retrieval in its steps, sampling, the denoiser with more or less context."""
     model, retriever = loaded.diffusion, loaded.retriever
     network, k = model.model.diffusion_model, model.conditioner.k
-    options: dict[str, Any] = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "scale": 2.0, "batch_size": batch}
+    settings, shape = Settings(batch_size=batch).for_model(model), loaded.latent_shape_of()
     prompts, seeds = [PROMPT] * batch, range(SEED, SEED + batch)
     queries = text_queries(retriever.embedder, prompts).cpu()
     rows = retriever.index.search(queries.numpy(), k).rows
     context = model.conditioner(retriever(queries, k).embeddings, include_query=False)
-    latents = torch.randn(batch, *loaded.latent_shape, device=model.device)
+    latents = torch.randn(batch, *shape, device=model.device)
     times = torch.full((batch,), 500, device=model.device)
 
     def step(tokens: int) -> Callable[[], Any]:
@@ -64,7 +64,7 @@ def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
         "embed": lambda: text_queries(retriever.embedder, prompts),
         "search": lambda: retriever.index.search(queries.numpy(), k),
         "read": lambda: retriever.database.embeddings(rows),
-        "sample": lambda: generate(model, context, loaded.latent_shape, seeds, **options),
+        "sample": lambda: generate(model, context, shape, seeds, settings),
         **{f"step_{tokens}_tokens": step(tokens) for tokens in TOKENS},
     }
 

@@ -28,7 +28,9 @@ from ldm.util import evenly
 from rdm.loading import Loaded, load
 from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.retriever import Retriever
-from rdm.sampling.samples import Samples, sample_classes, sample_popular, sample_texts
+from rdm.sampling import ways
+from rdm.sampling.samples import Samples, sample
+from rdm.sampling.settings import Settings
 
 LOG = logging.getLogger(__name__)
 SHOWN = 16
@@ -113,7 +115,7 @@ class Bench:
         loaded = restricted(self.loaded(case.run), settings["rows"])
         start = time.perf_counter()
         prompts = choose(setup, settings, self.n)
-        samples = sample(loaded, prompts, settings, self.n, self.batch)
+        samples = sample_case(loaded, prompts, settings, self.n, self.batch)
         seconds = time.perf_counter() - start
         pictures = to_bytes(samples.images)
         features, called = setup.see(pictures)
@@ -172,16 +174,18 @@ def choose(setup: Setup, settings: Mapping[str, Any], n: int) -> list[str]:
     return [names[place] for place in evenly(len(names), min(n, len(names)))]
 
 
-def sample(loaded: Loaded, prompts: Sequence[str], settings: Mapping[str, Any], n: int, batch: int) -> Samples:
+def sample_case(loaded: Loaded, prompts: Sequence[str], settings: Mapping[str, Any], n: int, batch: int) -> Samples:
     """Returns the images of a case; image i has seed i and prompt i, from the first one again after the last."""
-    options: dict[str, Any] = {"scale": settings["scale"], "batch_size": batch, "copies": None, "seed": SEED}
-    options |= {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "k": settings["k"]}
+    common: dict[str, Any] = {"k": settings["k"], "seed": SEED}
+    asked = [prompts[place % len(prompts)] for place in range(n)] if prompts else []
     if settings["ask"] == "popular":
-        return sample_popular(loaded, n, top_m=settings.get("top_m", TOP_M), weighted=False, **options)
-    asked, tokens = [prompts[place % len(prompts)] for place in range(n)], settings["tokens"]
-    if settings["ask"] == "text":
-        return sample_texts(loaded, asked, tokens=tokens, **options)
-    return sample_classes(loaded, asked, pool=POOL, tokens=tokens, **options)
+        request = ways.popular(loaded, n, top_m=settings.get("top_m", TOP_M), **common)
+    elif settings["ask"] == "text":
+        request = ways.texts(loaded, asked, tokens=settings["tokens"], **common)
+    else:
+        request = ways.classes(loaded, asked, pool=POOL, tokens=settings["tokens"], **common)
+    options = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "batch_size": batch, "copy_threshold": None}
+    return sample(loaded, request, Settings.of(scale=settings["scale"], **options))
 
 
 def restricted(loaded: Loaded, rows: float | str) -> Loaded:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import add_trust_option
-from rdm.cli.sampling import add_model_options, add_tile_option, finite, folder, fraction_or_count, positive
+from ldm.command_line import add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
+from rdm.cli.sampling import add_model_options
 from rdm.evaluate.choices import METRICS, WAYS
+from rdm.sampling.settings import OPTIONS, TOP_M
 
 Commands = argparse._SubParsersAction  # the type of what add_subparsers returns
 
@@ -40,8 +41,7 @@ def add_samples(commands: Commands) -> argparse.ArgumentParser:
     p.add_argument(
         "--tokens", default="neighbours", choices=("neighbours", "text", "both"), help="of texts: the context"
     )
-    p.add_argument("--text_scale", type=finite, help="with --tokens both: the text's own scale")
-    p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="without texts: of the most popular rows")
+    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help="without texts: of the most popular rows")
     p.add_argument("--use_weights", action="store_true", help="without texts: in proportion to popularity")
     _add_comparison(p, "outputs/samples")
     add_model_options(p)
@@ -100,7 +100,7 @@ def add_reconstruction(commands: Commands) -> argparse.ArgumentParser:
         default="models/clip/emoji",
         help="of the rFID: a folder or open_clip's MODEL:PRETRAINED; or 'none'",
     )
-    add_tile_option(p)
+    p.add_argument("--tile", type=pixels_or_memory, metavar="SIDE", help=OPTIONS["tile"].what)
     p.add_argument("--batch_size", type=positive, default=16, help="pictures at once")
     p.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
     p.add_argument("--rows", type=positive, default=8, help="of the picture: input, reconstruction, 4 x difference")
@@ -123,7 +123,7 @@ def add_memorisation(commands: Commands) -> argparse.ArgumentParser:
     p.add_argument("--n", type=positive, help="samples of each way, or the first so many --images; else 256, or all")
     p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind, at most")
     p.add_argument("--rows", type=positive, default=8, help="worst pairs of each feature in the picture")
-    p.add_argument("--top_m", type=fraction_or_count, default=0.2, help="unconditional: of the most popular rows")
+    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help="unconditional: of the most popular rows")
     p.add_argument(
         "--outdir", type=folder, default="outputs/memorisation", help="for samples, results.json and pictures"
     )

@@ -93,6 +93,21 @@ class RetrievalDataModule(DataModule):
         return self._database
 
     @property
+    def image_size(self) -> int:
+        """The side of training images in pixels.
+
+        Raises:
+            ValueError: the config of the training images does not say it.
+        """
+        config: Any = self.dataset_configs["train"]
+        while "size" not in config.get("params", {}):
+            inner = [value for value in config.get("params", {}).values() if isinstance(value, Mapping)]
+            config = next((value for value in inner if "target" in value), None)
+            if config is None:
+                raise ValueError("data.params.train has no 'size'; give the side of its images in pixels")
+        return int(config["params"]["size"])
+
+    @property
     def table_names(self) -> list[str]:
         """The neighbour tables: one for each data set, and ``train-captions`` where there is a share of captions."""
         return [*self.dataset_configs, *([CAPTIONS] if self.caption_share else [])]

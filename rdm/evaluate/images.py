@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from ldm.files import write_json
 from ldm.util import instantiate_from_config
-from rdm.cli.sampling import add_model_options, model_options
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
 from rdm.evaluate.measures import MEASURES, Seen
@@ -18,6 +16,7 @@ from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
 from rdm.retrieval.config import source_config
+from rdm.sampling.settings import Settings
 
 SAMPLES = 1000  # images of a model where no number is asked for
 
@@ -100,13 +99,10 @@ def _samples(args: Mapping[str, Any]) -> tuple[ModelSamples, int]:
     if args["captions"]:
         config = source_config(args["captions"], 1, args["captions_split"])
         prompts = read_captions(instantiate_from_config(config), args["captions"], args["n"])
-    parser = argparse.ArgumentParser()
-    add_model_options(parser)  # for those that are younger than the report which is repeated
-    options = model_options(parser.parse_args([], argparse.Namespace(**args)))
-    options |= {"tokens": args["tokens"], "text_scale": args["text_scale"]}
-    options |= {"top_m": args["top_m"], "weighted": args["use_weights"], "seed": args["seed"], "k": args["knn"]}
-    samples = ModelSamples(loaded, args["n"] or len(prompts) or SAMPLES, prompts, **options)
-    return samples, loaded.shape_of(args["H"], args["W"])[1] * loaded.model.first_stage_model.downsampling
+    settings, n = Settings.of_command_line(args), args["n"] or len(prompts) or SAMPLES
+    asked = {"k": args["knn"], "top_m": args["top_m"], "weighted": args["use_weights"], "tokens": args["tokens"]}
+    samples = ModelSamples(loaded, n, prompts, settings=settings, seed=args["seed"], **asked)
+    return samples, settings.height or loaded.data.image_size
 
 
 def measure(plan: Plan) -> dict[str, Any]:

@@ -46,8 +46,9 @@ from rdm.loading import Loaded
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.identity import ids_hash, images_hash
-from rdm.sampling.copies import DIGITS, THRESHOLD
+from rdm.sampling.copies import DIGITS
 from rdm.sampling.record import ABOUT_A_ROW, written_images
+from rdm.sampling.settings import THRESHOLD, Settings
 
 LOG = logging.getLogger(__name__)
 CAPTIONS = WAYS[1]
@@ -65,13 +66,13 @@ Found = Mapping[str, Mapping[str, Mapping[str, Nearest]]]
 """What is nearest in a set to the pictures of a group by a feature: ``found[set][group][feature]``."""
 
 
-def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def memorisation(loaded: Loaded, args: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """Returns a report of how like samples are to rows and training pictures; writes it, its curves and worst pairs.
 
     Args:
         loaded: the model with its database.
         args: the command line of ``scripts/evaluate.py memorisation`` by name.
-        options: of the sampling, see :func:`rdm.sampling.samples.generate`.
+        settings: of the sampling.
 
     Raises:
         ValueError: fewer than two samples, a config that names no held-out pictures, or no matplotlib.
@@ -84,8 +85,8 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
         raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
     configs = {HELD_OUT: known["validation"], TRAINING: known["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
-    outdir, size = Path(args["outdir"]), loaded.latent_shape[1] * loaded.model.first_stage_model.downsampling
-    files, made_by = _samples(loaded, real[HELD_OUT], args, options)
+    outdir, size = Path(args["outdir"]), loaded.data.image_size
+    files, made_by = _samples(loaded, real[HELD_OUT], args, settings)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
@@ -132,7 +133,7 @@ def _bar(parts: Any, n: int, what: str) -> Any:
 
 
 def _samples(
-    loaded: Loaded, held_out: Any, args: Mapping[str, Any], options: Mapping[str, Any]
+    loaded: Loaded, held_out: Any, args: Mapping[str, Any], settings: Settings
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
     """Returns the files of each group of samples, and how each was made; captions are those of held-out pictures."""
     n = args["n"] or _SAMPLES
@@ -146,11 +147,11 @@ def _samples(
             LOG.warning("%s holds images of another model than %s", args["images"], loaded.path)
     if n < 2:
         raise ValueError(f"got n={n}, expected at least 2 samples: figures are of a distribution")
-    options = {"k": args["knn"], "seed": args["seed"], "top_m": args["top_m"], "weighted": False, **options}
+    asked = {"k": args["knn"], "seed": args["seed"], "top_m": args["top_m"], "weighted": False}
     where = f"the validation pictures of {loaded.path}"
     for way in () if args["images"] else args["ways"]:
         prompts = read_captions(held_out, where, n) if way == CAPTIONS else ()
-        samples = ModelSamples(loaded, n, prompts, **options)
+        samples = ModelSamples(loaded, n, prompts, settings=settings, **asked)
         files[way] = write_samples(Path(args["outdir"]) / "samples" / way, samples)
         made_by[way] = samples.about
     return files, made_by

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from rdm.loading import Loaded, config_beside, model_config
 from rdm.retrieval.config import source_config
 from rdm.retrieval.queries import text_queries
 from rdm.sampling.copies import as_written
-from rdm.sampling.samples import sample_retrieved, unconditional_queries
-from rdm.sampling.usual import settled
+from rdm.sampling.request import Request
+from rdm.sampling.samples import sample, settings_of
+from rdm.sampling.settings import TOP_M, Settings
+from rdm.sampling.ways import popular_vectors
 
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
 TEXTS = 256  # that are embedded at once
@@ -98,18 +101,20 @@ class PictureFiles:
 class ModelSamples:
     """Images of a model, sampled when they are asked for; image i has seed ``seed + i`` and 8 bits, as in a file.
 
-    With ``best_of`` among the options, it is the best of so many candidates, of which the first has that seed.
+    With ``best_of`` among the settings, it is the best of so many candidates, of which the first has that seed. Images
+    are not compared with the database.
 
     Args:
         loaded: model and database.
         n: number of images.
-        prompts: texts; image i is of text i, from the first one again after the last. Without them, images are of
-            neighbours of popular rows.
-        k: neighbours of each.
+        prompts: texts; image i is of text i, from the first one again after the last. Without them, images are
+            unconditional, of neighbours of popular rows.
+        settings: how images are sampled.
+        k: neighbours of each; as many as in training if None.
         seed: of the first image.
-        top_m: of popular rows, see :func:`rdm.sampling.samples.sample_popular`.
+        top_m: of popular rows, see :func:`rdm.sampling.ways.popular`.
         weighted: likewise.
-        options: of :func:`rdm.sampling.samples.sample_retrieved`.
+        tokens: what the model sees of a text, see :func:`rdm.sampling.ways.texts`.
 
     Attributes:
         about: what a report states of them.
@@ -121,31 +126,33 @@ class ModelSamples:
         n: int,
         prompts: Sequence[str] = (),
         *,
-        k: int,
-        seed: int,
-        top_m: float | int,
-        weighted: bool,
-        **options: Any,
+        settings: Settings,
+        k: int | None = None,
+        seed: int = 0,
+        top_m: float | int = TOP_M,
+        weighted: bool = False,
+        tokens: str = "neighbours",
     ) -> None:
-        options = settled(options, loaded.model) | {"copies": None}
-        if options.get("best_of") == 1:  # as if it were not asked for
-            del options["best_of"]
-        self.loaded, self.n, self.k, self.seed, self.options = loaded, n, k, seed, options
-        self.of_texts = bool(prompts)
+        self.loaded, self.n, self.k, self.seed = loaded, n, k or loaded.k, seed
+        self.settings = replace(settings, copy_threshold=None, reject_copies=0)
+        self.tokens, self.of_texts = tokens, bool(prompts)
         asked: dict[str, Any]
         if prompts:
             parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
             vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
             places = [place % len(prompts) for place in range(n)]
             self.captions, self.queries = [prompts[place] for place in places], vectors[places]
-            asked = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": k}
+            asked = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": self.k}
         else:
+            if tokens != "neighbours":
+                raise ValueError(f"got tokens '{tokens}' without prompts, expected neighbours; give --from-file")
             self.captions = [""] * n
-            self.queries = unconditional_queries(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
+            self.queries = popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
             drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()  # popularity is no part of the database
-            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": k, "queries_sha256": drawn}
+            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": self.k, "queries_sha256": drawn}
         config = model_config(loaded.config, loaded.path) if loaded.config else config_beside(loaded.path)
         retriever = loaded.retriever
+        sampled = settings_of(loaded, self.request(0, 1), self.settings)
         what = {
             "checkpoint_sha256": file_hash(loaded.path),
             "config_sha256": _digest(config["model"]),
@@ -154,13 +161,13 @@ class ModelSamples:
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
             "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
             "asked": asked,
-            "settings": {name: value for name, value in options.items() if name not in ("copies", "compile")},
-            "weaker_sha256": file_hash(Path(options["weaker"])) if options.get("weaker") else None,
+            "settings": {"tokens": tokens, **_told(sampled, loaded.model.kind)},
+            "weaker_sha256": file_hash(Path(sampled.weaker)) if sampled.weaker else None,
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
-        kind = next(loaded.model.parameters()).device.type
-        here = [torch.__version__, kind, options.get("compile", False)]  # with others, last bits may differ
+        device = loaded.model.device.type
+        here = [torch.__version__, device, sampled.compile]  # with others, last bits may differ
         self.fingerprint = _digest([what, here])
         paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
         self.about = {**paths, **what, "sha256": _digest(what)}
@@ -169,17 +176,33 @@ class ModelSamples:
         """The number of images."""
         return self.n
 
+    def request(self, start: int, stop: int) -> Request:
+        """Returns the request for some of the images."""
+        places = slice(start, stop)
+        shown = None if self.tokens == "neighbours" else self.queries[places]
+        return Request(
+            self.loaded.retriever(self.queries[places], self.k),
+            self.captions[places],
+            range(self.seed + start, self.seed + stop),
+            tokens=self.tokens,
+            queries=self.queries[places] if self.of_texts else None,
+            query_tokens=shown,
+        )
+
     def batches(self, start: int, size: int) -> Iterator[Tensor]:
         """See :class:`rdm.evaluate.extract.Source`."""
-        options, retriever = dict(self.options), self.loaded.retriever
         for first in range(start, self.n, size):
-            places = slice(first, min(first + size, self.n))
-            labels, seeds = self.captions[places], range(self.seed + first, self.seed + places.stop)
-            retrieved = retriever(self.queries[places], self.k)
-            queries = self.queries[places] if self.of_texts else None
-            samples = sample_retrieved(self.loaded, retrieved, labels, seeds, queries=queries, **options)
-            options["compile"] = False  # once is enough
-            yield as_bytes(samples.images) / 127.5 - 1.0
+            request = self.request(first, min(first + size, self.n))
+            yield as_bytes(sample(self.loaded, request, self.settings).images) / 127.5 - 1.0
+
+
+def _told(settings: Settings, kind: str) -> dict[str, Any]:
+    """Returns the settings that images depend on."""
+    return {
+        name: value
+        for name, value in settings.record(kind).items()
+        if name not in ("compile", "copy_threshold", "reject_copies")
+    }
 
 
 class FirstStageCopies:

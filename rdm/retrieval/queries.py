@@ -95,10 +95,19 @@ def class_queries(embedder: Embedder, classes: Sequence[str], template: str = CL
     Raises:
         ValueError: the template lacks ``{class}``.
     """
+    return text_queries(embedder, class_texts(classes, template))
+
+
+def class_texts(classes: Sequence[str], template: str = CLASS_TEMPLATE) -> list[str]:
+    """Returns the sentences of class names, see :func:`class_queries`.
+
+    Raises:
+        ValueError: the template lacks ``{class}``.
+    """
     if "{class}" not in template:
         raise ValueError(f"got template {template!r}, expected a text that contains {{class}}")
     names = [name.replace("-", " ").replace("_", " ") for name in classes]
-    return text_queries(embedder, [template.replace("{class}", name) for name in names])
+    return [template.replace("{class}", name) for name in names]
 
 
 @torch.inference_mode()

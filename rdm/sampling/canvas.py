@@ -1,8 +1,9 @@
-"""The picture that is edited: read with its mask, extended, handed to the model, and put back over what was made."""
+"""The canvas of an edit: a picture and its mask are read, extended, given to the model, and pasted over the result."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +17,25 @@ from torch import Tensor
 
 from ldm.data.decode import centre_square, open_picture
 from ldm.models.diffusion.editing import Edit
-from rdm.loading import Loaded
+from rdm.sampling.settings import REPEATS
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A picture, and where it is painted anew.
+    """A picture and the part of it that is repainted.
 
     Attributes:
         picture: ``[1, 3, H, W]`` in [-1, 1].
-        paint: ``[1, 1, H, W]``, 1 where it is painted anew, 0 where it stays, between them a blend of both; None paints
-            all of it anew.
-        context: what the model looks at while it inverts the picture, ``[1, K, D]``.
-        options: ``strength``, ``repeats`` and ``invert`` of :class:`Edit`.
+        paint: ``[1, 1, H, W]``, 1 where it is repainted, 0 where it stays, a blend of both between them; None
+            repaints all of it.
+        about: what is done to the picture and the hashes of the files, as the record keeps it; see :func:`open_canvas`.
+        context: what the model sees while it inverts the picture, ``[1, K, D]``.
     """
 
     picture: Tensor
     paint: Tensor | None
-    context: Tensor | None
-    options: Mapping[str, Any]
+    about: Mapping[str, Any]
+    context: Tensor | None = None
 
     def edit(self, model: Any) -> Edit:
         """Returns what the model is to begin with and to keep.
@@ -45,7 +46,8 @@ class Canvas:
         if self.paint is not None:
             keep = 1 - F.max_pool2d((self.paint >= 0.5).float(), model.first_stage_model.downsampling)
             keep = keep.to(model.device)
-        return Edit(model.to_latent(self.picture.to(model.device)), keep, context=self.context, **self.options)
+        options = {name: self.about[name] for name in ("strength", "repeats", "invert")}
+        return Edit(model.to_latent(self.picture.to(model.device)), keep, context=self.context, **options)
 
     def paste(self, images: Tensor) -> Tensor:
         """Returns images ``[B, 3, H, W]`` with the picture's own pixels in their place, as the mask weighs them.
@@ -72,30 +74,37 @@ class Canvas:
         return shown[..., int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
 
 
-def describe(
+def open_canvas(
     picture: str | Path,
     *,
     mask: str | Path | None = None,
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
-    repeats: int = Edit.repeats,
+    repeats: int = REPEATS,
     invert: bool = False,
-) -> dict[str, Any]:
-    """Returns what is done to a picture, as a record keeps it.
+    inverted_with_rows: Sequence[int] | None = None,
+    picture_sha256: str | None = None,
+    mask_sha256: str | None = None,
+) -> Canvas:
+    """Returns a canvas of a picture in a file; every file is read once.
 
     Args:
         picture: a file.
-        mask: a file of a picture of the same size, white where the picture is painted anew.
+        mask: a file with a picture of the same size, white where the picture is repainted.
         outpaint: pixels by which the picture is extended to the left, at the top, to the right and at the bottom.
-        size: take the centre square of the picture and the mask and scale it to so many pixels a side.
+        size: take the centre square of the picture and the mask and scale it to this side in pixels.
         strength: see :class:`Edit`; 1 where it is not given.
         repeats: see :class:`Edit`.
         invert: see :class:`Edit`.
+        inverted_with_rows: rows of the database that the model sees while it inverts the picture, for the record.
+        picture_sha256: hash that the picture must have, where it is that of a record.
+        mask_sha256: hash that the mask must have, likewise.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: none or several of these at once.
+        ValueError: none or several of mask, outpaint and invert; a file that is no picture or has changed; or a mask of
+            another size.
     """
     ways = {"mask": mask is not None, "outpaint": outpaint is not None, "invert": invert}
     given = [name for name, there in ways.items() if there]
@@ -104,70 +113,57 @@ def describe(
         raise ValueError(f"got {got}, expected one of mask, outpaint and invert, or a strength alone")
     if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0 or not any(outpaint)):
         raise ValueError(f"outpaint: got {list(outpaint)}, expected pixels at the left, top, right and bottom")
-    return {
+    image, data = _open(picture, picture_sha256, size)
+    pixels, paint = _pixels(image), None
+    if mask is not None:
+        opened, mask_data = _open(mask, mask_sha256, size)
+        mask_sha256 = hashlib.sha256(mask_data).hexdigest()
+        paint = _paint(opened, mask_data, str(mask), image, str(picture))
+    if outpaint is not None:
+        left, top, right, bottom = outpaint
+        sides = (left, right, top, bottom)
+        paint = F.pad(torch.zeros(1, 1, *pixels.shape[2:]), sides, value=1.0)
+        pixels = F.pad(pixels, sides, mode="replicate")
+    about = {
         "picture": str(picture),
-        "picture_sha256": hashlib.sha256(_read(picture)).hexdigest(),
+        "picture_sha256": hashlib.sha256(data).hexdigest(),
         "mask": None if mask is None else str(mask),
-        "mask_sha256": None if mask is None else hashlib.sha256(_read(mask)).hexdigest(),
+        "mask_sha256": mask_sha256,
         "outpaint": None if outpaint is None else list(outpaint),
         "size": size,
         "strength": 1.0 if strength is None else strength,
         "repeats": repeats,
         "invert": invert,
-        "inverted_with_rows": None,
+        "inverted_with_rows": None if inverted_with_rows is None else list(inverted_with_rows),
     }
+    return Canvas(pixels, paint, about)
 
 
-def open_canvas(asked: Mapping[str, Any], loaded: Loaded) -> Canvas:
-    """Returns the canvas of a description, see :func:`describe`.
-
-    Raises:
-        FileNotFoundError: a file is gone.
-        ValueError: it has changed or is no picture, the mask has another size, or the model cannot make one of this
-            size or edits nothing.
-    """
-    model, picture = loaded.diffusion, _open(asked["picture"], asked["picture_sha256"], asked["size"])
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    paint = None
-    if asked["mask"] is not None:
-        mask = _open(asked["mask"], asked["mask_sha256"], asked["size"])
-        if mask.size != picture.size:
-            got, expected = ("x".join(map(str, each.size)) for each in (mask, picture))
-            raise ValueError(f"mask {asked['mask']} has {got} pixels, expected the {expected} of {asked['picture']}")
-        with Image.open(asked["mask"]) as opened:
-            if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError(f"mask {asked['mask']} is transparent in places, expected white and black ones alone")
-        paint = torch.from_numpy(np.array(mask.convert("L")))[None, None].float() / 255
-    if asked["outpaint"] is not None:
-        left, top, right, bottom = asked["outpaint"]
-        sides = (left, right, top, bottom)
-        paint = F.pad(torch.zeros(1, 1, *pixels.shape[2:]), sides, value=1.0)
-        pixels = F.pad(pixels, sides, mode="replicate")
-    try:
-        loaded.shape_of(*pixels.shape[2:])
-    except ValueError as error:
-        raise ValueError(f"{error}; change outpaint or size") from error
-    context = None
-    if asked["inverted_with_rows"] is not None:
-        rows = np.array([asked["inverted_with_rows"]], dtype=np.int64)
-        neighbours = torch.from_numpy(loaded.retriever.database.embeddings(rows)).to(model.device)
-        context = model.conditioner(neighbours, include_query=False)
-    return Canvas(pixels, paint, context, {name: asked[name] for name in ("strength", "repeats", "invert")})
-
-
-def _open(path: str, sha256: str, size: int | None) -> Image.Image:
-    """Returns the picture in a file, which must be the one of that hash."""
-    data = _read(path)
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image.Image, bytes]:
+    """Returns the picture in a file as it is used, and what the file holds."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no picture at {path}")
+    data = Path(path).read_bytes()
+    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
         picture = open_picture(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return picture if size is None else centre_square(picture, size)
+    return picture if size is None else centre_square(picture, size), data
 
 
-def _read(path: str | Path) -> bytes:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no picture at {path}")
-    return Path(path).read_bytes()
+def _pixels(picture: Image.Image) -> Tensor:
+    """Returns a picture as a tensor ``[1, C, H, W]`` in [-1, 1]."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def _paint(mask: Image.Image, data: bytes, path: str, picture: Image.Image, picture_path: str) -> Tensor:
+    """Returns where a mask says that the picture is repainted, ``[1, 1, H, W]`` in [0, 1]."""
+    if mask.size != picture.size:
+        got, expected = ("x".join(map(str, each.size)) for each in (mask, picture))
+        raise ValueError(f"mask {path} has {got} pixels, expected the {expected} of {picture_path}")
+    with Image.open(io.BytesIO(data)) as opened:
+        if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
+            raise ValueError(f"mask {path} is transparent in places, expected black and white pixels only")
+    return torch.from_numpy(np.array(mask.convert("L")))[None, None].float() / 255

@@ -19,9 +19,8 @@ from rdm.retrieval.embedder import Embedder, embed_images
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.patches.identity import to_pixels
 from rdm.retrieval.retriever import Retriever
+from rdm.sampling.settings import THRESHOLD
 
-# The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
-THRESHOLD = 0.995
 DIGITS = 4  # of a likeness: what lies beyond differs between machines
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
@@ -39,9 +38,6 @@ class CopyCheck:
 
     threshold: float = THRESHOLD
     redraws: int = 0
-
-
-CHECK = CopyCheck()
 
 
 @dataclass(frozen=True)

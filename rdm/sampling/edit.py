@@ -1,100 +1,121 @@
-"""Images made of a picture: parts of it painted anew, more around it, variations of it, another thing in its place."""
+"""Edits of a picture: inpainting, outpainting, image-to-image, and another thing in the pose of an inverted picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.metrics import psnr
-from ldm.models.diffusion.editing import Edit
 from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
-from rdm.sampling.canvas import describe, open_canvas
-from rdm.sampling.samples import Samples, sample_retrieved, sample_texts
+from rdm.sampling.canvas import Canvas, open_canvas
+from rdm.sampling.request import Request
+from rdm.sampling.samples import Samples
+from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS
+from rdm.sampling.ways import retrieved_rows, texts
 
-SAMPLER = "ddim"  # where none is asked for: an inversion follows its steps, and painting wants many to fit what stays
 
-
-def edit_picture(
+def edit(
     loaded: Loaded,
     picture: str | Path,
     n: int = 1,
     *,
-    k: int,
-    seed: int,
     prompt: str | None = None,
+    k: int | None = None,
+    seed: int = 0,
     mask: str | Path | None = None,
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
-    repeats: int = Edit.repeats,
+    repeats: int = REPEATS,
     invert: bool = False,
     tokens: str = "neighbours",
     negative: str | None = None,
-    negative_weight: float = 0.5,
-    **options: Any,
-) -> Samples:
-    """Returns n images made of a picture in a file.
+    negative_weight: float = NEGATIVE_WEIGHT,
+) -> Request:
+    """Asks for n images made of a picture in a file.
 
-    They are painted with the neighbours of the prompt, or, where there is none, of what stays of the picture itself. An
-    inversion looks at the picture's own neighbours, without guidance; sampled the same way, which is what happens
-    without a prompt, its noise gives the picture back.
+    They are painted with the neighbours of the prompt or, without one, of what stays of the picture. An inversion sees
+    the picture's own neighbours, without guidance. Without a prompt the images are sampled in the same way, so that the
+    noise gives the picture back.
 
     Args:
         loaded: model and database.
         picture: a file.
-        n: number of images; image i has seed ``seed + i``.
-        k: neighbours of each.
-        seed: of the first image.
+        n: number of images.
         prompt: a text.
-        mask: see :func:`rdm.sampling.canvas.describe`, like all up to ``invert``.
-        outpaint: likewise.
-        size: likewise.
-        strength: likewise.
-        repeats: likewise.
-        invert: likewise.
-        tokens: the context, see :func:`rdm.sampling.samples.sample_texts`.
-        negative: a text that neighbours are looked for away from.
+        k: neighbours of each image.
+        seed: of the first image.
+        mask: see :func:`rdm.sampling.canvas.open_canvas`, like all up to ``invert``.
+        outpaint: see there.
+        size: see there.
+        strength: see there.
+        repeats: see there.
+        invert: see there.
+        tokens: what the model sees, see :func:`rdm.sampling.ways.texts`.
+        negative: a text that neighbours are looked up away from.
         negative_weight: how far.
-        options: see :func:`rdm.sampling.samples.generate`.
 
     Raises:
-        FileNotFoundError: no such picture or mask.
+        FileNotFoundError: there is no such picture or mask.
         ValueError: a mask of another size, sides that the model cannot make, or options that contradict each other.
     """
-    edit = describe(picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert)
-    canvas, embedder = open_canvas(edit, loaded), loaded.retriever.embedder
+    k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
+    canvas = open_canvas(
+        picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
+    )
+    check_sides(loaded, canvas)
     if invert:
-        own = image_queries(embedder, canvas.picture.to(loaded.model.device))
-        edit["inverted_with_rows"] = loaded.retriever(own, k).rows[0].tolist()
-    options |= {"edit": edit, "tokens": tokens, "sampler": options.get("sampler") or SAMPLER}
+        own = loaded.retriever(image_queries(embedder, canvas.picture.to(model.device)), k)
+        canvas = with_inversion(loaded, canvas, own.rows[0].tolist())
     if prompt is not None:
-        options |= {"negative": negative, "negative_weight": negative_weight}
-        return sample_texts(loaded, [prompt] * n, k=k, seed=seed, **options)
+        options: dict[str, Any] = {"tokens": tokens, "negative": negative, "negative_weight": negative_weight}
+        return replace(texts(loaded, [prompt] * n, k=k, seed=seed, **options), canvas=canvas)
     if tokens != "neighbours":
         raise ValueError(f"got tokens '{tokens}' without a prompt, expected neighbours; give a prompt")
-    query, options["asked"] = image_queries(embedder, canvas.visible().to(loaded.model.device)), {"way": "edit", "k": k}
+    query = image_queries(embedder, canvas.visible().to(model.device))
+    asked: dict[str, Any] = {"way": "edit", "k": k}
     if negative:
         query = mix([query, text_queries(embedder, [negative])], [1.0, -negative_weight])
-        options["asked"] |= {"negative": negative, "negative_weight": negative_weight}
-    if invert:
-        options["scale"] = 1.0
-    retrieved = loaded.retriever(query.expand(n, -1), k)
-    options["queries"] = query.expand(n, -1)
-    return sample_retrieved(loaded, retrieved, [str(picture)] * n, range(seed, seed + n), **options)
+        asked |= {"negative": negative, "negative_weight": negative_weight}
+    queries = query.expand(n, -1)
+    retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
+    return Request(retrieved, [str(picture)] * n, seeds, asked, queries=queries, canvas=canvas)
+
+
+def check_sides(loaded: Loaded, canvas: Canvas) -> None:
+    """Checks that a model makes images of a canvas' size.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        loaded.latent_shape_of(*canvas.picture.shape[2:])
+    except ValueError as error:
+        raise ValueError(f"{error}; change outpaint or size") from error
+
+
+def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
+    """Returns a canvas whose picture is inverted while the model sees these rows of the database."""
+    neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
+    context = loaded.diffusion.conditioner(neighbours.embeddings, include_query=False)
+    return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 
 def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
-    """Returns how near the first image is to the picture it was made of, and how near the first stage alone brings it.
+    """Returns how close the first image is to the picture it was made of, and how close the first stage alone gets.
 
     Both are PSNRs in dB over all pixels.
 
     Raises:
         ValueError: the samples were not made of a picture.
     """
-    if samples.picture is None:
-        raise ValueError("got samples that were made of no picture, expected those of edit_picture")
-    picture, model = samples.picture[None], loaded.diffusion
+    if samples.request.canvas is None:
+        raise ValueError("got samples that were made of no picture, expected those of an edit")
+    picture, model = samples.request.canvas.picture, loaded.diffusion
     alone = model.to_image(model.to_latent(picture.to(model.device))).clamp(-1, 1).cpu()
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

@@ -1,4 +1,4 @@
-"""The pipeline: a loaded model with its database, to be called with prompts."""
+"""The pipeline: a trained model and its database, which makes images when it is called with prompts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ldm.pictures import image_grid
-from rdm.loading import Loaded
-from rdm.loading import load as load_model_and_database
-from rdm.sampling.edit import edit_picture
-from rdm.sampling.samples import sample_texts
+from rdm.loading import Loaded, load
+from rdm.sampling.edit import edit
+from rdm.sampling.request import Request
+from rdm.sampling.samples import sample
+from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, REPEATS, Settings
+from rdm.sampling.ways import texts
 
 
 class Pipeline(Loaded):
-    """A loaded model that makes images when it is called, see :class:`rdm.loading.Loaded`."""
+    """A trained model and its database; attributes are those of :class:`rdm.loading.Loaded`.
+
+    Images of other requests than texts and edits are made by ``sample(pipeline, request, settings)``, see
+    :mod:`rdm.sampling.ways` and :func:`rdm.sampling.samples.sample`.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | None = None,
+        database: str | None = None,
+        only: Sequence[str] = (),
+        config: str | None = None,
+    ) -> Pipeline:
+        """Returns a pipeline ready to sample, see :func:`rdm.loading.load`."""
+        return cls(**vars(load(checkpoint, database, only, config)))
 
     def __call__(
         self,
@@ -26,23 +42,42 @@ class Pipeline(Loaded):
         *,
         neighbours: int | None = None,
         seed: int = 0,
-        scale: float = 2.0,
-        **options: Any,
+        tokens: str = "neighbours",
+        image: str | Path | None = None,
+        image_weight: float = IMAGE_WEIGHT,
+        negative: str | None = None,
+        negative_weight: float = NEGATIVE_WEIGHT,
+        **settings: Any,
     ) -> list[Image.Image]:
         """Returns an image for each prompt.
 
         Args:
             prompts: a text, or several.
-            neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
-            seed: of the first image; the next ones count on.
-            scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler``, or of an autoregressive model ``temperature``, ``top_k`` and ``top_p``, and
-                all others of :func:`sample_texts`. Copies are looked for only where ``copies`` is given, for plain
-                pictures have no place for a mark.
+            neighbours: number of each text's neighbours that the model sees; as many as in training if not given.
+            seed: of the first image; image i has ``seed + i``.
+            tokens: what the model sees, see :func:`rdm.sampling.ways.texts`, like all up to ``negative_weight``.
+            image: see there.
+            image_weight: see there.
+            negative: see there.
+            negative_weight: see there.
+            settings: ``scale``, ``steps``, ``sampler`` and all others of :class:`Settings`.
+
+        Raises:
+            ValueError: an unknown setting, or one that makes no image.
         """
-        prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
-        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **{"copies": None, **options})
-        return _as_pictures(samples.images)
+        chosen = Settings.of(**settings)
+        request = texts(
+            self,
+            [prompts] if isinstance(prompts, str) else prompts,
+            k=neighbours,
+            seed=seed,
+            tokens=tokens,
+            image=image,
+            image_weight=image_weight,
+            negative=negative,
+            negative_weight=negative_weight,
+        )
+        return self._pictures(request, chosen)
 
     def edit(
         self,
@@ -52,8 +87,16 @@ class Pipeline(Loaded):
         n: int = 1,
         neighbours: int | None = None,
         seed: int = 0,
-        scale: float = 2.0,
-        **options: Any,
+        mask: str | Path | None = None,
+        outpaint: Sequence[int] | None = None,
+        size: int | None = None,
+        strength: float | None = None,
+        repeats: int = REPEATS,
+        invert: bool = False,
+        tokens: str = "neighbours",
+        negative: str | None = None,
+        negative_weight: float = NEGATIVE_WEIGHT,
+        **settings: Any,
     ) -> list[Image.Image]:
         """Returns n images made of a picture in a file, with the neighbours of a prompt or of the picture itself.
 
@@ -61,24 +104,43 @@ class Pipeline(Loaded):
             picture: a file.
             prompt: a text.
             n: number of images.
-            neighbours: see :meth:`__call__`, like ``seed`` and ``scale``.
-            seed: likewise.
-            scale: likewise.
-            options: ``mask``, ``outpaint``, ``strength``, ``invert`` and all others of
-                :func:`rdm.sampling.edit.edit_picture`.
+            neighbours: see :meth:`__call__`, like ``seed`` and ``settings``.
+            seed: see there.
+            mask: see :func:`rdm.sampling.edit.edit`, like all up to ``negative_weight``.
+            outpaint: see there.
+            size: see there.
+            strength: see there.
+            repeats: see there.
+            invert: see there.
+            tokens: see there.
+            negative: see there.
+            negative_weight: see there.
+            settings: see :meth:`__call__`.
+
+        Raises:
+            FileNotFoundError: there is no such picture or mask.
+            ValueError: an unknown setting, or one that makes no image.
         """
-        k = neighbours or self.model.conditioner.k
-        options = {"copies": None, **options}
-        samples = edit_picture(self, picture, n, prompt=prompt, k=k, seed=seed, scale=scale, **options)
-        return _as_pictures(samples.images)
+        chosen = Settings.of(**settings)
+        request = edit(
+            self,
+            picture,
+            n,
+            prompt=prompt,
+            k=neighbours,
+            seed=seed,
+            mask=mask,
+            outpaint=outpaint,
+            size=size,
+            strength=strength,
+            repeats=repeats,
+            invert=invert,
+            tokens=tokens,
+            negative=negative,
+            negative_weight=negative_weight,
+        )
+        return self._pictures(request, chosen)
 
-
-def load(
-    checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = (), config: str | None = None
-) -> Pipeline:
-    """Returns a pipeline, see :func:`rdm.loading.load`."""
-    return Pipeline(**vars(load_model_and_database(checkpoint, database, only, config)))
-
-
-def _as_pictures(images: Tensor) -> list[Image.Image]:
-    return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in images]
+    def _pictures(self, request: Request, settings: Settings) -> list[Image.Image]:
+        samples = sample(self, request, settings)
+        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]

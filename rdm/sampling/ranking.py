@@ -6,7 +6,7 @@ score is the cosine of two embeddings, of the picture as it is written and of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.queries import mix
 from rdm.retrieval.retriever import Retriever
 from rdm.sampling.copies import DIGITS, CopyCheck, Draw, Likeness, draw_checked, embed_sample
+from rdm.sampling.request import Request
+from rdm.sampling.settings import Settings
 
 STRIDE = 2654435769  # 2**32 over the golden ratio: modulo 2**32, its multiples keep far apart
 SAME: dict[str, Any] = {"temperature": 0, "top_k": 1, "strength": 0, "invert": True}  # one image of all seeds
@@ -36,18 +38,22 @@ class Candidate:
     is_copy: bool | None = None
 
 
-def check_best_of(n: int, settings: Mapping[str, Any]) -> None:
-    """Checks that n candidates can be drawn, and are not all the same.
+def check_best_of(settings: Settings, request: Request) -> None:
+    """Checks that candidates can be drawn that are not all the same image.
 
     Raises:
-        ValueError: n is below 1, or above it with a setting by which every seed makes the same image.
+        ValueError: several candidates with a setting or a request by which every seed makes the same image.
     """
-    if not isinstance(n, int) or n < 1:
-        raise ValueError(f"got best_of={n}, expected a whole number of at least 1")
+    if settings.best_of == 1:
+        return
+    if len(request.seeds) > 1 and len(set(request.seeds)) == 1:
+        raise ValueError(f"got best_of={settings.best_of} for images of one seed, expected 1; leave it out")
+    edit = {} if request.canvas is None else request.canvas.about
+    values = {"temperature": settings.temperature, "top_k": settings.top_k, **edit}
     for name, value in SAME.items():
-        if n > 1 and settings.get(name) == value:
+        if values.get(name) == value:
             raise ValueError(
-                f"got best_of={n} with {name}={settings[name]}, by which all seeds make one image; leave it out"
+                f"got best_of={settings.best_of} with {name}={value}, by which all seeds make one image; leave it out"
             )
 
 

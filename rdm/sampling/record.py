@@ -1,6 +1,9 @@
-"""What an image was made from, kept in its file: enough to name its sources and to make it again.
+"""The record that an image carries in its file: what it was made from, enough to name its sources and to make it again.
 
 A neighbour's ``similarity`` is to the query, its ``likeness`` to the image; ``copy`` is about the row most like it.
+Format 2 has the complete settings of sampling, and nothing else, under ``settings``; its ``query`` names the image, and
+its ``prompt`` is the text that the model saw. Format 1 is still read: it has tokens and the edited picture under
+``settings``, leaves out settings that were not given, and has one text in place of query and prompt.
 """
 
 from __future__ import annotations
@@ -19,16 +22,23 @@ from PIL import Image, UnidentifiedImageError
 from ldm.data.images import SUFFIXES
 from ldm.files import file_hash, read_json, write_json
 from ldm.pictures import image_grid, save_png
-from rdm.loading import Loaded, load
+from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.retrieval.retriever import Retrieved
-from rdm.sampling.copies import CopyCheck, Likeness
+from rdm.retrieval.queries import text_queries
+from rdm.sampling.canvas import open_canvas
+from rdm.sampling.copies import Likeness
+from rdm.sampling.edit import with_inversion
+from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.ranking import Candidate
-from rdm.sampling.samples import Samples, sample_retrieved
+from rdm.sampling.request import Request
+from rdm.sampling.samples import Samples, sample
+from rdm.sampling.settings import Settings
 from rdm.sampling.sheet import sheet
+from rdm.sampling.ways import picture_queries, retrieved_rows
 
 LOG = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)
 KEYWORD = "rdm"  # of the text in a PNG file
 ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
@@ -62,13 +72,16 @@ def save(
     outdir, database = Path(outdir), loaded.retriever.database
     common = about_the_run(samples, loaded)
     records: list[dict[str, Any]] = []
-    for i, (image, label, seed) in enumerate(zip(samples.images, samples.labels, samples.seeds, strict=True)):
-        rows, scores = samples.retrieved.rows[i], samples.retrieved.scores[i]
+    request = samples.request
+    for i, (image, label, seed) in enumerate(zip(samples.images, request.labels, samples.seeds, strict=True)):
+        rows, scores = request.retrieved.rows[i], request.retrieved.scores[i]
         found = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in ABOUT_A_ROW}}
             for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
         ]
         record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
+        if request.prompts is not None:
+            record["prompt"] = request.prompts[i]
         if samples.copies is not None:
             for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
@@ -108,22 +121,27 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
 
 def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     """Returns what the records of images that were made together have in common."""
-    database = loaded.retriever.database
-    settings = dict(samples.settings)
-    config = {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)} if loaded.config else {}
-    if settings.get("weaker"):
-        settings["weaker_sha256"] = file_hash(Path(settings["weaker"]))
-    return {
+    database, request, settings = loaded.retriever.database, samples.request, samples.settings
+    about: dict[str, Any] = {
         "format": FORMAT,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
-        **config,
         "database": str(database.path),
         "database_fingerprint": database.fingerprint,
-        "asked": samples.asked,
-        "settings": settings,
+        "asked": dict(request.asked),
+        "tokens": request.tokens,
+        "settings": settings.record(loaded.model.kind),
         "torch": torch.__version__,
     }
+    if loaded.config:
+        about |= {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)}
+    if settings.weaker is not None:
+        about["weaker_sha256"] = file_hash(Path(settings.weaker))
+    if request.canvas is not None:
+        about["edit"] = dict(request.canvas.about)
+    if request.query_picture is not None:
+        about["query_picture"] = dict(request.query_picture)
+    return about
 
 
 def read_record(image: str | Path) -> dict[str, Any]:
@@ -142,16 +160,30 @@ def read_record(image: str | Path) -> dict[str, Any]:
             record = json.loads(text) if text else {}
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read ({error}); give a PNG that the sampling scripts wrote") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in READ:
         got = record.get("format") if isinstance(record, dict) and record else "none"
-        raise ValueError(f"{path} has a record of format {got}, expected {FORMAT}; give a PNG that our scripts wrote")
-    return record
+        known = " or ".join(map(str, READ))
+        raise ValueError(f"{path} has a record of format {got}, expected {known}; give a PNG that our scripts wrote")
+    return record if record["format"] == FORMAT else _of_format_1(record)
+
+
+def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record of format 1 as format 2 has it."""
+    settings = {"scale": 1.0, "copy_threshold": None, **record["settings"]}  # what was not given had these values
+    if settings.get("weaker"):
+        settings = {"weaker_scale": 1.0, **settings}
+    names = ("tokens", "edit", "query_picture", "weaker_sha256")
+    moved = {name: settings.pop(name) for name in names if name in settings}
+    if record.get("copy"):
+        settings["copy_threshold"] = record["copy"]["threshold"]
+    prompt = {"prompt": record["query"]} if record["asked"]["way"] in ("text", "class") else {}
+    return {**record, **prompt, **moved, "settings": settings}
 
 
 def make_again(
     record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None
-) -> tuple[Samples, Loaded]:
-    """Returns the image of a record, made anew, and what it was made with.
+) -> tuple[Samples, Pipeline]:
+    """Returns the image of a record, made again, and what it was made with.
 
     Args:
         record: what :func:`read_record` returned.
@@ -162,33 +194,68 @@ def make_again(
         FileNotFoundError: a checkpoint or the database is no longer there.
         ValueError: there is another one in its place.
     """
-    loaded = load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
-    opened, settings = loaded.retriever.database, dict(record["settings"])
+    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
+    _check_sources(record, pipeline)
+    settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
+    # The seed is that of the image which was kept in the end: it is neither drawn again nor chosen once more.
+    samples = sample(pipeline, request, replace(settings, best_of=1, reject_copies=0))
+    copies, candidates = samples.copies, None
+    if copies is not None:
+        copies = [replace(likeness, rejected=tuple(record["copy"]["rejected_seeds"])) for likeness in copies]
+    if settings.best_of > 1:
+        candidates = [tuple(Candidate(**each) for each in record["candidates"])]
+    kept = replace(samples.settings, best_of=settings.best_of, reject_copies=settings.reject_copies)
+    return replace(samples, settings=kept, copies=copies, candidates=candidates), pipeline
+
+
+def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
+    """Checks that checkpoints, database and config are those that a record names.
+
+    Raises:
+        ValueError: one of them is another one.
+    """
+    opened = loaded.retriever.database
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
     checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
     if loaded.config:
         checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
-    if settings.get("weaker"):
-        checks.append(
-            (f"checkpoint {settings['weaker']}", file_hash(Path(settings["weaker"])), settings.pop("weaker_sha256"))
-        )
+    if weaker := record["settings"].get("weaker"):
+        checks.append((f"checkpoint {weaker}", file_hash(Path(weaker)), record["weaker_sha256"]))
     for what, got, expected in checks:
         if got != expected:
             raise ValueError(f"{what} has fingerprint {got}, the image was made with {expected}; give that one")
-    best_of = settings.pop("best_of", None)
+
+
+def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
+    """Returns what the image of a record was asked for with; nothing is looked up again.
+
+    Raises:
+        FileNotFoundError: a picture that it was made of is no longer there.
+        ValueError: there is another one in its place.
+    """
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
-    retrieved = Retrieved(torch.from_numpy(opened.embeddings(rows)).to(loaded.model.device), rows, scores)
-    copy: Any = record.get("copy")
-    options = {"copies": CopyCheck(copy["threshold"]) if copy else None, "asked": record["asked"], **settings}
-    samples = sample_retrieved(loaded, retrieved, [record["query"]], [record["seed"]], **options)
-    if samples.copies is not None:  # the seed is the one that was kept
-        again = [replace(likeness, rejected=tuple(copy["rejected_seeds"])) for likeness in samples.copies]
-        samples = replace(samples, copies=again)
-    if best_of is not None:  # likewise
-        candidates = tuple(Candidate(**each) for each in record["candidates"])
-        samples = replace(samples, candidates=[candidates], settings={**samples.settings, "best_of": best_of})
-    return samples, loaded
+    prompts, picture, shown, canvas = None, record.get("query_picture"), None, None
+    if picture is not None:
+        shown = picture_queries(loaded, picture["file"], picture["sha256"])
+    elif "prompt" in record:
+        prompts = [record["prompt"]]
+        shown = None if record["tokens"] == "neighbours" else text_queries(loaded.retriever.embedder, prompts)
+    if "edit" in record:
+        canvas = open_canvas(**record["edit"])
+        if record["edit"]["inverted_with_rows"] is not None:
+            canvas = with_inversion(loaded, canvas, record["edit"]["inverted_with_rows"])
+    return Request(
+        retrieved_rows(loaded, rows, scores),
+        [record["query"]],
+        [record["seed"]],
+        record["asked"],
+        tokens=record["tokens"],
+        query_tokens=shown,
+        prompts=prompts,
+        query_picture=picture,
+        canvas=canvas,
+    )
 
 
 def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:
@@ -208,7 +275,7 @@ def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]
             record = read_json(file, "")
         except ValueError:  # another's
             continue
-        if record.get("format") == FORMAT and "images" in record:
+        if record.get("format") in READ and "images" in record:
             found += [folder / image["file"] for image in record.pop("images")]
             runs.append(record)
     if not runs:

@@ -13,7 +13,8 @@ from torch import Tensor
 from ldm.pictures import image_grid
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.sampling.samples import ALONE, Samples
+from rdm.sampling.request import ALONE
+from rdm.sampling.samples import Samples
 
 GAP = 2  # pixels between pictures
 RED = (220, 0, 0)
@@ -28,13 +29,14 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
         per_row: show the images without their neighbours, so many in a row.
     """
     images, (height, width), first = samples.images, samples.images.shape[2:], 0
+    canvas = samples.request.canvas
     if per_row is None:
         side, per_row = min(height, width), 1
         left, top = (width - side) // 2, (height - side) // 2
-        columns = {} if samples.picture is None else {"picture": samples.picture.expand_as(images)}
+        columns = {} if canvas is None else {"picture": canvas.picture.expand_as(images)}
         first, columns["sample"] = len(columns), images
-        if samples.settings["tokens"] not in ALONE:
-            shown = pictures(database, samples.retrieved.rows, side)
+        if samples.request.tokens not in ALONE:
+            shown = pictures(database, samples.request.retrieved.rows, side)
             columns["neighbours"] = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
         page = image_grid(columns, GAP)
     else:

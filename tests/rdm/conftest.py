@@ -11,7 +11,7 @@ from toy import rdm_config, ship
 
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.sampling.pipeline import Pipeline, load
+from rdm.sampling.pipeline import Pipeline
 
 
 @pytest.fixture
@@ -28,4 +28,4 @@ def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A tiny model over a database of 40 flags, with random weights."""
     folder = tmp_path_factory.mktemp("system")
-    return load(str(ship(folder / "model", rdm_config(folder))))
+    return Pipeline.load(str(ship(folder / "model", rdm_config(folder))))

@@ -61,6 +61,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         ValueError: options that contradict each other, or weights that do not fit.
     """
 
+    kind = "autoregression"
     # Patterns of names that a checkpoint may lack or have in excess.
     optional_names: tuple[str, ...] = ("first_stage_model.model_ema.*",)
     sos_token: Tensor
@@ -116,6 +117,33 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         ignored = tuple(ignore_keys)
         state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
         load_weights(self, state, source=path, allow=[*self.optional_names, *(f"{name}*" for name in ignored)])
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of a latent."""
+        return int(self.first_stage_model.quantize.e_dim)
+
+    def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:
+        """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels, which is that of training.
+
+        Raises:
+            ValueError: another size.
+        """
+        if (height, width) != trained:
+            raise ValueError(f"got images of {(height, width)} pixels, expected {trained}, the size of training images")
+        factor = self.first_stage_model.downsampling
+        return self.latent_channels, height // factor, width // factor
+
+    def usual_options(self, sampler: str | None) -> dict[str, Any]:  # noqa: ARG002 (it has no sampler)
+        """Returns the usual values of sampling options that may be left out.
+
+        The network reads all its weights for one code of each image: on a CPU, four images cost little more than one.
+        """
+        return {"batch_size": 4 if self.device.type == "cpu" else 8}
+
+    def compiled_networks(self) -> list[nn.Module]:
+        """Returns the networks that may be compiled for sampling: the transformer, whose sequence grows, is not."""
+        return [self.first_stage_model.decoder]
 
     def train(self, mode: bool = True) -> RetrievalAugmentedTransformer:
         """Sets the mode of all but the first stage."""

@@ -1,11 +1,20 @@
 """What the scripts take on their command lines, and what they refuse before anything is loaded."""
 
 import argparse
+import inspect
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
-from rdm.cli.sampling import add_sampling_options, own_options, sampling_options
+from rdm.cli.sampling import add_sampling_options
+from rdm.sampling import ways
+from rdm.sampling.edit import edit
+from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.settings import DEFAULTS, OPTIONS, Settings
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -16,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def test_numbers_that_may_be_given(parser: argparse.ArgumentParser, tmp_path: Path) -> None:
-    words = ["--scale", "-3", "--ddim_eta", "1", "--seed", "7", "--outdir", str(tmp_path / "a" / "b")]
+    words = ["--scale", "-3", "--eta", "1", "--seed", "7", "--outdir", str(tmp_path / "a" / "b")]
     args = parser.parse_args(words)
-    assert (args.scale, args.ddim_eta, args.seed) == (-3.0, 1.0, 7)
+    assert (args.scale, args.eta, args.seed) == (-3.0, 1.0, 7)
     assert args.outdir == str(tmp_path / "a" / "b") and not (tmp_path / "a").exists()
     assert parser.parse_args([]).outdir == "outputs/x"
 
@@ -28,8 +37,8 @@ def test_numbers_that_may_be_given(parser: argparse.ArgumentParser, tmp_path: Pa
     [
         (["--scale", "nan"], "--scale/--guidance_scale: expected a finite number, got 'nan'"),
         (["--scale", "inf"], "expected a finite number, got 'inf'"),
-        (["--ddim_eta", "2"], "--ddim_eta/--eta: expected a number from 0 to 1, got '2'"),
-        (["--ddim_eta", "nan"], "expected a finite number, got 'nan'"),
+        (["--ddim_eta", "2"], "--eta/--ddim_eta: expected a number from 0 to 1, got '2'"),
+        (["--ddim_eta", "nan"], "expected a number from 0 to 1, got 'nan'"),
         (["--seed=-5"], "--seed: expected a whole number from 0 to 4294967295, got '-5'"),
         (["--steps", "0"], "expected a whole number of at least 1, got '0'"),
     ],
@@ -52,16 +61,44 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(
         assert f"--outdir: cannot write to {tmp_path / 'file'}, expected a folder" in capsys.readouterr().err
 
 
-def test_options_of_the_other_kind_are_left_out_or_refused(parser: argparse.ArgumentParser) -> None:
-    given = sampling_options(parser.parse_args([]))
-    diffusion, codes = own_options(given, autoregressive=False), own_options(given, autoregressive=True)
-    both = {"scale", "best_of", "batch_size", "tile", "compile", "precision", "height", "width", "copies"}
-    assert diffusion.keys() & codes.keys() == both
-    assert codes["temperature"] == 1.0 and diffusion["steps"] is None and {**diffusion, **codes} == given
-    with pytest.raises(ValueError, match="got top_k=5, which is for an autoregressive model, but this is a diffusion"):
-        own_options(sampling_options(parser.parse_args(["--top_k", "5"])), autoregressive=False)
-    with pytest.raises(ValueError, match="got sampler=plms, which is for a diffusion model, but this is an autoreg"):
-        own_options(sampling_options(parser.parse_args(["--sampler", "plms"])), autoregressive=True)
+def test_the_command_line_has_the_defaults_of_the_settings(parser: argparse.ArgumentParser) -> None:
+    """Every setting is an option, and one default holds everywhere: here, and in Python."""
+    given = vars(parser.parse_args([]))
+    assert {name: given[name] for name in DEFAULTS} == DEFAULTS
+    assert Settings.of_command_line(given) == Settings()
+    helped = parser.format_help()
+    for name, known in OPTIONS.items():
+        assert all(flag in helped for flag in known.flags or (f"--{name}",)) and known.what
+
+
+@pytest.mark.parametrize("script", ["txt2img", "class2img", "sample", "edit"])
+def test_the_ways_have_the_defaults_of_the_scripts(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option of a script that a function for Python has, too, has the same default there."""
+    words = {"class2img": ["--class", "a"], "edit": ["--image", "a.png"]}.get(script, [])
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    given = vars(runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["parse"]()) | {"k": None, "weighted": False}
+    functions = {"txt2img": ways.texts, "class2img": ways.classes, "sample": ways.popular, "edit": edit}
+    for function in (functions[script], Pipeline.__call__ if script == "txt2img" else Pipeline.edit):
+        if script in ("class2img", "sample") and function is Pipeline.edit:
+            continue
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not parameter.empty and name in given
+        }
+        assert defaults == {name: given[name] for name in defaults} and len(defaults) >= 3
+
+
+def test_words_become_settings(parser: argparse.ArgumentParser) -> None:
+    words = ["--interval", "200", "800", "--H", "32", "--ddim_eta", "0.5", "--tile", "2GB"]
+    words += ["--compile", "--plms", "--reject-copies", "--only", "a=b"]
+    settings = Settings.of_command_line(vars(parser.parse_args(words)))
+    assert settings == Settings(
+        interval=(200, 800), height=32, eta=0.5, tile="2GB", compile=True, sampler="plms", reject_copies=5
+    )
+    assert Settings.of_command_line(vars(parser.parse_args(["--no_copy_check"]))).copy_threshold is None
+    with pytest.raises(ValueError, match="reject_copies=2 without a copy check"):
+        Settings.of_command_line(vars(parser.parse_args(["--no_copy_check", "--reject-copies", "2"])))
 
 
 def test_a_kind_of_model_is_asked_for_by_name(parser: argparse.ArgumentParser) -> None:

@@ -219,7 +219,7 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "prompts.txt").write_text("white flag\n" + "flag " * 20)
     assert "has 22 tokens, the model reads 12; shorten it" in run(*samples, "--from-file", tmp_path / "prompts.txt")
     assert "got pictures without a caption in" in run(*samples, "--captions", pictures)
-    assert "which is for an autoregressive model" in run(*samples, "--top_k", 3)
+    assert "top_k=3, which is an option of an autoregressive model" in run(*samples, "--top_k", 3)
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(module, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-inception-2015-12-05-6726825d.pth")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from drawing import draw, model_samples
 from pictures import contents, write_clip, write_pictures
 from torch import Tensor
 
@@ -24,9 +25,9 @@ from ldm.util import instantiate_from_config
 from rdm.evaluate import extract as extraction
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, feature_network
-from rdm.evaluate.sources import ModelSamples, PictureFiles, balance, read_captions
+from rdm.evaluate.sources import PictureFiles, balance, read_captions
 from rdm.loading import Loaded, load
-from rdm.sampling.samples import sample_popular, sample_texts
+from rdm.sampling import ways
 
 OPTIONS = {"k": 2, "seed": 3, "top_m": 0.5, "weighted": False, "steps": 1, "scale": 1.0}
 
@@ -140,10 +141,10 @@ def test_pictures_that_cannot_be_had(folder: str) -> None:
 
 
 def test_samples_are_those_of_the_scripts_and_of_their_files(loaded: Loaded, tmp_path: Path) -> None:
-    source = ModelSamples(loaded, 5, **OPTIONS)
+    source = model_samples(loaded, 5, **OPTIONS)
     images = torch.cat(list(source.batches(0, 4)))
     given = {key: value for key, value in OPTIONS.items() if key in ("k", "top_m", "weighted", "seed")}
-    expected = sample_popular(loaded, 5, **given, steps=1, scale=1.0, copies=None).images
+    expected = draw(ways.popular, loaded, 5, **given, steps=1, scale=1.0, copy_threshold=None).images
     assert (images - expected).abs().max() <= 1 / 255 + 1e-6 and images.std() > 0.05
     assert torch.equal(torch.cat(list(source.batches(4, 4))), images[4:])  # from any batch on
     for number, image in enumerate(expected):
@@ -166,40 +167,42 @@ def test_captions_become_prompts(tmp_path: Path) -> None:
 
 def test_samples_of_texts(loaded: Loaded) -> None:
     prompts = ["white flag", "pirate flag"]
-    source = ModelSamples(loaded, 3, prompts, **OPTIONS, tokens="both")
+    source = model_samples(loaded, 3, prompts, **OPTIONS, tokens="both")
     assert source.captions == [*prompts, prompts[0]] and source.about["asked"]["way"] == "text"
-    expected = sample_texts(loaded, source.captions, k=2, seed=3, tokens="both", steps=1, scale=1.0, copies=None)
+    expected = draw(
+        ways.texts, loaded, source.captions, k=2, seed=3, tokens="both", steps=1, scale=1.0, copy_threshold=None
+    )
     found = torch.cat(list(source.batches(0, 2)))
     assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
     changes: list[dict[str, Any]] = [{"seed": 4}, {"steps": 2}, {"k": 3}, {"compile": True}]
-    others = [ModelSamples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in changes]
+    others = [model_samples(loaded, 3, prompts, **{**OPTIONS, **new}) for new in changes]
     assert len({source.fingerprint for source in [source, *others]}) == 5
 
 
 def test_samples_may_be_the_best_of_several(loaded: Loaded) -> None:
     """As the scripts make them, from any batch on; the default is as if there were no such option."""
     prompts, options = ["white flag", "pirate flag"], OPTIONS | {"best_of": 3, "seed": 8}
-    given = {"k": 2, "seed": 8, "steps": 1, "scale": 1.0, "best_of": 3, "copies": None}
+    given = {"k": 2, "seed": 8, "steps": 1, "scale": 1.0, "best_of": 3, "copy_threshold": None}
     popular = {"top_m": OPTIONS["top_m"], "weighted": OPTIONS["weighted"]}
     for source, expected in (
-        (ModelSamples(loaded, 3, prompts, **options), sample_texts(loaded, [*prompts, prompts[0]], **given)),
-        (ModelSamples(loaded, 3, **options), sample_popular(loaded, 3, **given, **popular)),
+        (model_samples(loaded, 3, prompts, **options), draw(ways.texts, loaded, [*prompts, prompts[0]], **given)),
+        (model_samples(loaded, 3, **options), draw(ways.popular, loaded, 3, **given, **popular)),
     ):
         found = torch.cat(list(source.batches(0, 2)))
         assert np.abs((found - expected.images).numpy()).max() <= 1 / 255 + 1e-6
         assert torch.equal(torch.cat(list(source.batches(2, 2))), found[2:])
         assert source.about["settings"]["best_of"] == 3 and expected.seeds != [8, 9, 10]
-    one, plain = (ModelSamples(loaded, 3, prompts, **OPTIONS, **each) for each in ({"best_of": 1}, {}))
+    one, plain = (model_samples(loaded, 3, prompts, **OPTIONS, **each) for each in ({"best_of": 1}, {}))
     assert one.about == plain.about and one.fingerprint == plain.fingerprint != source.fingerprint
-    assert "best_of" not in plain.about["settings"]
+    assert plain.about["settings"]["best_of"] == 1
 
 
 def test_samples_are_others_where_rows_were_removed(loaded: Loaded, tmp_path: Path) -> None:
     other = load(str(loaded.path), str(shutil.copytree(loaded.retriever.database.path, tmp_path / "database")))
-    here, there = (ModelSamples(model, 1, ["white flag"], **OPTIONS) for model in (loaded, other))
+    here, there = (model_samples(model, 1, ["white flag"], **OPTIONS) for model in (loaded, other))
     assert here.fingerprint == there.fingerprint  # wherever the database lies
     (gone,) = other.retriever(there.queries, 1).rows
     other.retriever.database.remove(gone)
-    again = ModelSamples(other, 1, ["white flag"], **OPTIONS)
+    again = model_samples(other, 1, ["white flag"], **OPTIONS)
     assert again.fingerprint != here.fingerprint and again.about["sha256"] != here.about["sha256"]
     assert gone in loaded.retriever(here.queries, 2).rows and gone not in other.retriever(again.queries, 2).rows

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import model_samples
 from pictures import ProjectionEmbedder
 from PIL import Image
 
@@ -29,7 +30,7 @@ from rdm.evaluate.nearest import (
     nearest,
     pixel_vectors,
 )
-from rdm.evaluate.sources import ModelSamples, read_captions
+from rdm.evaluate.sources import read_captions
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.faiss_index import NeighbourIndex
@@ -165,9 +166,9 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     assert protocol["database"]["fingerprint"] == loaded.retriever.database.fingerprint
     assert protocol["features"]["embedder"]["fingerprint"] == loaded.retriever.embedder.fingerprint
     made_by = protocol["samples"]["captions"]["made_by"]
-    assert made_by["settings"]["steps"] == 1 and made_by["asked"]["k"] == 4
+    assert made_by["settings"]["steps"] == 1 and made_by["asked"]["k"] == 2
     captions = read_captions(instantiate_from_config(loaded.data.dataset_configs["validation"]), "", 5)
-    of_captions = ModelSamples(loaded, 5, captions, k=4, seed=0, top_m=0.2, weighted=False).about["asked"]
+    of_captions = model_samples(loaded, 5, captions, k=2, seed=0, top_m=0.2, weighted=False).about["asked"]
     assert made_by["asked"] == of_captions and made_by["asked"]["way"] == "text"
     assert protocol["samples"]["popular"]["n"] == 5 and protocol["held-out"]["n"] == 40
 

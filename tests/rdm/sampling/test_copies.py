@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import draw
 from PIL import Image
 
 from benchmarks.copies import copied, held_out
 from rdm.loading import Loaded, load
+from rdm.sampling import ways
 from rdm.sampling.copies import CopyCheck, compare, draw_checked, further_seed
 from rdm.sampling.record import make_again, read_record, save
-from rdm.sampling.samples import sample_texts
 
 PROMPTS = ["pirate flag", "white flag", "rainbow flag"]
 
@@ -71,12 +72,12 @@ def test_further_seeds_depend_on_seed_and_attempt_alone() -> None:
 
 
 def test_a_redrawn_image_depends_on_nothing_beside_it_and_is_made_again(loaded: Loaded, tmp_path: Path) -> None:
-    options = {"k": 2, "steps": 2, "copies": CopyCheck(threshold=-1.0, redraws=2)}  # everything is like something
-    together = sample_texts(loaded, PROMPTS, seed=5, **options)
-    alone = sample_texts(loaded, PROMPTS[1:2], seed=6, **options)
+    options = {"k": 2, "steps": 2, "copy_threshold": -1.0, "reject_copies": 2}  # everything is like something
+    together = draw(ways.texts, loaded, PROMPTS, seed=5, **options)
+    alone = draw(ways.texts, loaded, PROMPTS[1:2], seed=6, **options)
     assert torch.equal(together.images[1:2], alone.images) and together.copies[1] == alone.copies[0]
     assert together.seeds == [further_seed(seed, 2) for seed in (5, 6, 7)]
-    expected = sample_texts(loaded, PROMPTS[1:2], seed=further_seed(6, 2), k=2, steps=2, copies=None)
+    expected = draw(ways.texts, loaded, PROMPTS[1:2], seed=further_seed(6, 2), k=2, steps=2, copy_threshold=None)
     assert torch.equal(alone.images, expected.images) and expected.copies is None
     save(together, loaded, tmp_path, "flags")
     record = read_record(tmp_path / "flags-001.png")
@@ -88,10 +89,10 @@ def test_a_redrawn_image_depends_on_nothing_beside_it_and_is_made_again(loaded: 
 def test_a_copy_is_marked_in_record_sheet_and_log(
     loaded: Loaded, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    free = sample_texts(loaded, PROMPTS, k=2, seed=5, steps=2)
+    free = draw(ways.texts, loaded, PROMPTS, k=2, seed=5, steps=2)
     scores = sorted(likeness.similarity for likeness in free.copies)
     threshold = (scores[1] + scores[2]) / 2
-    samples = sample_texts(loaded, PROMPTS, k=2, seed=5, steps=2, copies=CopyCheck(threshold))
+    samples = draw(ways.texts, loaded, PROMPTS, k=2, seed=5, steps=2, copy_threshold=threshold)
     assert torch.equal(samples.images, free.images)
     with caplog.at_level(logging.WARNING):
         grid = save(samples, loaded, tmp_path, "flags")
@@ -111,7 +112,7 @@ def test_a_copy_is_marked_in_record_sheet_and_log(
 
 
 def test_an_unchecked_image_carries_no_word_of_copies(loaded: Loaded, tmp_path: Path) -> None:
-    save(sample_texts(loaded, PROMPTS[:1], k=2, seed=5, steps=1, copies=None), loaded, tmp_path, "flags")
+    save(draw(ways.texts, loaded, PROMPTS[:1], k=2, seed=5, steps=1, copy_threshold=None), loaded, tmp_path, "flags")
     record = read_record(tmp_path / "flags-000.png")
     assert "copy" not in record and "likeness" not in record["neighbours"][0]
     again, _ = make_again(record)

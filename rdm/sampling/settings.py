@@ -1,0 +1,268 @@
+"""How images are sampled: every option with its default, its values and what it does, in one place.
+
+The command line, the Python interface and the record of an image all follow from :class:`Settings`; a new option is a
+field here and the code that uses it. Nothing heavy is imported, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+from ldm.util import bytes_of, nearest
+
+DIFFUSION, AUTOREGRESSION = "diffusion", "autoregression"
+PRECISIONS = ("32", "bf16")
+# The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
+THRESHOLD = 0.995
+# Defaults of what can be asked for, see rdm.sampling.ways and rdm.sampling.edit.
+POOL = 20
+TOP_M = 0.2
+IMAGE_WEIGHT = NEGATIVE_WEIGHT = 0.5
+REPEATS = 4
+EDIT_SAMPLER = "ddim"  # an inversion follows its steps, and repainting wants many steps to fit what stays
+
+
+# What reports of earlier versions call an option.
+BEFORE = {"H": "height", "W": "width", "ddim_eta": "eta"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """The values that an option takes.
+
+    Attributes:
+        expected: the values in words.
+        read: makes a value of a word of the command line; raises ValueError where it is none.
+        fits: whether something is such a value.
+    """
+
+    expected: str
+    read: Callable[[str], Any]
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _fits_memory(value: Any) -> bool:
+    try:
+        return _is_count(value) or (isinstance(value, str) and bytes_of(value) > 0)
+    except ValueError:
+        return False
+
+
+COUNT = Value("a whole number of at least 1", int, _is_count)
+COUNT_OR_NONE = Value("a whole number of at least 0", int, lambda value: value == 0 or _is_count(value))
+NUMBER = Value("a finite number", float, _is_number)
+NUMBER_OR_NONE = Value("a finite number", float, lambda value: value is None or _is_number(value))
+SHARE = Value("a number from 0 to 1", float, lambda value: _is_number(value) and 0 <= value <= 1)
+TIMES = Value(
+    "a first and a last time",
+    int,
+    lambda value: isinstance(value, tuple) and len(value) == 2 and all(isinstance(time, int) for time in value),
+)
+TEXT = Value("a name", str, lambda value: isinstance(value, str) and bool(value))
+PRECISION = Value(" or ".join(PRECISIONS), str, lambda value: value in PRECISIONS)
+SIDE_OR_MEMORY = Value(
+    "a side in pixels or a size such as 2GB", lambda text: int(text) if text.isdigit() else text, _fits_memory
+)
+SWITCH = Value("true, false or the name of a backend", str, lambda value: isinstance(value, bool | str))
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of a setting beside its name and default.
+
+    Attributes:
+        what: what it does, in the words of ``--help``.
+        value: the values that it takes beside its default.
+        flags: its names on the command line, where they are not ``--`` and its name.
+        kind: the kind of model that alone takes it; None for every kind.
+        command_line: further arguments of ``argparse``'s ``add_argument``.
+    """
+
+    what: str
+    value: Value
+    flags: tuple[str, ...] = ()
+    kind: str | None = None
+    command_line: Mapping[str, Any] = field(default_factory=dict)
+
+
+def option(default: Any, what: str, value: Value, *flags: str, kind: str | None = None, **command_line: Any) -> Any:
+    """Returns a field of :class:`Settings`, see :class:`Option`."""
+    return field(default=default, metadata={"option": Option(what, value, flags, kind, command_line)})
+
+
+class Samplable(Protocol):
+    """What settings ask of a model."""
+
+    kind: str
+
+    def usual_options(self, sampler: str | None) -> dict[str, Any]:
+        """Returns the values of options that are None, for a sampler or the usual one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How images are sampled; what is asked for is a :class:`rdm.sampling.request.Request`.
+
+    Every attribute is an option of the sampling scripts under the same name; ``--help`` and docs/sampling.md say what
+    each one does.
+
+    Raises:
+        ValueError: a value that makes no image.
+    """
+
+    height: int | None = option(None, "height in pixels; as trained if not given", COUNT, "--H", "--height")
+    width: int | None = option(None, "width in pixels; as trained if not given", COUNT, "--W", "--width")
+    scale: float = option(
+        2.0, "scale of classifier-free guidance; 1 samples without guidance", NUMBER, "--scale", "--guidance_scale"
+    )
+    text_scale: float | None = option(
+        None, "guidance scale of the text or picture where the model sees it with its neighbours (--use_query); "
+        "--scale is then that of the neighbours", NUMBER,
+    )  # fmt: skip
+    rescale: float = option(
+        0.0, "how far guided images are brought back to the contrast of unguided ones", SHARE, kind=DIFFUSION
+    )
+    interval: tuple[int, int] | None = option(
+        None, "guidance is used at these diffusion times only", TIMES, kind=DIFFUSION, nargs=2,
+        metavar=("FIRST", "LAST"),
+    )  # fmt: skip
+    weaker: str | None = option(
+        None, "checkpoint of a weaker model, for autoguidance away from it", TEXT, kind=DIFFUSION, metavar="CKPT"
+    )
+    weaker_scale: float = option(2.0, "scale of autoguidance; 1 samples without it", NUMBER, kind=DIFFUSION)
+    sampler: str | None = option(
+        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; unipc if not given, ddim for edits", TEXT,
+        kind=DIFFUSION,
+    )  # fmt: skip
+    steps: int | None = option(
+        None, "denoising steps; as many as the sampler needs if not given", COUNT, "--steps", "--ddim_steps",
+        kind=DIFFUSION,
+    )  # fmt: skip
+    eta: float | None = option(
+        None, "share of fresh noise in each step; the sampler's own if not given", SHARE, "--eta", "--ddim_eta",
+        kind=DIFFUSION,
+    )  # fmt: skip
+    spacing: str = option(
+        "uniform", "spacing of the steps over time: uniform, trailing, karras or quad", TEXT, kind=DIFFUSION
+    )
+    temperature: float = option(
+        1.0, "temperature of the codes of an autoregressive model; 0 takes the likeliest", NUMBER, kind=AUTOREGRESSION
+    )
+    top_k: int | None = option(
+        None, "an autoregressive model chooses among this many likeliest codes", COUNT, kind=AUTOREGRESSION
+    )
+    top_p: float | None = option(
+        None, "an autoregressive model chooses among the likeliest codes that have this probability together", SHARE,
+        kind=AUTOREGRESSION,
+    )  # fmt: skip
+    best_of: int = option(
+        1, "draw N images for each request, with further seeds, and keep the one nearest to the request by CLIP",
+        COUNT, metavar="N",
+    )  # fmt: skip
+    copy_threshold: float | None = option(
+        THRESHOLD, "similarity to a database row from which an image is marked as its copy", NUMBER_OR_NONE
+    )
+    reject_copies: int = option(
+        0, "draw an image that is marked as a copy again, at most TIMES times (5 where no number is given)",
+        COUNT_OR_NONE, "--reject-copies", nargs="?", const=5, metavar="TIMES",
+    )  # fmt: skip
+    batch_size: int | None = option(
+        None, "images sampled together; if not given 1 (autoregressive model: 4) on a CPU and 8 on a GPU", COUNT
+    )
+    tile: int | str | None = option(
+        None, "the first stage decodes in tiles with this side in pixels, or in tiles that fit a memory such as 2GB",
+        SIDE_OR_MEMORY, metavar="SIDE",
+    )  # fmt: skip
+    precision: str = option(
+        "32", "of the networks; bf16 is faster on processors that compute in it", PRECISION, choices=PRECISIONS
+    )
+    compile: bool | str = option(
+        False, "compile the networks: this takes minutes at first and is then faster", SWITCH, action="store_true"
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, known = getattr(self, each.name), option_of(each)
+            if value != each.default and not known.value.fits(value):
+                raise ValueError(f"got {each.name}={value!r}, expected {known.value.expected}")
+        if self.reject_copies and self.copy_threshold is None:
+            raise ValueError(f"got reject_copies={self.reject_copies} without a copy check; give a copy_threshold")
+
+    @classmethod
+    def of(cls, **options: Any) -> Settings:
+        """Returns settings of options by name.
+
+        Raises:
+            ValueError: there is no option of that name; names the nearest one.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ValueError(
+                    f"unknown sampling option '{name}'{nearest(name, known) or ', expected ' + ', '.join(known)}"
+                )
+        return cls(**options)
+
+    @classmethod
+    def of_command_line(cls, given: Mapping[str, Any]) -> Settings:
+        """Returns the settings of a command line by name, such as ``vars(args)``; what it lacks has its default."""
+        given = {BEFORE.get(name, name): value for name, value in given.items()}
+        return cls.from_record({name: value for name, value in given.items() if name in OPTIONS})
+
+    def for_model(self, model: Samplable) -> Settings:
+        """Returns the settings with the model's own values where these say nothing.
+
+        Raises:
+            ValueError: an option for the other kind of model was set.
+        """
+        articles = {DIFFUSION: "a diffusion model", AUTOREGRESSION: "an autoregressive model"}
+        for each in fields(self):
+            kind, value = option_of(each).kind, getattr(self, each.name)
+            if kind not in (None, model.kind) and value != each.default:
+                raise ValueError(
+                    f"got {each.name}={value}, which is an option of {articles[str(kind)]}, but this is "
+                    f"{articles[model.kind]}; leave it out"
+                )
+        usual = model.usual_options(self.sampler)
+        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+
+    def model_options(self, kind: str) -> dict[str, Any]:
+        """Returns the options that a kind of model takes itself, by name."""
+        return {"scale": self.scale} | {
+            each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind == kind
+        }
+
+    def record(self, kind: str) -> dict[str, Any]:
+        """Returns the settings that a kind of model has, as JSON holds them."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind in (None, kind)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Settings:
+        """Returns the settings of a record.
+
+        Raises:
+            ValueError: it has an option that these settings do not have.
+        """
+        return cls.of(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})
+
+
+def option_of(setting: Any) -> Option:
+    """Returns what is known of a field of :class:`Settings`."""
+    found: Option = setting.metadata["option"]
+    return found
+
+
+OPTIONS = {each.name: option_of(each) for each in fields(Settings)}
+DEFAULTS = {each.name: each.default for each in fields(Settings)}

@@ -1,0 +1,262 @@
+"""The ways to ask for images. They differ in how the query vectors are made; each returns a :class:`Request`.
+
+All take the loaded model first. ``k`` is the number of neighbours of each image, as many as in training where it is not
+given; ``seed`` is that of the first image, and image i has ``seed + i``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.decode import decode_image
+from ldm.files import file_hash
+from rdm.loading import Loaded
+from rdm.retrieval.classes import labelled
+from rdm.retrieval.neighbours.popularity import popularity
+from rdm.retrieval.queries import between as texts_between
+from rdm.retrieval.queries import class_texts, image_queries, mix, popular_queries, text_queries
+from rdm.retrieval.retriever import Retrieved
+from rdm.sampling.request import Request, check_tokens
+from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M
+
+
+def texts(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    *,
+    k: int | None = None,
+    seed: int = 0,
+    tokens: str = "neighbours",
+    image: str | Path | None = None,
+    image_weight: float = IMAGE_WEIGHT,
+    negative: str | None = None,
+    negative_weight: float = NEGATIVE_WEIGHT,
+) -> Request:
+    """Asks for one image of every text.
+
+    Args:
+        loaded: model and database.
+        prompts: texts.
+        k: neighbours of each image.
+        seed: of the first image.
+        tokens: what the model sees: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt, then the
+            neighbours).
+        image: a picture in a file; neighbours are looked up between the prompt and it.
+        image_weight: weight of the picture, where the prompt has 1.
+        negative: a text that neighbours are looked up away from.
+        negative_weight: how far, where the prompt has 1.
+
+    Raises:
+        FileNotFoundError: there is no such picture.
+        ValueError: no prompt, an empty one, or unknown tokens.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise ValueError("got an empty prompt, expected some words")
+    check_tokens(tokens, ("neighbours", "text", "both"))
+    k, embedded = k or loaded.k, text_queries(loaded.retriever.embedder, prompts)
+    queries, weights = [embedded], [1.0]
+    asked: dict[str, Any] = {"way": "text", "k": k}
+    if negative:
+        queries.append(text_queries(loaded.retriever.embedder, [negative]).expand_as(embedded))
+        weights.append(-negative_weight)
+        asked |= {"negative": negative, "negative_weight": negative_weight}
+    if image:
+        queries.append(picture_queries(loaded, image).expand_as(embedded))
+        weights.append(image_weight)
+        asked |= {"image": str(image), "image_weight": image_weight}
+    vectors = embedded if len(queries) == 1 else mix(queries, weights)
+    return Request(
+        loaded.retriever(vectors, k),
+        prompts,
+        range(seed, seed + len(prompts)),
+        asked,
+        tokens=tokens,
+        queries=vectors,
+        query_tokens=embedded,
+        prompts=prompts,
+    )
+
+
+def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = None, seed: int = 0) -> Request:
+    """Asks for n images on the way from one text to another; all have one seed.
+
+    Raises:
+        ValueError: n is below 2, or a text is empty.
+    """
+    if not start.strip() or not end.strip():
+        raise ValueError("got an empty prompt, expected some words at both ends")
+    ends = text_queries(loaded.retriever.embedder, [start, end])
+    labels = [f"{start} -> {end}, {place / max(n - 1, 1):.0%}" for place in range(n)]
+    k = k or loaded.k
+    asked = {"way": "between", "k": k, "start": start, "end": end}
+    return Request(loaded.retriever(texts_between(ends[0], ends[1], n), k), labels, [seed] * n, asked)
+
+
+def image(
+    loaded: Loaded,
+    picture: str | Path,
+    n: int,
+    *,
+    k: int | None = None,
+    seed: int = 0,
+    tokens: str = "neighbours",
+) -> Request:
+    """Asks for n variations of a picture in a file.
+
+    Args:
+        loaded: model and database.
+        picture: a file.
+        n: number of images.
+        k: neighbours of each image.
+        seed: of the first image.
+        tokens: what the model sees: ``neighbours``, ``picture`` (the picture itself) or ``both`` (the picture, then its
+            neighbours).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture, or other tokens.
+    """
+    check_tokens(tokens, ("neighbours", "picture", "both"))
+    queries = picture_queries(loaded, picture).expand(n, -1)
+    k, seen = k or loaded.k, {"file": str(picture), "sha256": file_hash(Path(picture))}
+    return Request(
+        loaded.retriever(queries, k),
+        [str(picture)] * n,
+        range(seed, seed + n),
+        {"way": "image", "k": k},
+        tokens=tokens,
+        queries=queries,
+        query_tokens=queries,
+        query_picture=None if tokens == "neighbours" else seen,
+    )
+
+
+def rows(loaded: Loaded, numbers: Sequence[int], n: int, *, seed: int = 0) -> Request:
+    """Asks for n images with these rows of the database in place of neighbours.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    tiled = np.tile(np.array(numbers, dtype=np.int64), (n, 1))
+    retrieved = retrieved_rows(loaded, tiled, np.ones(tiled.shape, np.float32))
+    label = "rows " + ", ".join(map(str, numbers))
+    return Request(retrieved, [label] * n, range(seed, seed + n), {"way": "rows"})
+
+
+def classes(
+    loaded: Loaded,
+    names: Sequence[str],
+    *,
+    k: int | None = None,
+    pool: int = POOL,
+    by: str = "text",
+    seed: int = 0,
+    tokens: str = "neighbours",
+) -> Request:
+    """Asks for one image of every class.
+
+    Args:
+        loaded: model and database.
+        names: class names, see :func:`rdm.retrieval.classes.class_names`.
+        k: neighbours of each image.
+        pool: see ``by``.
+        by: ``text`` draws k neighbours from the ``pool`` rows nearest to the sentence of the class (Blattmann et al.
+            2022, section 3.2); ``label`` takes rows that are stored under the class, see
+            :func:`rdm.retrieval.classes.labelled`.
+        seed: of the first image.
+        tokens: what the model sees: ``neighbours``, ``text`` (the sentence of the class) or ``both``.
+
+    Raises:
+        ValueError: no such way or tokens, a class has fewer than k rows, or a pool of fewer than k.
+    """
+    check_tokens(tokens, ("neighbours", "text", "both"))
+    if by not in ("text", "label"):
+        raise ValueError(f"got by='{by}', expected text or label")
+    k, seeds = k or loaded.k, range(seed, seed + len(names))
+    sentences = class_texts([name.rpartition("/")[2] for name in names])
+    asked = {"way": "class", "by": by, "k": k}
+    shown: dict[str, Any] = {"tokens": tokens, "prompts": sentences}
+    if by == "label" and tokens == "neighbours":  # needs no embedder
+        return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
+    queries = text_queries(loaded.retriever.embedder, sentences)
+    shown["query_tokens"] = queries
+    if by == "label":
+        return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
+    retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
+    return Request(retrieved, names, seeds, {**asked, "pool": pool}, queries=queries, **shown)
+
+
+def popular(
+    loaded: Loaded,
+    n: int,
+    *,
+    k: int | None = None,
+    top_m: float | int = TOP_M,
+    weighted: bool = False,
+    seed: int = 0,
+) -> Request:
+    """Asks for n images of no particular thing: unconditional samples (Blattmann et al. 2022, section 3.2).
+
+    Queries are rows of the database, drawn from those that are most often the neighbour of a training image.
+
+    Args:
+        loaded: model and database.
+        n: number of images.
+        k: neighbours of each image.
+        top_m: draw from this fraction (a float) or number (an int) of the most popular rows.
+        weighted: draw in proportion to popularity.
+        seed: of the first image and of the rows that are drawn.
+
+    Raises:
+        FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
+    """
+    k, queries = k or loaded.k, popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
+    asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
+    return Request(loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), asked)
+
+
+def popular_vectors(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
+    """Returns vectors of popular rows, ``[n, D]``, as :func:`popular` draws them."""
+    database, among = loaded.retriever.database, loaded.retriever.rows
+    counts = popularity(database, loaded.k)
+    if among is not None:
+        counts = np.where(np.isin(np.arange(len(counts)), among), counts, 0)
+    generator = np.random.default_rng(seed)
+    return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
+
+
+def retrieved_rows(loaded: Loaded, numbers: np.ndarray, scores: np.ndarray) -> Retrieved:
+    """Returns rows of the database as neighbours.
+
+    Args:
+        loaded: model and database.
+        numbers: ``[B, K] int64``.
+        scores: their similarities, ``[B, K] float32``.
+    """
+    vectors = torch.from_numpy(loaded.retriever.database.embeddings(numbers)).to(loaded.model.device)
+    return Retrieved(vectors, numbers, scores)
+
+
+def picture_queries(loaded: Loaded, image: str | Path, sha256: str | None = None) -> Tensor:
+    """Returns the vector ``[1, D]`` of a picture in a file, embedded as pictures of the database are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no picture, or not the one with that hash.
+    """
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"no picture at {path}")
+    if sha256 is not None and (found := file_hash(path)) != sha256:
+        raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
+    try:
+        pixels = decode_image(path.read_bytes(), loaded.data.image_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return image_queries(loaded.retriever.embedder, pixels[None].to(loaded.model.device))

@@ -1,0 +1,206 @@
+"""The one record of sampling options: what it takes, what it refuses, and that each option does something, once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawing import draw
+from toy import rarm_config, ship
+
+import rdm
+from ldm.checkpoint import read_weights, write_weights
+from ldm.models.diffusion.editing import Edit
+from rdm.loading import Loaded
+from rdm.retrieval.queries import text_queries
+from rdm.sampling import ways
+from rdm.sampling.edit import edit
+from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.settings import AUTOREGRESSION, DIFFUSION, OPTIONS, REPEATS, Settings
+
+PROMPT = "white flag"
+# A value of each setting that is not its default, and with it others that it needs to show.
+CHANGED: dict[str, dict[str, Any]] = {
+    "height": {"height": 32},
+    "width": {"width": 32},
+    "scale": {"scale": 3.0},
+    "text_scale": {"text_scale": 5.0, "tokens": "both"},
+    "rescale": {"rescale": 1.0, "scale": 9.0},
+    "interval": {"interval": (300, 600)},
+    "weaker": {"weaker": "WEAKER"},
+    "weaker_scale": {"weaker_scale": 4.0, "weaker": "WEAKER"},
+    "sampler": {"sampler": "heun"},
+    "steps": {"steps": 2},
+    "eta": {"eta": 0.7, "sampler": "ddim"},
+    "spacing": {"spacing": "trailing"},
+    "temperature": {"temperature": 0.2},
+    "top_k": {"top_k": 2},
+    "top_p": {"top_p": 0.2},
+    "best_of": {"best_of": 4},
+    "copy_threshold": {"copy_threshold": 1.5},
+    "tile": {"tile": 8},
+    "reject_copies": {"reject_copies": 2, "copy_threshold": -1.0},
+}
+# Settings that change how an image is computed, and of the image no more than its last bits.
+NEARLY = {"batch_size": 3, "precision": "bf16", "compile": "eager"}
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A tiny autoregressive model over a database of 40 flags, with random weights."""
+    folder = tmp_path_factory.mktemp("autoregressive")
+    return rdm.load(str(ship(folder / "model", rarm_config(folder))))
+
+
+@pytest.fixture(scope="module")
+def weaker(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny diffusion model with smaller weights."""
+    folder = tmp_path_factory.mktemp("weaker")
+    weights = {name: 0.8 * value for name, value in read_weights(loaded.path).items()}
+    write_weights(folder / "model.safetensors", weights)
+    (folder / "config.yaml").write_text((loaded.path.parent / "config.yaml").read_text())
+    return str(folder)
+
+
+def state(loaded: Loaded) -> dict[str, Any]:
+    """All that a call could change of a model: weights, modes and the other attributes of every module."""
+    values = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in weights(loaded).items()}
+    for name, module in loaded.model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if not isinstance(value, dict | torch.Tensor)}
+        values |= {f"{name}.{key}": repr(value) for key, value in plain.items()}
+    return values
+
+
+def weights(loaded: Loaded) -> dict[str, torch.Tensor]:
+    return {name: value.contiguous().view(torch.uint8) if value.ndim else value[None] for name, value in
+            loaded.model.state_dict().items()}  # fmt: skip
+
+
+def test_every_setting_is_tried_below() -> None:
+    assert {*CHANGED, *NEARLY} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_setting_changes_what_is_made(name: str, loaded: Loaded, transformer: Pipeline, weaker: str) -> None:
+    """And leaves the model as it was; what it was is in the record."""
+    kind = OPTIONS[name].kind
+    model = transformer if kind == AUTOREGRESSION else loaded
+    options = {key: weaker if value == "WEAKER" else value for key, value in CHANGED[name].items()}
+    common = {"k": 2, "seed": 1, "steps": 4} if model is loaded else {"k": 2, "seed": 1}
+    before = state(model)
+    changed = draw(ways.texts, model, [PROMPT], **common | options)
+    assert state(model) == before
+    without = {key: value for key, value in options.items() if key != name}
+    plain = draw(ways.texts, model, [PROMPT], **common | without)
+    told, untold = (samples.settings.record(model.model.kind) for samples in (changed, plain))
+    assert told[name] != untold[name] and {k: v for k, v in told.items() if k not in options} == {
+        k: v for k, v in untold.items() if k not in options
+    }
+    if name == "copy_threshold":
+        assert plain.copies[0].is_copy and not changed.copies[0].is_copy
+    else:
+        assert changed.images.shape != plain.images.shape or not torch.equal(changed.images, plain.images)
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_setting_of_the_computation_changes_little_and_does_not_last(name: str, loaded: Loaded) -> None:
+    prompts, common = [PROMPT, "pirate flag"], {"k": 2, "seed": 1, "steps": 3}
+    plain, before = draw(ways.texts, loaded, prompts, **common), state(loaded)
+    changed = draw(ways.texts, loaded, prompts, **common, **{name: NEARLY[name]})
+    assert changed.settings.record(DIFFUSION)[name] == NEARLY[name] != plain.settings.record(DIFFUSION)[name]
+    assert state(loaded) == before
+    assert (changed.images - plain.images).abs().mean() < 0.2
+    assert torch.equal(draw(ways.texts, loaded, prompts, **common).images, plain.images)
+
+
+def test_a_compiled_network_is_compiled_once(loaded: Loaded) -> None:
+    options = {"k": 2, "steps": 2, "compile": "eager"}
+    draw(ways.texts, loaded, [PROMPT], **options)
+    calls = dict(loaded.compiled)
+    draw(ways.texts, loaded, [PROMPT], **options)
+    assert len(calls) == 2 and loaded.compiled == calls
+    assert loaded.model.model.diffusion_model._compiled_call_impl is None
+
+
+def test_a_weaker_model_is_led_away_from_by_default(loaded: Pipeline, weaker: str) -> None:
+    """From Python as from the scripts: the default scale of autoguidance is not 1, which would do nothing."""
+    plain, led = (loaded(PROMPT, steps=2, **options)[0] for options in ({}, {"weaker": weaker}))
+    assert plain.tobytes() != led.tobytes()
+
+
+@pytest.mark.parametrize("tokens", ["text", "both"])
+def test_the_model_sees_the_sentence_of_a_class(loaded: Loaded, tokens: str) -> None:
+    """The one that neighbours were looked up with, while the image keeps the name of its class."""
+    samples = draw(ways.classes, loaded, ["flags/flag"], k=2, pool=2, tokens=tokens, steps=1)
+    assert samples.request.prompts == ["An image of a flag."] and samples.request.labels == ["flags/flag"]
+    query = text_queries(loaded.retriever.embedder, ["An image of a flag."])
+    assert torch.equal(samples.request.query_tokens, query)
+    context = samples.request.context(loaded.model.conditioner)
+    assert torch.allclose(context[:, 0], loaded.model.conditioner(query[:, None])[:, 0])
+
+
+def test_nothing_is_embedded_or_read_twice(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, opened = [], []
+    embed, read = loaded.retriever.embedder.texts, Path.read_bytes
+    monkeypatch.setattr(loaded.retriever.embedder, "texts", lambda words: texts.append(words) or embed(words))
+    draw(ways.texts, loaded, [PROMPT], k=2, steps=1, tokens="both")
+    assert texts == [[PROMPT]]
+    from PIL import Image
+
+    Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read(path))
+    draw(edit, loaded, tmp_path / "a.png", strength=0.5, k=2, steps=2)
+    assert opened == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"stpes": 3}, "'stpes'.*'steps'"),
+        ({"steps": 0}, "steps=0.*at least 1"),
+        ({"steps": "3"}, "steps='3'"),
+        ({"steps": True}, "steps=True"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"scale": None}, "scale=None"),
+        ({"rescale": 1.5}, "rescale=1.5"),
+        ({"interval": (1, 2, 3)}, "interval"),
+        ({"precision": "16"}, "precision='16'.*32 or bf16"),
+        ({"tile": "2 apples"}, "tile='2 apples'"),
+        ({"best_of": 0}, "best_of=0"),
+        ({"copy_threshold": None, "reject_copies": 2}, "reject_copies=2"),
+    ],
+)
+def test_values_that_make_no_image_are_refused(options: dict[str, Any], facts: str) -> None:
+    with pytest.raises(ValueError, match=facts):
+        Settings.of(**options)
+
+
+def test_a_misspelt_option_is_refused_before_anything_is_looked_up(loaded: Pipeline) -> None:
+    with pytest.raises(ValueError, match="'sclae'.*'scale'"):
+        loaded(PROMPT, sclae=3.0)
+
+
+def test_options_of_the_other_kind_are_refused(loaded: Loaded, transformer: Pipeline) -> None:
+    with pytest.raises(ValueError, match="top_k=5.*autoregressive model.*diffusion model"):
+        Settings(top_k=5).for_model(loaded.model)
+    with pytest.raises(ValueError, match="sampler=plms.*diffusion model.*autoregressive model"):
+        Settings(sampler="plms").for_model(transformer.model)
+    common = {name for name, known in OPTIONS.items() if known.kind is None}
+    records = [Settings().for_model(each.model).record(each.model.kind) for each in (loaded, transformer)]
+    assert records[0].keys() & records[1].keys() == common and records[0]["sampler"] == "unipc"
+    assert [record["batch_size"] for record in records] == [1, 4]
+
+
+def test_a_record_gives_the_settings_back() -> None:
+    settings = Settings(steps=3, interval=(1, 5), weaker="a", tile="2GB", copy_threshold=None)
+    record = settings.record(DIFFUSION)
+    assert record["interval"] == [1, 5] and Settings.from_record(record) == settings
+    with pytest.raises(ValueError, match="'sharpness'"):
+        Settings.from_record({**record, "sharpness": 2})
+
+
+def test_repeats_have_the_default_of_the_sampler() -> None:
+    assert Edit.repeats == REPEATS
