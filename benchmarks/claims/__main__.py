@@ -2,8 +2,8 @@
 
     python -m benchmarks.claims --jobs 8 --batch 256
 
-All results are kept in the folder, so the same command continues a run that was interrupted. The folder ``models`` in it
-may come from another machine: a run whose model is there counts as trained.
+All results are kept in the folder, so the same command continues an interrupted run. The folder ``models`` in it may
+come from another machine: a run whose model is there counts as trained.
 """
 
 from __future__ import annotations
