@@ -15,16 +15,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm.command_line import add_trust_option, command_line, seed_number
 from ldm.config import check_keys, read_config, write_config
-from ldm.util import (
-    add_trust_option,
-    check_mapping,
-    command_line,
-    get_obj_from_str,
-    instantiate_from_config,
-    nearest,
-    seed_number,
-)
+from ldm.util import check_mapping, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -17,7 +17,7 @@ import torch
 
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
-from rdm.retrieval.builder import build_database
+from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.config import embedder_config, load_embedder
 
 CONFIG = "configs/database/emoji.yaml"

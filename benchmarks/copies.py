@@ -14,11 +14,11 @@ import json
 import numpy as np
 
 from ldm.util import evenly, instantiate_from_config
-from rdm.copies import compare
 from rdm.evaluate.sources import FirstStageCopies
 from rdm.loading import Loaded, load
 from rdm.retrieval.embedder import embed_images
-from rdm.retrieval.others import search_others
+from rdm.retrieval.neighbours.search import search_others
+from rdm.sampling.copies import compare
 
 QUANTILES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99)
 THRESHOLDS = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)

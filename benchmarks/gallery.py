@@ -26,8 +26,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from ldm.command_line import command_line
 from ldm.config import read_config
-from ldm.util import atomic_path, check_params, command_line
+from ldm.files import atomic_path
+from ldm.util import check_params
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthetic import CLUSTERS, Space
-from ldm.files import write_json
-from ldm.util import atomic_path
-from rdm.retrieval.database import RetrievalDatabase
+from ldm.files import atomic_path, write_json
+from rdm.retrieval.database.rows import RetrievalDatabase
 
 DIM, K, QUERIES, BATCH, SINGLES = 512, 20, 256, 256, 64
 KINDS = ("image", "text", "loose")
@@ -61,7 +60,7 @@ def build(way: str, folder: Path, ram: str) -> dict[str, Any]:
     if way == "scann":
         build_scann(database, output)
     else:
-        from rdm.retrieval.index import NeighbourIndex
+        from rdm.retrieval.index.faiss_index import NeighbourIndex
 
         NeighbourIndex.build(database, "Flat" if way == "exact" else None, ram=ram).save(output)
     seconds = time.perf_counter() - start
@@ -104,7 +103,7 @@ def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search
 
             yield f"{few} of {leaves} leaves, {reorder} reordered", found
         return
-    from rdm.retrieval.index import NeighbourIndex
+    from rdm.retrieval.index.faiss_index import NeighbourIndex
 
     index = NeighbourIndex.load(database_in(folder), folder / way)
     tuned = dict(index.card["search"])
@@ -117,7 +116,7 @@ def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search
 
 def truth(folder: Path) -> dict[str, Any]:
     """Writes queries of all kinds and their exact neighbours, by a pass over the database's float16 rows."""
-    from rdm.retrieval.exact import RowReader, search_exactly, unit_vectors
+    from rdm.retrieval.index.exact import RowReader, search_exactly, unit_vectors
 
     database, start = database_in(folder), time.perf_counter()
     vectors = space(len(database))
@@ -141,7 +140,7 @@ def forget(folder: Path) -> None:
 
 def measure(way: str, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
     """Yields the figures of each setting of a way that was built."""
-    import rdm.retrieval.index  # noqa: F401 (libraries that any use of the database loads, before memory is read)
+    import rdm.retrieval.index.faiss_index  # noqa: F401 (what any use loads, before memory is read)
 
     known, before = dict(np.load(folder / "truth.npz")), memory("VmRSS")
     for number, (setting, search) in enumerate(searches(way, folder, threads)):

@@ -27,12 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.callbacks import image_grid, save_png
+from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
+from rdm.cli.sampling import PRECISIONS
 from rdm.evaluate import Moments, frechet_distance
 from rdm.loading import Loaded, load
-from rdm.options import PRECISIONS
-from rdm.sample import generate
+from rdm.sampling.samples import generate
 
 SAMPLERS = ("ddim", "ddpm", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 STEPS = (5, 10, 20, 50, 100, 250)

@@ -27,12 +27,13 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from benchmarks.style_classifier import STYLES, called, judge, kept, to_bytes, to_floats
-from ldm.callbacks import image_grid, save_png
-from ldm.files import file_hash, write_json
-from ldm.util import command_line, evenly, instantiate_from_config, read_text
+from ldm.command_line import command_line
+from ldm.files import file_hash, read_text, write_json
+from ldm.pictures import image_grid, save_png
+from ldm.util import evenly, instantiate_from_config
 from rdm.loading import Loaded, load
-from rdm.retrieval.builder import prepare_database
-from rdm.sample import sample_texts
+from rdm.retrieval.builder.build import prepare_database
+from rdm.sampling.samples import sample_texts
 
 WHOLE = "all five"
 SHIPPED = "models/rdm/emoji"

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import file_hash, write_json
-from ldm.util import atomic_path
-from rdm.retrieval.database import CARD, FORMAT, RetrievalDatabase, shard_file
+from ldm.files import atomic_path, file_hash, write_json
+from rdm.retrieval.database.rows import CARD, FORMAT, RetrievalDatabase, shard_file
 
 SHARD_ROWS = 65536
 CLUSTERS, INTRINSIC = 20_000, 48

@@ -59,7 +59,7 @@ def write_config(file: str | Path, config: dict[str, Any], comment: str = "") ->
     """Writes a config as YAML below the lines of a comment, completely or not at all."""
     from omegaconf import OmegaConf
 
-    from ldm.util import atomic_path
+    from ldm.files import atomic_path
 
     with atomic_path(file) as temporary:
         text = "".join(f"# {line}\n" for line in comment.splitlines())

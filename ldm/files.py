@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from ldm.util import atomic_path
 
 
 def file_hash(file: Path) -> str:
@@ -77,3 +77,31 @@ def fetched(url: str, remedy: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{file.name} could not be fetched from {url} ({error}); {remedy}") from error
     return file
+
+
+def read_text(file: str | Path) -> str:
+    """Returns what a UTF-8 text file holds.
+
+    Raises:
+        ValueError: not UTF-8.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it is flushed and renamed to ``path``, on an error removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # some writers make files that only their owner can read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

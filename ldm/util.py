@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import difflib
-import functools
 import importlib
 import inspect
 import logging
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LOG = logging.getLogger(__name__)
@@ -63,23 +57,6 @@ def trust(*packages: str) -> None:
 def trusted() -> tuple[str, ...]:
     """Returns the packages that the user of this process trusts, for :func:`trust` in another one."""
     return tuple(sorted(_trusted))
-
-
-def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust PACKAGE``, which takes effect as it is read."""
-    parser.add_argument(
-        "--trust", action=_Trust, default=[], metavar="PACKAGE", help="a package that configs may name targets of"
-    )
-
-
-class _Trust(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        del option
-        try:
-            trust(values)
-        except ValueError as error:
-            parser.error(str(error))
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -219,28 +196,9 @@ def _parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
     return found
 
 
-def seed_number(text: str) -> int:
-    """Returns a seed of the command line: a whole number that every generator takes, 0 to 2**32 - 1."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, got '{text}'")
-    return int(text)
-
-
 def evenly(total: int, n: int) -> list[int]:
     """Returns n numbers below a total, ascending and evenly spread from first to last; some twice where n is larger."""
     return [place * (total - 1) // max(n - 1, 1) for place in range(n)]
-
-
-def read_text(file: str | Path) -> str:
-    """Returns what a UTF-8 text file holds.
-
-    Raises:
-        ValueError: not UTF-8.
-    """
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def bytes_of(text: str) -> int:
@@ -253,57 +211,3 @@ def bytes_of(text: str) -> int:
     if found is None:
         raise ValueError(f"memory: got '{text}', expected a size such as 512MB or 2GiB")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** (1 + "KMG".index(found[2])))
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it is flushed and renamed to ``path``, on an error removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # some writers make files that only their owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def configure_logging() -> None:
-    """Sends our records of level INFO, and other libraries' warnings, to stderr; called once, by a script."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name in ("ldm", "rdm", "main"):
-        logging.getLogger(name).setLevel(logging.INFO)
-    # Every retry of a download is a warning in one, every instruction set the processor lacks in the other.
-    for name in ("huggingface_hub", "faiss.loader"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _in_words(error: Exception) -> str:
-    """Returns what an error says; for one of the system, the path first, and what to do."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror.lower()}; name another path, or change what is there"
-    return str(error)
-
-
-def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a script's ``main``: bad input ends in one line and exit code 2, never in a traceback."""
-
-    @functools.wraps(main)
-    def run(*args: Any, **kwargs: Any) -> None:
-        configure_logging()
-        try:
-            main(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            if os.environ.get("LDM_TRACEBACK"):
-                raise
-            message = " ".join(_in_words(error).split())
-            sys.stderr.write(f"error: {message}\n")
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            sys.exit(130)
-
-    return run

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rdm.loading import Loaded
+    from rdm.sampling.pipeline import Pipeline
 
 
-def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Loaded:
+def load(checkpoint: str | None = None, database: str | None = None, only: Sequence[str] = ()) -> Pipeline:
     """Returns a model ready to sample, see :func:`rdm.loading.load`; torch is imported now, not with the package."""
-    from rdm.loading import load as load_with_database
+    from rdm.sampling.pipeline import load as load_pipeline
 
-    return load_with_database(checkpoint, database, only)
+    return load_pipeline(checkpoint, database, only)

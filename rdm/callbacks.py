@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from ldm.callbacks import ImageLogger
-from rdm.retrieval.pictures import pictures
+from rdm.retrieval.database.pictures import pictures
 
 
 class RetrievalImageLogger(ImageLogger):

@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
-from ldm.callbacks import image_grid
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
@@ -22,10 +18,10 @@ from rdm.data.datamodule import RetrievalDataModule
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
-from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.living import select_rows
+from rdm.retrieval.database.find import select_rows
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.retriever import Retriever
-from rdm.retrieval.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
@@ -90,65 +86,6 @@ class Loaded:
                 f"{factor * again}: the first stage divides sides by {factor}, the U-Net by {again}"
             )
         return channels, asked[0] // factor, asked[1] // factor
-
-    def __call__(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        neighbours: int | None = None,
-        seed: int = 0,
-        scale: float = 2.0,
-        **options: Any,
-    ) -> list[Image.Image]:
-        """Returns an image for each prompt.
-
-        Args:
-            prompts: a text, or several.
-            neighbours: how many of each text's neighbours the model sees; as many as in training where not given.
-            seed: of the first image; the next ones count on.
-            scale: of guidance, 1 for none.
-            options: ``steps``, ``sampler``, or of an autoregressive model ``temperature``, ``top_k`` and ``top_p``, and
-                all others of :func:`sample_texts`. Copies are looked for only where ``copies`` is given, for plain
-                pictures have no place for a mark.
-        """
-        prompts, k = [prompts] if isinstance(prompts, str) else prompts, neighbours or self.model.conditioner.k
-        from rdm.sample import sample_texts  # which takes what is loaded here
-
-        samples = sample_texts(self, prompts, k=k, seed=seed, scale=scale, **{"copies": None, **options})
-        return _as_pictures(samples.images)
-
-    def edit(
-        self,
-        picture: str | Path,
-        prompt: str | None = None,
-        *,
-        n: int = 1,
-        neighbours: int | None = None,
-        seed: int = 0,
-        scale: float = 2.0,
-        **options: Any,
-    ) -> list[Image.Image]:
-        """Returns n images made of a picture in a file, with the neighbours of a prompt or of the picture itself.
-
-        Args:
-            picture: a file.
-            prompt: a text.
-            n: number of images.
-            neighbours: see :meth:`__call__`, like ``seed`` and ``scale``.
-            seed: likewise.
-            scale: likewise.
-            options: ``mask``, ``outpaint``, ``strength``, ``invert`` and all others of :func:`rdm.edit.edit_picture`.
-        """
-        from rdm.edit import edit_picture
-
-        k = neighbours or self.model.conditioner.k
-        options = {"copies": None, **options}
-        samples = edit_picture(self, picture, n, prompt=prompt, k=k, seed=seed, scale=scale, **options)
-        return _as_pictures(samples.images)
-
-
-def _as_pictures(images: Tensor) -> list[Image.Image]:
-    return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in images]
 
 
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
@@ -221,7 +158,7 @@ def load(
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:
-    from rdm.retrieval.index import NeighbourIndex  # faiss, where something is searched for
+    from rdm.retrieval.index.faiss_index import NeighbourIndex  # faiss, where something is searched for
 
     return NeighbourIndex.open(database)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ldm.util import add_trust_option, command_line
-from rdm.options import add_embedding_options, add_ray_option, finite, positive
+from ldm.command_line import add_trust_option, command_line
+from rdm.cli.sampling import add_embedding_options, add_ray_option, finite, positive
 
 COMMANDS = {
     "build": "embed the pictures of a source (what happens without a command)",
@@ -79,7 +79,7 @@ def _add_rules(p: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Does what the command line asks for."""
     args = parse_args()
-    from rdm.retrieval import commands
+    from rdm.cli import database as commands
 
     for line in getattr(commands, f"{args.command}_command")(args):
         print(line)

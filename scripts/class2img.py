@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
-from rdm.options import add_sampling_options, positive, sampling_options, saving_options
+from ldm.command_line import command_line
+from rdm.cli.sampling import add_sampling_options, positive, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -35,9 +35,9 @@ def main() -> None:
     if args.by == "text" and args.pool < args.knn:
         raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
     from rdm.loading import load
-    from rdm.provenance import save
     from rdm.retrieval.classes import resolve_class
-    from rdm.sample import sample_classes
+    from rdm.sampling.record import save
+    from rdm.sampling.samples import sample_classes
 
     loaded = load(args.ckpt, args.database, args.only, args.config)
     names = [resolve_class(name, loaded.retriever.database) for name in args.classes]

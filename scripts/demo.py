@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.util import command_line
-from rdm.options import finite
+from ldm.command_line import command_line
+from rdm.cli.sampling import finite
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
@@ -43,8 +43,8 @@ def main() -> None:
     p.add_argument("--minutes", type=finite, default=5.0, help="training time; 0 shows the shipped model only")
     p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
     args = p.parse_args()
-    from rdm.demo import paint
     from rdm.loading import SHIPPED
+    from rdm.sampling.demo import paint
 
     started = time.time()
     run = Path("logs") / time.strftime("%Y-%m-%dT%H-%M-%S_demo")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
-from rdm.options import add_sampling_options, finite, fraction, positive, sampling_options, saving_options
+from ldm.command_line import command_line
+from rdm.cli.sampling import add_sampling_options, finite, fraction, positive, sampling_options, saving_options
 
 WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight")
 
@@ -43,9 +43,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Makes ``--n_samples`` images of the picture."""
     args = parse()
-    from rdm.edit import edit_picture, fidelity
     from rdm.loading import load
-    from rdm.provenance import save
+    from rdm.sampling.edit import edit_picture, fidelity
+    from rdm.sampling.record import save
 
     loaded = load(args.ckpt, args.database, args.only, args.config)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.util import command_line
-from rdm.evaluate.options import add_images, add_memorisation, add_reconstruction, add_repeat, add_samples
-from rdm.options import model_options
+from ldm.command_line import command_line
+from rdm.cli.evaluation import add_images, add_memorisation, add_reconstruction, add_repeat, add_samples
+from rdm.cli.sampling import model_options
 
 
 def parse() -> argparse.Namespace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.util import add_trust_option, command_line
+from ldm.command_line import add_trust_option, command_line
 
 
 def parse() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main() -> None:
         written = Path(args.output) / "model.safetensors"
         write_weights(written, state, metadata={"scale_factor": scale_of_diffusers(args.run)})
     elif args.to == "safetensors":
-        from ldm.checkpoint import export_run
+        from ldm.run import export_run
 
         options = {"half": not args.float32, "weights": args.weights}
         written = export_run(args.run, args.output, checkpoint=args.checkpoint, **options)
@@ -57,11 +57,11 @@ def main() -> None:
 
 def convert(args: argparse.Namespace) -> Path:
     """Writes a run for CompVis' code or for diffusers, and returns what was written."""
-    from ldm.checkpoint import measured_latents, read_run
+    from ldm.run import measured_latents, read_run
 
     config, state = read_run(args.run, args.checkpoint, args.weights)
     if args.to == "compvis":
-        from rdm.compat import export_model
+        from rdm.convert.compvis import export_model
 
         return export_model(config["model"], state, args.output)
     if args.weights == "both":

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
-from rdm.options import add_sampling_options, fraction_or_count, sampling_options, saving_options
+from ldm.command_line import command_line
+from rdm.cli.sampling import add_sampling_options, fraction_or_count, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -50,8 +50,8 @@ def main() -> None:
     if args.from_image and args.best_of > 1:
         raise ValueError("got --best_of with --from-image, expected it alone: its record says which image was kept")
     from rdm.loading import load
-    from rdm.provenance import make_again, read_record, save
-    from rdm.sample import sample_image, sample_popular, sample_rows, sample_texts
+    from rdm.sampling.record import make_again, read_record, save
+    from rdm.sampling.samples import sample_image, sample_popular, sample_rows, sample_texts
 
     if args.from_image:
         samples, loaded = make_again(read_record(args.from_image), args.ckpt, args.database)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line
-from rdm.options import add_embedding_options, finite, positive
+from ldm.command_line import command_line
+from rdm.cli.sampling import add_embedding_options, finite, positive
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,9 +32,9 @@ def main() -> None:
     from ldm.config import read_config
     from ldm.util import check_mapping, instantiate_from_config
     from rdm.retrieval.config import embedder_config, load_embedder, require, source_config
-    from rdm.retrieval.database import RetrievalDatabase
-    from rdm.retrieval.index import NeighbourIndex
-    from rdm.retrieval.neighbours import build_neighbour_table
+    from rdm.retrieval.database.rows import RetrievalDatabase
+    from rdm.retrieval.index.faiss_index import NeighbourIndex
+    from rdm.retrieval.neighbours.build import build_neighbour_table
 
     if bool(args.config) == bool(args.database and args.images):
         raise ValueError("expected either --config FILE or --database FOLDER with --images PICTURES; see --help")

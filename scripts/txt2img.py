@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.util import command_line, read_text
-from rdm.options import add_sampling_options, finite, names, sampling_options, saving_options
+from ldm.command_line import command_line
+from ldm.files import read_text
+from rdm.cli.sampling import add_sampling_options, finite, names, sampling_options, saving_options
 
 
 def parse() -> argparse.Namespace:
@@ -45,8 +46,8 @@ def main() -> None:
     if args.to is not None and (len(prompts) > 1 or args.n_iter > 1 or args.image or args.negative):
         raise ValueError("got --to with several prompts or rounds, --image or --negative, expected one --prompt alone")
     from rdm.loading import load
-    from rdm.provenance import save
-    from rdm.sample import sample_between, sample_texts
+    from rdm.sampling.record import save
+    from rdm.sampling.samples import sample_between, sample_texts
 
     loaded = load(args.ckpt, args.database, args.only, args.config)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"

@@ -31,7 +31,7 @@ from benchmarks.agreement.networks import (
 from benchmarks.agreement.pair import ROOT, Pair, pixels, script, write_pair
 from benchmarks.agreement.table import compared, table
 from benchmarks.agreement.theirs import figures
-from ldm.util import command_line
+from ldm.command_line import command_line
 from rdm.evaluate.metrics import SPLITS
 
 NETWORKS = ("clip", "unit", "classifier", "inception")

@@ -19,8 +19,8 @@ from benchmarks.claims.cost import measure_cost
 from benchmarks.claims.measure import Bench, ceilings, measure_all
 from benchmarks.claims.runs import all_runs, is_trained, prepare, train_all
 from benchmarks.claims.spaces import set_up
+from ldm.command_line import command_line
 from ldm.files import write_json
-from ldm.util import command_line
 from rdm.loading import load
 
 LOG = logging.getLogger(__name__)

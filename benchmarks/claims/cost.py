@@ -17,7 +17,7 @@ from ldm.files import file_hash
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from rdm.loading import SHIPPED, Loaded, load
 from rdm.retrieval.queries import text_queries
-from rdm.sample import generate
+from rdm.sampling.samples import generate
 
 LOG = logging.getLogger(__name__)
 REPEATS = 5

@@ -20,15 +20,15 @@ from benchmarks.claims.runs import is_trained
 from benchmarks.claims.spaces import Setup, accuracy, quality, unit_texts
 from benchmarks.style_classifier import to_bytes, to_floats
 from benchmarks.styles import ranks
-from ldm.callbacks import image_grid, save_png
 from ldm.checkpoint import read_weights, write_weights
 from ldm.files import file_hash
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
+from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
 from rdm.loading import Loaded, load
-from rdm.retrieval.living import select_rows
+from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.retriever import Retriever
-from rdm.sample import Samples, sample_classes, sample_popular, sample_texts
+from rdm.sampling.samples import Samples, sample_classes, sample_popular, sample_texts
 
 LOG = logging.getLogger(__name__)
 SHOWN = 16

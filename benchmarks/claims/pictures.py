@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.claims.measure import shown_key
 from benchmarks.style_classifier import to_floats
 from benchmarks.styles import picture
-from ldm.callbacks import save_png
 from ldm.checkpoint import read_weights
+from ldm.pictures import save_png
 
 Lines = Sequence[Mapping[str, Any]]
 SPACES = ("pixels", "clip")

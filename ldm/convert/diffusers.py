@@ -15,14 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import (
-    check_described,
-    check_weights,
-    described_model,
-    read_weights,
-    without_paths,
-    write_weights,
-)
+from ldm.checkpoint import check_weights, read_weights, write_weights
 from ldm.config import read_config, write_config
 from ldm.convert.autoencoder import (
     KL,
@@ -34,6 +27,7 @@ from ldm.convert.autoencoder import (
 )
 from ldm.convert.unet import Names, check_network, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
 from ldm.files import read_json, write_json
+from ldm.run import check_described, described_model, without_paths
 
 LOG = logging.getLogger(__name__)
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint import average_as_weights, load_weights, read_weights, weights_of
+from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
+from ldm.run import weights_of
 from ldm.util import instantiate_from_config
 
 INSIDE = "first_stage_model."

@@ -25,7 +25,7 @@ from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
 from rdm.retrieval.config import require
-from rdm.retrieval.neighbours import images_hash
+from rdm.retrieval.patches.identity import images_hash
 
 LOG = logging.getLogger(__name__)
 FORMAT = 1

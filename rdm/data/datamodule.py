@@ -13,18 +13,12 @@ from torch.utils.data import Dataset
 from ldm.data.datamodule import DataModule, ResumableSampler
 from ldm.util import instantiate_from_config
 from rdm.data.query_dataset import CaptionSampler, QueryDataset
-from rdm.retrieval.builder import check_source, prepare_database
+from rdm.retrieval.builder.build import check_source, prepare_database
 from rdm.retrieval.config import check_database, load_embedder
-from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.neighbours import (
-    CAPTION,
-    NEAR_DUPLICATE,
-    PICTURE,
-    NeighbourTable,
-    check_query,
-    prepare_neighbour_table,
-)
-from rdm.retrieval.search import read_card
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.search import read_card
+from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
+from rdm.retrieval.neighbours.table import CAPTION, NEAR_DUPLICATE, PICTURE, NeighbourTable
 
 LOG = logging.getLogger(__name__)
 CAPTIONS = "train-captions"  # the table of the neighbours of the training images' captions
@@ -142,7 +136,7 @@ class RetrievalDataModule(DataModule):
             return False
 
     def _prepare(self, names: Sequence[str]) -> None:
-        from rdm.retrieval.index import NeighbourIndex  # faiss, for this process only
+        from rdm.retrieval.index.faiss_index import NeighbourIndex  # faiss, for this process only
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)

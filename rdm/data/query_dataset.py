@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
 from ldm.models.diffusion.stepping import seeded_generator
-from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.neighbours import NeighbourTable, images_hash
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.neighbours.table import NeighbourTable
+from rdm.retrieval.patches.identity import images_hash
 
 
 class ByCaption(int):

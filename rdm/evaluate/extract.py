@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import check_hash, file_hash, read_json, write_json
-from ldm.util import atomic_path
+from ldm.files import atomic_path, check_hash, file_hash, read_json, write_json
 from rdm.evaluate.features import FeatureNetwork
 
 FORMAT = 1

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ldm.callbacks import image_grid, save_png
 from ldm.files import file_hash, write_json
 from ldm.metrics import l1, psnr, ssim
 from ldm.models.first_stage import FirstStage
@@ -25,6 +24,7 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.losses.lpips import LPIPS
 from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
+from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.features import WEIGHT_FILES, clip_name
 from rdm.evaluate.metrics import Moments, frechet_distance

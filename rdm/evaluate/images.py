@@ -10,13 +10,13 @@ from typing import Any
 
 from ldm.files import write_json
 from ldm.util import instantiate_from_config
+from rdm.cli.sampling import add_model_options, model_options
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
 from rdm.evaluate.measures import MEASURES, Seen
 from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
-from rdm.options import add_model_options, model_options
 from rdm.retrieval.config import source_config
 
 SAMPLES = 1000  # images of a model where no number is asked for

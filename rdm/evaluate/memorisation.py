@@ -26,10 +26,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.callbacks import image_grid, save_png
-from ldm.files import file_hash, write_json
-from ldm.util import atomic_path, evenly, instantiate_from_config
-from rdm.copies import DIGITS, THRESHOLD
+from ldm.files import atomic_path, file_hash, write_json
+from ldm.pictures import image_grid, save_png
+from ldm.util import evenly, instantiate_from_config
+from rdm.evaluate.choices import WAYS
 from rdm.evaluate.nearest import (
     Features,
     Nearest,
@@ -40,14 +40,14 @@ from rdm.evaluate.nearest import (
     joined,
     nearest,
 )
-from rdm.evaluate.options import WAYS
 from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import FirstStageCopies, ModelSamples, read_captions, write_samples
 from rdm.loading import Loaded
-from rdm.provenance import ABOUT_A_ROW, written_images
-from rdm.retrieval.database import RetrievalDatabase
-from rdm.retrieval.neighbours import ids_hash, images_hash
-from rdm.retrieval.pictures import pictures
+from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.patches.identity import ids_hash, images_hash
+from rdm.sampling.copies import DIGITS, THRESHOLD
+from rdm.sampling.record import ABOUT_A_ROW, written_images
 
 LOG = logging.getLogger(__name__)
 CAPTIONS = WAYS[1]
@@ -71,7 +71,7 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], options: Mapping[str, 
     Args:
         loaded: the model with its database.
         args: the command line of ``scripts/evaluate.py memorisation`` by name.
-        options: of the sampling, see :func:`rdm.sample.generate`.
+        options: of the sampling, see :func:`rdm.sampling.samples.generate`.
 
     Raises:
         ValueError: fewer than two samples, a config that names no held-out pictures, or no matplotlib.

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.decode import decode_image
-from rdm.retrieval.exact import unit_vectors
-from rdm.retrieval.others import picture_vectors, rows_by_picture
-from rdm.retrieval.pictures import pictures
+from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.index.exact import unit_vectors
+from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture
 from rdm.retrieval.retriever import Retriever
 
 EMBEDDER, PIXELS = "embedder", "pixels"

@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ldm.callbacks import image_grid, save_png
 from ldm.data.decode import open_picture
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import file_hash, read_json, read_text, write_json
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.util import evenly, instantiate_from_config, read_text
-from rdm.copies import as_written
+from ldm.pictures import image_grid, save_png
+from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.features import as_bytes
 from rdm.loading import Loaded, config_beside, model_config
 from rdm.retrieval.config import source_config
 from rdm.retrieval.queries import text_queries
-from rdm.sample import sample_retrieved, unconditional_queries
-from rdm.usual import settled
+from rdm.sampling.copies import as_written
+from rdm.sampling.samples import sample_retrieved, unconditional_queries
+from rdm.sampling.usual import settled
 
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
 TEXTS = 256  # that are embedded at once
@@ -107,9 +107,9 @@ class ModelSamples:
             neighbours of popular rows.
         k: neighbours of each.
         seed: of the first image.
-        top_m: of popular rows, see :func:`rdm.sample.sample_popular`.
+        top_m: of popular rows, see :func:`rdm.sampling.samples.sample_popular`.
         weighted: likewise.
-        options: of :func:`rdm.sample.sample_retrieved`.
+        options: of :func:`rdm.sampling.samples.sample_retrieved`.
 
     Attributes:
         about: what a report states of them.

@@ -6,14 +6,14 @@ Names are imported when first used, so a data-loader worker that only reads a ne
 from ldm.util import names_when_used
 
 _HOME = {
-    "RetrievalDatabase": "database",
-    "build_database": "builder",
-    "prepare_database": "builder",
-    "NeighbourIndex": "index",
-    "Neighbours": "exact",
-    "NeighbourTable": "neighbours",
-    "build_neighbour_table": "neighbours",
-    "prepare_neighbour_table": "neighbours",
+    "RetrievalDatabase": "database.rows",
+    "build_database": "builder.build",
+    "prepare_database": "builder.build",
+    "NeighbourIndex": "index.faiss_index",
+    "Neighbours": "index.exact",
+    "NeighbourTable": "neighbours.table",
+    "build_neighbour_table": "neighbours.build",
+    "prepare_neighbour_table": "neighbours.build",
     "Retriever": "retriever",
     "Retrieved": "retriever",
     "popular_queries": "queries",
@@ -22,12 +22,12 @@ _HOME = {
     "image_queries": "queries",
     "mix": "queries",
     "between": "queries",
-    "append_pictures": "living",
-    "find_rows": "living",
-    "compact": "living",
-    "merge_databases": "living",
-    "find_duplicates": "duplicates",
-    "import_database": "imports",
+    "append_pictures": "upkeep.append",
+    "find_rows": "database.find",
+    "compact": "upkeep.compact",
+    "merge_databases": "upkeep.merge",
+    "find_duplicates": "upkeep.duplicates",
+    "import_database": "upkeep.imports",
 }
 __all__ = sorted(_HOME)
 __getattr__ = names_when_used(__name__, _HOME)

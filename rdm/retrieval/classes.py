@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 
 from ldm.util import nearest
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.retriever import Retrieved, Retriever
 
 LOG = logging.getLogger(__name__)

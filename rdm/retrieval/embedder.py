@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -103,24 +102,6 @@ def _checked(embedder: Embedder, found: Tensor, names: Sequence[str]) -> np.ndar
             "check its weights"
         )
     return vectors
-
-
-def picture_hash(pixels: np.ndarray) -> str:
-    """Returns the SHA-256 of a picture ``[H, W, 3] uint8``: of its pixels, not of the file that held it."""
-    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """Returns an image ``[3, H, W]`` in [-1, 1] as pixels ``[H, W, 3] uint8``."""
-    return ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-
-
-def image_id(images: Any, index: int) -> str:
-    """Returns the id of a picture of a ``ldm.data`` data set without decoding it, ``""`` if unreadable."""
-    try:
-        return images.metadata(index)["id"]
-    except ValueError:
-        return ""
 
 
 def check_embedder(made_by: Mapping[str, str], embedder: Embedder, what: str, remedy: str) -> None:

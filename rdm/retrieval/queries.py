@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 
 CLASS_TEMPLATE = "An image of a {class}."

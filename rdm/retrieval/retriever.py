@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, check_embedder
 
 if TYPE_CHECKING:
-    from rdm.retrieval.search import SearchIndex
+    from rdm.retrieval.index.search import SearchIndex
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.retrieval import DIM, KINDS, VARIED
-from rdm.retrieval.choose import index_bytes
+from rdm.retrieval.index.factory import index_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 2000

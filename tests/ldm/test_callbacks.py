@@ -11,9 +11,10 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 from small_models import IDENTITY, unet
 
-from ldm.callbacks import ImageLogger, Timings, image_grid, memory_gb, save_png
+from ldm.callbacks import ImageLogger, Timings, memory_gb
 from ldm.data import DataModule
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.pictures import image_grid, save_png
 
 
 def test_image_grid_puts_images_in_rows_and_entries_in_columns() -> None:

@@ -13,13 +13,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
-from ldm.checkpoint import (
-    average_as_weights,
-    load_weights,
-    read_metadata,
-    read_weights,
-    write_weights,
-)
+from ldm.checkpoint import average_as_weights, load_weights, read_metadata, read_weights, write_weights
 from ldm.files import file_hash
 from ldm.modules.ema import LitEma
 

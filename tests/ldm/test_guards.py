@@ -12,11 +12,12 @@ from pictures import write_pictures
 from small_models import VQ
 
 from ldm.callbacks import LastStep
-from ldm.checkpoint import export_run, read_metadata, read_weights
+from ldm.checkpoint import read_metadata, read_weights
 from ldm.config import read_config, write_config
 from ldm.data import DataModule
 from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
 from ldm.models.autoencoder import VQModel
+from ldm.run import export_run
 
 LOSS = {
     "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",

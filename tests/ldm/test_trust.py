@@ -9,8 +9,9 @@ import pytest
 
 import main
 from ldm import util
-from ldm.util import add_trust_option, instantiate_from_config
-from rdm.options import add_sampling_options
+from ldm.command_line import add_trust_option
+from ldm.util import instantiate_from_config
+from rdm.cli.sampling import add_sampling_options
 
 
 @pytest.fixture(autouse=True)

@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.util import (
-    atomic_path,
-    check_params,
-    command_line,
-    evenly,
-    get_obj_from_str,
-    instantiate_from_config,
-    nearest,
-    read_text,
-    seed_number,
-)
+from ldm.command_line import command_line, seed_number
+from ldm.files import atomic_path, read_text
+from ldm.util import check_params, evenly, get_obj_from_str, instantiate_from_config, nearest
 
 
 def test_nearest_names_the_closest_word_or_nothing() -> None:
@@ -53,11 +45,11 @@ def test_functions_of_trusted_packages_are_refused_and_not_run(tmp_path: Path) -
     ("target", "message"),
     [
         (
-            "ldm.util.os.mkdir",
-            "there is no module 'ldm.util.os'",
+            "ldm.files.os.mkdir",
+            "there is no module 'ldm.files.os'",
         ),  # no way out through a trusted module's imports
-        ("ldm.util.os", "'ldm.util.os' is a module, expected a class of ldm's own"),
-        ("ldm.util.Path", "'ldm.util.Path' is a class of pathlib, expected a class of ldm's own"),
+        ("ldm.files.os", "'ldm.files.os' is a module, expected a class of ldm's own"),
+        ("ldm.files.Path", "'ldm.files.Path' is a class of pathlib, expected a class of ldm's own"),
         ("torch.nn.functional.relu", "is a function, expected a class of torch's own; .*--trust torch.nn.functional$"),
         ("ldm.utils.nearest", "there is no module 'ldm.utils'"),
         ("ldm.util.nearst", r"no such name in ldm.util; did you mean 'nearest'\?"),

@@ -9,9 +9,9 @@ import pytest
 from pictures import QUIET, ProjectionEmbedder, write_pictures
 from toy import rdm_config, ship
 
-from rdm.loading import Loaded, load
-from rdm.retrieval.builder import build_database
-from rdm.retrieval.database import RetrievalDatabase
+from rdm.retrieval.builder.build import build_database
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.sampling.pipeline import Pipeline, load
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def database(tmp_path: Path, source: dict[str, Any]) -> RetrievalDatabase:
 
 
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A tiny model over a database of 40 flags, with random weights."""
     folder = tmp_path_factory.mktemp("system")
     return load(str(ship(folder / "model", rdm_config(folder))))

@@ -1,0 +1,42 @@
+"""Pictures as tensors: grids of them, and PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.files import atomic_path
+
+
+def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
+    """Returns one picture ``[3, H', W'] uint8`` with a row for each image and a column for each entry.
+
+    Args:
+        columns: images ``[N, 3, H, W]``, or several a row ``[N, M, 3, H, W]``, in [-1, 1].
+        gap: white pixels between pictures.
+    """
+    stacks = [value[:, None] if value.ndim == 4 else value for value in columns.values()]
+    rows = min(len(stack) for stack in stacks)
+    tiles = torch.cat([stack[:rows].detach().float().cpu() for stack in stacks], dim=1)
+    n, m, c, h, w = tiles.shape
+    grid = torch.ones(c, n * (h + gap) + gap, m * (w + gap) + gap)
+    for i in range(n):
+        for j in range(m):
+            top, left = gap + i * (h + gap), gap + j * (w + gap)
+            grid[:, top : top + h, left : left + w] = tiles[i, j]
+    return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
+    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all; with texts under keywords of their own."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_itxt(keyword, text)
+    with atomic_path(path) as temporary:
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="png", pnginfo=info)

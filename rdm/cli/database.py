@@ -1,0 +1,145 @@
+"""What ``scripts/build_database.py`` does for each of its commands; all answer with lines to print."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.config import read_config
+from ldm.util import check_mapping
+from rdm.convert.nn_memory import read_nn_memory
+from rdm.retrieval.builder.build import prepare_database
+from rdm.retrieval.config import check_database, embedder_config, load_embedder, require, source_config
+from rdm.retrieval.database.find import find_rows
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
+from rdm.retrieval.index.faiss_index import NeighbourIndex
+from rdm.retrieval.index.search import is_of
+from rdm.retrieval.index.tune import caption_vectors
+from rdm.retrieval.neighbours.popularity import write_popularity
+from rdm.retrieval.upkeep.append import append_pictures
+from rdm.retrieval.upkeep.compact import compact
+from rdm.retrieval.upkeep.duplicates import FILE as DUPLICATES
+from rdm.retrieval.upkeep.duplicates import find_duplicates, write_duplicates
+from rdm.retrieval.upkeep.imports import import_database
+from rdm.retrieval.upkeep.merge import merge_databases
+from rdm.retrieval.upkeep.verify import verify
+
+
+def build_command(args: argparse.Namespace) -> Iterator[str]:
+    """Builds a database, or completes it."""
+    config, database = _sections(args)
+    embedder = load_embedder(config)
+    yield from _with_index(prepare_database(embedder=embedder, **database), args, embedder)
+
+
+def append_command(args: argparse.Namespace) -> Iterator[str]:
+    """Embeds the pictures of a source that a database does not have yet."""
+    config, database = _sections(args)
+    embedder = load_embedder(config)
+    yield from _with_index(append_pictures(embedder=embedder, **database), args, embedder)
+
+
+def remove_command(args: argparse.Namespace) -> Iterator[str]:
+    """Marks rows as removed, or says how many that would be.
+
+    Raises:
+        ValueError: no rule is given, or one that is no ``COLUMN=VALUE``.
+    """
+    database, where = RetrievalDatabase.open(args.database), dict[str, list[str]]()
+    for rule in args.where:
+        column, equals, value = rule.partition("=")
+        if not equals:
+            raise ValueError(f"--where: got '{rule}', expected COLUMN=VALUE")
+        where.setdefault(column, []).append(value)
+    if not (args.id or args.source or args.licence or where):
+        raise ValueError("expected at least one of --id, --source, --licence, --where; see --help")
+    rows = find_rows(database, ids=args.id, sources=args.source, licences=args.licence, where=where)
+    new = len(rows) if database.alive is None else int(np.count_nonzero(database.alive[rows]))
+    if not args.dry_run:
+        new = database.remove(rows)
+    what = "would be removed" if args.dry_run else "removed"
+    yield f"{database.path}: {new} rows {what}, {len(rows) - new} of the {len(rows)} that match were so before"
+
+
+def compact_command(args: argparse.Namespace) -> Iterator[str]:
+    """Rewrites a database without its removed rows."""
+    yield from _with_index(compact(args.database))
+
+
+def merge_command(args: argparse.Namespace) -> Iterator[str]:
+    """Writes one database with the rows of several."""
+    yield from _with_index(merge_databases(args.databases, args.output), args)
+
+
+def import_command(args: argparse.Namespace) -> Iterator[str]:
+    """Makes a database of one that another project made, or reads how popular the rows of one are."""
+    if [Path(path).suffix for path in args.paths] == [".p"]:
+        database, (rows, counts) = RetrievalDatabase.open(args.output), read_nn_memory(args.paths[0])
+        write_popularity(database, rows, counts, args.paths[0])
+        said = f"{len(rows)} of {len(database)} rows are somebody's neighbour, {counts.sum()} times in all"
+        yield f"{database.path}: {said}"
+        return
+    if not args.config:
+        raise ValueError("expected --config FILE with the embedder that made the vectors, see configs/database")
+    (config,) = require(read_config([args.config]), ("embedder",), args.config)
+    embedder = load_embedder(config)
+    yield from _with_index(import_database(args.paths, args.output, embedder), args, embedder)
+
+
+def verify_command(args: argparse.Namespace) -> Iterator[str]:
+    """Checks every byte of a database, of its index and of the neighbour tables beside it."""
+    for line in verify(RetrievalDatabase.open(args.database)):
+        yield f"{args.database}: {line}"
+
+
+def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the configs of embedder and database that a command line asks for."""
+    if bool(args.config) == bool(args.source):
+        raise ValueError("expected either --config FILE or --source PICTURES; see --help")
+    if args.source and not args.output:
+        raise ValueError("got --source without --output, expected the folder of the database as --output FOLDER")
+    if args.config:
+        embedder, database = require(read_config([args.config], args.overrides), ("embedder", "database"), args.config)
+        check_mapping(database, "database")
+    else:
+        embedder = embedder_config(args.embedder, args.pretrained)
+        database = {"source": source_config(args.source, args.size)}
+    given = {"path": args.output, "batch_size": args.batch_size, "ray": args.ray}
+    database |= {key: value for key, value in given.items() if value is not None}
+    check_database(database)
+    return embedder, database
+
+
+def _with_index(
+    database: RetrievalDatabase, args: argparse.Namespace | None = None, embedder: Embedder | None = None
+) -> Iterator[str]:
+    """Describes a database and its index, which is built where there is none or that of the rows of before.
+
+    Args:
+        database: the database.
+        args: the command line: ``index`` and ``ram`` say which index; after rows came in, duplicates are reported, and
+            removed where ``drop_duplicates`` asks for it.
+        embedder: the one that made the database, if it is at hand: an index is then tuned by captions.
+    """
+    known = is_of(database, database.path / "index")
+    wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
+    texts = None if embedder is None else partial(caption_vectors, database, embedder)
+    index = NeighbourIndex.open(database, replace=True, texts=texts, **wanted)
+    yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
+    if args is None or (known and not args.drop_duplicates):
+        return
+    found = find_duplicates(database, index, args.near_duplicate)
+    if len(found.rows):
+        write_duplicates(database, found)
+        dropped = database.remove(found.rows) if args.drop_duplicates else 0
+        what = f"{dropped} of them removed" if args.drop_duplicates else "--drop-duplicates removes them"
+        yield (
+            f"{database.path}: {found.exact} rows are copies of earlier ones, {len(found.rows) - found.exact} nearly "
+            f"(cosine at least {args.near_duplicate}), see {DUPLICATES}; {what}"
+        )

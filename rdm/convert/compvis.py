@@ -1,0 +1,109 @@
+"""Writes our retrieval-augmented models as checkpoints and configs that CompVis' code loads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.convert.autoencoder import with_plain_codes
+from ldm.convert.compvis import SCHEDULERS, export_compvis, first_stage_of_compvis, write_compvis
+from ldm.convert.unet import check_network
+from rdm.compat import DATABASE_ARGUMENTS, IDENTITIES, RESHAPERS, RETRIEVAL_ARGUMENTS, UNCONDITIONAL, UNET_TARGET
+
+LOG = logging.getLogger(__name__)
+
+
+def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
+    """Writes ``model.ckpt`` and ``config.yaml`` for CompVis' code and returns the path of the first.
+
+    Args:
+        model: target and params of any latent diffusion model or first stage, with retrieval or without.
+        state: its weights, see ``ldm.checkpoint.choose_weights``.
+        output: the folder.
+
+    Raises:
+        ValueError: something CompVis' code has no counterpart for.
+    """
+    if not str(model["target"]).startswith("rdm."):
+        return export_compvis(model, state, output)
+    if "transformer_config" in model["params"]:
+        notes = _notes(model)
+        model, state = with_plain_codes(model, state)
+        return write_compvis({"model": _autoregressive_model(model, state)}, state, Path(output), notes)
+    notes, model = _retrieval_model(model)
+    state = dict(state)
+    if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # their code divides by its length
+        state["unconditional_guidance_vex"] = torch.ones(*model["params"]["guidance_vex_shape"])
+    return export_compvis(model, state, output, arguments=RETRIEVAL_ARGUMENTS, notes=notes)
+
+
+def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns what a user of CompVis' code has to know, and the model under CompVis' name and arguments."""
+    notes, params = _notes(model), dict(model["params"])
+    params.pop("use_neighbours", None)
+    unet = {name: value for name, value in params["unet_config"]["params"].items() if name != "legacy"}
+    if unet.get("n_embed") is not None:
+        raise ValueError(f"unet_config: n_embed is {unet['n_embed']}, expected none; CompVis' network is another one")
+    width = unet["context_dim"]
+    conditioner = params.pop("conditioner", None) or {}
+    theirs = {
+        "k_nn": conditioner.get("k", 4),
+        "query_key": "clip_img_emb",
+        "nn_key": "nn_embeddings",
+        "retrieval_encoder_cfg": {"target": IDENTITIES[0]},
+        "guidance_vex_shape": [width if isinstance(width, int) else width[0]],
+        "cond_stage_key": "nixda",
+        "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
+    }
+    check_network(params["unet_config"])
+    params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
+    params["unet_config"] = {"target": UNET_TARGET, "params": unet}
+    if not params.get("retrieval_cfg"):
+        notes += "\nTheir scripts/rdm_sample.py wants a database of theirs too: retrieval_cfg and nn_memory in params."
+    return notes, {**model, "target": "rdm.models.diffusion.ddpm.MinimalRETRODiffusion", "params": params}
+
+
+def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns an autoregressive model under CompVis' name and arguments."""
+    params = model["params"]
+    first = first_stage_of_compvis(params["first_stage_config"], False)
+    scheduler = params.get("scheduler_config") or {}
+    theirs = {
+        "mask_token": int(state["mask_token"]),
+        "sos_token": int(state["sos_token"]),
+        "p_mask_max": params.get("p_mask_max", 0.0),
+        "nn_key": params.get("nn_key", "nn_embeddings"),
+        "nn_reshaper_cfg": {"target": RESHAPERS[0]},
+        "nn_encoder_cfg": {"target": IDENTITIES[1]},
+        "transformer_config": dict(params["transformer_config"]),
+        # Their model calls the encoder of this class, not of the interface, which gives no codes.
+        "first_stage_config": {**first, "target": "ldm.models.autoencoder.VQModel"},
+        "cond_stage_config": UNCONDITIONAL,
+        **({"scheduler_config": scheduler} if scheduler.get("target") in SCHEDULERS else {}),
+        **{name: params[name] for name in DATABASE_ARGUMENTS if params.get(name)},
+    }
+    target = "rdm.models.autoregression.transformer.LatentImageRETRO"
+    rate = model.get("base_learning_rate", params.get("learning_rate", 3e-4))
+    return {"base_learning_rate": rate, "target": target, "params": theirs}
+
+
+def _notes(model: Mapping[str, Any]) -> str:
+    """Returns what a user of CompVis' code has to know of a model that looks at neighbours.
+
+    Raises:
+        ValueError: it looks at none.
+    """
+    params = model["params"]
+    if not params.get("use_neighbours", True):
+        raise ValueError("use_neighbours is false, expected true; CompVis' code has no model without neighbours")
+    notes, conditioner = "For CompVis' code; the null context is zeros.", params.get("conditioner") or {}
+    if conditioner.get("normalize"):
+        length = f"length {conditioner.get('scale', 1.0)}"
+        notes += f"\nThe model was trained on vectors of {length}: bring every neighbour (and query) to it before."
+        LOG.warning("the model looks at vectors of %s, which CompVis' code has to be given: see config.yaml", length)
+    return notes

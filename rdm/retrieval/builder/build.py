@@ -1,0 +1,191 @@
+"""Builds a retrieval database: read -> embed -> write, a shard at a time.
+
+A shard covers a fixed range of the source. Each is written under a temporary name, flushed and renamed, and
+then noted in ``build.json``; a build that was killed continues after the last noted shard and ends in the
+same bytes. The card ``database.json`` comes last, so a folder with a card is complete. Pictures are read ahead by
+other processes and shards written behind by a thread, so that the embedder need not wait. On several machines, each
+does all this for shards of its own (:mod:`rdm.retrieval.builder.on_ray`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm.util import instantiate_from_config
+from rdm.retrieval.builder.forecast import forecast
+from rdm.retrieval.builder.plan import PLAN, _all_unreadable, check_unreadable, finish, new_plan, note, resume
+from rdm.retrieval.builder.reading import Chunk, chunks_of, read_chunks
+from rdm.retrieval.builder.shard import ShardContent, Work, embed_shard, write_content
+from rdm.retrieval.database.rows import CARD, RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
+from rdm.retrieval.patches.policy import Patches
+
+LOG = logging.getLogger(__name__)
+
+
+def prepare_database(
+    path: str | Path,
+    source: Mapping[str, Any],
+    embedder: Embedder,
+    *,
+    patches: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RetrievalDatabase:
+    """Returns the database at ``path``, building or completing it first where it is not finished.
+
+    Args:
+        path: the folder.
+        source: ``{"target", "params"}`` of the pictures, see :func:`build_database`.
+        embedder: makes the vectors; a database that another one made is refused.
+        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
+        options: further arguments of :func:`build_database`.
+
+    Raises:
+        ValueError: the database there was made by another embedder or from another source, or is damaged.
+    """
+    path = Path(path)
+    if (path / CARD).is_file():
+        database = RetrievalDatabase.open(path, embedder)
+        check_source(database, source, patches)
+        (path / PLAN).unlink(missing_ok=True)  # a kill between writing the card and this leaves it behind
+        return database
+    return build_database(path, source, embedder, patches=patches, **options)
+
+
+def check_source(
+    database: RetrievalDatabase, source: Mapping[str, Any], patches: Mapping[str, Any] | None = None
+) -> None:
+    """Checks that a database, or a part of it, was built from these pictures.
+
+    Raises:
+        ValueError: it was not; names what it was built from.
+    """
+    asked = {"source": _plain(source), "patches": Patches(patches).config}
+    made_from = [{key: entry[key] for key in asked} for entry in database.sources]
+    if asked not in made_from:
+        raise ValueError(
+            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
+            f"delete {database.path} or name another path, and build again"
+        )
+
+
+def build_database(
+    path: str | Path,
+    source: Mapping[str, Any],
+    embedder: Embedder,
+    *,
+    patches: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> RetrievalDatabase:
+    """Embeds patches of every picture of a source and writes the database; continues a build that was killed.
+
+    Args:
+        path: folder to write; it is made, and holds nothing but this database.
+        source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored, so that the pictures of
+            rows can be shown again; relative paths in it start from the folder the programs run in.
+        embedder: makes the vectors.
+        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`; None takes it whole.
+        options: see :class:`Work`.
+
+    Returns:
+        The finished database. Pictures that cannot be read have no row and are listed in ``unreadable.json``.
+
+    Raises:
+        ValueError: a database is there already, a partial build of something else is there, no picture or too few
+            are readable, or a vector is not finite in float16.
+        OSError: the disk is full; complete shards stay, and the same command continues.
+    """
+    path, work = Path(path), Work(**options)
+    work.check()
+    if (path / CARD).is_file():
+        raise ValueError(f"there is a finished database at {path} already; delete it or name another path")
+    images, policy = instantiate_from_config(_plain(source)), Patches(patches)
+    plan = resume(path, new_plan(_plain(source), images, policy, embedder, work), embedder, PLAN)
+    embed_all(path, plan, images, range(len(images)), policy, embedder, work, PLAN)
+    card = {key: plan[key] for key in ("format", "embedder", "dim")}
+    finish(path, plan, {**card, "dtype": "float16", "sources": [], "shards": []})
+    (path / PLAN).unlink()
+    return RetrievalDatabase.open(path, embedder)
+
+
+def embed_all(
+    path: Path,
+    plan: dict[str, Any],
+    images: Any,
+    items: Sequence[int],
+    patches: Patches,
+    embedder: Embedder,
+    work: Work,
+    file: str,
+) -> None:
+    """Writes the shards that a plan lacks, and keeps the plan in ``file`` up to date.
+
+    Args:
+        path: folder of the database.
+        plan: what :func:`resume` returned; it is brought up to date.
+        images: the data set.
+        items: numbers of the pictures to embed.
+        patches: what to take of each.
+        embedder: makes the vectors.
+        work: how.
+        file: name of the plan's file.
+
+    Raises:
+        ValueError: see :func:`build_database`.
+        OSError: a shard cannot be written.
+    """
+    starts = range(plan["next"], len(items), plan["shard_rows"])
+    ranges = [(start, min(start + plan["shard_rows"], len(items))) for start in starts]
+    by_shard = [chunks_of(items[start:stop]) for start, stop in ranges]
+    chunks = [chunk for of_shard in by_shard for chunk in of_shard]
+    workers = work.readers(len(chunks), os.cpu_count() or 1)
+    LOG.info("%s", forecast(path, images, items, patches, embedder, work.batch_size, workers, plan["shard_rows"]))
+    limit = images.max_broken if work.max_broken is None else work.max_broken
+    bar = tqdm(total=len(items), initial=plan["next"], unit="img", desc="database", disable=not work.progress)
+    if work.ray is not None:
+        from rdm.retrieval.builder.on_ray import shards_on_ray  # which builds on this file
+
+        with bar, closing(shards_on_ray(path, plan, images, items, ranges, embedder, work, file)) as shards:
+            for (start, stop), done in zip(ranges, shards, strict=True):
+                check_unreadable(path, _all_unreadable(plan, done["unreadable"]), limit)
+                note(path, plan, stop, file, **done)
+                bar.update(stop - start)
+        return
+    stream = read_chunks(images, patches, chunks, workers)
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer, bar:
+        for (start, stop), of_shard in zip(ranges, by_shard, strict=True):
+            content = embed_shard(_counted(islice(stream, len(of_shard)), bar), embedder, work.batch_size, plan)
+            if written is not None:
+                written.result()  # at most one shard waits while the next one fills
+            check_unreadable(path, _all_unreadable(plan, content.unreadable), limit)
+            written = writer.submit(_write, path, plan, start, stop, content, file)
+        if written is not None:
+            written.result()
+
+
+def _write(path: Path, plan: dict[str, Any], start: int, stop: int, content: ShardContent, file: str) -> None:
+    """Writes a shard, if it has rows, and notes it in the plan."""
+    shard = write_content(path, plan, start, content)
+    note(path, plan, stop, file, shard=shard, unreadable=content.unreadable, without=content.without)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config as it reads back from JSON."""
+    return json.loads(json.dumps(config))
+
+
+def _counted(chunks: Iterable[Chunk], bar: tqdm) -> Iterator[Chunk]:
+    for chunk in chunks:
+        bar.update(chunk.pictures)
+        yield chunk

@@ -1,0 +1,140 @@
+"""From pictures to batches of patches, read ahead by other processes so that the embedder need not wait."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.decode import open_picture
+from rdm.retrieval.patches.identity import picture_hash
+from rdm.retrieval.patches.policy import Patches, cut
+
+CHUNK = 32  # pictures that a reader hands over at once
+
+
+@dataclass
+class Chunk:
+    """What some consecutive pictures of a source gave.
+
+    Attributes:
+        pixels: ``[P, S, S, 3] uint8``, their patches.
+        entries: the metadata row of each patch.
+        faults: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
+        without: pictures that the policy takes no patch of.
+        pictures: how many there were.
+    """
+
+    pixels: Tensor
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    without: int = 0
+    pictures: int = 0
+
+
+class ChunkReader(Dataset[Chunk]):
+    """The chunks of a data set, by number.
+
+    Args:
+        images: a data set of ``ldm.data``: ``read``, ``metadata`` and ``uri`` of a picture, and ``size``.
+        patches: what to take of each picture.
+        chunks: numbers of the pictures in each chunk.
+    """
+
+    def __init__(self, images: Any, patches: Patches, chunks: Sequence[Sequence[int]]) -> None:
+        self.images, self.patches, self.chunks = images, patches, chunks
+
+    def __len__(self) -> int:
+        """Returns the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Chunk:
+        """Returns one chunk; a picture that cannot be read is among its faults."""
+        pixels: list[np.ndarray] = []
+        size = self.images.size
+        chunk = Chunk(torch.empty((0, size, size, 3), dtype=torch.uint8), pictures=len(self.chunks[number]))
+        for item in self.chunks[number]:
+            try:
+                found = self._rows(item)
+            except (OSError, ValueError) as error:
+                reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # equal in every run
+                chunk.faults.append({"item": item, "uri": self.images.uri(item), "reason": reason})
+                continue
+            chunk.without += not found
+            pixels += [patch for patch, _ in found]
+            chunk.entries += [entry for _, entry in found]
+        if pixels:
+            chunk.pixels = torch.from_numpy(np.stack(pixels))
+        return chunk
+
+    def _rows(self, item: int) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """Returns patch and metadata of each row that a picture gives."""
+        texts = dict(self.images.metadata(item))
+        image_id = texts.pop("id")
+        picture = open_picture(self.images.read(item))
+        found = []
+        for box, class_id in self.patches.of(image_id, picture.width, picture.height):
+            patch = cut(picture, box, self.images.size)
+            own = {"class_id": class_id} if class_id else {}
+            sides = box._asdict()
+            found.append(
+                (patch, {**texts, **own, "image_id": image_id, "item": item, **sides, "sha256": picture_hash(patch)})
+            )
+        return found
+
+
+def chunks_of(items: Sequence[int]) -> list[Sequence[int]]:
+    """Returns numbers of pictures in chunks; the last may be smaller."""
+    return [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
+
+
+def read_chunks(images: Any, patches: Patches, chunks: Sequence[Sequence[int]], workers: int) -> Iterator[Chunk]:
+    """Yields the chunks in order, read ahead by so many processes; 0 reads in this one, when asked.
+
+    Raises:
+        ValueError: a reader died.
+    """
+    loader = DataLoader(
+        ChunkReader(images, patches, chunks),
+        batch_size=None,  # a chunk is a batch
+        num_workers=workers,
+        collate_fn=_unchanged,  # type: ignore[arg-type]  # without batches it gets one item
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator().manual_seed(0),  # leaves the global random state alone
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not workers:
+            raise
+        raise ValueError(
+            f"a process that reads pictures died ({str(error).partition(chr(10))[0]}); run the same command again, "
+            "with fewer of them (workers) if memory ran out"
+        ) from error
+
+
+def _unchanged(chunk: Chunk) -> Chunk:
+    return chunk
+
+
+def batches(chunks: Iterable[Chunk], size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
+    """Yields all patches ``[size, S, S, 3] uint8`` and their metadata in order; the last batch may be smaller."""
+    pixels: list[Tensor] = []
+    entries: list[dict[str, Any]] = []
+    for chunk in chunks:
+        pixels.append(chunk.pixels)
+        entries += chunk.entries
+        if len(entries) >= size:
+            together = torch.cat(pixels)
+            for first in range(0, len(together) - size + 1, size):
+                yield together[first : first + size], entries[first : first + size]
+            done = len(entries) // size * size
+            pixels, entries = [together[done:]], entries[done:]
+    if entries:
+        yield torch.cat(pixels), entries

@@ -1,0 +1,27 @@
+"""Pictures of database rows, for people to look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdm.retrieval.database.rows import RetrievalDatabase
+
+
+def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor:
+    """Returns the pictures of rows, cut out of the database's source and scaled, ``[*rows.shape, 3, S, S]`` in [-1, 1].
+
+    Args:
+        database: names its source.
+        rows: integers of any shape.
+        size: S, side in pixels.
+    """
+    scaled = []
+    for patch in database.patches(rows):
+        image = torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 127.5 - 1
+        if image.shape[2:] != (size, size):
+            image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        scaled.append(image[0])
+    return torch.stack(scaled).view(*rows.shape, 3, size, size)

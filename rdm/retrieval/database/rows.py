@@ -1,0 +1,354 @@
+"""The retrieval database: memory-mapped embeddings with the facts about the pictures they came from.
+
+On disk, without pickle anywhere::
+
+    database.json            the card: format, embedder, dim, dtype, rows, sources with patches, shards with sha256
+    embeddings/00000.npy     [n, D] float16, raw
+    metadata/00000.parquet   one row per embedding
+    removed.npz              rows that were removed and not yet rewritten away, if any
+
+Beside these may lie ``index/``, ``neighbours/``, ``popularity.npy``, ``duplicates.csv`` and ``unreadable.json``. Shards
+that another project wrote stay where they are, and the card says where (:mod:`rdm.retrieval.upkeep.imports`). Only a
+finished database has a card; :mod:`rdm.retrieval.builder.build` writes it last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm.files import check_hash, read_json
+from rdm.retrieval.database.removed import alive_rows, changing, read_removed, stamp, write_removed
+from rdm.retrieval.database.shards import (
+    CARD,
+    KINDS,
+    NUMBERS,
+    advise,
+    open_shard,
+    our_columns,
+    shard_file,
+    stored_name,
+    unknown,
+)
+from rdm.retrieval.embedder import Embedder, check_embedder
+from rdm.retrieval.patches.policy import complete_policy
+from rdm.retrieval.patches.source import Source
+
+FORMAT = 1
+_OPEN_TABLES = 8
+
+
+class RetrievalDatabase:
+    """N rows of raw embeddings, opened without reading them.
+
+    Args:
+        path: the folder.
+        card: what its ``database.json`` holds.
+
+    Attributes:
+        path: the folder.
+        card: what ``database.json`` holds.
+        dim: width of an embedding, D.
+        fingerprint: SHA-256 over the embedder's fingerprint and the shard table; equal for equal contents.
+        sources: where the pictures of the shards are: ``source``, ``patches`` and how many ``shards``, in their order.
+        starts: the first row of each shard, and N, ``[shards + 1] int64``.
+    """
+
+    def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
+        self.path = path
+        self.dim: int = card["dim"]
+        contents = {key: card[key] for key in ("format", "dim", "dtype")}
+        contents["shards"] = [{key: shard[key] for key in shard if key != "files"} for shard in card["shards"]]
+        contents["embedder"] = card["embedder"]["fingerprint"]
+        self.fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+        if "sources" not in card:  # an earlier form of the card
+            of_all = {"source": card["source"], "patches": complete_policy(card["patches"])}
+            card = {**card, "sources": [{**of_all, "shards": len(card["shards"])}]}
+        self.card = dict(card)
+        self.sources: list[dict[str, Any]] = card["sources"]
+        self.starts = np.cumsum([0, *(shard["rows"] for shard in card["shards"])])
+        self._shards: dict[int, np.ndarray] = {}
+        self._tables: dict[int, pa.Table] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._sources: dict[int, Source] = {}
+        self._alive: np.ndarray | None = None
+        self._alive_stamp: tuple[int, ...] = ()
+
+    @classmethod
+    def open(cls, path: str | Path, embedder: Embedder | None = None) -> RetrievalDatabase:
+        """Returns the database in a folder.
+
+        Args:
+            path: the folder.
+            embedder: the embedder whose queries it shall answer; None to leave that unchecked.
+
+        Raises:
+            FileNotFoundError: there is no finished database.
+            ValueError: another format version, another embedder, or a shard that is missing or has another
+                shape.
+        """
+        path = Path(path)
+        if not (path / CARD).is_file():
+            raise FileNotFoundError(
+                f"no finished database at {path}; build it with scripts/build_database.py --output {path}"
+            )
+        remedy = f"delete {path} or name another path, and build again"
+        card = read_json(path / CARD, remedy)
+        if card.get("format") != FORMAT:
+            got = card.get("format")
+            raise ValueError(f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}")
+        try:
+            database = cls(path, card)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path / CARD} is not the card of a database ({error!r}); {remedy}") from error
+        if embedder is not None:
+            check_embedder(card["embedder"], embedder, f"database {path}", remedy)
+        if card["rows"] != len(database):
+            raise ValueError(
+                f"database {path} states {card['rows']} rows, its shards sum to {len(database)}; rebuild it"
+            )
+        for number in range(len(card["shards"])):
+            database.mapped(number)
+        return database
+
+    def __len__(self) -> int:
+        """Returns the number of rows, N."""
+        return int(self.starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels to worker processes as its path and card; maps and tables are opened there anew."""
+        return type(self), (self.path, self.card)
+
+    @property
+    def alive(self) -> np.ndarray | None:
+        """Which rows are not removed, ``[N] bool``, not to be written to; None where none is.
+
+        The same array until rows are removed; then, even by another process, a new one. Rows keep their numbers and
+        can still be read; search, neighbour tables and popularity leave the removed ones out.
+
+        Raises:
+            ValueError: the file of removed rows is damaged, or the database was rewritten since it was opened.
+        """
+        found = stamp(self.path)
+        if found != self._alive_stamp:
+            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), found
+        return self._alive
+
+    @property
+    def removed(self) -> int:
+        """Number of rows that are removed and not yet rewritten away."""
+        alive = self.alive
+        return 0 if alive is None else len(self) - int(np.count_nonzero(alive))
+
+    def remove(self, rows: Any) -> int:
+        """Marks rows as removed, at once and for every process that has the database open.
+
+        Args:
+            rows: integer array of any shape.
+
+        Returns:
+            How many of them were not removed before.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, the file of removed rows is damaged, or the database was rewritten
+                since it was opened.
+        """
+        rows = self.check_rows(rows).ravel()
+        with changing(self.path / CARD):
+            before, marks = self.removed, read_removed(self.path)
+            for number, _, local in self._by_shard(rows):
+                name = self.card["shards"][number]["name"]
+                marks[name] = np.concatenate([marks.get(name, local[:0]), local])
+            write_removed(self.path, marks)
+            return self.removed - before
+
+    def embeddings(self, rows: Any) -> np.ndarray:
+        """Returns the raw embeddings of some rows, ``[..., D] float32``.
+
+        Args:
+            rows: integer array of any shape.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        rows = self.check_rows(rows)
+        found = np.empty((rows.size, self.dim), dtype=np.float32)
+        for number, places, local in self._by_shard(rows.ravel()):
+            found[places] = self.mapped(number)[local]
+        return found.reshape(*rows.shape, self.dim)
+
+    def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
+        """Yields all embeddings in order, in blocks ``[<= size, D] float32``; shards that are read are let go of."""
+        number = 0
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield self.embeddings(np.arange(start, stop))
+            while number < len(self.starts) - 1 and self.starts[number + 1] <= stop:
+                if number in self._shards:
+                    advise(self._shards[number], "MADV_DONTNEED")
+                number += 1
+
+    def metadata(self, rows: Any) -> list[dict[str, Any]]:
+        """Returns what is known about some rows, in the order of ``rows`` flattened.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        flat = self.check_rows(rows).ravel()
+        found: list[dict[str, Any]] = [{} for _ in range(flat.size)]
+        for number, places, local in self._by_shard(flat):
+            for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
+                found[place] = entry
+        return found
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Returns one metadata column of all rows; it stays in memory.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if name not in self._columns:
+            numbers = range(len(self.card["shards"]))
+            if all(self.stored_as(number, name) is None for number in numbers):
+                names = ", ".join(
+                    dict.fromkeys(known for number in numbers for known in self._table(number).column_names)
+                )
+                raise ValueError(f"database {self.path} has no metadata column '{name}', it has {names}")
+            self._columns[name] = pa.chunked_array([c for number in numbers for c in self.cells(number, name).chunks])
+        return self._columns[name]
+
+    def cells(self, number: int, name: str) -> pa.ChunkedArray:
+        """Returns one metadata column of one shard, read anew; what :func:`unknown` says where the shard has none."""
+        stored, rows = self.stored_as(number, name), self.card["shards"][number]["rows"]
+        if stored is None:
+            return pa.chunked_array([unknown(name, rows)])
+        found = self._parquet(pq.read_table, number, columns=[stored])[stored]
+        return found if name in NUMBERS else found.cast(pa.string()).fill_null("")
+
+    def stored_as(self, number: int, name: str) -> str | None:
+        """Returns under which name a shard's file holds a metadata column; None where it does not, or holds lists."""
+        fields = self._parquet(pq.read_schema, number)
+        names = [field.name for field in fields if not pa.types.is_nested(field.type)]
+        return stored_name(name, names, "files" in self.card["shards"][number])
+
+    def values(self, name: str, rows: Any) -> np.ndarray:
+        """Returns one metadata column of some rows, an array (of objects for texts) shaped like ``rows``.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, or there is no such column.
+        """
+        rows = self.check_rows(rows)
+        found = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
+        return found.reshape(rows.shape)
+
+    def patches(self, rows: Any, source: Any = None) -> list[np.ndarray]:
+        """Returns the pictures of some rows, cut out of their source again, each ``[S, S, 3] uint8``.
+
+        Args:
+            rows: integer array of any shape, read flattened.
+            source: the data set the database was built from, if it has one only; None to open those its card describes.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``, or a source holds another picture than the database was built from.
+            FileNotFoundError: a source has moved.
+        """
+        rows = self.check_rows(rows).ravel()
+        if source is not None:
+            if len(self.sources) != 1:
+                raise ValueError(
+                    f"got one source, expected those of the card: database {self.path} has {len(self.sources)}"
+                )
+            self._sources[0] = Source(self.sources[0], self.path, source)
+        owners = self.sources_of(rows)
+        for number in set(owners.tolist()) - self._sources.keys():
+            self._sources[number] = Source(self.sources[number], self.path)
+        return [
+            self._sources[owner].patch(row) for owner, row in zip(owners.tolist(), self.metadata(rows), strict=True)
+        ]
+
+    def sources_of(self, rows: Any) -> np.ndarray:
+        """Returns the number in :attr:`sources` of each row's source, shaped like ``rows``.
+
+        Raises:
+            ValueError: a row outside ``[0, N)``.
+        """
+        last_shards = np.cumsum([entry["shards"] for entry in self.sources])
+        return np.searchsorted(self.starts[last_shards], self.check_rows(rows), side="right")
+
+    def shard(self, number: int, local: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+        """Returns embeddings ``[n, D] float16`` and metadata of some rows of one shard, counted within it."""
+        return self.mapped(number)[local].astype(np.float16, copy=False), self._table(number).take(local)
+
+    def verify(self) -> None:
+        """Reads every byte and compares it with the card.
+
+        Raises:
+            ValueError: a shard is missing or damaged; names it.
+        """
+        for number, shard in enumerate(self.card["shards"]):
+            for kind in KINDS:
+                check_hash(self.file(kind, number), shard[kind], "rebuild the database")
+            self._table(number)
+
+    def check_rows(self, rows: Any) -> np.ndarray:
+        """Returns row numbers of any shape as int64.
+
+        Raises:
+            ValueError: no integers, or one outside ``[0, N)``.
+        """
+        rows = np.asarray(rows)
+        if not np.issubdtype(rows.dtype, np.integer) and rows.size:
+            raise ValueError(f"got rows of type {rows.dtype}, expected integers")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise ValueError(f"got rows from {rows.min()} to {rows.max()}, expected 0 to {len(self) - 1}")
+        return rows.astype(np.int64, copy=False)
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yields (shard, places in ``rows``, rows within the shard) for each shard that ``rows`` touches."""
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owners):
+            places = np.flatnonzero(owners == number)
+            yield int(number), places, rows[places] - self.starts[number]
+
+    def file(self, kind: str, number: int) -> Path:
+        """Returns the file of ``embeddings`` or ``metadata`` of one shard, which lies elsewhere if it was imported."""
+        shard = self.card["shards"][number]
+        return Path(shard["files"][kind]) if "files" in shard else shard_file(self.path, kind, shard["name"])
+
+    def mapped(self, number: int) -> np.ndarray:
+        """Returns the memory-mapped embeddings ``[n, D]`` of one shard, in the type they are stored in."""
+        if number not in self._shards:
+            shard = self.card["shards"][number]
+            dtype = shard.get("dtype", self.card["dtype"])
+            self._shards[number] = open_shard(self.file("embeddings", number), shard["rows"], self.dim, dtype)
+        return self._shards[number]
+
+    def _table(self, number: int) -> pa.Table:
+        """Returns the metadata of one shard; the last few are kept."""
+        if number not in self._tables:
+            while len(self._tables) >= _OPEN_TABLES:
+                self._tables.pop(next(iter(self._tables)))
+            table = self._parquet(pq.read_table, number)
+            expected = self.card["shards"][number]["rows"]
+            if len(table) != expected:
+                raise ValueError(
+                    f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
+                )
+            self._tables[number] = our_columns(table) if "files" in self.card["shards"][number] else table
+        return self._tables[number]
+
+    def _parquet(self, read: Callable[..., Any], number: int, **options: Any) -> Any:
+        """Returns what pyarrow reads of the metadata of one shard."""
+        try:
+            return read(self.file("metadata", number), **options)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{self.file('metadata', number)} is missing or damaged ({error}); rebuild the database"
+            ) from error

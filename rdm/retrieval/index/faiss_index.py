@@ -1,0 +1,260 @@
+"""Nearest neighbours by cosine similarity: the only file that imports faiss."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch  # faiss comes after torch: both bring an OpenMP runtime, and the first one loaded is used
+from tqdm import tqdm
+
+import faiss as _faiss  # isort: skip
+
+from ldm.files import atomic_path, check_hash, file_hash
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
+from rdm.retrieval.index.factory import budget, choose_factory
+from rdm.retrieval.index.milvus_index import SCHEME, MilvusIndex
+from rdm.retrieval.index.search import CARD, SearchIndex, is_of, new_card, read_card
+from rdm.retrieval.index.tune import settle
+
+faiss: Any = _faiss  # its type stubs know little of its Python layer
+__all__ = ["NeighbourIndex", "Neighbours"]
+LOG = logging.getLogger(__name__)
+_GPU_MAX_K = 2048  # faiss' limit
+_PER_LIST = 42  # rows to train each list on; faiss asks for 39, and a row may be drawn twice
+_SAMPLE = 65536  # rows to train on, at least
+_TURNS = 25  # rounds of training a rotation
+_MIN_MAPPED = 64_000_000
+
+
+class NeighbourIndex(SearchIndex):
+    """Search over the rows of one database, through faiss.
+
+    Args:
+        database: the rows.
+        index: a faiss index over unit vectors with the inner product as metric.
+        card: factory string, metric, rows, dim, what was measured, and the fingerprint of the database.
+        path: the folder it is saved in.
+    """
+
+    def __init__(self, database: RetrievalDatabase, index: Any, card: dict[str, Any], path: Path) -> None:
+        held = card.get("bytes", 0)
+        super().__init__(database, card, path, max(budget(card.get("ram")) - held, _MIN_MAPPED))
+        self._cpu = index
+        self._fast = _on_gpus(index)
+        inner = _inner(index)
+        self.exact = isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat)
+        self._lists = inner if isinstance(inner, faiss.IndexIVF) else None
+        self.setting = "nprobe" if self._lists else "efSearch" if isinstance(inner, faiss.IndexHNSW) else ""
+
+    @property
+    def widest(self) -> int:
+        """The setting at which the index looks at every row."""
+        return self._lists.nlist if self._lists else len(self) if self.setting else 1
+
+    @classmethod
+    def build(
+        cls,
+        database: RetrievalDatabase,
+        factory: str | None = None,
+        *,
+        ram: int | str | None = None,
+        texts: Callable[[], np.ndarray] | None = None,
+        progress: bool = True,
+    ) -> NeighbourIndex:
+        """Returns an index over all rows of a database, tuned and measured; :meth:`save` writes it.
+
+        It is trained on a sample and filled block by block, so that memory holds the index, the sample and a block.
+
+        Args:
+            database: its rows.
+            factory: faiss' description of an index; ``Flat`` is exact. None chooses by rows, width and ``ram``.
+            ram: what searching may hold in memory besides Python and its libraries: the index, and mapped rows of the
+                database. Bytes, or a size such as ``2GB``, which is the default.
+            texts: gives vectors of real texts ``[M, D] float32`` to tune and measure by, see
+                :func:`rdm.retrieval.index.tune.caption_vectors`; None has shifted rows stand for them.
+            progress: show bars.
+
+        Raises:
+            ValueError: faiss does not know the factory string or cannot train it on so few rows, a row is zero, or
+                the memory is too little.
+        """
+        start, allowed = time.perf_counter(), budget(ram)
+        factory = factory or choose_factory(len(database), database.dim, allowed)
+        index = _trained(factory, database, progress)
+        bar = tqdm(total=len(database), unit="row", unit_scale=True, desc=f"index {factory}", disable=not progress)
+        with bar:
+            for block in database.blocks():
+                index.add(unit_vectors(block, "row", index.ntotal))
+                bar.update(len(block))
+        built = cls(database, index, new_card(database, factory, allowed), database.path / "index")
+        settle(built, texts, progress=progress)
+        built.card["build_seconds"] = round(time.perf_counter() - start, 1)
+        return built
+
+    @classmethod
+    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> NeighbourIndex:
+        """Returns the saved index of a database, memory-mapped where faiss can.
+
+        Args:
+            database: the database it shall belong to.
+            path: its folder; None for ``index`` within the database.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it belongs to another database or is damaged.
+        """
+        path = Path(path or database.path / "index")
+        card = read_card(database, path, ("sha256",))
+        check_hash(path / "index.faiss", card["sha256"], f"delete {path} and build it again")
+        return cls(database, faiss.read_index(str(path / "index.faiss"), _read_flags(card["factory"])), card, path)
+
+    @classmethod
+    def open(
+        cls,
+        database: RetrievalDatabase,
+        factory: str | None = None,
+        *,
+        ram: int | str | None = None,
+        replace: bool = False,
+        **options: Any,
+    ) -> SearchIndex:
+        """Returns the index in the folder of a database, building and saving it first where there is none.
+
+        Where another factory or memory is asked for than that of the index that is there, it is built anew.
+
+        Args:
+            database: its rows.
+            factory: see :meth:`build`; ``milvus:`` before the URI of a cluster, or a file's name, has Milvus serve it.
+            ram: see :meth:`build`.
+            replace: build anew, too, where the index is of other rows, as after an append; else that is an error.
+            options: further ones of :meth:`build`.
+        """
+        path = database.path / "index"
+        if (path / CARD).is_file():
+            card = {} if replace and not is_of(database, path) else read_card(database, path)
+            same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
+            if card and same:
+                return kind_of(card["factory"]).load(database)
+        built = kind_of(factory).build(database, factory, ram=ram, **options)
+        built.save()
+        return built
+
+    def save(self, path: str | Path | None = None) -> None:
+        """Writes ``index.faiss`` and, last, its card.
+
+        Args:
+            path: folder; None for ``index`` within the database.
+        """
+        self.path = Path(path or self.path)
+        (self.path / CARD).unlink(missing_ok=True)  # an index that is half replaced is none
+        with atomic_path(self.path / "index.faiss") as temporary:
+            faiss.write_index(self._cpu, str(temporary))
+        self.card["bytes"] = (self.path / "index.faiss").stat().st_size
+        self.card["sha256"] = file_hash(self.path / "index.faiss")
+        super().save()
+
+    def candidates(
+        self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what faiss finds; see :meth:`SearchIndex.candidates`."""
+        if torch.utils.data.get_worker_info() is not None:
+            faiss.omp_set_num_threads(1)  # a search with threads can hang in a forked data-loader worker
+        options: dict[str, Any] = {self.setting: breadth} if self.setting else {}
+        if allowed is not None:
+            options["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        kinds = {"nprobe": faiss.SearchParametersIVF, "efSearch": faiss.SearchParametersHNSW}
+        params = kinds.get(self.setting, faiss.SearchParameters)(**options)
+        if isinstance(self._cpu, faiss.IndexPreTransform):
+            params = faiss.SearchParametersPreTransform(index_params=params)
+        on_gpu = self._fast is not self._cpu and allowed is None and count <= _GPU_MAX_K
+        scores, rows = (self._fast if on_gpu else self._cpu).search(unit, count, params=params)
+        return rows.astype(np.int64, copy=False), scores
+
+
+def kind_of(factory: str | None) -> Any:
+    """Returns the class of index that a factory describes."""
+    return MilvusIndex if (factory or "").startswith(SCHEME) else NeighbourIndex
+
+
+def _on_gpus(index: Any) -> Any:
+    """Returns the index on every GPU that faiss offers; itself where there is none, or none that can hold its kind."""
+    if getattr(faiss, "get_num_gpus", int)() == 0 or not hasattr(faiss, "index_cpu_to_all_gpus"):
+        return index
+    try:
+        return faiss.index_cpu_to_all_gpus(index)
+    except RuntimeError as error:  # codes searched in a CPU's registers, graphs
+        LOG.info("the index stays on the CPU: %s", str(error).splitlines()[0])
+        return index
+
+
+def _inner(index: Any) -> Any:
+    """Returns the index that a chain of vector transforms leads to."""
+    while isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index
+
+
+def _read_flags(factory: str) -> int:
+    """Returns how faiss shall read an index: by mapping it, except for codes in blocks, which it copies either way."""
+    if "fs" in factory:
+        return 0
+    return faiss.IO_FLAG_MMAP if "IVF" in factory else faiss.IO_FLAG_MMAP_IFC
+
+
+def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
+    """Returns an empty index ready to be filled, trained on a random sample of the rows."""
+    try:
+        index = faiss.index_factory(database.dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(f"faiss knows no index '{factory}'; use 'Flat' ({error})") from error
+    if index.is_trained:
+        return index
+    inner = _inner(index)
+    lists = inner.nlist if isinstance(inner, faiss.IndexIVF) else 1
+    if len(database) < lists:
+        raise ValueError(
+            f"index '{factory}' divides rows into {lists} lists, got {len(database)} rows; use fewer or 'Flat'"
+        )
+    if lists > 1 and getattr(faiss, "get_num_gpus", int)():
+        inner.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inner.d))
+    rotations = _use_short_codes(index)
+    size, rng = max(_SAMPLE, _PER_LIST * lists), np.random.default_rng(0)
+    rows = np.arange(len(database)) if len(database) <= size else np.unique(rng.integers(0, len(database), size))
+    sample, read = np.empty((len(rows), database.dim), np.float32), RowReader(database, _MIN_MAPPED)
+    for start in tqdm(range(0, len(rows), _SAMPLE), desc="index sample", disable=not progress, leave=False):
+        part = rows[start : start + _SAMPLE]
+        sample[start : start + len(part)] = unit_vectors(read(part).astype(np.float32), "row")
+    LOG.info("training index %s on %d of %d rows", factory, len(rows), len(database))
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        raise ValueError(f"faiss cannot train '{factory}' on {len(rows)} rows: {error}; use 'Flat'") from error
+    for rotation, _ in rotations:
+        rotation.pq = None
+    return index
+
+
+def _use_short_codes(index: Any) -> list[tuple[Any, Any]]:
+    """Has the rotations (OPQ) of an index trained for 4-bit codes where those are its codes.
+
+    faiss itself would train them for codes of 8 bits, which takes sixteen times as long and fits less well.
+
+    Returns:
+        Pairs of a rotation and the quantiser it borrows, to be kept until it is trained.
+    """
+    inner, found = _inner(index), []
+    while isinstance(index, faiss.IndexPreTransform):
+        for place in range(index.chain.size()):
+            rotation = faiss.downcast_VectorTransform(index.chain.at(place))
+            if isinstance(rotation, faiss.OPQMatrix) and isinstance(inner, faiss.IndexIVFPQFastScan):
+                codes = faiss.ProductQuantizer(rotation.d_out, rotation.M, inner.pq.nbits)
+                rotation.pq, rotation.niter = codes, _TURNS
+                found.append((rotation, codes))
+        index = faiss.downcast_index(index.index)
+    return found

@@ -1,0 +1,181 @@
+"""The index of a database served by Milvus: a cluster, or a local file of Milvus Lite. Only this file uses pymilvus.
+
+Milvus keeps the vectors in a collection of its own; what it finds are rows of the database, which has to be there too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.exact import unit_vectors
+from rdm.retrieval.index.factory import budget
+from rdm.retrieval.index.search import SearchIndex, new_card, read_card
+from rdm.retrieval.index.tune import settle
+
+SCHEME = "milvus:"
+_MOST = 16384  # candidates that Milvus gives
+_AT_ONCE = 2048  # rows sent at a time; a message may have 64 MB
+
+
+class MilvusIndex(SearchIndex):
+    """Search over the rows of one database, through Milvus.
+
+    ``MILVUS_TOKEN`` in the environment is the cluster's token. A local file serves one process at a time.
+
+    Args:
+        database: the rows.
+        card: its factory is ``milvus:`` and the URI of a cluster, or the name of a file in the database's ``index``.
+        path: the folder of the card.
+    """
+
+    setting, exact = "nprobe", True
+
+    def __init__(self, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> None:
+        super().__init__(database, card, path, budget(card.get("ram")))
+        self.client = _connect(database, card["factory"])
+        self.collection = f"rdm_{database.fingerprint[:32]}"
+
+    @property
+    def widest(self) -> int:
+        """The setting at which the index looks at every row."""
+        return min(65536, max(1, round(4 * math.sqrt(len(self)))))
+
+    @property
+    def most(self) -> int:
+        """How many candidates a query may have."""
+        return min(_MOST, len(self))
+
+    @classmethod
+    def build(
+        cls,
+        database: RetrievalDatabase,
+        factory: str,
+        *,
+        ram: int | str | None = None,
+        texts: Callable[[], np.ndarray] | None = None,
+        progress: bool = True,
+    ) -> MilvusIndex:
+        """Returns an index over all rows, which are sent to Milvus; in place of a collection of the same rows.
+
+        Args:
+            database: its rows.
+            factory: see :class:`MilvusIndex`.
+            ram: what mapped rows of the database may hold in memory.
+            texts: see :meth:`rdm.retrieval.index.faiss_index.NeighbourIndex.build`.
+            progress: show bars.
+
+        Raises:
+            ValueError: pymilvus is not installed, or a row is zero.
+            ConnectionError: no Milvus answers.
+        """
+        start = time.perf_counter()
+        built = cls(database, new_card(database, factory, budget(ram)), database.path / "index")
+        with _explained(factory):
+            built._fill(progress)
+        settle(built, texts, progress=progress)
+        built.card["build_seconds"] = round(time.perf_counter() - start, 1)
+        return built
+
+    @classmethod
+    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> MilvusIndex:
+        """Returns the saved index of a database.
+
+        Args:
+            database: the database it shall belong to.
+            path: the folder of its card; None for ``index`` within the database.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it belongs to another database, or Milvus has lost rows of it.
+            ConnectionError: no Milvus answers.
+        """
+        path = Path(path or database.path / "index")
+        index = cls(database, read_card(database, path), path)
+        with _explained(index.card["factory"]):
+            has = index.client.has_collection(index.collection)
+            rows = index.client.get_collection_stats(index.collection)["row_count"] if has else 0
+            if rows == len(database):
+                index.client.load_collection(index.collection)
+                return index
+        remedy = f"delete {path} and build it again"
+        raise ValueError(f"{index.card['factory']} holds {rows} rows, the database {len(database)}; {remedy}")
+
+    def _fill(self, progress: bool) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        if self.client.has_collection(self.collection):
+            self.client.drop_collection(self.collection)
+        schema = MilvusClient.create_schema(auto_id=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.database.dim)
+        kind = MilvusClient.prepare_index_params()
+        kind.add_index("vector", index_type="IVF_FLAT", metric_type="COSINE", params={"nlist": self.widest})
+        options = {"schema": schema, "index_params": kind, "consistency_level": "Strong"}
+        self.client.create_collection(self.collection, **options)
+        row, shown = 0, {"unit": "row", "unit_scale": True, "desc": self.card["factory"], "disable": not progress}
+        with tqdm(total=len(self), **shown) as bar:
+            for block in self.database.blocks(_AT_ONCE):
+                unit = unit_vectors(block, "row", row)
+                self.client.insert(self.collection, [{"row": row + i, "vector": x} for i, x in enumerate(unit)])
+                row += len(unit)
+                bar.update(len(unit))
+        self.client.flush(self.collection)
+
+    def candidates(
+        self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what Milvus finds; see :meth:`SearchIndex.candidates`.
+
+        A selection is no filter expression, which would have to name millions of rows: more candidates are fetched.
+        """
+        fetched = count if allowed is None else min(self.most, math.ceil(count / max(allowed.mean(), 1e-9)))
+        options: dict[str, Any] = {"limit": fetched, "output_fields": ["row"]}
+        options["search_params"] = {"metric_type": "COSINE", "params": {self.setting: breadth}}
+        with _explained(self.card["factory"]):
+            found = self.client.search(self.collection, data=list(unit), **options)
+        rows = np.full((len(unit), count), -1, np.int64)
+        scores = np.full((len(unit), count), -np.inf, np.float32)
+        for query, hits in enumerate(found):
+            numbers, near = np.array(hits.ids, np.int64), np.array(hits.distances, np.float32)
+            if allowed is not None:
+                numbers, near = numbers[allowed[numbers]], near[allowed[numbers]]
+            rows[query, : len(numbers)], scores[query, : len(numbers)] = numbers[:count], near[:count]
+        return rows, scores
+
+
+def _connect(database: RetrievalDatabase, factory: str) -> Any:
+    """Returns a client of the Milvus that a factory names."""
+    uri = factory.removeprefix(SCHEME)
+    try:
+        from pymilvus import MilvusClient
+
+        if "://" not in uri:
+            importlib.import_module("milvus_lite")
+            (database.path / "index").mkdir(exist_ok=True)
+            uri = str(database.path / "index" / uri)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"index '{factory}' needs {error.name}: pip install -e '.[milvus]'") from error
+    with _explained(factory):
+        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
+
+
+@contextlib.contextmanager
+def _explained(factory: str) -> Iterator[None]:
+    """Says in one line what went wrong at Milvus."""
+    from pymilvus import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        raise ConnectionError(f"Milvus at '{factory}' does not answer as it should: {error.message}") from error

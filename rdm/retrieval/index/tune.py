@@ -1,0 +1,248 @@
+"""How well and how fast an index finds what exact search finds, and the settings that make it find enough.
+
+Queries are of two kinds. *Image-like*: rows of the database, each left out of its own neighbours, so that it stands for
+a picture that is not there. *Text-like*: vectors of real texts where there are some, else rows moved into another cone,
+as CLIP's texts lie to its images (Liang et al. 2022, "Mind the gap"). An index of coarse codes that does well on the
+first may collapse on the second.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
+from rdm.retrieval.index.exact import cosine, search_exactly, unit_vectors
+from rdm.retrieval.index.search import SearchIndex
+
+LOG = logging.getLogger(__name__)
+TARGETS = {"image": 0.97, "text": 0.95}  # of recall@4
+_KS = (4, 20)
+_COUNTS = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_FURTHER = 2  # settings tried beyond the first that is good enough
+_MARGIN = 0.01  # above the targets, for queries that settings were not chosen by find a little less
+_NEARLY = 0.98  # of the best recall within reach, where a target is not
+_QUERIES = 512  # of each kind: half for choosing, half for measuring
+_FEW_QUERIES = 64  # of each kind, for an index that is exact
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries of one kind with the truth about them.
+
+    Attributes:
+        unit: ``[B, D] float32``, of length one.
+        own: ``[B] int64``, the row that a query may not find; -1 for none.
+        truth: k -> ``[B] float32``, exact similarity of the k-th neighbour.
+        made_from: what the queries are.
+    """
+
+    unit: np.ndarray
+    own: np.ndarray
+    truth: dict[int, np.ndarray]
+    made_from: str
+
+    def part(self, chosen: slice) -> HeldOut:
+        """Returns some of the queries."""
+        truth = {k: values[chosen] for k, values in self.truth.items()}
+        return HeldOut(self.unit[chosen], self.own[chosen], truth, self.made_from)
+
+    def recall(self, scores: np.ndarray, k: int) -> float:
+        """Returns recall@k of rows with these exact scores ``[B, C]``, minus infinity where a row does not count.
+
+        A row counts when it is as similar as the exact k-th neighbour, so the order of equal rows does not matter.
+        """
+        top = -np.sort(-scores, axis=1)[:, :k]
+        return float((top >= self.truth[k][:, None] - 1e-5).sum() / (k * len(scores)))
+
+
+def text_like(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns for each unit vector ``[B, D]`` one that stands to it as a text that describes it may, ``[B, D]``.
+
+    It is moved by one direction common to all, the gap between the cones, and by one of its own, a quarter as far.
+    """
+    gap, own = rng.standard_normal((1, vectors.shape[1])), rng.standard_normal(vectors.shape)
+    gap, own = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (gap, own))
+    return unit_vectors((vectors + gap + 0.25 * own).astype(np.float32), "query")
+
+
+def caption_vectors(database: RetrievalDatabase, embedder: Embedder) -> np.ndarray:
+    """Returns raw vectors ``[M, D] float32`` of some of the captions in a database; none where it has none.
+
+    Args:
+        database: its captions, from runs of rows at random places.
+        embedder: the one that made it.
+    """
+    places = np.random.default_rng(1).integers(0, len(database), (16, 1))
+    rows = np.unique((places + np.arange(_QUERIES // 8)) % len(database))
+    captions = list(dict.fromkeys(row["caption"] for row in database.metadata(rows) if row.get("caption")))
+    if not captions:
+        return np.empty((0, database.dim), np.float32)
+    return embedder.texts(captions[:_QUERIES]).float().cpu().numpy()
+
+
+def settle(index: SearchIndex, texts: Callable[[], np.ndarray] | None = None, *, progress: bool = True) -> None:
+    """Chooses the settings of a new index and measures it; both are written to its card.
+
+    Args:
+        index: filled, with a card that lacks them.
+        texts: gives vectors of real texts ``[M, D] float32``, see :func:`caption_vectors`; not called where there is
+            nothing to choose.
+        progress: show a bar.
+    """
+    if index.exact and not index.setting:
+        index.card |= measure(index, held_out(index, None, _FEW_QUERIES))
+        return
+    asked = held_out(index, texts() if texts else None, _QUERIES)
+    index.card["search"] = tune(index, {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}, progress)
+    index.card |= measure(index, {kind: held.part(slice(1, None, 2)) for kind, held in asked.items()})
+
+
+def held_out(index: SearchIndex, texts: np.ndarray | None, count: int) -> dict[str, HeldOut]:
+    """Returns queries of both kinds with their exact neighbours.
+
+    Args:
+        index: of the database in question.
+        texts: vectors of real texts ``[M, D] float32``, raw; None or no vectors where there are none.
+        count: queries of each kind, at most.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.choice(len(index), min(count, len(index)), replace=False)
+    images = unit_vectors(index.database.embeddings(rows), "row")
+    if texts is None or not len(texts):
+        said, texts_of = text_like(images, rng), "rows shifted like texts"
+    else:
+        said, texts_of = unit_vectors(texts[:count], "text"), "texts"
+    kinds = {"image": (images, rows, "rows, left out"), "text": (said, np.full(len(said), -1), texts_of)}
+    near = search_exactly(index.reader, np.concatenate([images, said]), max(_KS) + 1)
+    found, start = {}, 0
+    for kind, (unit, own, made_from) in kinds.items():
+        mine = slice(start, start + len(unit))
+        start += len(unit)
+        scores = -np.sort(-np.where(near.rows[mine] == own[:, None], -np.inf, near.scores[mine]), axis=1)
+        others = max(scores.shape[1] - (kind == "image"), 1)
+        truth = {k: scores[:, k - 1] for k in _KS if k <= others} or {others: scores[:, others - 1]}
+        found[kind] = HeldOut(unit, own, truth, made_from)
+    return found
+
+
+def tune(index: SearchIndex, asked: dict[str, HeldOut], progress: bool) -> dict[str, int]:
+    """Returns the fastest settings that reach the target recall: the index' own one, and ``candidates`` to be ranked.
+
+    Where a target is out of reach, nearly the best recall within reach will do, of the kind that misses it most.
+
+    Args:
+        index: an index that does not look at every row, or does so by codes.
+        asked: queries to choose by.
+        progress: show a bar.
+    """
+    breadths = sorted({min(2**power, index.widest) for power in range(2, 2 + index.widest.bit_length())})
+    aims = {kind: TARGETS[kind] + _MARGIN for kind in asked}
+    recalls: dict[int, dict[str, dict[int, float]]] = {}
+    for breadth in tqdm(breadths, desc="tuning", unit="setting", leave=False, disable=not progress):
+        recalls[breadth] = {kind: _recalls(index, held, breadth) for kind, held in asked.items()}
+        if len(_good(index, recalls, aims)) > _FURTHER:
+            break
+    good = _good(index, recalls, aims)
+    if not good:
+        best = {kind: max(max(found[kind].values()) for found in recalls.values()) for kind in asked}
+        finer = f"IVF{index.widest},SQ8" if index.setting == "nprobe" and not index.exact else "Flat"
+        LOG.warning(
+            "index %s reaches a recall@4 of %s, expected %s; a finer one is %s",
+            *(index.card["factory"], best, aims, finer),
+        )
+        shares = {
+            (breadth, count): min(found[kind][count] / aims[kind] for kind in asked)
+            for breadth, found in recalls.items()
+            for count in _counts(index)
+        }
+        enough = _NEARLY * max(shares.values())
+        good = [_settings(index, *next(setting for setting, share in shares.items() if share >= enough))]
+    seconds = []
+    for settings in good[: _FURTHER + 1]:
+        index.card["search"] = settings
+        seconds.append(_median_seconds(index, asked["image"].unit[:48]))
+    return good[int(np.argmin(seconds))]
+
+
+def _good(
+    index: SearchIndex, recalls: dict[int, dict[str, dict[int, float]]], targets: dict[str, float]
+) -> list[dict[str, int]]:
+    """Returns the settings that reach the targets of all kinds, with as few candidates as do; narrow ones first."""
+    good = []
+    for breadth, kinds in recalls.items():
+        enough = [
+            next((count for count, recall in found.items() if recall >= targets[kind]), 0)
+            for kind, found in kinds.items()
+        ]
+        if all(enough):
+            good.append(_settings(index, breadth, max(enough)))
+    return good
+
+
+def _settings(index: SearchIndex, breadth: int, count: int) -> dict[str, int]:
+    own = {index.setting: breadth} if index.setting else {}
+    return own if index.exact else {**own, "candidates": count}
+
+
+def _counts(index: SearchIndex) -> list[int]:
+    """Returns how many candidates to try; where scores are exact, what is looked for and the query's own row."""
+    return sorted({min(count, index.most) for count in ((_KS[0] + 1,) if index.exact else _COUNTS)})
+
+
+def _recalls(index: SearchIndex, held: HeldOut, breadth: int) -> dict[int, float]:
+    """Returns recall@4 by the number of candidates; exact scores are computed once, of the most."""
+    counts, k = _counts(index), min(held.truth)
+    rows, _ = index.candidates(held.unit, counts[-1], breadth)
+    scores = cosine(index.reader, held.unit, np.where(rows == held.own[:, None], -1, rows))
+    return {count: held.recall(scores[:, :count], k) for count in counts}
+
+
+def measure(index: SearchIndex, asked: dict[str, HeldOut]) -> dict[str, Any]:
+    """Returns what the card says of an index: recall of both kinds, time per query.
+
+    Args:
+        index: any index, with its settings.
+        asked: queries that its settings were not chosen by.
+    """
+    recall: dict[str, Any] = {}
+    for kind, held in asked.items():
+        values = {}
+        for k in held.truth:
+            near = index.search(held.unit, min(k + int(held.own[0] >= 0), _living(index)))
+            scores = cosine(index.reader, held.unit, np.where(near.rows == held.own[:, None], -1, near.rows))
+            values[f"recall@{k}"] = round(held.recall(scores, k), 4)
+        recall[kind] = {**values, "queries": len(held.unit), "made_from": held.made_from}
+    unit = np.concatenate([held.unit for held in asked.values()])
+    batch = np.resize(unit, (256, unit.shape[1]))
+    start = time.perf_counter()
+    index.search(batch, min(4, _living(index)))
+    together = (time.perf_counter() - start) / len(batch)
+    speed = {"single": _median_seconds(index, unit[:48]) * 1e3, "batch of 256": together * 1e3}
+    return {
+        "recall": recall,
+        "ms_per_query": {key: round(value, 4) for key, value in speed.items()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _median_seconds(index: SearchIndex, unit: np.ndarray) -> float:
+    times = []
+    for query in unit:
+        start = time.perf_counter()
+        index.search(query[None], min(4, _living(index)))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _living(index: SearchIndex) -> int:
+    alive = index.database.alive
+    return len(index) if alive is None else int(np.count_nonzero(alive))

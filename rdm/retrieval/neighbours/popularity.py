@@ -1,0 +1,64 @@
+"""How popular each row of a database is: counted from a neighbour table, or as another project counted it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ldm.files import atomic_path, check_hash, file_hash, read_json, write_json
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.neighbours.table import NeighbourTable
+
+CARD, COUNTS = "popularity.json", "popularity.npy"
+
+
+def popularity(database: RetrievalDatabase, k: int) -> np.ndarray:
+    """Returns how many training pictures have each row among their first k neighbours, ``[N] int64``.
+
+    It is counted from the table ``neighbours/train`` beside the database; where there is none, imported counts are
+    taken (:func:`write_popularity`), which have a k of their own. Removed rows have none.
+
+    Raises:
+        FileNotFoundError: there is neither.
+        ValueError: table or counts are damaged or of another database, or the table has fewer than k neighbours.
+    """
+    if not (database.path / CARD).is_file() or (database.path / "neighbours" / "train").is_dir():
+        return NeighbourTable.open(database.path / "neighbours" / "train", database).popularity(k)
+    remedy = "import it again with scripts/build_database.py"
+    card = read_json(database.path / CARD, remedy)
+    if card.get("database") != database.fingerprint:
+        raise ValueError(
+            f"{database.path / COUNTS} is of the database with fingerprint {card.get('database')}, got "
+            f"{database.path} with fingerprint {database.fingerprint}; {remedy}"
+        )
+    check_hash(database.path / COUNTS, card["sha256"], remedy)
+    counts = np.load(database.path / COUNTS, allow_pickle=False)
+    return counts if database.alive is None else np.where(database.alive, counts, 0)
+
+
+def write_popularity(database: RetrievalDatabase, rows: np.ndarray, counts: np.ndarray, origin: str | Path) -> None:
+    """Writes how often rows are somebody's neighbour beside a database.
+
+    Args:
+        database: the database.
+        rows: ``[M] int64``.
+        counts: ``[M] int64``; rows that are not named have 0.
+        origin: where these come from, for the card.
+
+    Raises:
+        ValueError: a row that the database does not have, or a negative count.
+    """
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(database):
+        raise ValueError(
+            f"{origin} names rows {rows.min()} to {rows.max()}, {database.path} has {len(database)}; import the "
+            "database that it is of"
+        )
+    if counts.size and counts.min() < 0:
+        raise ValueError(f"{origin} holds the count {counts.min()}, expected none below 0")
+    every = np.zeros(len(database), dtype=np.int64)
+    every[rows] = counts
+    with atomic_path(database.path / COUNTS) as temporary, temporary.open("wb") as stream:
+        np.save(stream, every, allow_pickle=False)
+    digest = file_hash(database.path / COUNTS)
+    write_json(database.path / CARD, {"database": database.fingerprint, "origin": str(origin), "sha256": digest})

@@ -1,0 +1,102 @@
+"""The nearest rows of a picture but for itself and its copies, and the vectors that they are found by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder, embed_images
+from rdm.retrieval.index.exact import cosine, unit_vectors
+from rdm.retrieval.patches.identity import picture_hash, to_pixels
+
+if TYPE_CHECKING:  # faiss is needed to search, not for vectors
+    from rdm.retrieval.index.search import SearchIndex
+
+_REUSE_ROWS = 2_000_000  # above this the hashes of the database's pictures are not held in memory
+
+
+def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
+    """Returns the n x n patches of a picture ``[3, H, W]``, row by row, each ``[3, H // n, W // n]``.
+
+    Raises:
+        ValueError: n is below 1, or larger than a side.
+    """
+    height, width = (side // max(per_side, 1) for side in image.shape[1:])
+    if per_side < 1 or not height or not width:
+        raise ValueError(f"got patches_per_side={per_side}, expected 1 to {min(image.shape[1:])}, the side in pixels")
+    corners = [(row * height, column * width) for row in range(per_side) for column in range(per_side)]
+    return [image[:, y : y + height, x : x + width] for y, x in corners]
+
+
+def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
+    """Returns the row of each picture hash; empty for a database too large to hold them all."""
+    if len(database) > _REUSE_ROWS:
+        return {}
+    return {digest: row for row, digest in enumerate(database.column("sha256").to_pylist())}
+
+
+def picture_vectors(
+    parts: list[tuple[Tensor, str]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
+) -> np.ndarray:
+    """Returns raw vectors ``[B, D] float32`` of pictures with their names, read from the database where it has them."""
+    rows = np.array([known.get(picture_hash(to_pixels(image)), -1) for image, _ in parts])
+    vectors = np.empty((len(parts), embedder.dim), dtype=np.float32)
+    vectors[rows >= 0] = database.embeddings(rows[rows >= 0])
+    new = [part for part, row in zip(parts, rows, strict=True) if row < 0]
+    if new:
+        vectors[rows < 0] = embed_images(embedder, [image for image, _ in new], [name for _, name in new])
+    return vectors
+
+
+def search_others(
+    queries: np.ndarray,
+    ids: list[str],
+    database: RetrievalDatabase,
+    index: SearchIndex,
+    k: int,
+    near_duplicate: float,
+    pictures: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns the k nearest rows of each picture but for its own and near-duplicates, ``[B, k] int64``.
+
+    Args:
+        queries: ``[B, D] float32``, raw vectors of the pictures, or of what stands for them.
+        ids: their image ids.
+        database: the rows.
+        index: its index.
+        k: neighbours per picture.
+        near_duplicate: rows at least this similar to the picture are left out.
+        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are others.
+
+    Raises:
+        ValueError: fewer than k rows are left for a picture.
+    """
+    found = np.full((len(queries), k), -1, dtype=np.int64)
+    open_places, alive, total = np.arange(len(queries)), database.alive, len(database) - database.removed
+    width = min(k + 12, total)
+    unit = None if pictures is None else unit_vectors(pictures, "picture")
+    while True:
+        near = index.search(queries[open_places], width)
+        owners = database.values("image_id", near.rows)
+        asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
+        alike = near.scores if unit is None else cosine(index.reader, unit[open_places], near.rows)
+        keep = (owners != asked) & (alike < near_duplicate)
+        keep &= True if alive is None else alive[near.rows]
+        enough = keep.sum(axis=1) >= k
+        for line in np.flatnonzero(enough):
+            found[open_places[line]] = near.rows[line][keep[line]][:k]
+        if enough.all():
+            return found
+        if width == total:
+            short = int(np.argmin(enough))
+            raise ValueError(
+                f"image '{ids[open_places[short]]}' has {int(keep[short].sum())} neighbours in "
+                f"{database.path} besides itself and near-duplicates, expected k={k}; "
+                f"ask for fewer neighbours or raise near_duplicate={near_duplicate}"
+            )
+        open_places = open_places[~enough]
+        width = min(width * 8, total)

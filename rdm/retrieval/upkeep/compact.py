@@ -1,0 +1,74 @@
+"""Rewrites the files of a database without its removed rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.files import check_hash, write_json
+from rdm.retrieval.database.removed import changing, read_removed, write_removed
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.database.shards import CARD, KINDS, explained, shard_file, write_shard
+from rdm.retrieval.upkeep.append import APPEND_PLAN, _next_number
+
+LOG = logging.getLogger(__name__)
+
+
+def compact(path: str | Path) -> RetrievalDatabase:
+    """Rewrites a database without its removed rows, and deletes what belongs to no row.
+
+    Only shards that lost rows are rewritten. The rows behind get smaller numbers: the index and neighbour tables have
+    to be made again, and a program that has the database open ends with an error. Take removed pictures out of the
+    source too, or the next append brings them back.
+
+    Args:
+        path: folder of the database.
+
+    Raises:
+        FileNotFoundError: there is no finished database.
+        ValueError: an append is unfinished, a file is damaged, or no row would be left.
+        OSError: the disk is full; the database is as before.
+    """
+    path = RetrievalDatabase.open(path).path
+    with changing(path / CARD):
+        database = RetrievalDatabase.open(path)
+        if (path / APPEND_PLAN).is_file():
+            raise ValueError(f"an append to {path} is unfinished; finish it, or delete {path / APPEND_PLAN}")
+        if database.alive is not None and not database.alive.any():
+            raise ValueError(f"every row of {path} is removed, nothing would be left; delete the folder instead")
+        marks, next_number = read_removed(path), _next_number(database)
+        shards: list[dict[str, Any]] = []
+        sources = [{**entry, "shards": 0} for entry in database.sources]
+        last_shards = np.cumsum([entry["shards"] for entry in database.sources])
+        for number, shard in enumerate(database.card["shards"]):
+            lost = marks.get(shard["name"], np.empty(0, np.int64))
+            kept = np.setdiff1d(np.arange(shard["rows"]), lost)
+            if not kept.size:
+                continue
+            if lost.size:
+                for kind in KINDS:
+                    check_hash(database.file(kind, number), shard[kind], "restore it, or build the database again")
+                vectors, table = database.shard(number, kept)
+                shard = write_shard(path, f"{next_number:05d}", vectors, table)
+                next_number += 1
+            shards.append(shard)
+            sources[int(np.searchsorted(last_shards, number, side="right"))]["shards"] += 1
+        rows = sum(shard["rows"] for shard in shards)
+        kept_sources = [entry for entry in sources if entry["shards"]]
+        with explained(path):
+            write_json(path / CARD, {**database.card, "rows": rows, "sources": kept_sources, "shards": shards})
+        write_removed(path, {})
+    for file in unused_files(path, shards):
+        file.unlink()
+    LOG.info("database %s: %d rows left, %d rewritten away", path, rows, len(database) - rows)
+    return RetrievalDatabase.open(path)
+
+
+def unused_files(path: Path, shards: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Returns the files in the folders of shards that belong to none of a shard table."""
+    used = {shard_file(path, kind, shard["name"]) for shard in shards for kind in KINDS}
+    return sorted(file for kind in KINDS for file in (path / kind).glob("*") if file not in used)

@@ -1,0 +1,182 @@
+"""Databases that other projects made: CompVis' ``.npz`` parts are copied, clip-retrieval's folders read in place."""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ldm.files import file_hash, write_json
+from rdm.retrieval.builder.shard import SHARD_ROWS
+from rdm.retrieval.database.rows import FORMAT, RetrievalDatabase
+from rdm.retrieval.database.shards import CARD, NUMBERS, explained, metadata_schema, new_folder, open_shard, write_shard
+from rdm.retrieval.embedder import Embedder, to_half
+
+LOG = logging.getLogger(__name__)
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# Boxes are stored with the rows; where the pictures themselves are is not known.
+_SOURCE = {"source": {}, "patches": {"policy": "imported"}}
+
+
+def import_database(
+    paths: Sequence[str | Path],
+    output: str | Path,
+    embedder: Embedder,
+    *,
+    shard_rows: int = SHARD_ROWS,
+    progress: bool = True,
+) -> RetrievalDatabase:
+    """Returns a database of rows that another project embedded.
+
+    Args:
+        paths: CompVis' ``.npz`` parts (``embedding``, ``img_id``, ``patch_coords``), or folders of them; or one folder
+            of clip-retrieval (``img_emb/*.npy``, ``metadata/*.parquet``), whose files are read where they are and have
+            to stay there. Files of a folder come in the order of their numbers; CompVis' own code took them in that of
+            its disk, on which the row numbers of an ``nn_memory`` of several parts depend.
+        output: folder of the database; nothing is left of an import that was stopped.
+        embedder: the one that made the vectors, on the user's word.
+        shard_rows: rows per shard of what is copied.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: none of these forms, a damaged file, or vectors of another width than the embedder's.
+        OSError: the disk is full.
+    """
+    output, given = Path(output), [Path(path) for path in paths]
+    in_place = len(given) == 1 and (given[0] / "img_emb").is_dir()
+    parts = [] if in_place else [part for path in given for part in _parts_of(path)]
+    with explained(output, "nothing of it is left"), new_folder(output) as folder:
+        if in_place:
+            shards = _in_place(given[0], embedder, progress)
+        else:
+            shards = list(_copied(parts, folder, embedder, shard_rows, progress))
+        card = {
+            "format": FORMAT,
+            "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint},
+            "dim": embedder.dim,
+            "dtype": "float16",
+            "rows": sum(shard["rows"] for shard in shards),
+            "sources": [{**_SOURCE, "shards": len(shards)}],
+            "shards": shards,
+        }
+        write_json(folder / CARD, card)
+    return RetrievalDatabase.open(output, embedder)
+
+
+def numbered(files: Iterator[Path]) -> list[Path]:
+    """Returns files in the order of the last numbers in their names: ``9x512-part_2`` before ``8x512-part_10``."""
+    return sorted(files, key=lambda file: ([int(part) for part in re.findall(r"\d+", file.stem)][::-1], file.name))
+
+
+def _parts_of(path: Path) -> list[Path]:
+    parts = numbered(path.glob("*.npz")) if path.is_dir() else [path]
+    if not parts or not parts[0].is_file():
+        raise FileNotFoundError(
+            f"no .npz part and no folder img_emb at {path}; name what CompVis or clip-retrieval made"
+        )
+    return parts
+
+
+def _copied(
+    parts: Sequence[Path], folder: Path, embedder: Embedder, shard_rows: int, progress: bool
+) -> Iterator[dict[str, Any]]:
+    """Writes the rows of CompVis' parts into shards and yields their lines of the table."""
+    number, schema = 0, metadata_schema()
+    bar = tqdm(unit="row", unit_scale=True, desc="import", disable=not progress)
+    with bar:
+        for part in parts:
+            first = 0
+            for vectors, ids, boxes in _blocks(part, embedder, shard_rows):
+                names, rows = ids.astype(str), range(first, first + len(ids))
+                known: dict[str, Any] = dict(zip(NUMBERS[1:], boxes.T, strict=True))
+                known |= {"image_id": names, "item": ids if ids.dtype.kind in "iu" else np.full(len(ids), -1)}
+                known["uri"] = [f"{part.name}#{row}" for row in rows]
+                empty = [""] * len(ids)
+                columns = [pa.array(known.get(field.name, empty)).cast(field.type) for field in schema]
+                table = pa.Table.from_arrays(columns, schema=schema)
+                yield write_shard(folder, f"{number:05d}", to_half(vectors, names.tolist()), table)
+                number, first = number + 1, first + len(ids)
+                bar.update(len(ids))
+
+
+def _blocks(part: Path, embedder: Embedder, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields vectors ``[n, D] float32``, picture numbers ``[n]`` and boxes ``[n, 4]`` of a part, never all at once."""
+    try:
+        with zipfile.ZipFile(part) as archive:
+            arrays = [_Rows(archive.open(f"{name}.npy")) for name in ("embedding", "img_id", "patch_coords")]
+            count = arrays[0].shape[0]
+            for array, expected in zip(arrays, ((embedder.dim,), (), (4,)), strict=True):
+                if array.shape != (count, *expected):
+                    raise ValueError(f"an array has shape {array.shape}, expected {(count, *expected)}")
+            for start in range(0, count, size):
+                vectors, ids, boxes = (array.read(min(size, count - start)) for array in arrays)
+                yield vectors.astype(np.float32), ids, boxes
+    except _DAMAGED as error:
+        raise ValueError(
+            f"{part} is no complete part of a database by an embedder of width {embedder.dim} ({error}); fetch it "
+            "again, or name the embedder that made it"
+        ) from error
+
+
+class _Rows:
+    """Reads an array of an ``.npz`` file row by row: its packed bytes have to be read in order.
+
+    Args:
+        stream: the array's file within the archive.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        self.shape, by_column, self.dtype = header[np.lib.format.read_magic(stream)](stream)
+        if by_column or self.dtype.hasobject:
+            raise ValueError(f"an array of {self.dtype} is stored by column or holds objects")
+
+    def read(self, count: int) -> np.ndarray:
+        """Returns the next rows."""
+        wanted = count * self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        data = self._stream.read(wanted)
+        if len(data) != wanted:
+            raise EOFError("it ends early")
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+
+def _in_place(folder: Path, embedder: Embedder, progress: bool) -> list[dict[str, Any]]:
+    """Returns the shard table of clip-retrieval's files, which name where those are."""
+    files = [numbered((folder / part).glob(f"*{end}")) for part, end in (("img_emb", ".npy"), ("metadata", ".parquet"))]
+    if not files[0] or len(files[0]) != len(files[1]):
+        raise ValueError(
+            f"{folder} has {len(files[0])} files in img_emb and {len(files[1])} in metadata, expected one for each"
+        )
+    shards = []
+    for number, (vectors, metadata) in enumerate(
+        tqdm(list(zip(*files, strict=True)), desc="import", disable=not progress)
+    ):
+        try:
+            rows, dtype = pq.read_metadata(metadata).num_rows, np.load(vectors, mmap_mode="r", allow_pickle=False).dtype
+        except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{vectors} or {metadata} is damaged ({error}); make it again") from error
+        if dtype not in (np.float16, np.float32):
+            raise ValueError(f"{vectors} holds {dtype}, expected float16 or float32")
+        open_shard(vectors, rows, embedder.dim, str(dtype))
+        shards.append(
+            {
+                "name": f"{number:05d}",
+                "rows": rows,
+                "embeddings": file_hash(vectors),
+                "metadata": file_hash(metadata),
+                "dtype": str(dtype),
+                "files": {"embeddings": str(vectors.absolute()), "metadata": str(metadata.absolute())},
+            }
+        )
+    return shards

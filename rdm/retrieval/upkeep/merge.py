@@ -1,0 +1,77 @@
+"""Joins several databases into one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.files import atomic_path, read_json, write_json
+from rdm.retrieval.builder.plan import REPORT
+from rdm.retrieval.database.removed import read_removed, write_removed
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.database.shards import CARD, KINDS, explained, new_folder, shard_file
+
+
+def merge_databases(paths: Sequence[str | Path], output: str | Path) -> RetrievalDatabase:
+    """Returns a new database with the rows of several, one behind the other; nothing is embedded again.
+
+    Files are linked where the disk allows it, else copied. Removed rows stay removed.
+
+    Args:
+        paths: folders of databases that one embedder made.
+        output: folder of the new one.
+
+    Raises:
+        FileNotFoundError: one of them is not finished.
+        ValueError: fewer than two, another embedder made one, or there is something at ``output``.
+        OSError: the disk is full; nothing is left of the new one.
+    """
+    output = Path(output)
+    if len(paths) < 2:
+        raise ValueError(f"got {len(paths)} databases to merge, expected at least 2")
+    opened = [RetrievalDatabase.open(path) for path in paths]
+    for database in opened[1:]:
+        first, other = opened[0].card["embedder"], database.card["embedder"]
+        if first["fingerprint"] != other["fingerprint"]:
+            raise ValueError(
+                f"database {opened[0].path} was made by embedder {first['name']} with fingerprint "
+                f"{first['fingerprint']}, {database.path} by {other['name']} with {other['fingerprint']}; expected one "
+                "embedder for all"
+            )
+    shards: list[dict[str, Any]] = []
+    marks: dict[str, np.ndarray] = {}
+    reports: list[dict[str, Any]] = []
+    with explained(output, "nothing of it is left"), new_folder(output) as folder:
+        for database in opened:
+            lost = read_removed(database.path)
+            for number, shard in enumerate(database.card["shards"]):
+                name = f"{len(shards):05d}"
+                for kind in () if "files" in shard else KINDS:
+                    _link(database.file(kind, number), shard_file(folder, kind, name))
+                shards.append({**shard, "name": name})
+                marks[name] = lost.get(shard["name"], np.empty(0, np.int64))
+            report = database.path / REPORT
+            reports += read_json(report, "")["unreadable"] if report.is_file() else []
+        write_removed(folder, marks)
+        if reports:
+            write_json(folder / REPORT, {"unreadable": reports})
+        sources = [entry for database in opened for entry in database.sources]
+        rows = sum(len(database) for database in opened)
+        write_json(folder / CARD, {**opened[0].card, "rows": rows, "sources": sources, "shards": shards})
+    return RetrievalDatabase.open(output)
+
+
+def _link(file: Path, target: Path) -> None:
+    """Gives a file a second name, or copies it where the disk has no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(file, target)  # shards are never written to again, so both may have the same bytes
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(file, temporary)

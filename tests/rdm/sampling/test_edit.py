@@ -1,0 +1,216 @@
+"""Pictures edited on a whole tiny system, and made again from their records."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import ROOT, rdm_config, ship
+
+from ldm.metrics import psnr
+from rdm.loading import Loaded, load
+from rdm.retrieval.queries import mix
+from rdm.sampling.canvas import describe, open_canvas
+from rdm.sampling.edit import edit_picture, fidelity
+from rdm.sampling.record import make_again, read_record, save
+from rdm.sampling.samples import sample_texts
+
+FAST = {"k": 2, "seed": 3, "steps": 4, "scale": 2.0, "sampler": "ddim"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder = tmp_path_factory.mktemp("system")
+    return load(str(ship(folder / "model", rdm_config(folder))))
+
+
+@pytest.fixture
+def files(loaded: Loaded, tmp_path: Path) -> Path:
+    """A folder with picture 7 of the database, and a mask that is white in its right half."""
+    Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
+    write_mask(tmp_path / "mask.png", 0, 255)
+    return tmp_path
+
+
+def write_mask(path: Path, left: int, right: int) -> None:
+    Image.fromarray(np.repeat(np.uint8([[left] * 8 + [right] * 8]), 16, axis=0)).save(path)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_what_the_mask_keeps_is_the_pictures_own_to_the_bit(loaded: Loaded, files: Path) -> None:
+    samples = edit_picture(loaded, files / "a.png", 2, mask=files / "mask.png", repeats=2, **FAST)
+    grid = save(samples, loaded, files, "edit")
+    source, made = pixels(files / "a.png"), [pixels(files / f"edit-00{i}.png") for i in (0, 1)]
+    for each in made:
+        assert np.array_equal(each[:, :8], source[:, :8]) and not np.array_equal(each[:, 8:], source[:, 8:])
+    assert not np.array_equal(*made)
+    assert np.array_equal(pixels(grid)[2:18, 2:18], source) and np.array_equal(pixels(grid)[2:18, 20:36], made[0])
+
+
+def test_masks_that_keep_all_nothing_or_half(loaded: Loaded, files: Path) -> None:
+    def images(left: int, right: int, **options: object) -> torch.Tensor:
+        write_mask(files / "mask.png", left, right)
+        options = {"prompt": "white flag", **FAST, **options}
+        return edit_picture(loaded, files / "a.png", mask=files / "mask.png", **options).images
+
+    picture = open_canvas(describe(files / "a.png", strength=0.0), loaded).picture
+    assert torch.equal(images(0, 0), picture)
+    anew = images(255, 255)
+    assert torch.equal(anew, sample_texts(loaded, ["white flag"], **FAST).images)
+    half = images(0, 255)
+    torch.testing.assert_close(images(0, 204), picture + 0.8 * (half - picture))  # grey blends both
+    alone = loaded.model.to_image(loaded.model.to_latent(picture)).clamp(-1, 1)  # darker than half: nothing is anew
+    torch.testing.assert_close(images(51, 51), picture + 0.2 * (alone - picture))
+
+
+def test_strength_goes_from_the_picture_to_a_sample(loaded: Loaded, files: Path) -> None:
+    def images(strength: float) -> torch.Tensor:
+        return edit_picture(loaded, files / "a.png", prompt="white flag", strength=strength, **FAST).images
+
+    picture, model = open_canvas(describe(files / "a.png", strength=0.0), loaded).picture, loaded.model
+    assert torch.equal(images(0.0), model.to_image(model.to_latent(picture)).clamp(-1, 1))
+    assert torch.equal(images(1.0), sample_texts(loaded, ["white flag"], **FAST).images)
+    assert not torch.equal(images(0.5), images(1.0)) and not torch.equal(images(0.5), images(0.0))
+
+
+def test_a_canvas_is_extended_on_each_side(loaded: Loaded, files: Path) -> None:
+    samples = edit_picture(loaded, files / "a.png", outpaint=(2, 0, 6, 4), **FAST)
+    save(samples, loaded, files, "edit")
+    made = pixels(files / "edit-000.png")
+    assert made.shape == (20, 24, 3)
+    assert np.array_equal(made[:16, 2:18], pixels(files / "a.png"))
+    assert Image.open(files / "edit-grid.png").size == (2 + 4 * 26, 2 + 22)
+    assert samples.retrieved.rows[0, 0] == 7  # of no prompt: what stays is that row of the database
+
+
+def test_an_inversion_gives_the_picture_back(loaded: Loaded, files: Path) -> None:
+    options = FAST | {"steps": 20}
+    samples = edit_picture(loaded, files / "a.png", invert=True, **options)
+    other = edit_picture(loaded, files / "a.png", invert=True, prompt="white flag", **options)
+    alone = loaded.model.to_image(loaded.model.to_latent(samples.picture[None])).clamp(-1, 1)
+    errors = [float((each.images - alone).abs().mean()) for each in (samples, other)]
+    assert errors[0] < 0.01 < errors[1]
+    assert fidelity(samples, loaded) == pytest.approx([float(psnr(alone, samples.picture[None]))] * 2, abs=0.1)
+    assert other.settings["edit"]["inverted_with_rows"] == samples.retrieved.rows[0].tolist()
+    with pytest.raises(ValueError, match="made of no picture"):
+        fidelity(sample_texts(loaded, ["white flag"], **FAST), loaded)
+
+
+def test_neighbours_are_those_of_what_stays_or_of_the_prompt(loaded: Loaded, files: Path) -> None:
+    embedder, options = loaded.retriever.embedder, {"mask": files / "mask.png", **FAST}
+    canvas = open_canvas(describe(files / "a.png", mask=files / "mask.png"), loaded)
+    assert torch.equal(canvas.visible(), canvas.picture[..., :8])
+    own, text, red = embedder.images(canvas.visible()), embedder.texts(["white flag"]), embedder.texts(["red"])
+    for given, wanted in (
+        ({}, own),
+        ({"negative": "red"}, mix([own, red], [1.0, -0.5])),
+        ({"prompt": "white flag"}, text),
+        ({"prompt": "white flag", "negative": "red", "negative_weight": 0.3}, mix([text, red], [1.0, -0.3])),
+    ):
+        samples = edit_picture(loaded, files / "a.png", **options, **given)
+        assert samples.retrieved.rows.tolist() == loaded.retriever(wanted, 2).rows.tolist()
+    both = edit_picture(loaded, files / "a.png", prompt="white flag", tokens="both", **options)
+    assert not torch.equal(both.images, samples.images)
+
+
+def test_an_edited_image_is_the_same_in_any_batch(loaded: Loaded, files: Path) -> None:
+    def images(n: int, seed: int) -> torch.Tensor:
+        options = FAST | {"seed": seed, "sampler": "ddpm", "repeats": 2, "batch_size": 2}
+        return edit_picture(loaded, files / "a.png", n, mask=files / "mask.png", **options).images
+
+    assert torch.equal(images(3, 3)[2:], images(1, 5))
+
+
+WAYS = {
+    "mask": {"repeats": 2, "strength": 0.9},
+    "outpaint": {"outpaint": (0, 2, 0, 0)},
+    "strength": {"strength": 0.6, "prompt": "white flag", "tokens": "both"},
+    "invert": {"invert": True, "prompt": "white flag", "only": ["licence=MIT"]},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_edited_image_is_made_again_from_its_record(loaded: Loaded, files: Path, way: str) -> None:
+    options = dict(WAYS[way])
+    if way == "mask":
+        options["mask"] = files / "mask.png"
+    used = load(str(loaded.path), only=options.pop("only", []))
+    save(edit_picture(used, files / "a.png", 2, **FAST, **options), used, files, "edit")
+    record = read_record(files / "edit-001.png")
+    again, with_ = make_again(record)
+    save(again, with_, files, "again")
+    assert (files / "again-000.png").read_bytes() == (files / "edit-001.png").read_bytes()
+    for name in {"a.png", *({"mask.png"} if way == "mask" else {})}:
+        kept = (files / name).read_bytes()
+        Image.new("RGB", (16, 16)).save(files / name)
+        with pytest.raises(ValueError, match=rf"{name} has sha256 .*, the image was made with .*; give that one"):
+            make_again(record)
+        (files / name).unlink()
+        with pytest.raises(FileNotFoundError, match=f"no picture at .*{name}"):
+            make_again(record)
+        (files / name).write_bytes(kept)
+
+
+def test_a_loaded_model_edits(loaded: Loaded, files: Path) -> None:
+    (image,) = loaded.edit(files / "a.png", "white flag", mask=files / "mask.png", neighbours=2, seed=3, steps=4)
+    made = edit_picture(loaded, files / "a.png", prompt="white flag", mask=files / "mask.png", **FAST).images[0]
+    assert np.abs(np.asarray(image) - (made.permute(1, 2, 0).numpy() + 1) * 127.5).max() <= 0.5
+
+
+def test_a_picture_is_scaled_with_its_mask(loaded: Loaded, files: Path) -> None:
+    Image.open(files / "a.png").resize((30, 20)).save(files / "large.png")
+    Image.new("L", (30, 20)).save(files / "black.png")
+    canvas = open_canvas(describe(files / "large.png", mask=files / "black.png", size=8), loaded)
+    assert canvas.picture.shape == (1, 3, 8, 8) and canvas.paint.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "got none, expected one of mask, outpaint and invert, or a strength alone"),
+        ({"mask": "mask.png", "invert": True}, "got mask and invert, expected one of"),
+        ({"mask": "small.png"}, r"mask .*small\.png has 8x16 pixels, expected the 16x16 of .*a\.png"),
+        ({"mask": "white.png"}, "the mask is white all over, .*; give a prompt"),
+        ({"mask": "clear.png"}, r"mask .*clear\.png is transparent in places, expected white and black"),
+        ({"mask": "text.png"}, r"text\.png: unreadable image"),
+        ({"mask": "none.png"}, r"no picture at .*none\.png"),
+        ({"outpaint": (0, 0, 3, 0)}, "got images of 16 x 19 pixels .* expected multiples of 2: .*; change outpaint"),
+        ({"outpaint": (0, 0, 0, 0)}, r"outpaint: got \[0, 0, 0, 0\], expected pixels at the left"),
+        ({"outpaint": (0, 0, -2, 0)}, r"outpaint: got \[0, 0, -2, 0\], expected pixels at the left"),
+        ({"strength": 1.5}, "strength is 1.5, expected a number from 0 to 1"),
+        ({"strength": 0.5, "tokens": "both"}, "got tokens 'both' without a prompt"),
+        ({"strength": 0.5, "prompt": " "}, "empty prompt"),
+    ],
+)
+def test_wrong_input_is_refused(loaded: Loaded, files: Path, options: dict, message: str) -> None:
+    Image.new("L", (8, 16)).save(files / "small.png")
+    Image.new("L", (16, 16), 255).save(files / "white.png")
+    Image.new("RGBA", (16, 16), (255, 255, 255, 0)).save(files / "clear.png")
+    (files / "text.png").write_text("text")
+    if "mask" in options:
+        options = options | {"mask": files / options["mask"]}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        edit_picture(loaded, files / "a.png", **FAST, **options)
+
+
+def test_the_script_edits_and_answers_in_one_line(loaded: Loaded, files: Path) -> None:
+    def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "scripts" / script), *words, "--outdir", str(files / "out")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    common = ("--ckpt", str(loaded.path), "--image", str(files / "a.png"), "--steps", "3", "--knn", "2")
+    done = run("edit.py", *common, "--invert")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the picture comes back at ")
+    assert json.loads((files / "out/edit.json").read_text())["settings"]["edit"]["invert"] is True
+    assert run("sample.py", "--from-image", str(files / "out/edit-000.png")).returncode == 0
+    assert (files / "out/again-000.png").read_bytes() == (files / "out/edit-000.png").read_bytes()
+    done = run("edit.py", *common)
+    assert (done.returncode, done.stderr.splitlines()[-1][:16]) == (2, "error: got none,")

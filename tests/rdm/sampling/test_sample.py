@@ -1,0 +1,333 @@
+"""From a query to files, on a whole tiny system."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rdm
+from ldm.checkpoint import read_weights, write_weights
+from rdm.loading import Loaded, find_checkpoint, load
+from rdm.retrieval.classes import resolve_class
+from rdm.retrieval.queries import between, mix
+from rdm.retrieval.retriever import Retrieved
+from rdm.sampling.record import make_again, read_record, save
+from rdm.sampling.samples import (
+    sample_between,
+    sample_classes,
+    sample_image,
+    sample_popular,
+    sample_retrieved,
+    sample_rows,
+    sample_texts,
+)
+
+
+def test_load_builds_what_is_missing(loaded: Loaded) -> None:
+    assert len(loaded.retriever.database) == 40
+    assert loaded.latent_shape == (3, 8, 8)
+    assert not loaded.model.training
+    assert len(loaded.data.table("train")) == 40
+
+
+def test_what_no_image_needs_is_not_loaded(loaded: Loaded) -> None:
+    fresh = load(str(loaded.path))
+    sample_rows(fresh, [3, 7], 1, seed=0, steps=1, copies=None)
+    assert not {"embedder", "index"} & vars(fresh.retriever).keys()
+    sample_texts(fresh, ["white flag"], k=2, seed=0, steps=1, copies=None)
+    assert {"embedder", "index"} <= vars(fresh.retriever).keys()
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_an_image_depends_on_its_seed_and_query_alone(loaded: Loaded, size: int | None) -> None:
+    """To the last bit: not on how many images are made with it, nor on their order."""
+    options = {"k": 2, "steps": 3, "scale": 2.0, "batch_size": size}
+    together = sample_texts(loaded, ["pirate flag", "white flag", "rainbow flag"], seed=5, **options)
+    assert together.images.shape == (3, 3, 16, 16) and together.seeds == [5, 6, 7]
+    assert torch.equal(together.images[2:], sample_texts(loaded, ["rainbow flag"], seed=7, **options).images)
+    turned = Retrieved(*(value[[2, 0, 1]] for value in vars(together.retrieved).values()))
+    shuffled = sample_retrieved(loaded, turned, ["c", "a", "b"], [7, 5, 6], steps=3, scale=2.0, batch_size=size)
+    assert torch.equal(shuffled.images, together.images[[2, 0, 1]])
+    assert (together.images[0] - together.images[1]).abs().max() > 0.05
+
+
+def test_bfloat16_makes_nearly_the_same_images(loaded: Loaded, tmp_path: Path) -> None:
+    """Which depend on as little as those of float32, and are made again from their records."""
+    prompts, options = ["pirate flag", "white flag"], {"k": 2, "steps": 10, "seed": 5}
+    full = sample_texts(loaded, prompts, **options).images
+    half = sample_texts(loaded, prompts, precision="bf16", **options)
+    assert half.images.dtype == torch.float32
+    assert 1e-5 < (half.images - full).abs().mean() < 0.1 * full.std()  # other images differ by 1
+    single = sample_texts(loaded, prompts[1:], precision="bf16", **options | {"seed": 6})
+    assert torch.equal(half.images[1:], single.images)
+    save(single, loaded, tmp_path, "half")
+    assert torch.equal(make_again(read_record(tmp_path / "half-000.png"))[0].images, single.images)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("text", 1)])
+def test_tokens_decide_the_context(loaded: Loaded, tokens: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    denoiser = loaded.model.denoiser
+    monkeypatch.setattr(loaded.model, "denoiser", lambda c, *guidance: seen.append(c) or denoiser(c, *guidance))
+    sample_texts(loaded, ["white flag"], k=2, seed=0, steps=1, scale=1.0, tokens=tokens)
+    query = loaded.retriever.embedder.texts(["white flag"])
+    found = loaded.retriever(query, 2).embeddings[0]
+    expected = {"neighbours": found, "both": torch.cat([query, found]), "text": query}[tokens]
+    assert seen[0].shape == (1, length, 8)
+    assert torch.allclose(seen[0][0], 3 * torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+
+
+def test_the_text_has_a_scale_of_its_own(loaded: Loaded) -> None:
+    def images(tokens: str = "both", **options: float) -> torch.Tensor:
+        prompts = ["white flag", "pirate flag", "rainbow flag"]
+        made = sample_texts(loaded, prompts, k=2, seed=0, steps=2, tokens=tokens, scale=2.0, batch_size=2, **options)
+        return made.images
+
+    torch.testing.assert_close(images(text_scale=2.0), images())
+    assert (images(text_scale=4.0) - images()).abs().max() > 0.01
+    with pytest.raises(ValueError, match="got text_scale=3.0 with a context of neighbours, expected one of both"):
+        images("neighbours", text_scale=3.0)
+
+
+def test_is_led_away_from_a_weaker_model(loaded: Loaded, tmp_path: Path) -> None:
+    def images(**options: object) -> torch.Tensor:
+        return sample_texts(loaded, ["white flag"], k=2, seed=0, steps=2, **options).images
+
+    torch.testing.assert_close(images(weaker=str(loaded.path), weaker_scale=3.0), images())  # itself: nowhere to go
+    weights = read_weights(loaded.path)
+    write_weights(tmp_path / "model.safetensors", {name: 0.8 * value for name, value in weights.items()})
+    (tmp_path / "config.yaml").write_text((loaded.path.parent / "config.yaml").read_text())
+    assert (images(weaker=str(tmp_path), weaker_scale=3.0) - images()).abs().max() > 0.01
+
+
+def test_a_loaded_model_is_called_with_texts(loaded: Loaded) -> None:
+    images = loaded(["pirate flag", "white flag"], neighbours=3, seed=4, steps=2)
+    expected = sample_texts(loaded, ["pirate flag", "white flag"], k=3, seed=4, scale=2.0, steps=2).images
+    for image, other in zip(images, expected, strict=True):
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        assert (pixels - (other + 1) * 127.5).abs().max() <= 0.5
+    assert loaded("pirate flag", neighbours=3, seed=4, steps=2)[0].tobytes() == images[0].tobytes()
+    assert rdm.load(str(loaded.path)).model.conditioner.k == 2
+
+
+def test_classes_draw_neighbours_from_a_pool(loaded: Loaded) -> None:
+    samples = sample_classes(loaded, ["flags"] * 6, k=2, pool=5, seed=0, steps=1)
+    pool = loaded.retriever(loaded.retriever.embedder.texts(["An image of a flags."]), 5).rows[0]
+    assert set(samples.retrieved.rows.ravel()) <= set(pool)
+    assert len({tuple(rows) for rows in samples.retrieved.rows.tolist()}) > 1
+
+
+def test_a_class_found_by_label_depends_on_the_seed_of_its_image_alone(loaded: Loaded) -> None:
+    names = ["flags/flag", "flag", "flags"]
+    samples = sample_classes(loaded, names, k=3, by="label", seed=3, steps=4)
+    alone = sample_classes(loaded, ["flag"], k=3, by="label", seed=4, steps=4)
+    assert alone.retrieved.rows.tolist() == samples.retrieved.rows[1:2].tolist()
+    assert torch.equal(alone.images, samples.images[1:2])
+    with pytest.raises(ValueError, match="got by='row', expected text or label"):
+        sample_classes(loaded, ["flag"], k=2, by="row", seed=0)
+
+
+def test_popular_rows_become_queries(loaded: Loaded) -> None:
+    popularity = loaded.data.table("train").popularity(2)
+    most = int(np.argmax(popularity))
+    samples = sample_popular(loaded, 3, k=2, top_m=1, weighted=False, seed=0, steps=1)
+    assert (samples.retrieved.rows[:, 0] == most).all()  # a row of the database finds itself
+
+
+def test_texts_are_mixed_with_pictures_and_led_away_from_texts(loaded: Loaded, tmp_path: Path) -> None:
+    database, embedder = loaded.retriever.database, loaded.retriever.embedder
+    Image.fromarray(database.patches([7])[0]).save(tmp_path / "a.png")
+    texts = embedder.texts(["white flag"]), embedder.texts(["red"])
+    picture = torch.from_numpy(database.embeddings([7]))
+    for options, wanted in (
+        ({"image": tmp_path / "a.png", "image_weight": 0.8}, mix([texts[0], picture], [1.0, 0.8])),
+        ({"negative": "red", "negative_weight": 0.4}, mix(list(texts), [1.0, -0.4])),
+    ):
+        samples = sample_texts(loaded, ["white flag"], k=3, seed=0, steps=1, **options)
+        assert samples.retrieved.rows.tolist() == loaded.retriever(wanted, 3).rows.tolist()
+
+
+def test_a_strip_leads_from_one_text_to_another(loaded: Loaded, tmp_path: Path) -> None:
+    options = {"k": 3, "steps": 2, "scale": 2.0}
+    samples = sample_between(loaded, "white flag", "pirate", 5, seed=4, **options)
+    ends = loaded.retriever.embedder.texts(["white flag", "pirate"])
+    assert samples.retrieved.rows.tolist() == loaded.retriever(between(*ends, 5), 3).rows.tolist()
+    assert samples.seeds == [4] * 5 and samples.labels[1] == "white flag -> pirate, 25%"
+    for place, text in ((0, "white flag"), (4, "pirate")):
+        assert torch.equal(samples.images[place], sample_texts(loaded, [text], seed=4, **options).images[0])
+    strip = np.asarray(Image.open(save(samples, loaded, tmp_path, "strip", per_row=5)))
+    assert strip.shape == (2 + 18, 2 + 5 * 18, 3)
+    assert np.array_equal(strip[2:18, 2 + 18 : 18 + 18], np.asarray(Image.open(tmp_path / "strip-001.png")))
+    rows = np.asarray(Image.open(save(samples, loaded, tmp_path, "rows", per_row=3)))
+    assert rows.shape == (2 + 2 * 18, 2 + 3 * 18, 3) and (rows[20:, 2 + 2 * 18 :] == 255).all()
+    save(*make_again(read_record(tmp_path / "strip-003.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "strip-003.png").read_bytes()
+    for start, end, n, message in (
+        ("white flag", "", 5, "empty prompt"),
+        ("white flag", "pirate", 1, "got 1 places between two queries, expected at least 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_between(loaded, start, end, n, seed=4, **options)
+    with pytest.raises(ValueError, match="got tokens 'both', expected neighbours"):
+        sample_between(loaded, "white flag", "pirate", 5, seed=4, tokens="both", **options)
+
+
+def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> None:
+    Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
+    samples = sample_image(loaded, tmp_path / "a.png", 2, k=2, seed=5, steps=1)
+    assert (samples.retrieved.rows[:, 0] == 7).all() and samples.seeds == [5, 6]
+    samples = sample_rows(loaded, [3, 9, 4], 2, seed=0, steps=1)
+    assert samples.retrieved.rows.tolist() == [[3, 9, 4]] * 2
+    with pytest.raises(ValueError, match="got rows from 3 to 40, expected 0 to 39"):
+        sample_rows(loaded, [3, 40], 1, seed=0)
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*b\.png"):
+        sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
+    with pytest.raises(ValueError, match="got tokens 'text' for a picture, expected neighbours, picture or both"):
+        sample_image(loaded, tmp_path / "a.png", 1, k=2, seed=0, tokens="text")
+    (tmp_path / "b.png").write_text("text")
+    with pytest.raises(ValueError, match=r"b\.png: unreadable image"):
+        sample_image(loaded, tmp_path / "b.png", 1, k=2, seed=0)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [("neighbours", 2), ("both", 3), ("picture", 1)])
+def test_a_picture_is_seen_itself_or_by_its_neighbours(
+    loaded: Loaded, tokens: str, length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, seen, denoiser = loaded.retriever.database.patches([7])[0], [], loaded.model.denoiser
+    Image.fromarray(255 - patch).save(tmp_path / "a.png")
+    monkeypatch.setattr(loaded.model, "denoiser", lambda c, *guidance: seen.append(c) or denoiser(c, *guidance))
+    samples = sample_image(loaded, tmp_path / "a.png", 2, k=2, seed=4, steps=2, scale=1.0, tokens=tokens)
+    query = loaded.retriever.embedder.images(1 - torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 127.5)
+    found = loaded.retriever(query, 2).embeddings[0]
+    expected = {"neighbours": found, "both": torch.cat([query, found]), "picture": query}[tokens]
+    assert seen[0].shape == (1, length, 8)
+    assert torch.allclose(seen[0][0], 3 * torch.nn.functional.normalize(expected, dim=-1), atol=1e-5)
+    save(samples, loaded, tmp_path, "made")
+    save(*make_again(read_record(tmp_path / "made-001.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "made-001.png").read_bytes()
+    Image.fromarray(patch).save(tmp_path / "a.png")
+    if tokens == "neighbours":  # which are in the record, so nothing else is needed
+        make_again(read_record(tmp_path / "made-001.png"))
+    else:
+        with pytest.raises(ValueError, match=r"a\.png has sha256 .*, the image was made with .*; give that one"):
+            make_again(read_record(tmp_path / "made-001.png"))
+
+
+def test_neighbours_come_from_the_rows_that_are_asked_for(loaded: Loaded) -> None:
+    licences = loaded.retriever.database.column("licence").to_numpy(zero_copy_only=False)
+    chosen = load(str(loaded.path), only=["licence=MIT", "licence=Apache-2.0"])
+    for samples in (
+        sample_texts(chosen, ["white flag", "pirate flag"], k=3, seed=0, steps=1),
+        sample_classes(chosen, ["flags"] * 4, k=2, pool=8, seed=0, steps=1),
+        sample_classes(chosen, ["flags"] * 4, k=2, by="label", seed=0, steps=1),
+        sample_popular(chosen, 4, k=2, top_m=1.0, weighted=False, seed=0, steps=1),
+    ):
+        assert set(licences[samples.retrieved.rows].ravel()) <= {"MIT", "Apache-2.0"}
+    assert len(load(str(loaded.path), only=["licence=MIT", "class_id=flags/flag"]).retriever.rows) > 2
+    for rules, message in (
+        (["licence"], "got the rule 'licence', expected COLUMN=VALUE"),
+        (["licence=none"], "no row of .* has licence=none"),
+        (["colour=red"], "no metadata column 'colour', it has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(str(loaded.path), only=rules)
+
+
+def test_class_names_are_found_whole_in_part_and_nearly(loaded: Loaded) -> None:
+    database = loaded.retriever.database
+    assert resolve_class("flags/flag", database) == "flags/flag"
+    assert resolve_class("flag", database) == "flag"
+    assert resolve_class("flagss", database) == "flags"
+    with pytest.raises(ValueError, match="no class 'submarine'.*flags/flag"):
+        resolve_class("submarine", database)
+
+
+def test_save_writes_images_grid_and_provenance(loaded: Loaded, tmp_path: Path) -> None:
+    samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, steps=1)
+    grid = save(samples, loaded, tmp_path, "flags")
+    assert Image.open(grid).size == (2 + 3 * 18, 2 + 2 * 18)
+    pixels = np.asarray(Image.open(tmp_path / "flags-001.png"))
+    assert np.array_equal(np.asarray(Image.open(grid))[20:36, 2:18], pixels)
+    neighbour = np.asarray(Image.open(grid))[2:18, 20:36]
+    assert np.array_equal(neighbour, loaded.retriever.database.patches(samples.retrieved.rows[0, 0])[0])
+    record = json.loads((tmp_path / "flags.json").read_text())
+    assert [image["seed"] for image in record["images"]] == [3, 4]
+    entry = record["images"][0]["neighbours"][0]
+    assert entry["row"] == samples.retrieved.rows[0, 0]
+    assert entry["licence"] in ("MIT", "Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0")
+
+
+@pytest.mark.parametrize("tokens", ["neighbours", "both", "text"])
+def test_an_image_is_made_again_from_its_record(loaded: Loaded, tmp_path: Path, tokens: str) -> None:
+    options = {"steps": 2, "scale": 3.0, "sampler": "dpmpp_2m_sde", "eta": 0.5, "batch_size": 3, "rescale": 0.3}
+    options |= {"weaker": str(loaded.path.parent), "text_scale": 2.0 if tokens == "both" else None}
+    samples = sample_texts(loaded, ["pirate flag", "white flag"], k=2, seed=3, tokens=tokens, **options)
+    save(samples, loaded, tmp_path, "flags")
+    record = read_record(tmp_path / "flags-001.png")
+    assert record["seed"] == 4 and record["query"] == "white flag" and record["asked"] == {"way": "text", "k": 2}
+    again, with_ = make_again(record)
+    save(again, with_, tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "flags-001.png").read_bytes()
+    other = {**record, "settings": {**record["settings"], "weaker_sha256": "other"}}
+    with pytest.raises(ValueError, match="checkpoint .* has fingerprint .*, the image was made with other"):
+        make_again(other)
+    for key in ("checkpoint_sha256", "database_fingerprint"):
+        with pytest.raises(
+            ValueError, match=f"{key.partition('_')[0]} .* the image was made with other; give that one"
+        ):
+            make_again({**record, key: "other"})
+
+
+def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image at .*a\.png"):
+        read_record(tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(ValueError, match="cannot be read .*; give a PNG that the sampling scripts wrote"):
+        read_record(tmp_path / "a.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="has a record of format none, expected 1"):
+        read_record(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": [" "], "k": 2}, "empty prompt"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "picture"}, "got tokens 'picture' without a picture, expected neigh"),
+        ({"prompts": ["flag"], "k": 41}, "41"),
+        ({"prompts": ["flag"], "k": 2, "sampler": "dimm"}, "did you mean 'ddim'"),
+        ({"prompts": ["flag " * 40], "k": 2}, "tokens"),
+        ({"prompts": ["flag"], "k": 2, "precision": "16"}, "got precision '16', expected 32 or bf16"),
+        ({"prompts": ["flag"], "k": 2, "tokens": "words"}, "got tokens 'words', expected neighbours, text, both"),
+    ],
+)
+def test_wrong_input_is_refused(loaded: Loaded, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample_texts(loaded, seed=0, **options)
+
+
+def test_find_checkpoint_takes_the_newest_run(tmp_path: Path, loaded: Loaded) -> None:
+    config = (loaded.path.parent / "config.yaml").read_text()
+    for age, name in enumerate(("old", "new")):
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(config)
+        (folder / "last.ckpt").touch()
+        os.utime(folder / "last.ckpt", (age, age))
+    assert find_checkpoint(logs=str(tmp_path)) == tmp_path / "new/checkpoints/last.ckpt"
+    assert find_checkpoint(str(tmp_path / "old")) == tmp_path / "old/checkpoints/last.ckpt"
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        find_checkpoint(str(tmp_path / "none"))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="no config.yaml beside the checkpoint .*model.safetensors"):
+        load(str(tmp_path))
+    (tmp_path / "config.yaml").write_text("model: {target: ldm.models.autoencoder.VQModelInterface}")
+    with pytest.raises(ValueError, match="holds a ldm.models.autoencoder.VQModelInterface, expected a retrieval-aug"):
+        load(str(tmp_path))
