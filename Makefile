@@ -1,9 +1,9 @@
-# Each target sets up .venv by itself: with faiss-gpu and xformers where nvidia-smi answers, else with faiss-cpu.
+# Each target sets up .venv by itself: with faiss-gpu and xformers if nvidia-smi runs, else with faiss-cpu.
 #
-#   make demo    train for a few minutes, sample, print the path of a picture that shows it all
-#   make test    the test suite
-#   make lint    ruff and mypy
-#   make bench   the benchmarks
+#   make demo    train for a few minutes, sample, and print the path of a picture of the results
+#   make test    run the tests
+#   make lint    run ruff and mypy
+#   make bench   run the benchmarks
 
 PYTHON ?= python3
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -30,7 +30,7 @@ bench: $(STAMP)
 
 install: $(STAMP)
 
-# The two faiss packages own the same folder, so an environment made for the other kind of machine is made anew.
+# faiss-cpu and faiss-gpu install into the same folder, so an environment for the other kind of machine is replaced.
 $(STAMP): pyproject.toml
 	@if ls .venv/installed-* 2>/dev/null | grep -qv "$(STAMP)"; then rm -rf .venv; fi
 	$(PYTHON) -m venv .venv

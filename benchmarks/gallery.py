@@ -1,13 +1,14 @@
-"""The gallery: every way to ask the shipped model for an image, run as a user would, and shown in docs/gallery.md.
+"""The gallery: every way to sample from the shipped model, run as a user would run it, and shown in docs/gallery.md.
 
     python -m benchmarks.gallery
 
-docs/gallery.yaml holds ``intro`` and, by heading and name, the entries: see :class:`Entry`. One whose command is
-unchanged and whose pictures are there is not run again. Commands run in a folder of the entry's own in outputs/gallery,
-with links to the checkout: no run in logs/ takes the shipped model's place. All of it takes about 20 minutes of a core.
+docs/gallery.yaml holds ``intro`` and, by heading and name, the entries: see :class:`Entry`. An entry is run again only
+if its command has changed or its pictures are missing. Each entry runs in its own folder in outputs/gallery, with links
+to the checkout, so that a run in logs/ does not take the place of the shipped model. All entries together take about 20
+minutes on one core.
 
-What a person saw counts for the pictures with the hash ``looked_at``. Where that is another one, the page says that
-nobody has looked yet, and this command prints the new hash.
+What a person saw belongs to the pictures with the hash ``looked_at``. If the hash differs, the page says that nobody
+has looked at the pictures yet, and this command prints the new hash.
 """
 
 from __future__ import annotations
@@ -35,28 +36,28 @@ DOCS = ROOT / "docs"
 LINKS = ("configs", "data", "docs", "models", "scripts")
 SAMPLING = ("txt2img.py", "class2img.py", "sample.py", "edit.py")
 KEYWORD = "command"  # of the text in a PNG file
-UNSEEN = "*Nobody has looked at this yet.*"
+UNSEEN = "*Nobody has looked at these pictures yet.*"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to ask.
+    """One way to sample.
 
     Attributes:
         name: of its pictures and its folder.
         title: of its section.
         text: what the options do.
         command: lines for the shell that begin with ``python``, or Python code that prints the path of a picture.
-        columns: what is where in the pictures.
+        columns: what the rows and columns of the pictures show.
         seen: what a person saw in them.
-        looked_at: :attr:`hash` of the pictures that this is about.
+        looked_at: :attr:`hash` of the pictures that ``seen`` describes.
     """
 
     name: str
     title: str
     text: str
     command: str
-    columns: str = "Each row: a sample, then the neighbours that it looked at, the nearest first."
+    columns: str = "Each row shows a sample and then its neighbours, the nearest first."
     seen: str = ""
     looked_at: str = ""
 
@@ -67,7 +68,7 @@ class Entry:
 
     @property
     def steps(self) -> list[tuple[str, Path | None]]:
-        """What is run, one after another, and where the picture goes of what makes one."""
+        """The commands in order, each with the file for its picture, or None if it makes none."""
         found: list[tuple[str, Path | None]] = []
         for line in [self.command] if self.is_code else self.command.splitlines():
             makes_one = self.is_code or line.split()[1].endswith(SAMPLING)
@@ -82,7 +83,7 @@ class Entry:
 
     @property
     def is_made(self) -> bool:
-        """Whether the pictures are there and of this command."""
+        """Whether the pictures exist and were made by this command."""
         return all(file.is_file() and read_picture(file)[0] == self.command for file in self.pictures)
 
     @property

@@ -1,22 +1,20 @@
-"""Runs the README's commands, shrunk to a few steps, in a folder of their own."""
+"""Runs the commands of the README and of the pages in docs/, shrunk to a few steps, in a folder of their own."""
 
 import json
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Commands
+from documents import PAGES, ROOT, blocks, commands
 from PIL import Image
 
 from ldm.checkpoint import read_weights
 
-ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [
     "lightning.trainer.max_steps=2",
     "lightning.trainer.limit_val_batches=1",
+    "lightning.trainer.precision=32",  # bfloat16 takes ten times as long on processors without it
     "data.params.batch_size=16",
 ]
 TRAIN += ["lightning.trainer.val_check_interval=2", "lightning.checkpoint.every_n_train_steps=2"]
@@ -27,18 +25,9 @@ SMALLER = {
     ],
     "configs/rdm.yaml": ["lightning.callbacks.images.params.max_images=2"],
 }
-
-
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
-    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return [block for named, block in found if named == language]
-
-
-def commands() -> list[list[str]]:
-    """Every line that starts with ``python`` in the README's code blocks."""
-    lines = [line.partition("  #")[0].strip() for block in blocks("") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+# Pages whose commands build on one another; the second one goes without what the first ones have run.
+TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
+ALONE = "docs/training.md"
 
 
 def shrink(command: list[str], folder: Path) -> list[str]:
@@ -70,39 +59,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(found: list[list[str]], folder: Path) -> None:
+    """Runs commands one after another."""
+    with Commands(folder) as process:
+        for command in found:
+            code, said = process.run(shrink(command, folder))
+            assert code == 0, f"{command}: {said[-2000:]}"
+
+
 def exported_run(folder: Path) -> Path:
-    """The checkpoint of the run that the README exports."""
+    """The checkpoint of the run that the pages export."""
     return next((folder / "logs").glob("*_rdm")) / "checkpoints/last.ckpt"
 
 
-def test_commands_do_what_the_readme_says(folder: Path) -> None:
-    found = commands()
-    assert {command[0] for command in found} == {"main.py"} | {
-        f"scripts/{name}.py"
-        for name in (
-            "txt2img",
-            "class2img",
-            "sample",
-            "edit",
-            "export_checkpoint",
-            "build_database",
-            "search_neighbors",
-            "evaluate",
-        )
-    }
-    for command in found:  # sampling comes before any training, so it takes the shipped model
-        done = subprocess.run(
-            [sys.executable, *shrink(command, folder)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
-    (python,) = blocks("python")
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{python}\nprint([image.size for image in images])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1:] == ["[(64, 64), (64, 64)]"], done.stderr[-2000:]
+def test_the_pages_have_commands_of_every_script_to_run() -> None:
+    found = {command[0] for page in PAGES for command in commands(page)}
+    scripts = {f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py")} - {"scripts/demo.py"}
+    assert found == {"main.py", *scripts}
+    assert not commands("docs/sampling.md")  # the gallery runs what is shown there
+
+
+def test_sampling_training_and_exports_do_what_the_pages_say(folder: Path) -> None:
+    found = [command for page in TOGETHER for command in commands(page)]
+    run(found, folder)  # sampling comes before any training, so it takes the shipped model
     for name in ("txt2img", "class2img", "sample"):
         assert Image.open(folder / f"outputs/{name}/{name}-001.png").size == (64, 64)
         grid = Image.open(folder / f"outputs/{name}/{name}-grid.png")
@@ -112,11 +91,22 @@ def test_commands_do_what_the_readme_says(folder: Path) -> None:
         )
     first, again = (folder / f"outputs/sample/{name}-000.png" for name in ("sample", "again"))
     assert again.read_bytes() == first.read_bytes()
-    assert json.loads((folder / "outputs/evaluate/results.json").read_text())["figures"]["psnr"] > 0
-    assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
+    program = "\n".join(block for page in PAGES for block in blocks(page, "python"))
+    sizes = "assert [image.size for image in images] == [(64, 64)] * 4, images"
+    (folder / "program.py").write_text(f"{program}\n{sizes}\n")
+    with Commands(folder) as process:
+        code, said = process.run(["program.py"])
+    assert code == 0, said[-2000:]
     assert read_weights(folder / "exported/compvis/model.ckpt").keys() > {"betas", "unconditional_guidance_vex"}
     ours, back = (read_weights(file) for file in (exported_run(folder), folder / "models/rdm/mine/model.safetensors"))
     name = "model.diffusion_model.out.2.weight"
     assert torch.equal(ours["model_ema." + name.removeprefix("model.").replace(".", "")], back[name])
     assert (folder / "data/databases/emoji/neighbours/train/neighbours.npy").is_file()
+
+
+def test_the_other_stages_do_what_the_pages_say(folder: Path) -> None:
+    before = [command for page in TOGETHER for command in commands(page)]
+    run([command for command in commands(ALONE) if command not in before], folder)
+    assert json.loads((folder / "outputs/evaluate/results.json").read_text())["figures"]["psnr"] > 0
+    assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
     assert len(list((folder / "logs").glob("*_emoji/open_clip/open_clip_model.safetensors"))) == 1

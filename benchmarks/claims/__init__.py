@@ -1,5 +1,5 @@
 """The claims of Blattmann et al. 2022, Retrieval-Augmented Diffusion Models, on the emoji data.
 
-``runs`` says what is trained, ``cases`` what is asked of the models, ``measure`` and ``cost`` make the figures,
-``report`` sets them beside what the paper says.
+``runs`` lists the models to train, ``cases`` the ways to sample from them, ``measure`` and ``cost`` compute figures,
+and ``report`` compares them with what the paper says.
 """

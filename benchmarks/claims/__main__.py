@@ -1,9 +1,9 @@
-"""Measures the claims of the paper on the emoji data: trains what is compared, measures, reports.
+"""Measures the claims of the paper on the emoji data: trains the models, measures their images, and writes a report.
 
     python -m benchmarks.claims --jobs 8 --batch 256
 
-Everything is kept in the folder and made once; the same command goes on where another ended. A folder's ``models`` may
-be brought from another machine and measured here: a run whose model is there counts as trained.
+All results are kept in the folder, so the same command continues an interrupted run. The folder ``models`` in it may
+come from another machine: a run whose model is there counts as trained.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--folder", type=Path, default=Path("outputs/claims"))
     p.add_argument("--only", nargs="+", default=list(all_runs()), choices=list(all_runs()), metavar="RUN")
-    p.add_argument("--jobs", type=int, default=1, help="runs that are trained at once")
-    p.add_argument("--set", action="append", default=[], metavar="key=value", help="a further setting of every run")
+    p.add_argument("--jobs", type=int, default=1, help="number of models that are trained at the same time")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="another setting for all training runs"
+    )
     p.add_argument("--skip-training", action="store_true")
     p.add_argument("--questions", nargs="*", default=list(QUESTIONS), choices=QUESTIONS, metavar="QUESTION")
-    p.add_argument("--n", type=int, default=1024, help="images of each case")
-    p.add_argument("--batch", type=int, default=64, help="images sampled together; 256 on a GPU")
-    p.add_argument("--epochs", type=int, default=24, help="of the classifier")
-    p.add_argument("--report", action="store_true", help="report what is there, train and measure nothing")
+    p.add_argument("--n", type=int, default=1024, help="number of images in each case")
+    p.add_argument("--batch", type=int, default=64, help="number of images that are sampled at once; use 256 on a GPU")
+    p.add_argument("--epochs", type=int, default=24, help="training epochs of the classifier")
+    p.add_argument("--report", action="store_true", help="only write the report of what was measured before")
     return p.parse_args()
 
 

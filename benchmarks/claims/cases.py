@@ -1,4 +1,4 @@
-"""What is asked of the models: a case is one model, one way to ask and its settings."""
+"""The cases that are measured: a case is one model, one way to sample from it, and the settings."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Case(NamedTuple):
     """One set of images.
 
     Attributes:
-        question: what it helps to answer.
-        name: within the question.
+        question: the question that it belongs to.
+        name: its name within the question.
         run: the model.
         settings: ``ask`` (``popular``, ``text``, ``class``), ``k``, ``scale``, ``top_m``, ``tokens``, ``rows`` of the
             database (a share, or ``train``), ``names`` of the prompts (``train``, ``held``, ``all``).
@@ -34,24 +34,24 @@ class Case(NamedTuple):
 
 
 def popular(k: int = K, scale: float = 1.0, top_m: float = TOP_M, rows: float | str = 1.0) -> dict[str, Any]:
-    """Returns settings of images of no particular query."""
+    """Returns the settings of unconditional images."""
     return {"ask": "popular", "k": k, "scale": scale, "top_m": top_m, "rows": rows}
 
 
 def text(
     names: str, k: int = K, scale: float = SCALE, tokens: str = "neighbours", rows: float | str = 1.0
 ) -> dict[str, Any]:
-    """Returns settings of images of texts."""
+    """Returns the settings of images of texts."""
     return {"ask": "text", "names": names, "k": k, "scale": scale, "tokens": tokens, "rows": rows}
 
 
 def by_class(tokens: str, k: int = K, scale: float = SCALE) -> dict[str, Any]:
-    """Returns settings of images of classes."""
+    """Returns the settings of images of classes."""
     return {"ask": "class", "k": k, "scale": scale, "tokens": tokens, "rows": 1.0}
 
 
 def all_cases() -> dict[str, list[Case]]:
-    """Returns the cases of every question; ``cost`` has none, it is measured otherwise."""
+    """Returns the cases of every question; ``cost`` has none, because it is measured in another way."""
     found: dict[str, list[Case]] = {}
 
     def add(question: str, name: str, run: str, settings: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Tables, plots and verdicts of what was measured; computes nothing but means, ranges and differences."""
+"""Tables, plots and verdicts of the measurements; computes only means, ranges and differences."""
 
 from __future__ import annotations
 
@@ -20,6 +20,38 @@ SHOWN = (
     "clip_fd_train", "clip_fd_held", "clip_precision", "clip_recall",
     "clip_score", "first", "class_balanced", "distinct_rows",
 )  # fmt: skip
+
+HEAD = """Each row compares two cases, which the column *measured* names, by one figure. The verdict is
+
+- **seen** if the first case is better than the second, as claimed, by more than the noise,
+- **not seen** if it is worse by more than the noise,
+- **within noise** otherwise.
+
+A claim that the first case is no better is **seen** unless it is better by more than the noise. The noise is the range
+over three seeds of the model with four neighbours. How another database changes the style is measured by
+`python -m benchmarks.styles`.
+
+| figure | meaning |
+| --- | --- |
+| `pixels_*` | in the features of a classifier of categories that learned from pixels alone |
+| `clip_*` | in the features of the CLIP that also finds the neighbours, which may favour models with neighbours |
+| `fd_train`, `fd_held` | Frechet distance to the training pictures, or to the held-out pictures; lower is better |
+| `precision`, `recall` | against the training pictures, with k = 3 |
+| `clip_score` | cosine similarity of an image and its prompt |
+| `first` | share of the images whose own prompt is the nearest of all prompts |
+| `class_balanced` | share of the images that the classifier assigns to the right category, averaged over categories |
+| `distinct_rows` | number of different database rows among the rows nearest to each image |
+| `val/loss_ema` | validation loss of the averaged weights; lower is better |
+| `retrieval_share_1`, `retrieval_share_64` | share of retrieval in the time of an image, in batches of 1 and of 64 |
+
+| case | meaning |
+| --- | --- |
+| `neighbours`, `plain`, `plain-large` | the model with four neighbours, without neighbours, and a larger one without |
+| `k` | the number of neighbours |
+| `scale` | the guidance scale |
+| `p_uncond` | the share of training pictures whose context was dropped |
+| `text`, `neighbours`, `both` | the context: the text or class name alone, its neighbours alone, both |
+| `10%` | the share of the database that neighbours come from |"""
 
 
 class Found(NamedTuple):
@@ -73,19 +105,14 @@ def write(folder: Path) -> str:
 
 
 def head(setup: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
-    """Returns what has to be known to read the figures."""
-    words = [
-        "`clip_*` are in the space of the CLIP that also finds the neighbours, which may favour what looks at them; "
-        "`pixels_*` are in that of a classifier of categories that learned from pixels alone. `fd` is the Frechet "
-        "distance, to train pictures or to held-out ones (`held`); precision and recall are with k = 3 to train "
-        "pictures. Noise is the range over the three seeds of the usual model. Changing the style by changing the "
-        "database is measured by `python -m benchmarks.styles`."
-    ]
+    """Returns the explanation of the figures."""
+    words = [HEAD]
     if settings := next((line["settings"] for line in lines if "sampler" in line["settings"]), None):
-        words.append("{n} images a case with seeds {seed} and on, {sampler} in {steps} steps.".format(**settings))
+        sentence = "Each case has {n} images with seeds from {seed} on, sampled by {sampler} in {steps} steps."
+        words.append(sentence.format(**settings))
     if accuracy := setup.get("classifier_accuracy"):
         both = [f"{accuracy[name]['accuracy']:.1%} of held-out {name}" for name in ("pictures", "reconstructions")]
-        words.append(f"The classifier is right about {' and '.join(both)}: no model is expected to be above that.")
+        words.append(f"The classifier is right for {' and '.join(both)}. No model is expected to exceed this.")
     return "\n\n".join(words)
 
 
@@ -112,7 +139,9 @@ def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns a table of runs."""
     keys = ("parameters", "steps", "batch_size", "step_seconds", "val/loss_ema", "val/loss")
     rows = [["run", *keys], *([name, *(number(card.get(key)) for key in keys)] for name, card in training.items())]
-    note = "Losses of other weightings or parameterisations (`v-0`, `flat-0`) cannot be compared with the others."
+    note = (
+        "The losses of `v-0` (another parameterisation) and `flat-0` (other weights) cannot be compared with the rest."
+    )
     return f"`python -m benchmarks.claims --only RUN --questions`\n\n{markdown(rows)}\n\n{note}" if training else ""
 
 

@@ -1,4 +1,4 @@
-"""Claims of the paper, each a comparison of two cases by some figures, and what the figures say."""
+"""The claims of the paper: each compares two cases by some figures; and the verdict on each."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ LOWER = ("_fd_", "loss", "seconds")  # parts of the names of figures that are be
 
 
 class Claim(NamedTuple):
-    """A case that is to be better than another.
+    """A case that is claimed to be better than another.
 
     Attributes:
-        text: what the paper says.
-        question: where both are.
-        better: case.
-        worse: case.
-        figures: names, each judged for itself.
-        noise: question and case whose range over seeds is noise.
-        opposite: the figures are to be worse instead: a price is claimed.
+        text: the claim.
+        question: the question that both cases belong to.
+        better: the case that is claimed to be better.
+        worse: the other case.
+        figures: their names; each has a verdict of its own.
+        noise: question and case whose range over the seeds is the noise.
+        opposite: the claim says that the figures are worse.
     """
 
     text: str
@@ -38,55 +38,63 @@ class Claim(NamedTuple):
     opposite: bool = False
 
 
-GUIDED = "guidance raises precision"
+GUIDED = "Guidance raises precision"
 CLAIMS = (
-    Claim("a model that looks at neighbours is better than one of equal size without", "retrieval",
-          "neighbours scale 1", "plain", (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
-    Claim("it is better than a larger one without", "retrieval", "neighbours scale 1", "plain-large",
-          (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
-    Claim("guided, it is better than one of equal size, which has nothing to be guided by", "retrieval",
-          "neighbours scale 2", "plain", (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
-    Claim("guided, it is better than a larger one", "retrieval", "neighbours scale 2", "plain-large",
-          (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
-    Claim("training with more neighbours is better: 4 than 1", "k_train", "k 4", "k 1", (*FD, "val/loss_ema")),
-    Claim("training with more neighbours is better: 8 than 4", "k_train", "k 8", "k 4", (*FD, "val/loss_ema")),
-    Claim("sampling with more neighbours than in training widens recall: 16 than 4", "k_test", "k 16", "k 4",
-          ("pixels_recall", "clip_recall")),
-    Claim("fewer neighbours at sampling cost quality: 4 than 1", "k_test", "k 4", "k 1"),
-    Claim("the same with guidance", "k_test", "k 4 scale 2", "k 1 scale 2", FD, GUIDED_USUAL),
-    Claim(GUIDED, "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1", ("pixels_precision", "clip_precision"),
+    Claim("A model with neighbours is better than a model of equal size without them",
+          "retrieval", "neighbours scale 1", "plain", (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
+    Claim("A model with neighbours is better than a larger model without them",
+          "retrieval", "neighbours scale 1", "plain-large", (*FD, "pixels_recall", "clip_recall", "val/loss_ema")),
+    Claim("With guidance, a model with neighbours is better than the model of equal size, which cannot be guided",
+          "retrieval", "neighbours scale 2", "plain", (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
+    Claim("With guidance, a model with neighbours is better than the larger model",
+          "retrieval", "neighbours scale 2", "plain-large", (*FD, "pixels_recall", "clip_recall"), GUIDED_USUAL),
+    Claim("Training with more neighbours is better: 4 are better than 1",
+          "k_train", "k 4", "k 1", (*FD, "val/loss_ema")),
+    Claim("Training with more neighbours is better: 8 are better than 4",
+          "k_train", "k 8", "k 4", (*FD, "val/loss_ema")),
+    Claim("Sampling with more neighbours than in training raises recall: 16 are better than 4",
+          "k_test", "k 16", "k 4", ("pixels_recall", "clip_recall")),
+    Claim("Sampling with fewer neighbours than in training reduces quality: 4 are better than 1",
+          "k_test", "k 4", "k 1"),
+    Claim("The same with guidance: 4 are better than 1", "k_test", "k 4 scale 2", "k 1 scale 2", FD, GUIDED_USUAL),
+    Claim(GUIDED,
+          "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1", ("pixels_precision", "clip_precision"),
           GUIDED_USUAL),
-    Claim("and lowers recall", "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1",
-          ("pixels_recall", "clip_recall"), GUIDED_USUAL, True),
-    Claim("guidance makes images fit their texts", "guidance", "p_uncond 0.1 scale 2 text",
-          "p_uncond 0.1 scale 1 text", ("clip_score",), USUAL_TEXT),
-    Claim("guidance needs a null in training, and little of it: 0.1 than 0.3", "guidance", "p_uncond 0.1 scale 2",
-          "p_uncond 0.3 scale 2", FD, GUIDED_USUAL),
-    Claim("few popular rows (top-m) give precision: 1 % than all", "top_m", "top_m 0.01", "top_m 1",
-          ("pixels_precision", "clip_precision")),
-    Claim("many give recall: all than 1 %", "top_m", "top_m 1", "top_m 0.01", ("pixels_recall", "clip_recall")),
-    Claim("what was never trained is made if the database has it", "concepts", "held out, in database",
-          "held out, not in database", GRADES, USUAL_TEXT),
-    Claim("concepts of training are no better than those", "concepts", "trained", "held out, in database", GRADES,
-          USUAL_TEXT),
-    Claim("a text's neighbours make better images than the text alone", "synthesis", "text, neighbours", "text, text",
-          (*GRADES, *FD), ("synthesis", "text, neighbours")),
-    Claim("a text and its neighbours are better than neighbours alone", "synthesis", "text, both", "text, neighbours",
-          (*GRADES, *FD), ("synthesis", "text, neighbours")),
-    Claim("a class's neighbours make better images than its name alone", "synthesis", "class, neighbours",
-          "class, text", ("class_balanced", *FD), USUAL_CLASS),
-    Claim("(not the paper's) min-SNR weights are better than flat ones", "objective", "neighbours scale 1",
-          "flat scale 1"),
-    Claim("(not the paper's) predicting v is better than noise", "objective", "v scale 1", "neighbours scale 1"),
-    Claim("a larger database is better without training: 100 % than 10 %", "database_size", "100%", "10%",
-          (*FD, "pixels_recall", "clip_recall")),
-    Claim("the same: 10 % than 1 %", "database_size", "10%", "1%", (*FD, "pixels_recall", "clip_recall")),
-    Claim("the same for texts: 100 % than 10 %", "database_size", "100% text", "10% text", ("clip_score", "first"),
-          ("synthesis", "text, neighbours")),
+    Claim("Guidance lowers recall",
+          "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.1 scale 1", ("pixels_recall", "clip_recall"),
+          GUIDED_USUAL, True),
+    Claim("Guidance makes images match their prompts better",
+          "guidance", "p_uncond 0.1 scale 2 text", "p_uncond 0.1 scale 1 text", ("clip_score",), USUAL_TEXT),
+    Claim("Guidance needs little dropped context in training: a share of 0.1 is better than 0.3",
+          "guidance", "p_uncond 0.1 scale 2", "p_uncond 0.3 scale 2", FD, GUIDED_USUAL),
+    Claim("Sampling from few popular rows (top-m) raises precision: 1 % is better than all",
+          "top_m", "top_m 0.01", "top_m 1", ("pixels_precision", "clip_precision")),
+    Claim("Sampling from many popular rows raises recall: all are better than 1 %",
+          "top_m", "top_m 1", "top_m 0.01", ("pixels_recall", "clip_recall")),
+    Claim("Concepts that were never trained can be sampled if the database has them",
+          "concepts", "held out, in database", "held out, not in database", GRADES, USUAL_TEXT),
+    Claim("Trained concepts are sampled no better than untrained concepts in the database",
+          "concepts", "trained", "held out, in database", GRADES, USUAL_TEXT),
+    Claim("The neighbours of a text give better images than the text alone",
+          "synthesis", "text, neighbours", "text, text", (*GRADES, *FD), ("synthesis", "text, neighbours")),
+    Claim("A text with its neighbours gives better images than the neighbours alone",
+          "synthesis", "text, both", "text, neighbours", (*GRADES, *FD), ("synthesis", "text, neighbours")),
+    Claim("The neighbours of a class give better images than its name alone",
+          "synthesis", "class, neighbours", "class, text", ("class_balanced", *FD), USUAL_CLASS),
+    Claim("(not in the paper) Min-SNR weights of the loss are better than equal weights",
+          "objective", "neighbours scale 1", "flat scale 1"),
+    Claim("(not in the paper) Predicting v is better than predicting the noise",
+          "objective", "v scale 1", "neighbours scale 1"),
+    Claim("A larger database is better without further training: 100 % is better than 10 %",
+          "database_size", "100%", "10%", (*FD, "pixels_recall", "clip_recall")),
+    Claim("A larger database is better without further training: 10 % is better than 1 %",
+          "database_size", "10%", "1%", (*FD, "pixels_recall", "clip_recall")),
+    Claim("A larger database is better for texts, too: 100 % is better than 10 %",
+          "database_size", "100% text", "10% text", ("clip_score", "first"), ("synthesis", "text, neighbours")),
 )  # fmt: skip
-NO_BETTER = "concepts of training are no better than those"
-CHEAP = 0.05  # of the time of an image, at most, for retrieval to be cheap
-CHEAPER = "retrieval costs little beside sampling"
+NO_BETTER = "Trained concepts are sampled no better than untrained concepts in the database"
+CHEAP = 0.05  # retrieval counts as cheap up to this share of the time that an image takes
+CHEAPER = "Retrieval takes little time in comparison with sampling"
 
 
 def values(
@@ -102,7 +110,7 @@ def values(
 
 
 def verdict(gain: float, noise: float | None, no_better: bool = False) -> str:
-    """Returns what a gain says beside the noise; a claim that there is none is seen where it is not above that."""
+    """Returns the verdict on a gain; a claim that there is none is seen if the gain is not above the noise."""
     if noise is None:
         return UNKNOWN
     if no_better:
@@ -135,7 +143,7 @@ def judge(lines: Lines, training: Mapping[str, Mapping[str, Any]]) -> list[dict[
 
 
 def cheap(lines: Lines) -> list[dict[str, Any]]:
-    """Returns what is said of the time of retrieval."""
+    """Returns the verdicts on the time that retrieval takes."""
     rows = []
     for line in lines:
         if line["question"] == "cost" and line["case"] != "plain":

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.claims import pictures, verdicts
 from benchmarks.claims.cases import all_cases
-from benchmarks.claims.report import mean_range, tables, training_table
-from benchmarks.claims.verdicts import CLAIMS, judge, verdict
+from benchmarks.claims.report import HEAD, mean_range, tables, training_table
+from benchmarks.claims.verdicts import CHEAPER, CLAIMS, judge, verdict
 
 
 def line(question: str, case: str, run: str, **figures: float) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_a_claimed_price_is_seen_where_the_figure_is_worse() -> None:
         line("guidance", f"p_uncond 0.1 scale {scale}", "neighbours-0", clip_recall=0.7 - scale / 10)
         for scale in (1, 2)
     ]
-    found = [row["verdict"] for row in judge(lines, {}) if row["claim"] == "and lowers recall"]
+    found = [row["verdict"] for row in judge(lines, {}) if row["claim"] == "Guidance lowers recall"]
     assert found == ["not measured", "seen"]
 
 
@@ -71,6 +71,13 @@ def test_every_claim_is_about_cases_that_are_measured() -> None:
         assert {(claim.question, claim.better), (claim.question, claim.worse), claim.noise} <= known, claim
     names = {(question, case) for question, cases in pictures.COMPARED.values() for case in cases}
     assert names <= known
+
+
+def test_the_page_has_the_words_of_the_report() -> None:
+    page = (Path(__file__).parents[2] / "docs/claims/README.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.endswith("** |")]
+    assert HEAD in page
+    assert list(dict.fromkeys(cells)) == [*(claim.text for claim in CLAIMS), CHEAPER]
 
 
 def test_retrieval_is_cheap_by_its_share_of_the_time() -> None:

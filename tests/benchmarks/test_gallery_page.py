@@ -1,13 +1,11 @@
 """The gallery: its page is what its entries say, of pictures that were looked at, and it leaves no option out."""
 
-import argparse
 import dataclasses
-import functools
-import runpy
 import shlex
 from pathlib import Path
 
 import pytest
+from parsers import parser_of
 from PIL import Image
 
 from benchmarks import gallery
@@ -24,22 +22,6 @@ NO_PICTURE = {
     "--model", "--temperature", "--top_k", "--top_p",  # rarm, whose pictures are beside its weights
     "--weaker", "--weaker_scale",  # a weaker model, of which no weights are shipped
 }  # fmt: skip
-
-
-class Caught(Exception):  # noqa: N818 (it is no error)
-    """A parser on its way out of a script."""
-
-
-@functools.cache
-def parser_of(script: str) -> argparse.ArgumentParser:
-    def catch(parser: argparse.ArgumentParser, *_: object) -> None:
-        raise Caught(parser)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
-        patch.setattr(argparse.ArgumentParser, "parse_args", catch)
-        scope = runpy.run_path(str(ROOT / "scripts" / script))
-        scope["parse" if "parse" in scope else "parse_args"]()
-    return caught.value.args[0]
 
 
 def test_the_page_is_what_the_entries_say() -> None:
@@ -62,7 +44,7 @@ def test_the_scripts_take_the_commands(command: str, monkeypatch: pytest.MonkeyP
     python, script, *words = shlex.split(command)
     name = Path(script).name
     assert python == "python" and Path(script).parent == Path("scripts")
-    parser = parser_of(name)
+    parser = parser_of(f"scripts/{name}")
     parser.parse_args(words if name in SAMPLING else ["build", *words])
     monkeypatch.chdir(ROOT)
     assert all(Path(word).exists() for word in words if word.startswith(("docs/", "models/")))
@@ -71,7 +53,7 @@ def test_the_scripts_take_the_commands(command: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("script", SAMPLING)
 def test_every_option_is_shown(script: str) -> None:
     typed = {word for command in COMMANDS for word in shlex.split(command) if word.startswith("--")}
-    for action in parser_of(script)._actions:
+    for action in parser_of(f"scripts/{script}")._actions:
         if action.dest != "help":
             assert typed & set(action.option_strings) or NO_PICTURE & set(action.option_strings), action.option_strings
     assert not typed & NO_PICTURE
