@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.data import ParquetImages
-from rdm.data.colours import COLOURS, colour_shares, dominant_colours, joined_to_border, oklch, pixel_colours
+from ldm.data.colours import COLOURS, colour_shares, dominant_colours, joined_to_border, oklch, pixel_colours
 
 DATA = Path(__file__).parents[2] / "data" / "emoji"
 
