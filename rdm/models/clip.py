@@ -261,6 +261,22 @@ def all_metadata(images: Any) -> list[dict[str, str]]:
     return [images.metadata(i) for i in range(len(images))]
 
 
+def places_of(captions: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Returns where each caption stands among the names, ``[N] int64``."""
+    index = {name: i for i, name in enumerate(names)}
+    return torch.tensor([index[caption] for caption in captions])
+
+
+def ranks(similarity: Tensor, truth: Tensor) -> Tensor:
+    """Returns how many columns of each row are above the true one.
+
+    Args:
+        similarity: ``[N, M]``.
+        truth: ``[N] int64``, the true column of each row.
+    """
+    return (similarity > similarity.gather(1, truth[:, None])).sum(1)
+
+
 @torch.no_grad()
 def retrieval_figures(
     encode_text: Callable[[Sequence[str]], Tensor],
@@ -288,9 +304,8 @@ def retrieval_figures(
 
     captions = [item["caption"] for item in items]
     similarity = images @ encode(names).T
-    index = {name: i for i, name in enumerate(names)}
-    truth = torch.tensor([index[caption] for caption in captions], device=images.device)
-    rank = (similarity > similarity.gather(1, truth[:, None])).sum(1)
+    truth = places_of(captions, names).to(images.device)
+    rank = ranks(similarity, truth)
     asked = truth.unique()
     by_text = similarity.T[asked]
     relevant = truth[None] == asked[:, None]
