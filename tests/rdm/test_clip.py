@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pyarrow.parquet as pq
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -214,3 +215,40 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
     assert any(not torch.equal(whole[name], half[name]) for name in whole)
     resumed = fit(4, tmp_path / "run.ckpt")
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_icons_without_categories_are_trained_beside_emoji_and_names_are_those_of_the_validated_styles(
+    tmp_path: Path,
+) -> None:
+    """A file of icons with fewer columns joins the emoji; validation chooses among the names of the emoji alone."""
+    table = pq.read_table(DATA).slice(0, 60)
+    pq.write_table(table, tmp_path / "emoji.parquet")
+    icons = table.select(["image", "keywords", "license"]).append_column("name", [["Zebra Crossing"] * 60])
+    pq.write_table(icons.append_column("style", [["icon-set"] * 60]), tmp_path / "icons.parquet")
+
+    def part(held_out: bool, *names: str) -> dict:
+        files = [str(tmp_path / name) for name in names]
+        images = {"target": "ldm.data.ParquetImages", "params": {"files": files, "size": 8}}
+        return {"target": "ldm.data.HashSplit", "params": {"held_out": held_out, "images": images}}
+
+    model = SmallCLIP(MODEL, PREPROCESS, warmup_steps=1)
+    data = DataModule(16, part(False, "emoji.parquet", "icons.parquet"), part(True, "emoji.parquet"))
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        max_steps=2,
+        val_check_interval=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data)
+    assert model._names == sorted(table["name"].to_pylist())
+    assert {"val/recall@5", "val/style_accuracy", "val/colour_accuracy"} <= set(trainer.callback_metrics)
+    assert trainer.callback_metrics["val/style_accuracy"] == 1.0  # there is but one style
+    embedding = model.neutral_embedding(model.training_texts())
+    article, zebra, unknown = (model.tokenizer.encode(word)[0] for word in ("a", "zebra", "parliament"))
+    assert not torch.equal(embedding[zebra], embedding[article])
+    assert torch.equal(embedding[unknown], embedding[article])
+    assert (tmp_path / "open_clip" / "open_clip_model.safetensors").is_file()
