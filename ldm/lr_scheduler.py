@@ -21,8 +21,11 @@ class StepSchedule(LambdaLR):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a step."""
+        """Goes on from a step, with this schedule's rate of it in place of the one that the optimizer has stored."""
         self.last_epoch = state_dict["last_epoch"]
+        rates = [rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 class LambdaWarmUpCosineScheduler:

@@ -1,16 +1,17 @@
 """Trains a small CLIP with open_clip, for users who have pictures and names but no pretrained weights.
 
-Every picture has four facts that a text can ask for: its concept, subcategory, category and style. A text names some of
-them; a picture and a text belong together when all facts that the text names hold for the picture. So a batch has
-several positives a row, and the loss is the contrastive loss (Radford et al. 2021, section 2.3) with the target spread
-evenly over them (supervised contrastive learning, Khosla et al. 2020, eq. 2).
+A text tells some facts about a picture: its name, keywords, category, style and dominant colours. A picture and a text
+belong together when all that the text tells holds for the picture. So a batch has several positives a row, and the loss
+is the contrastive loss (Radford et al. 2021, section 2.3) with the target spread evenly over them (supervised
+contrastive learning, Khosla et al. 2020, eq. 2).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.checkpoint import write_weights
+from ldm.data.colours import COLOURS, dominant_colours
 from ldm.files import write_json
 from ldm.lr_scheduler import StepSchedule
+from rdm.models.captions import WORDS, bare_name, facts_of, positives, text_about
 
 LOG = logging.getLogger(__name__)
-FACTS = ("concept", "subcategory", "category", "style")
-ANY = -1
-
-
-def caption_picture(item: dict[str, Any], rng: np.random.Generator) -> tuple[str, tuple[bool, ...]]:
-    """Returns a text about a picture and which of its ``FACTS`` the text names.
-
-    Args:
-        item: of an image data set; has ``caption`` (its name), ``keywords``, ``category``, ``subcategory``, ``style``.
-        rng: picks the kind of text.
-    """
-    kind = rng.choice(("name", "keywords", "both", "category", "subcategory"), p=(0.5, 0.14, 0.2, 0.06, 0.1))
-    keywords = [word for word in item["keywords"].split(", ") if word]
-    some = list(rng.permutation(keywords)[: rng.integers(1, 4)]) if keywords else [item["caption"]]
-    text = {
-        "name": item["caption"],
-        "keywords": " ".join(some),
-        "both": " ".join([item["caption"], *some]),
-        "category": item["category"].replace("-", " "),
-        "subcategory": item["subcategory"].replace("-", " "),
-    }[kind]
-    style = item["style"].replace("-", " ")
-    names_style = bool(rng.random() < 0.4)
-    if names_style:
-        text = str(rng.choice((f"{text} in {style} style", f"{style} {text}", f"a {style} image of a {text}")))
-    elif rng.random() < 0.5:
-        text = str(rng.choice((f"a {text}", f"an image of a {text}", f"a picture of {text}")))
-    named = (kind in ("name", "keywords", "both"), kind == "subcategory", kind == "category", names_style)
-    return text, named
-
-
-def positives(facts: Tensor, asked: Tensor) -> Tensor:
-    """Returns which pictures satisfy which texts, ``[B, B']`` bool.
-
-    Args:
-        facts: ``[B, 4] int64``, the facts of each picture.
-        asked: ``[B', 4] int64``, the facts each text names, ``-1`` where it names none.
-    """
-    return ((facts[:, None] == asked[None]) | (asked[None] == ANY)).all(-1)
+DETAILS = ("keywords", "category", "subcategory", "style")
 
 
 def contrastive_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -96,15 +61,31 @@ def random_affine(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def recolour(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Returns images with their red, green and blue exchanged, each in one of the five ways; grey remains grey.
+
+    Args:
+        images: ``[B, 3, H, W]``.
+        rng: chooses the ways.
+    """
+    ways = torch.tensor([order for order in permutations(range(3)) if order != (0, 1, 2)])
+    orders = ways[rng.integers(len(ways), size=len(images))].to(images.device)
+    return images.gather(1, orders[:, :, None, None].expand_as(images))
+
+
 class SmallCLIP(pl.LightningModule):
     """An open_clip model trained on pictures with names, keywords, categories and styles.
 
     Args:
         model_cfg: open_clip's model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
         preprocess_cfg: ``mean`` and ``std`` of the pictures in [0, 1].
-        learning_rate: peak rate of AdamW, after a linear warm-up, then falling as a cosine.
+        learning_rate: rate of AdamW after a linear warm-up.
         weight_decay: for matrices; vectors and embeddings have none.
         warmup_steps: length of the warm-up, in steps.
+        decay_steps: how many steps before the last one the rate begins to fall, linearly to zero. Until then it is
+            constant, so a run that was stopped before can be prolonged.
+        recoloured: share of a batch that is replaced by copies of its other pictures in other colours, so that the
+            same thing occurs in several colours.
         seed: of texts and augmentation; step n draws from (seed, n), so a resumed run repeats nothing.
     """
 
@@ -118,9 +99,13 @@ class SmallCLIP(pl.LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         warmup_steps: int = 100,
+        decay_steps: int = 1000,
+        recoloured: float = 0.125,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= recoloured <= 0.5:
+            raise ValueError(f"recoloured: got {recoloured}, expected a share from 0 to 0.5")
         self.config = {"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": dict(preprocess_cfg)}
         self.clip = open_clip.CLIP(**self.config["model_cfg"])
         self.clip.visual.to(memory_format=torch.channels_last)
@@ -129,11 +114,12 @@ class SmallCLIP(pl.LightningModule):
             context_length=text["context_length"], **text.get("tokenizer_kwargs", {})
         )
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
-        self.seed = seed
+        self.decay_steps, self.recoloured, self.seed = decay_steps, recoloured, seed
         self.register_buffer("mean", torch.tensor(preprocess_cfg["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocess_cfg["std"]).view(3, 1, 1), persistent=False)
-        self._codes: dict[str, int] = {}
-        self._outputs: list[tuple[Tensor, dict[str, list[str]]]] = []
+        self._colours: dict[str, tuple[str, ...]] = {}
+        self._names: list[str] = []
+        self._outputs: list[tuple[Tensor, list[dict[str, Any]]]] = []
 
     def neutral_embedding(self, texts: Sequence[str]) -> Tensor:
         """Returns the token embedding ``[V, W]`` with the article "a" in place of what training taught nothing about.
@@ -142,9 +128,9 @@ class SmallCLIP(pl.LightningModule):
         zero, to full size, so that one unknown word drowned the known ones.
         """
         weight = self.clip.token_embedding.weight.detach().clone()
-        known = self.tokenizer([*texts, "a an image picture of in style"]).unique()
+        taught = {token for text in [*texts, WORDS] for token in self.tokenizer.encode(text)}
         neutral = torch.ones(len(weight), dtype=torch.bool)
-        neutral[known] = False
+        neutral[[0, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id, *taught]] = False
         neutral[[self.tokenizer.encode(mark)[0] for mark in ".,!"]] = True
         weight[neutral.to(weight.device)] = weight[self.tokenizer.encode("a")[0]].clone()
         return weight
@@ -152,17 +138,19 @@ class SmallCLIP(pl.LightningModule):
     def training_texts(self) -> list[str]:
         """Returns all words the data set holds, a text for each picture."""
         items = [item for loader in self._loaders() for item in all_metadata(loader.dataset)]
-        return [" ".join(i[key] for key in ("caption", "keywords", *FACTS[1:])).replace("-", " ") for i in items]
+        texts = [" ".join(item.get(key, "") for key in ("caption", *DETAILS)) for item in items]
+        return texts + [text.replace("-", " ") for text in texts]
 
     def _loaders(self) -> list[Any]:
         module: Any = getattr(self.trainer, "datamodule")  # noqa: B009 (Lightning does not declare it)
-        return [module.train_dataloader(), module.val_dataloader()]
+        return [loader for loader in (module.train_dataloader(), module.val_dataloader()) if loader != []]
 
-    def _code(self, text: str) -> int:
-        return self._codes.setdefault(text, len(self._codes))
-
-    def _facts(self, batch: dict[str, Any]) -> Tensor:
-        return torch.tensor([[self._code(f"{f}:{value}") for value in batch[f]] for f in FACTS]).T
+    def colours_of(self, images: Tensor, ids: Sequence[str]) -> list[tuple[str, ...]]:
+        """Returns the dominant colours of images ``[B, 3, H, W]``; an image whose id was seen is not measured again."""
+        new = [i for i, key in enumerate(ids) if key not in self._colours]
+        if new:
+            self._colours.update(zip([ids[i] for i in new], dominant_colours(images[new].cpu()), strict=True))
+        return [self._colours[key] for key in ids]
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Returns unit vectors ``[B, D]`` of images ``[B, 3, H, W]`` in [-1, 1]."""
@@ -173,15 +161,26 @@ class SmallCLIP(pl.LightningModule):
         """Returns unit vectors ``[B, D]`` of texts."""
         return F.normalize(self.clip.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1)
 
+    def with_recoloured(
+        self, batch: dict[str, Any], rng: np.random.Generator
+    ) -> tuple[Tensor, list[dict[str, str]], list[tuple[str, ...]]]:
+        """Returns images, metadata and dominant colours of a batch, its last part replaced by recoloured copies."""
+        images, items = batch["image"], items_of(batch)
+        colours = self.colours_of(images, batch["id"])
+        if copies := int(self.recoloured * len(items)):
+            others = recolour(images[:copies], rng)
+            images = torch.cat([images[:-copies], others])
+            items, colours = items[:-copies] + items[:copies], colours[:-copies] + dominant_colours(others.cpu())
+        return images, items, colours
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Returns the contrastive loss of one batch."""
         step = self.global_step
         rng = np.random.default_rng((self.seed, step))
-        items = [{k: batch[k][i] for k in ("caption", "keywords", *FACTS)} for i in range(len(batch["caption"]))]
-        texts, named = zip(*(caption_picture(item, rng) for item in items), strict=True)
-        facts = self._facts(batch)
-        asked = torch.where(torch.tensor(named), facts, ANY)
-        images = random_affine(batch["image"], torch.Generator().manual_seed(1_000_003 * self.seed + step))
+        images, items, colours = self.with_recoloured(batch, rng)
+        facts = [facts_of(item, named) for item, named in zip(items, colours, strict=True)]
+        texts, asked = zip(*(text_about(i, c, rng) for i, c in zip(items, colours, strict=True)), strict=True)
+        images = random_affine(images, torch.Generator().manual_seed(1_000_003 * self.seed + step))
         image_vectors, text_vectors = self.encode_image(images), self.encode_text(texts)
         # Similarities of 100 x cosine need more digits than bfloat16 has.
         with torch.autocast(self.device.type, enabled=False):
@@ -198,19 +197,24 @@ class SmallCLIP(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Collects the embeddings of held-out pictures."""
-        self._outputs.append((self.encode_image(batch["image"]), {k: list(batch[k]) for k in ("caption", "style")}))
+        colours = self.colours_of(batch["image"], batch["id"])
+        items = [item | {"colours": named} for item, named in zip(items_of(batch), colours, strict=True)]
+        self._outputs.append((self.encode_image(batch["image"]), items))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall and style accuracy on the held-out pictures."""
+        """Logs how well names, styles and colours are told from the held-out pictures, and pictures from names."""
         images = torch.cat([output[0] for output in self._outputs])
-        held_out = {key: [v for output in self._outputs for v in output[1][key]] for key in ("caption", "style")}
+        items = [item for output in self._outputs for item in output[1]]
         self._outputs.clear()
-        names = sorted({item["caption"] for loader in self._loaders() for item in all_metadata(loader.dataset)})
-        for key, value in retrieval_figures(self, images, held_out["caption"], held_out["style"], names).items():
+        if not self._names:
+            styles = {item["style"] for item in items}
+            known = [item for loader in self._loaders() for item in all_metadata(loader.dataset)]
+            self._names = sorted({item["caption"] for item in known if item.get("style", "") in styles})
+        for key, value in retrieval_figures(self.encode_text, images, items, self._names).items():
             self.log(f"val/{key}", value, prog_bar=key == "recall@5")
 
     def configure_optimizers(self) -> Any:
-        """Returns AdamW with warm-up and cosine."""
+        """Returns AdamW, its rate constant between warm-up and final decay."""
         matrices = [p for n, p in self.clip.named_parameters() if p.ndim >= 2 and "embedding" not in n]
         others = [p for n, p in self.clip.named_parameters() if p.ndim < 2 or "embedding" in n]
         groups = [
@@ -222,7 +226,7 @@ class SmallCLIP(pl.LightningModule):
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / self.warmup_steps)
-            return warm * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / total))))
+            return warm * min(1.0, max(0.0, total - step) / max(1, self.decay_steps))
 
         schedule = StepSchedule(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -246,41 +250,74 @@ class SmallCLIP(pl.LightningModule):
         LOG.info("wrote the CLIP model to %s", folder)
 
 
+def items_of(batch: dict[str, Any]) -> list[dict[str, str]]:
+    """Returns the metadata of each picture of a batch; what the data set does not know is empty."""
+    columns = {key: batch.get(key, [""] * len(batch["caption"])) for key in ("caption", *DETAILS)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
 def all_metadata(images: Any) -> list[dict[str, str]]:
     """Returns the items of a data set without their pictures."""
     return [images.metadata(i) for i in range(len(images))]
 
 
-@torch.no_grad()
-def retrieval_figures(
-    model: SmallCLIP, images: Tensor, captions: Sequence[str], styles: Sequence[str], names: Sequence[str]
-) -> dict[str, float]:
-    """Returns recall of names from pictures, of pictures from names, and style accuracy, as fractions.
+def places_of(captions: Sequence[str], names: Sequence[str]) -> Tensor:
+    """Returns where each caption stands among the names, ``[N] int64``."""
+    index = {name: i for i, name in enumerate(names)}
+    return torch.tensor([index[caption] for caption in captions])
+
+
+def ranks(similarity: Tensor, truth: Tensor) -> Tensor:
+    """Returns how many columns of each row are above the true one.
 
     Args:
-        model: encodes the texts.
+        similarity: ``[N, M]``.
+        truth: ``[N] int64``, the true column of each row.
+    """
+    return (similarity > similarity.gather(1, truth[:, None])).sum(1)
+
+
+@torch.no_grad()
+def retrieval_figures(
+    encode_text: Callable[[Sequence[str]], Tensor],
+    images: Tensor,
+    items: Sequence[dict[str, Any]],
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Returns recall of names from pictures, of pictures from names, accuracy of style and of colour, as fractions.
+
+    Args:
+        encode_text: makes unit vectors ``[N, D]`` of texts.
         images: unit vectors ``[N, D]`` of held-out pictures.
-        captions: the name of each picture.
-        styles: the style of each picture.
+        items: ``caption``, ``style`` and ``colours`` (the dominant ones) of each picture.
         names: all names to choose from.
     """
-    similarity = images @ torch.cat([model.encode_text(names[i : i + 512]) for i in range(0, len(names), 512)]).T
-    index = {name: i for i, name in enumerate(names)}
-    truth = torch.tensor([index[caption] for caption in captions], device=images.device)
-    rank = (similarity > similarity.gather(1, truth[:, None])).sum(1)
+
+    def encode(texts: Sequence[str]) -> Tensor:
+        return torch.cat([encode_text(texts[i : i + 512]) for i in range(0, len(texts), 512)])
+
+    def choose(words: Sequence[str], things: Sequence[str]) -> list[str]:
+        """Returns the word that goes best with each picture, of texts "word thing"."""
+        vectors = encode([f"{word.replace('-', ' ')} {thing}" for word in words for thing in things])
+        scores = (vectors.view(len(words), len(images), -1) * images[None]).sum(-1)
+        return [words[i] for i in scores.argmax(0).tolist()]
+
+    captions = [item["caption"] for item in items]
+    similarity = images @ encode(names).T
+    truth = places_of(captions, names).to(images.device)
+    rank = ranks(similarity, truth)
     asked = truth.unique()
     by_text = similarity.T[asked]
     relevant = truth[None] == asked[:, None]
     best = by_text.masked_fill(~relevant, -2).amax(1, keepdim=True)
     text_rank = (by_text > best).sum(1)
-    kinds = sorted(set(styles))
-    of_style = model.encode_text([f"{kind.replace('-', ' ')} {name}" for kind in kinds for name in captions])
-    scores = (of_style.view(len(kinds), len(images), -1) * images[None]).sum(-1).argmax(0)
-    right = scores == torch.tensor([kinds.index(style) for style in styles], device=images.device)
+    styles = choose(sorted({item["style"] for item in items}), captions)
+    colours = choose(COLOURS, [bare_name(caption) for caption in captions])
     return {
         "recall@1": (rank < 1).float().mean().item(),
         "recall@5": (rank < 5).float().mean().item(),
         "text_recall@1": (text_rank < 1).float().mean().item(),
         "text_recall@5": (text_rank < 5).float().mean().item(),
-        "style_accuracy": right.float().mean().item(),
+        "style_accuracy": float(np.mean([a == item["style"] for a, item in zip(styles, items, strict=True)])),
+        "colour_accuracy": float(np.mean([a in item["colours"] for a, item in zip(colours, items, strict=True)])),
     }

@@ -43,6 +43,9 @@ def test_a_schedule_is_resumed_at_its_step_with_the_rates_and_factors_of_now() -
     expected = rates(whole, 6)
     rates(first, 3)
     for resumed in (same, other):
+        resumed.optimizer.load_state_dict(first.optimizer.state_dict())
         resumed.load_state_dict(first.state_dict())
+    assert same.optimizer.param_groups[0]["lr"] == pytest.approx(1 - 3 / 10)
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(2 * (1 - 3 / 20))  # already in the first step
     assert rates(same, 3) == expected[3:]
     assert rates(other, 3) == pytest.approx([2 * (1 - step / 20) for step in (4, 5, 6)])
