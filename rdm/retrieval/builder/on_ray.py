@@ -17,7 +17,7 @@ import logging
 import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ import torch
 
 from ldm.files import read_json
 from ldm.util import instantiate_from_config, trust, trusted
+from rdm.retrieval.builder.plan import Plan, WrittenShard
 from rdm.retrieval.builder.reading import chunks_of, read_chunks
-from rdm.retrieval.builder.shard import Work, embed_shard, write_content
+from rdm.retrieval.builder.shard import embed_shard, write_content
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.config import on_this_machine
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.patches.policy import Patches
@@ -37,24 +39,24 @@ _SHARED = "all machines have to see the source and the database, in the same fol
 
 @dataclass(frozen=True)
 class Job:
-    """What a machine has to know to write any shard of a build.
+    """What a machine has to know to write any shard of a build: a :class:`Build` without its open data set.
 
     Attributes:
         path: folder of the database, absolute.
-        plan: of the build.
         file: name of the plan's file.
+        plan: of the build, as it is before these shards.
         items: numbers of the pictures to embed.
         pictures: what :func:`outline` says of the source.
         embedder: makes the vectors; on the CPU.
-        work: how.
+        work: how the build is carried out.
         cores: that a machine has for this.
         folder: relative paths start from it.
         trusted: packages that configs may name.
     """
 
     path: Path
-    plan: dict[str, Any]
     file: str
+    plan: Plan
     items: Sequence[int]
     pictures: str
     embedder: Embedder
@@ -64,27 +66,12 @@ class Job:
     trusted: tuple[str, ...]
 
 
-def shards_on_ray(
-    path: Path,
-    plan: dict[str, Any],
-    images: Any,
-    items: Sequence[int],
-    ranges: Sequence[tuple[int, int]],
-    embedder: Embedder,
-    work: Work,
-    file: str,
-) -> Generator[dict[str, Any], None, None]:
-    """Has the machines of a cluster write shards; yields ``shard``, ``unreadable`` and ``without`` of each, in order.
+def shards_on_ray(build: Build, ranges: Sequence[tuple[int, int]]) -> Generator[WrittenShard, None, None]:
+    """Has the machines of a cluster write shards; yields what became of each, in order.
 
     Args:
-        path: folder of the database.
-        plan: of the build, as it is before these shards.
-        images: the data set.
-        items: numbers of the pictures to embed.
-        ranges: first and last place, left out, in ``items`` of each shard.
-        embedder: makes the vectors; each machine gets a copy.
-        work: how; ``ray`` is the address of the cluster.
-        file: name of the plan's file.
+        build: the build; ``work.ray`` is the address of the cluster, and each machine gets a copy of the embedder.
+        ranges: the first picture and the one behind the last of each shard, see :meth:`Plan.ranges`.
 
     Raises:
         ValueError: ray is not installed, a machine does not see what it has to, or see
@@ -93,9 +80,10 @@ def shards_on_ray(
     """
     if not ranges:
         return
+    embedder, address = build.embedder, str(build.work.ray)
     if isinstance(embedder, torch.nn.Module):
         embedder = copy.deepcopy(embedder).cpu()
-    with _cluster(str(work.ray)):
+    with _cluster(address):
         import ray.data
         from ray.exceptions import RayError
 
@@ -103,13 +91,13 @@ def shards_on_ray(
         size = min(count, len(ranges))
         LOG.info("%d shards, for %d of the %d embedders that the cluster has room for", len(ranges), size, count)
         job = Job(
-            path=path.absolute(),
-            plan=plan,
-            file=file,
-            items=items,
-            pictures=outline(images),
+            path=build.path.absolute(),
+            file=build.file,
+            plan=build.plan,
+            items=build.items,
+            pictures=outline(build.images),
             embedder=embedder,
-            work=work,
+            work=build.work,
             cores=cores,
             folder=str(Path.cwd()),
             trusted=trusted(),
@@ -132,11 +120,11 @@ def shards_on_ray(
                     done = json.loads(batch["done"][0])
                     if "error" in done:
                         raise OSError(done["error"]) if done["system"] else ValueError(done["error"])
-                    yield done
+                    yield WrittenShard(**done)
             except RayError as error:
                 said = str(error).strip().splitlines() or [type(error).__name__]
                 raise ConnectionError(
-                    f"the build on the Ray cluster '{work.ray}' stopped ({said[-1]}); run the same command again"
+                    f"the build on the Ray cluster '{address}' stopped ({said[-1]}); run the same command again"
                 ) from error
 
 
@@ -153,40 +141,39 @@ class ShardWriter:
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         """Returns what became of a shard, as JSON: also an error, so that errors come in order and keep their kind."""
         try:
-            done = self.write(row["start"], row["stop"])
+            done = asdict(self.write(row["start"], row["stop"]))
         except (ValueError, OSError) as error:
             done = {"error": f"{socket.gethostname()}: {error}", "system": isinstance(error, OSError)}
         return {"done": json.dumps(done)}
 
-    def write(self, start: int, stop: int) -> dict[str, Any]:
+    def write(self, start: int, stop: int) -> WrittenShard:
         """Writes the shard of some pictures, if it has rows.
 
         Raises:
             ValueError: the source is another one here, or see :func:`rdm.retrieval.builder.build.build_database`.
             OSError: the folder of the database is not seen here, or cannot be written to.
         """
-        job = self.job
-        images, patches, embedder = self.opened
-        read_json(job.path / job.file, _SHARED)
-        chunks = chunks_of(job.items[start:stop])
-        stream = read_chunks(images, patches, chunks, job.work.readers(len(chunks), job.cores))
-        content = embed_shard(stream, embedder, job.work.batch_size, job.plan)
-        shard = write_content(job.path, job.plan, start, content)
-        return {"shard": shard, "unreadable": content.unreadable, "without": content.without}
+        build = self.build
+        read_json(build.path / build.file, _SHARED)
+        chunks = chunks_of(build.items[start:stop])
+        stream = read_chunks(build.images, build.patches, chunks, build.work.readers(len(chunks), self.job.cores))
+        return write_content(build, start, embed_shard(build, stream))
 
     @functools.cached_property
-    def opened(self) -> tuple[Any, Patches, Embedder]:
-        """The source, the policy of patches and the embedder."""
-        trust(*self.job.trusted)
+    def build(self) -> Build:
+        """The build, with the source opened and the embedder ready on this machine."""
+        job = self.job
+        trust(*job.trusted)
         with contextlib.suppress(FileNotFoundError):  # absolute paths need no such folder
-            os.chdir(self.job.folder)
+            os.chdir(job.folder)
         try:
-            images, patches = instantiate_from_config(self.job.plan["source"]), Patches(self.job.plan["patches"])
+            images, patches = instantiate_from_config(job.plan.source), Patches(job.plan.patches)
         except OSError as error:
             raise ValueError(f"{error}; {_SHARED}") from error
-        if (found := outline(images)) != self.job.pictures:
-            raise ValueError(f"the source has {found}, expected {self.job.pictures}; {_SHARED}")
-        return images, patches, on_this_machine(self.job.embedder)
+        if (pictures := outline(images)) != job.pictures:
+            raise ValueError(f"the source has {pictures}, expected {job.pictures}; {_SHARED}")
+        embedder = on_this_machine(job.embedder)
+        return Build(job.path, job.file, job.plan, images, job.items, patches, embedder, job.work)
 
 
 def outline(images: Any) -> str:

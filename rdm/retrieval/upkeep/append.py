@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ldm.files import read_json
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import embed_all
-from rdm.retrieval.builder.plan import finish, new_plan, resume
-from rdm.retrieval.builder.shard import Work
+from rdm.retrieval.builder.plan import Plan, new_plan
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.removed import changing, read_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD
@@ -52,7 +51,7 @@ def append_pictures(
         source: ``{"target", "params"}`` of a data set of ``ldm.data``: one that has grown since, or another one.
         embedder: the one that made the database.
         patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
-        options: see :class:`rdm.retrieval.builder.shard.Work`.
+        options: see :class:`rdm.retrieval.builder.work.Work`.
 
     Raises:
         FileNotFoundError: there is no finished database.
@@ -66,21 +65,22 @@ def append_pictures(
     images = instantiate_from_config(source)
     items, ids = _new_items(database, {"source": source, "patches": policy.config}, images)
     if (path / APPEND_PLAN).is_file():
-        base = read_json(path / APPEND_PLAN, f"delete {path / APPEND_PLAN}").get("base")
+        base = Plan.from_file(path / APPEND_PLAN).base
         if not items or base != database.fingerprint:  # of an append that is done, or of rows that are gone
             (path / APPEND_PLAN).unlink()
     if not items:
         LOG.info("nothing to append: database %s has every picture of the source", path)
         return database
-    more = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
-    plan = new_plan(source, images, policy, embedder, work, **more)
-    plan = resume(path, plan, embedder, APPEND_PLAN)
-    embed_all(path, plan, images, items, policy, embedder, work, APPEND_PLAN)
-    if plan["shards"]:
+    extends = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
+    plan = new_plan(source, images, policy, embedder, work.shard_rows, **extends)
+    build = Build(path, APPEND_PLAN, plan, images, items, policy, embedder, work)
+    build.resume()
+    embed_all(build)
+    if build.plan.shards:
         with changing(path / CARD):
-            if RetrievalDatabase.open(path).fingerprint != plan["base"]:
+            if RetrievalDatabase.open(path).fingerprint != build.plan.base:
                 raise ValueError(f"database {path} was changed meanwhile; run the same command again")
-            finish(path, plan, database.card)
+            build.finish(database.card)
     else:
         LOG.info("nothing to append: %d new pictures are unreadable, too small or without a box", len(items))
     (path / APPEND_PLAN).unlink()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ldm.files import file_hash, write_json
-from rdm.retrieval.builder.shard import SHARD_ROWS
+from rdm.retrieval.builder.work import SHARD_ROWS
 from rdm.retrieval.database.rows import FORMAT, RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, NUMBERS, explained, metadata_schema, new_folder, open_shard, write_shard
 from rdm.retrieval.embedder import Embedder, to_half

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ldm.files import atomic_path, read_json, write_json
-from rdm.retrieval.builder.plan import REPORT
+from rdm.retrieval.builder.work import REPORT
 from rdm.retrieval.database.removed import read_removed, write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, KINDS, explained, new_folder, shard_file

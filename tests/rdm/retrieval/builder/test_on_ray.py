@@ -20,7 +20,7 @@ from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import build_database, prepare_database
 from rdm.retrieval.builder.on_ray import Job, ShardWriter, outline, places
 from rdm.retrieval.builder.plan import new_plan
-from rdm.retrieval.builder.shard import Work
+from rdm.retrieval.builder.work import Work
 from rdm.retrieval.patches.policy import Patches
 from rdm.retrieval.upkeep.append import append_pictures
 
@@ -155,9 +155,9 @@ def test_what_goes_wrong_on_a_machine_is_said(cluster: str, tmp_path: Path, sour
 
 def test_a_machine_that_sees_other_folders_is_named(tmp_path: Path, source: dict[str, Any]) -> None:
     images, embedder, work = instantiate_from_config(source), ProjectionEmbedder(), Work(batch_size=4, shard_rows=8)
-    plan = new_plan(source, images, Patches(None), embedder, work)
+    plan = new_plan(source, images, Patches(None), embedder, work.shard_rows)
     path, file = tmp_path / "db", "build.json"
-    job = Job(path, plan, file, range(19), outline(images), embedder, work, 1, str(tmp_path), ())
+    job = Job(path, file, plan, range(19), outline(images), embedder, work, 1, str(tmp_path), ())
 
     def said() -> dict[str, Any]:
         return json.loads(ShardWriter(job)({"start": 8, "stop": 16})["done"])
@@ -165,7 +165,7 @@ def test_a_machine_that_sees_other_folders_is_named(tmp_path: Path, source: dict
     told = "all machines have to see the source and the database, in the same folders"
     assert f": no build.json in {path}; {told}" in said()["error"] and said()["system"]
     path.mkdir()
-    (path / file).write_text(json.dumps(plan))
+    plan.write(path / file)
     assert said()["shard"]["name"] == "00001" and said()["shard"]["rows"] == 8
     root = Path(source["params"]["root"])
     (root / "class1/017.png").unlink()

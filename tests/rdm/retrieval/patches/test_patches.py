@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,20 @@ def test_readers_change_no_byte(tmp_path: Path) -> None:
 
 def test_the_forecast_of_rows_and_bytes_is_near(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from ldm.util import instantiate_from_config
-    from rdm.retrieval.builder.forecast import forecast
+    from rdm.retrieval.builder.forecast import Forecast, forecast
+    from rdm.retrieval.builder.plan import PLAN, new_plan
+    from rdm.retrieval.builder.work import Build, Work
 
     source = write_large(tmp_path / "pictures", [(40, 30), (30, 40), (10, 10)] * 60)
     images, embedder = instantiate_from_config(source), ProjectionEmbedder(dim=512)
     patches = Patches(RANDOM)
-    said = forecast(tmp_path / "db", images, range(180), patches, embedder, 5, 0, 90)
+
+    def forecast_of(items: Sequence[int], shard_rows: int) -> Forecast:
+        work = Work(batch_size=5, shard_rows=shard_rows)
+        plan = new_plan(source, images, patches, embedder, shard_rows, items=len(items))
+        return forecast(Build(tmp_path / "db", PLAN, plan, images, items, patches, embedder, work), workers=0)
+
+    said = forecast_of(range(180), 90)
     built = build_database(
         tmp_path / "db", source, embedder, patches=RANDOM, batch_size=5, shard_rows=90, progress=False
     )
@@ -233,7 +242,7 @@ def test_the_forecast_of_rows_and_bytes_is_near(tmp_path: Path, caplog: pytest.L
     assert 0.8 < said.disk / written < 1.25
     assert said.memory > 2 * 180 * 512 * 2 and said.free > 0
     assert "about" in str(said) and "free on the disk" in str(said)
-    forecast(tmp_path / "db", images, np.broadcast_to(0, 10**12), patches, embedder, 5, 0, 10**12)
+    forecast_of(np.broadcast_to(0, 10**12), 10**12)  # type: ignore[arg-type]  # an array of numbers will do
     assert "name another path" in caplog.text and "lower shard_rows, batch_size or workers" in caplog.text
 
 
