@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import check_hash, file_hash, read_json, write_json
+from ldm.files import check_hash, read_json
 from ldm.models.first_stage import frozen_first_stage
+from ldm.table import ResumableTable
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
@@ -30,7 +31,6 @@ from rdm.retrieval.patches.identity import images_hash
 LOG = logging.getLogger(__name__)
 FORMAT = 1
 CARD, CODES = "codes.json", "codes.npy"
-PLAN, PARTIAL = "build.json", "codes.partial.npy"
 _BATCH = 64
 REMEDY = "delete it, and train again"
 
@@ -177,21 +177,15 @@ def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: b
         if not differs:
             return CodeTable.open(path)
         LOG.warning("codes %s differ in %s; making them again", path, ", ".join(differs))
-    partial, done = _resume(path, plan)
-    with tqdm(total=len(images), initial=done, unit="img", desc="codes", disable=not progress) as bar:
-        for start in range(done, len(images), _BATCH):
+    table = ResumableTable(path, len(images), plan)
+    dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
+    with tqdm(total=len(images), initial=table.done, unit="img", desc="codes", disable=not progress) as bar:
+        for start in range(table.done, len(images), _BATCH):
             end = min(start + _BATCH, len(images))
-            found = _codes_of(stage, [images[number]["image"] for number in range(start, end)])
-            partial[start:end] = found.cpu().numpy()
-            partial.flush()
-            write_json(path / PLAN, {**plan, "done": end})
+            codes = _codes_of(stage, [images[number]["image"] for number in range(start, end)])
+            table.append(codes=codes.cpu().numpy().astype(dtype))
             bar.update(end - start)
-    del partial
-    digest = file_hash(path / PARTIAL)
-    (path / CARD).unlink(missing_ok=True)
-    (path / PARTIAL).replace(path / CODES)
-    write_json(path / CARD, {**plan, "sha256": digest})
-    (path / PLAN).unlink()
+    table.finish(CARD, {**plan, "sha256": table.hashes()["codes"]})
     LOG.info("wrote codes %s: %d images, %d codes each", path, len(images), tokens)
     return CodeTable.open(path)
 
@@ -204,18 +198,3 @@ def _codes_of(stage: Any, images: list[Tensor]) -> Tensor:
         raise ValueError(f"got pictures of sizes {sorted(sizes)}, expected one; set their size in the data config")
     device = next(stage.parameters()).device
     return stage.nearest_codes(stage.encode(torch.stack(images).to(device)))[2].view(len(images), -1)
-
-
-def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
-    """Returns the writable table ``[images, T]`` and how many of its lines are filled."""
-    if (path / PLAN).is_file() and (path / PARTIAL).is_file():
-        found = read_json(path / PLAN, f"delete {path}")
-        done = found.pop("done", 0)
-        if found == plan:
-            LOG.info("going on with codes %s after %d of %d images", path, done, plan["images"])
-            return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
-    path.mkdir(parents=True, exist_ok=True)
-    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
-    dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
-    shape = (plan["images"], plan["tokens"])
-    return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0

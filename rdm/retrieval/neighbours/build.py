@@ -8,18 +8,18 @@ from the database without another search: the next ones stored move up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import read_json
+from ldm.table import ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_others, split_picture
-from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, ROWS, NeighbourTable
+from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # faiss is needed to build a table, not to read one
     from rdm.retrieval.index.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
-PLAN, PARTIAL = "build.json", "neighbours.partial.npy"
 _BATCH = 256
 
 
@@ -110,28 +109,23 @@ def build_neighbour_table(
     path = Path(path)
     _check_made_for(database, embedder, index)
     plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
-    partial, done = _resume(path, plan)
+    table = ResumableTable(path, len(images), plan)
+    dtype = np.int32 if len(database) < 2**31 else np.int64
+    line = (k,) if patches_per_side == 1 else (patches_per_side**2, k)
     known, step = rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
-    with tqdm(total=len(images), initial=done, unit="img", desc="neighbours", disable=not progress) as bar:
-        for start in range(done, len(images), step):
+    with tqdm(total=len(images), initial=table.done, unit="img", desc="neighbours", disable=not progress) as bar:
+        for start in range(table.done, len(images), step):
             items = [images[number] for number in range(start, min(start + step, len(images)))]
             parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
             pictures, ids = picture_vectors(parts, embedder, database, known), [name for _, name in parts]
             if query == PICTURE:
-                found = search_others(pictures, ids, database, index, k, near_duplicate)
+                rows = search_others(pictures, ids, database, index, k, near_duplicate)
             else:
                 queries = text_queries(embedder, [item["caption"] for item in items]).cpu().numpy()
-                found = search_others(queries, ids, database, index, k, near_duplicate, pictures)
-            partial[start : start + len(items)] = found.reshape(len(items), *partial.shape[1:])
-            partial.flush()
-            write_json(path / PLAN, {**plan, "done": start + len(items)})
+                rows = search_others(queries, ids, database, index, k, near_duplicate, pictures)
+            table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
             bar.update(len(items))
-    del partial
-    digest = file_hash(path / PARTIAL)
-    (path / CARD).unlink(missing_ok=True)
-    (path / PARTIAL).replace(path / ROWS)
-    write_json(path / CARD, {**plan, "sha256": digest})
-    (path / PLAN).unlink()
+    table.finish(CARD, {**plan, "sha256": table.hashes()["neighbours"]})
     LOG.info("wrote neighbour table %s: %d images, %d neighbours each", path, len(images), k)
     return NeighbourTable.open(path, database)
 
@@ -203,19 +197,3 @@ def _new_plan(
         "leave_out": {"same_image_id": True, "near_duplicate": near_duplicate},
         **captions,
     }
-
-
-def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
-    """Returns the writable table ``[images, k]`` or ``[images, n * n, k]`` and how many of its lines are filled."""
-    patches = plan["patches_per_side"] ** 2
-    shape = (plan["images"], *([patches] if patches > 1 else []), plan["k"])
-    dtype = np.int32 if plan["database_rows"] < 2**31 else np.int64
-    if (path / PLAN).is_file() and (path / PARTIAL).is_file():
-        found = read_json(path / PLAN, f"delete {path}")
-        done = found.pop("done")
-        if found == plan:
-            LOG.info("continuing neighbour table %s after %d of %d images", path, done, plan["images"])
-            return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
-    path.mkdir(parents=True, exist_ok=True)
-    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
-    return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0
