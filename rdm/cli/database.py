@@ -60,7 +60,7 @@ def remove_command(args: argparse.Namespace) -> Iterator[str]:
     if not (args.id or args.source or args.licence or where):
         raise ValueError("expected at least one of --id, --source, --licence, --where; see --help")
     rows = find_rows(database, ids=args.id, sources=args.source, licences=args.licence, where=where)
-    new = len(rows) if database.alive is None else int(np.count_nonzero(database.alive[rows]))
+    new = int(np.count_nonzero(database.is_alive(rows)))
     if not args.dry_run:
         new = database.remove(rows)
     what = "would be removed" if args.dry_run else "removed"

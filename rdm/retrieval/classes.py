@@ -62,7 +62,7 @@ def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequen
     for name in set(classes):
         rows = class_rows(database, name)
         rows = rows if retriever.rows is None else np.intersect1d(rows, retriever.rows)
-        chosen[name] = rows if database.alive is None else rows[database.alive[rows]]
+        chosen[name] = rows[database.is_alive(rows)]
         if len(chosen[name]) < k:
             raise ValueError(
                 f"class '{name}' has {len(chosen[name])} rows to choose from, expected at least k={k}; ask for fewer "

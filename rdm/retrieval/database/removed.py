@@ -77,8 +77,8 @@ def stamp(path: Path) -> tuple[int, ...]:
     return tuple(found)
 
 
-def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Returns which rows of the shard table are not removed, ``[N] bool``; None where all are there.
+def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, int]:
+    """Returns which rows of the shard table are not removed, ``[N] bool`` and read-only, and how many are removed.
 
     Raises:
         ValueError: the file is damaged, or names a row that its shard does not have; or the database was rewritten, so
@@ -88,10 +88,10 @@ def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> np.ndarray | 
     current = {shard["name"] for shard in read_json(path / CARD, "restore it")["shards"]}
     if not all(shard["name"] in current for shard in shards):
         raise ValueError(f"database {path} was rewritten since it was opened; open it again")
+    total, start = sum(shard["rows"] for shard in shards), 0
     if not any(shard["name"] in removed for shard in shards):
-        return None
-    alive = np.ones(sum(shard["rows"] for shard in shards), dtype=bool)
-    start = 0
+        return np.broadcast_to(True, (total,)), 0  # which takes no memory
+    alive = np.ones(total, dtype=bool)
     for shard in shards:
         rows = removed.get(shard["name"], np.empty(0, np.int64))
         if rows.size and (rows.min() < 0 or rows.max() >= shard["rows"]):
@@ -101,4 +101,5 @@ def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> np.ndarray | 
             )
         alive[start + rows] = False
         start += shard["rows"]
-    return alive
+    alive.flags.writeable = False
+    return alive, total - int(np.count_nonzero(alive))

@@ -78,8 +78,9 @@ class RetrievalDatabase:
         self._tables: dict[int, pa.Table] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._sources: dict[int, Source] = {}
-        self._alive: np.ndarray | None = None
+        self._alive = np.empty(0, dtype=bool)
         self._alive_stamp: tuple[int, ...] = ()
+        self._removed = 0
 
     @classmethod
     def open(cls, path: str | Path, embedder: Embedder | None = None) -> RetrievalDatabase:
@@ -126,26 +127,38 @@ class RetrievalDatabase:
         """Travels to worker processes as its path and card; maps and tables are opened there anew."""
         return type(self), (self.path, self.card)
 
-    @property
-    def alive(self) -> np.ndarray | None:
-        """Which rows are not removed, ``[N] bool``, not to be written to; None where none is.
+    def is_alive(self, rows: Any = slice(None)) -> np.ndarray:
+        """Returns which of some rows are not removed, bool, shaped like ``rows``.
 
-        The same array until rows are removed; then, even by another process, a new one. Rows keep their numbers and
-        can still be read; search, neighbour tables and popularity leave the removed ones out.
+        Rows that are removed, even by another process, keep their numbers and can still be read. Search, neighbour
+        tables and popularity leave them out.
+
+        Args:
+            rows: integer array of any shape, or a slice; all rows if not given.
 
         Raises:
             ValueError: the file of removed rows is damaged, or the database was rewritten since it was opened.
         """
-        found = stamp(self.path)
-        if found != self._alive_stamp:
-            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), found
-        return self._alive
+        now = stamp(self.path)
+        if now != self._alive_stamp:
+            self._alive, self._removed = alive_rows(self.path, self.card["shards"])
+            self._alive_stamp = now
+        return self._alive[rows]
+
+    def living_rows(self) -> np.ndarray:
+        """Returns the rows that are not removed, in order, ``[M] int64``; raises what :meth:`is_alive` raises."""
+        return np.flatnonzero(self.is_alive())
+
+    @property
+    def living_count(self) -> int:
+        """Number of rows that are not removed, M."""
+        return len(self) - self.removed
 
     @property
     def removed(self) -> int:
-        """Number of rows that are removed and not yet rewritten away."""
-        alive = self.alive
-        return 0 if alive is None else len(self) - int(np.count_nonzero(alive))
+        """Number of rows that are removed and not yet rewritten away, N - M."""
+        self.is_alive(slice(0))  # which looks whether rows were removed meanwhile
+        return self._removed
 
     def remove(self, rows: Any) -> int:
         """Marks rows as removed, at once and for every process that has the database open.

@@ -158,7 +158,7 @@ def search_exactly(reader: RowReader, queries: np.ndarray, k: int, rows: np.ndar
         reader: of the database.
         queries: ``[B, D] float32``, of length one.
         k: how many.
-        rows: ``[n] int64`` ascending; None for all rows that are alive.
+        rows: ``[n] int64`` ascending; None for all rows that are not removed.
     """
     asked = torch.from_numpy(queries)
     found = Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
@@ -176,11 +176,12 @@ def _blocks(reader: RowReader, rows: np.ndarray | None) -> Iterator[tuple[np.nda
         for start in range(0, len(rows), _AT_ONCE):
             yield (part := rows[start : start + _AT_ONCE]), reader(part)
         return
-    alive, start = reader.database.alive, 0
+    start = 0
     for block in reader.database.blocks(_AT_ONCE):
         numbers = np.arange(start, start + len(block))
         start += len(block)
-        if alive is not None:
-            numbers, block = numbers[alive[numbers]], block[alive[numbers]]
-        if len(numbers):
+        alive = reader.database.is_alive(numbers)
+        if alive.all():
             yield numbers, block
+        elif alive.any():
+            yield numbers[alive], block[alive]

@@ -21,7 +21,7 @@ _PER_NEIGHBOUR = 4  # candidates for each neighbour asked for, at least
 class SearchIndex:
     """Nearest rows by cosine similarity: candidates from an index, ranked exactly by the database's vectors.
 
-    Rows that have been removed from the database (its ``alive``) are never found, from the moment they are removed.
+    Rows that have been removed from the database are never found, from the moment they are removed.
 
     Args:
         database: the rows.
@@ -110,22 +110,22 @@ class SearchIndex:
 
     def _selection(self, rows: np.ndarray) -> np.ndarray:
         """Returns the living rows of a selection: as ``[N] bool`` where they are many, else as ascending numbers."""
-        rows, alive = np.asarray(rows), self.database.alive
+        rows = np.asarray(rows)
         if rows.dtype != bool:
             numbers = self.database.check_rows(rows)
             if numbers.size <= FEW:
                 numbers = np.unique(numbers)
-                return numbers if alive is None else numbers[alive[numbers]]
+                return numbers[self.database.is_alive(numbers)]
             rows = np.zeros(len(self), dtype=bool)
             rows[numbers] = True
         if rows.shape != (len(self),):
             raise ValueError(f"got a row mask of shape {rows.shape}, expected ({len(self)},), a value for every row")
-        mask = rows if alive is None else rows & alive
+        mask = rows & self.database.is_alive()
         return mask if np.count_nonzero(mask) > FEW else np.flatnonzero(mask)
 
     def _search(self, unit: np.ndarray, k: int, mask: np.ndarray | None, share: float) -> Neighbours:
         """Returns the k best; a query that gets too few candidates is asked again more widely, at last exactly."""
-        settings, alive = self.card["search"], self.database.alive if mask is None else None
+        settings = self.card["search"]
         count = k if self.exact else max(settings.get("candidates", 0), _PER_NEIGHBOUR * k)
         count, breadth = min(count, self.most), min(int(settings.get(self.setting, 1) / share), self.widest)
         need = k if self.exact else max(k, count // 2)
@@ -133,8 +133,7 @@ class SearchIndex:
         waiting = np.arange(len(unit))
         while True:
             rows, scores = self.candidates(unit[waiting], count, breadth, mask)
-            if alive is not None:
-                rows = np.where((rows >= 0) & alive[rows], rows, -1)
+            rows = np.where((rows >= 0) & self.database.is_alive(rows), rows, -1)
             ready = (rows >= 0).sum(axis=1) >= need
             if ready.any():
                 done = waiting[ready]
@@ -145,8 +144,7 @@ class SearchIndex:
             if (count, breadth) == (self.most, self.widest):
                 break
             count, breadth = min(4 * count, self.most), min(4 * breadth, self.widest)
-        if alive is not None:
-            self._check_k(k, int(np.count_nonzero(alive)), "the rows that have not been removed")
+        self._check_k(k, self.database.living_count, "the rows that have not been removed")
         near = search_exactly(self.reader, unit[waiting], k, None if mask is None else np.flatnonzero(mask))
         found.rows[waiting], found.scores[waiting] = near.rows, near.scores
         return found

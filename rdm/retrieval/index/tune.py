@@ -217,14 +217,14 @@ def measure(index: SearchIndex, asked: dict[str, HeldOut]) -> dict[str, Any]:
     for kind, held in asked.items():
         values = {}
         for k in held.truth:
-            near = index.search(held.unit, min(k + int(held.own[0] >= 0), _living(index)))
+            near = index.search(held.unit, min(k + int(held.own[0] >= 0), index.database.living_count))
             scores = cosine(index.reader, held.unit, np.where(near.rows == held.own[:, None], -1, near.rows))
             values[f"recall@{k}"] = round(held.recall(scores, k), 4)
         recall[kind] = {**values, "queries": len(held.unit), "made_from": held.made_from}
     unit = np.concatenate([held.unit for held in asked.values()])
     batch = np.resize(unit, (256, unit.shape[1]))
     start = time.perf_counter()
-    index.search(batch, min(4, _living(index)))
+    index.search(batch, min(4, index.database.living_count))
     together = (time.perf_counter() - start) / len(batch)
     speed = {"single": _median_seconds(index, unit[:48]) * 1e3, "batch of 256": together * 1e3}
     return {
@@ -238,11 +238,6 @@ def _median_seconds(index: SearchIndex, unit: np.ndarray) -> float:
     times = []
     for query in unit:
         start = time.perf_counter()
-        index.search(query[None], min(4, _living(index)))
+        index.search(query[None], min(4, index.database.living_count))
         times.append(time.perf_counter() - start)
     return float(np.median(times))
-
-
-def _living(index: SearchIndex) -> int:
-    alive = index.database.alive
-    return len(index) if alive is None else int(np.count_nonzero(alive))

@@ -34,7 +34,7 @@ def popularity(database: RetrievalDatabase, k: int) -> np.ndarray:
         )
     check_hash(database.path / COUNTS, card["sha256"], remedy)
     counts = np.load(database.path / COUNTS, allow_pickle=False)
-    return counts if database.alive is None else np.where(database.alive, counts, 0)
+    return np.where(database.is_alive(), counts, 0)
 
 
 def write_popularity(database: RetrievalDatabase, rows: np.ndarray, counts: np.ndarray, origin: str | Path) -> None:

@@ -76,7 +76,7 @@ def search_others(
         ValueError: fewer than k rows are left for a picture.
     """
     found = np.full((len(queries), k), -1, dtype=np.int64)
-    open_places, alive, total = np.arange(len(queries)), database.alive, len(database) - database.removed
+    open_places, total = np.arange(len(queries)), database.living_count
     width = min(k + 12, total)
     unit = None if pictures is None else unit_vectors(pictures, "picture")
     while True:
@@ -84,8 +84,7 @@ def search_others(
         owners = database.values("image_id", near.rows)
         asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
         alike = near.scores if unit is None else cosine(index.reader, unit[open_places], near.rows)
-        keep = (owners != asked) & (alike < near_duplicate)
-        keep &= True if alive is None else alive[near.rows]
+        keep = (owners != asked) & (alike < near_duplicate) & database.is_alive(near.rows)
         enough = keep.sum(axis=1) >= k
         for line in np.flatnonzero(enough):
             found[open_places[line]] = near.rows[line][keep[line]][:k]

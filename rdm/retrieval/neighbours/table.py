@@ -85,7 +85,7 @@ class NeighbourTable:
         """
         numbers = np.asarray(numbers, dtype=np.int64)
         lines = np.asarray(self.rows[numbers], dtype=np.int64).reshape(-1, self.k)
-        kept = _first_alive(lines, self.database.alive, k)
+        kept = _first_of_line(self.database.is_alive(lines), k)
         if int(np.count_nonzero(kept)) < k * len(lines):
             raise ValueError(self._short(k))
         return lines[kept].reshape(*numbers.shape, -1)
@@ -109,10 +109,9 @@ class NeighbourTable:
 
     def left(self) -> int:
         """Returns how many neighbours every picture has that are not removed; K where none is."""
-        alive, least = self.database.alive, self.k
-        if alive is not None:
-            least = min((int(alive[block].sum(axis=-1).min()) for block in self._blocks()), default=least)
-        return least
+        if not self.database.removed:
+            return self.k  # without a look at the lines
+        return min((int(self.database.is_alive(rows).sum(axis=-1).min()) for rows in self._blocks()), default=self.k)
 
     def _short(self, k: int) -> str:
         return (
@@ -137,9 +136,9 @@ class NeighbourTable:
             ValueError: the table holds fewer than k neighbours per picture.
         """
         self._check_stored(k)
-        counts, alive, short = np.zeros(self.card["database_rows"], dtype=np.int64), self.database.alive, 0
+        counts, short = np.zeros(self.card["database_rows"], dtype=np.int64), 0
         for rows in self._blocks():
-            kept = _first_alive(rows, alive, k)
+            kept = _first_of_line(self.database.is_alive(rows), k)
             counts += np.bincount(rows[kept], minlength=len(counts))
             short += int(np.count_nonzero(kept.sum(axis=-1) < k))
         if short:
@@ -151,7 +150,6 @@ class NeighbourTable:
         return counts
 
 
-def _first_alive(rows: np.ndarray, alive: np.ndarray | None, k: int) -> np.ndarray:
-    """Returns which of the rows ``[n, K]`` are the first k of their line that are not removed, ``[n, K] bool``."""
-    there = np.ones(rows.shape, dtype=bool) if alive is None else alive[rows]
-    return there & (there.cumsum(axis=1) <= k)
+def _first_of_line(kept: np.ndarray, k: int) -> np.ndarray:
+    """Returns which places of ``[n, K] bool`` are the first k of their line that are true, ``[n, K] bool``."""
+    return kept & (kept.cumsum(axis=1) <= k)

@@ -38,7 +38,7 @@ def compact(path: str | Path) -> RetrievalDatabase:
         database = RetrievalDatabase.open(path)
         if (path / APPEND_PLAN).is_file():
             raise ValueError(f"an append to {path} is unfinished; finish it, or delete {path / APPEND_PLAN}")
-        if database.alive is not None and not database.alive.any():
+        if not database.living_count:
             raise ValueError(f"every row of {path} is removed, nothing would be left; delete the folder instead")
         marks, next_number = read_removed(path), _next_number(database)
         shards: list[dict[str, Any]] = []

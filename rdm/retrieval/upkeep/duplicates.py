@@ -79,7 +79,7 @@ def _same_pixels(database: RetrievalDatabase) -> np.ndarray:
     """Returns the first row with the pixels of each row, ``[N] int64``; -1 for that row itself, and where unknown."""
     cells = [database.cells(number, "sha256") for number in range(len(database.card["shards"]))]
     hashes = np.concatenate([cell.cast(pa.string()).fill_null("").to_numpy().astype("S32") for cell in cells])
-    rows = np.flatnonzero((hashes != b"") & (True if database.alive is None else database.alive))
+    rows = np.flatnonzero((hashes != b"") & database.is_alive())
     _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
     of = np.full(len(database), -1, dtype=np.int64)
     of[rows] = np.where(first[group] < np.arange(len(rows)), rows[first[group]], -1)
@@ -95,8 +95,8 @@ def _find_near(
     progress: bool,
 ) -> None:
     """Completes ``of`` and ``similarity`` by the rows that are similar to an earlier one."""
-    total = len(database) - database.removed
-    rows = np.flatnonzero((of < 0) & (True if database.alive is None else database.alive))
+    total = database.living_count
+    rows = np.flatnonzero((of < 0) & database.is_alive())
     for start in tqdm(range(0, len(rows), _BATCH), unit_scale=_BATCH, desc="near-duplicates", disable=not progress):
         waiting, width = rows[start : start + _BATCH], min(8, total)
         hits: dict[int, list[tuple[int, float]]] = {}

@@ -59,5 +59,5 @@ def _table(database: RetrievalDatabase, name: str) -> str:
     table = NeighbourTable.open(database.path / name, database)
     if table.rows.size and not 0 <= table.rows.min() <= table.rows.max() < len(database):
         raise ValueError(f"{table.path} names rows outside {database.path}; rerun scripts/search_neighbors.py")
-    left = 1.0 if database.alive is None else float(np.mean(database.alive[table.rows]))
+    left = float(np.mean(database.is_alive(table.rows)))
     return f"{len(table)} pictures, {table.k} neighbours each, {left:.1%} of them not removed"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.synthetic import Space, write_database
+from rdm.retrieval.database.removed import write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index import search, tune
 from rdm.retrieval.index.factory import index_bytes
@@ -18,14 +19,8 @@ ROWS, DIM = 3000, 16
 FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "HNSW16", "milvus:rows.db")
 
 
-class WithRemovals(RetrievalDatabase):
-    """Rows can be declared removed and be there again."""
-
-    alive: np.ndarray | None = None
-
-
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> WithRemovals:
+def database(tmp_path_factory: pytest.TempPathFactory) -> RetrievalDatabase:
     space = Space(DIM)
     vectors, clusters = space.images(0, ROWS)
 
@@ -34,7 +29,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> WithRemovals:
         names = [str(cluster % 3) for cluster in clusters[part]]
         return vectors[part], {"image_id": [str(n) for n in range(part.start, part.stop)], "class_id": names}
 
-    return WithRemovals.open(write_database(tmp_path_factory.mktemp("rows") / "db", block, -(-ROWS // 700), DIM).path)
+    return RetrievalDatabase.open(
+        write_database(tmp_path_factory.mktemp("rows") / "db", block, -(-ROWS // 700), DIM).path
+    )
 
 
 @pytest.fixture(scope="module", params=FACTORIES)
@@ -49,12 +46,12 @@ def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> Search
 
 
 @pytest.fixture
-def removed(database: WithRemovals) -> Iterator[np.ndarray]:
+def removed(database: RetrievalDatabase) -> Iterator[np.ndarray]:
     """A third of the rows, removed for the time of a test."""
-    gone = np.random.default_rng(2).random(ROWS) < 0.3
-    database.alive = ~gone
-    yield np.flatnonzero(gone)
-    database.alive = None
+    gone = np.flatnonzero(np.random.default_rng(2).random(ROWS) < 0.3)
+    database.remove(gone)
+    yield gone
+    write_removed(database.path, {})
 
 
 def nearest(
@@ -137,7 +134,7 @@ def test_a_query_alone_finds_what_it_finds_in_company(index: SearchIndex) -> Non
     np.testing.assert_array_equal(np.concatenate([one.rows for one in alone]), together.rows)
 
 
-def test_removed_rows_are_never_found(database: WithRemovals, index: SearchIndex, removed: np.ndarray) -> None:
+def test_removed_rows_are_never_found(database: RetrievalDatabase, index: SearchIndex, removed: np.ndarray) -> None:
     queries = Space(DIM).queries("image", 40)
     living = np.setdiff1d(np.arange(ROWS), removed)
     found = index.search(queries, 20)
@@ -147,8 +144,8 @@ def test_removed_rows_are_never_found(database: WithRemovals, index: SearchIndex
     np.testing.assert_array_equal(np.sort(everything.rows[0]), living)
     with pytest.raises(ValueError, match=f"expected 1 to {len(living)}, the rows that have not been removed"):
         index.search(queries[:1], len(living) + 1)
-    database.alive = np.arange(ROWS) < 5
-    np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(np.arange(5), (40, 1)))
+    database.remove(living[5:])
+    np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(living[:5], (40, 1)))
 
 
 def test_few_selected_rows_are_searched_exactly(database: RetrievalDatabase, index: SearchIndex) -> None:

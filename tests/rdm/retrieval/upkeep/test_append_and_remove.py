@@ -37,12 +37,13 @@ ROOT = Path(__file__).parents[4]
 def test_removed_rows_are_marked_and_keep_their_numbers(database: RetrievalDatabase) -> None:
     before, fingerprint = database.embeddings(np.arange(19)), database.fingerprint
     other = RetrievalDatabase.open(database.path)  # stands for another process
-    assert database.alive is None and database.removed == 0 and other.alive is None
+    assert database.is_alive().all() and database.removed == 0 and other.living_count == 19
     assert database.remove([18, 3, 3]) == 2
     assert database.remove(np.array([[3], [8]])) == 1
     for opened in (database, other, RetrievalDatabase.open(database.path)):
-        assert opened.alive is not None and opened.alive is opened.alive
-        assert np.flatnonzero(~opened.alive).tolist() == [3, 8, 18]
+        assert np.flatnonzero(~opened.is_alive()).tolist() == [3, 8, 18]
+        assert opened.is_alive(np.array([[3, 4], [18, 0]])).tolist() == [[False, True], [False, True]]
+        assert opened.living_rows().tolist() == sorted(set(range(19)) - {3, 8, 18}) and opened.living_count == 16
         assert (opened.removed, len(opened), opened.fingerprint) == (3, 19, fingerprint)
         np.testing.assert_array_equal(opened.embeddings(np.arange(19)), before)
     with pytest.raises(ValueError, match="got rows from 19 to 19, expected 0 to 18"):
@@ -56,17 +57,16 @@ def test_a_damaged_file_of_removed_rows_is_never_ignored(database: RetrievalData
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"removed\.npz is damaged .* restore it"):
-        _ = database.alive
+        database.is_alive()
     with file.open("wb") as stream:
         np.savez(stream, **{"00002": np.array([3], np.int32)})
     with pytest.raises(ValueError, match="names row 3 of shard 00002, which has 3"):
-        _ = RetrievalDatabase.open(database.path).alive
+        RetrievalDatabase.open(database.path).is_alive()
 
 
 def everything(database: RetrievalDatabase) -> list[tuple[Any, ...]]:
     """Each row that is there: its facts and its vector."""
-    rows = np.arange(len(database))
-    rows = rows if database.alive is None else rows[database.alive]
+    rows = database.living_rows()
     facts = [tuple(sorted(entry.items())) for entry in database.metadata(rows)]
     return list(zip(facts, map(bytes, database.embeddings(rows)), strict=True))
 
@@ -174,7 +174,7 @@ def test_compact_leaves_the_rows_that_are_there(source: dict[str, Any], database
     assert {file.rpartition(".")[0] for file in files} == {"database", *shards}
     compacted.verify()
     with pytest.raises(ValueError, match="was rewritten since it was opened; open it again"):
-        _ = other.alive
+        other.is_alive()
     with pytest.raises(ValueError, match="was rewritten since it was opened; open it again"):
         other.remove([2])
     again = append_pictures(database.path, source, ProjectionEmbedder(), **QUIET)
