@@ -79,9 +79,9 @@ def _add_rules(p: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Does what the command line asks for."""
     args = parse_args()
-    from rdm.cli import database as commands
+    from rdm.cli import database  # after the options, so that --help answers at once
 
-    for line in getattr(commands, f"{args.command}_command")(args):
+    for line in database.COMMANDS[args.command](args):
         print(line)
 
 

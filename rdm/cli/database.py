@@ -143,3 +143,14 @@ def _with_index(
             f"{database.path}: {found.exact} rows are copies of earlier ones, {len(found.rows) - found.exact} nearly "
             f"(cosine at least {args.near_duplicate}), see {DUPLICATES}; {what}"
         )
+
+
+COMMANDS = {
+    "build": build_command,
+    "append": append_command,
+    "remove": remove_command,
+    "compact": compact_command,
+    "merge": merge_command,
+    "import": import_command,
+    "verify": verify_command,
+}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +16,16 @@ from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.patches.identity import images_hash
 
 
-class ByCaption(int):
-    """Number of an image that is asked for with the neighbours of its caption, not with its own."""
+class Drawn(NamedTuple):
+    """One image as a sampler asks for it.
+
+    Attributes:
+        image: its number.
+        by_caption: whether it comes with the neighbours of its caption instead of its own.
+    """
+
+    image: int
+    by_caption: bool
 
 
 class CaptionSampler(ResumableSampler):
@@ -36,11 +44,11 @@ class CaptionSampler(ResumableSampler):
         super().__init__(dataset, **options)
         self.share, self.images = share, len(dataset)  # type: ignore[arg-type]  # a data set of known length
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Drawn]:
         """The samples that remain of this epoch."""
         generator = seeded_generator(self.seed, 1, self.epoch)  # the order is drawn from seed + epoch
-        drawn = (torch.rand(self.images, generator=generator) < self.share).tolist()
-        return (ByCaption(index) if drawn[index] else index for index in super().__iter__())
+        by_caption = (torch.rand(self.images, generator=generator) < self.share).tolist()
+        return (Drawn(image, by_caption[image]) for image in super().__iter__())
 
 
 class QueryDataset(Dataset[dict[str, Any]]):
@@ -50,7 +58,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
     ``neighbour_rows`` ``[K] int64``, their rows in the database. Where the table is of n x n patches a picture, they
     hold ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from then on.
 
-    ``dataset[i]`` has the neighbours of image i, ``dataset[ByCaption(i)]`` those of its caption.
+    ``dataset[i]`` has the neighbours of image i, ``dataset[Drawn(i, by_caption=True)]`` those of its caption.
 
     Args:
         images: data set of ``ldm.data``.
@@ -98,32 +106,38 @@ class QueryDataset(Dataset[dict[str, Any]]):
         """Returns the number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | Drawn) -> dict[str, Any]:
         """Returns one image with its neighbours."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int | Drawn]) -> list[dict[str, Any]]:
         """Returns several images with their neighbours, which are looked up together: what a loader asks for."""
-        rows = self._rows(indices)
+        drawn = [index if isinstance(index, Drawn) else Drawn(index, by_caption=False) for index in indices]
+        rows = self._rows(drawn)
         vectors = torch.from_numpy(self.database.embeddings(rows))
         return [
-            {**self.images[index], "neighbours": found, "neighbour_rows": places}
-            for index, found, places in zip(indices, vectors, torch.from_numpy(rows), strict=True)
+            {**self.images[each.image], "neighbours": neighbours, "neighbour_rows": places}
+            for each, neighbours, places in zip(drawn, vectors, torch.from_numpy(rows), strict=True)
         ]
 
-    def _rows(self, indices: list[int]) -> np.ndarray:
-        """Returns the database rows that images have as neighbours, ``[B, K] int64``."""
-        by_caption = np.array([isinstance(index, ByCaption) for index in indices], dtype=bool)
+    def _rows(self, drawn: Sequence[Drawn]) -> np.ndarray:
+        """Returns the database rows that images have as neighbours, ``[B, K] int64``.
+
+        Raises:
+            ValueError: an image is asked for by its caption, but there is no table for that.
+        """
+        numbers = np.array([each.image for each in drawn])
+        by_caption = np.array([each.by_caption for each in drawn], dtype=bool)
         if not by_caption.any():
-            return self.table.nearest(indices, self.k)
+            return self.table.nearest(numbers, self.k)
         if self.captions is None:
             raise ValueError(
                 "got images asked for by caption, but no table of their captions' neighbours; give captions"
             )
-        numbers, rows = np.asarray(indices), np.empty((len(indices), self.k), dtype=np.int64)
-        for table, asked in ((self.table, ~by_caption), (self.captions, by_caption)):
-            if asked.any():
-                rows[asked] = table.nearest(numbers[asked], self.k)
+        rows = np.empty((len(drawn), self.k), dtype=np.int64)
+        for table, places in ((self.table, ~by_caption), (self.captions, by_caption)):
+            if places.any():
+                rows[places] = table.nearest(numbers[places], self.k)
         return rows
 
     def metadata(self, index: int) -> dict[str, str]:

@@ -129,7 +129,7 @@ class SearchIndex:
         count = k if self.exact else max(settings.get("candidates", 0), _PER_NEIGHBOUR * k)
         count, breadth = min(count, self.most), min(int(settings.get(self.setting, 1) / share), self.widest)
         need = k if self.exact else max(k, count // 2)
-        found = Neighbours(np.empty((len(unit), k), np.int64), np.empty((len(unit), k), np.float32))
+        best_rows, best_scores = np.empty((len(unit), k), np.int64), np.empty((len(unit), k), np.float32)
         waiting = np.arange(len(unit))
         while True:
             rows, scores = self.candidates(unit[waiting], count, breadth, mask)
@@ -137,17 +137,17 @@ class SearchIndex:
             ready = (rows >= 0).sum(axis=1) >= need
             if ready.any():
                 done = waiting[ready]
-                found.rows[done], found.scores[done] = self._rank(unit[done], rows[ready], scores[ready], k)
+                best_rows[done], best_scores[done] = self._rank(unit[done], rows[ready], scores[ready], k)
                 waiting = waiting[~ready]
             if not len(waiting):
-                return found
+                return Neighbours(best_rows, best_scores)
             if (count, breadth) == (self.most, self.widest):
                 break
             count, breadth = min(4 * count, self.most), min(4 * breadth, self.widest)
         self._check_k(k, self.database.living_count, "the rows that have not been removed")
         near = search_exactly(self.reader, unit[waiting], k, None if mask is None else np.flatnonzero(mask))
-        found.rows[waiting], found.scores[waiting] = near.rows, near.scores
-        return found
+        best_rows[waiting], best_scores[waiting] = near.rows, near.scores
+        return Neighbours(best_rows, best_scores)
 
     def _rank(self, unit: np.ndarray, rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns rows and exact scores ``[B, k]`` of the best candidates."""

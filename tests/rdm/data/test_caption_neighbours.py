@@ -19,7 +19,7 @@ from ldm.checkpoint import read_weights
 from ldm.config import write_config
 from ldm.util import instantiate_from_config
 from rdm.data import QueryDataset, RetrievalDataModule
-from rdm.data.query_dataset import ByCaption
+from rdm.data.query_dataset import Drawn
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.faiss_index import NeighbourIndex
@@ -194,7 +194,7 @@ def test_what_cannot_be_asked_for_is_refused_in_one_line(
     assert not (tmp_path / "table").exists()
     own = build(database, images, tmp_path / "own", k=3, query="picture")
     with pytest.raises(ValueError, match="no table of their captions' neighbours"):
-        _ = QueryDataset(images, database, own, 2)[ByCaption(4)]
+        _ = QueryDataset(images, database, own, 2)[Drawn(4, by_caption=True)]
 
 
 @pytest.fixture
