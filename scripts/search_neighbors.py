@@ -38,8 +38,8 @@ def main() -> None:
 
     if bool(args.config) == bool(args.database and args.images):
         raise ValueError("expected either --config FILE or --database FOLDER with --images PICTURES; see --help")
-    asked = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
-    given = {key: value for key, value in asked.items() if value is not None}
+    options = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
+    given = {key: value for key, value in options.items() if value is not None}
     if args.config:
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
         check_mapping(data, "data")

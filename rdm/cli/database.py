@@ -19,7 +19,7 @@ from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.faiss_index import NeighbourIndex
-from rdm.retrieval.index.search import is_of
+from rdm.retrieval.index.search import is_current
 from rdm.retrieval.index.tune import caption_vectors
 from rdm.retrieval.neighbours.popularity import write_popularity
 from rdm.retrieval.upkeep.append import append_pictures
@@ -82,8 +82,8 @@ def import_command(args: argparse.Namespace) -> Iterator[str]:
     if [Path(path).suffix for path in args.paths] == [".p"]:
         database, (rows, counts) = RetrievalDatabase.open(args.output), read_nn_memory(args.paths[0])
         write_popularity(database, rows, counts, args.paths[0])
-        said = f"{len(rows)} of {len(database)} rows are somebody's neighbour, {counts.sum()} times in all"
-        yield f"{database.path}: {said}"
+        counted = f"{len(rows)} of {len(database)} rows are somebody's neighbour, {counts.sum()} times in all"
+        yield f"{database.path}: {counted}"
         return
     if not args.config:
         raise ValueError("expected --config FILE with the embedder that made the vectors, see configs/database")
@@ -127,20 +127,21 @@ def _with_index(
             removed where ``drop_duplicates`` asks for it.
         embedder: the one that made the database, if it is at hand: an index is then tuned by captions.
     """
-    known = is_of(database, database.path / "index")
+    current = is_current(database, database.path / "index")
     wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
     texts = None if embedder is None else partial(caption_vectors, database, embedder)
     index = NeighbourIndex.open(database, replace=True, texts=texts, **wanted)
     yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
-    if args is None or (known and not args.drop_duplicates):
+    if args is None or (current and not args.drop_duplicates):
         return
-    found = find_duplicates(database, index, args.near_duplicate)
-    if len(found.rows):
-        write_duplicates(database, found)
-        dropped = database.remove(found.rows) if args.drop_duplicates else 0
+    duplicates = find_duplicates(database, index, args.near_duplicate)
+    if len(duplicates.rows):
+        write_duplicates(database, duplicates)
+        nearly = len(duplicates.rows) - duplicates.exact
+        dropped = database.remove(duplicates.rows) if args.drop_duplicates else 0
         what = f"{dropped} of them removed" if args.drop_duplicates else "--drop-duplicates removes them"
         yield (
-            f"{database.path}: {found.exact} rows are copies of earlier ones, {len(found.rows) - found.exact} nearly "
+            f"{database.path}: {duplicates.exact} rows are copies of earlier ones, {nearly} nearly "
             f"(cosine at least {args.near_duplicate}), see {DUPLICATES}; {what}"
         )
 

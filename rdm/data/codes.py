@@ -131,10 +131,10 @@ class CodedDataModule(RetrievalDataModule):
             prepare_code_table(self.codes_path / name, instantiate_from_config(config), stage)
 
     def _dataset(self, name: str) -> QueryDataset:
-        found = super()._dataset(name)
-        if not isinstance(found.images, CodedImages):
-            found.images = CodedImages(found.images, CodeTable.open(self.codes_path / name))
-        return found
+        dataset = super()._dataset(name)
+        if not isinstance(dataset.images, CodedImages):
+            dataset.images = CodedImages(dataset.images, CodeTable.open(self.codes_path / name))
+        return dataset
 
 
 def fingerprint(stage: nn.Module) -> str:

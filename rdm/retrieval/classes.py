@@ -19,8 +19,8 @@ LOG = logging.getLogger(__name__)
 
 def class_names(database: RetrievalDatabase) -> list[str]:
     """Returns the classes of a database, and every part of one written as ``category/subcategory``."""
-    found = set(database.column("class_id").unique().to_pylist())
-    return sorted(found | {part for name in found for part in name.split("/")} - {""})
+    names = set(database.column("class_id").unique().to_pylist())
+    return sorted(names | {part for name in names for part in name.split("/")} - {""})
 
 
 def resolve_class(name: str, database: RetrievalDatabase) -> str:
@@ -58,7 +58,7 @@ def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequen
     Raises:
         ValueError: a class has fewer than k rows.
     """
-    database, chosen, found = retriever.database, {}, []
+    database, chosen, parts = retriever.database, {}, []
     for name in set(classes):
         rows = class_rows(database, name)
         rows = rows if retriever.rows is None else np.intersect1d(rows, retriever.rows)
@@ -70,7 +70,7 @@ def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequen
             )
     for name, seed in zip(classes, seeds, strict=True):
         drawn = np.random.default_rng(seed).choice(chosen[name], 1)
-        found.append(retriever.index.search(database.embeddings(drawn), k, chosen[name]))
-    rows = np.concatenate([near.rows for near in found])
-    scores = np.concatenate([near.scores for near in found])
+        parts.append(retriever.index.search(database.embeddings(drawn), k, chosen[name]))
+    rows = np.concatenate([part.rows for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
     return Retrieved(torch.from_numpy(database.embeddings(rows)), rows, scores)

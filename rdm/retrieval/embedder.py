@@ -42,8 +42,8 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
     """
     vectors = np.empty((len(images), embedder.dim), dtype=np.float32)
     for places in _by_shape(images):
-        found = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
-        vectors[places] = _checked(embedder, found, [names[place] for place in places])
+        raw = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
+        vectors[places] = _checked(embedder, raw, [names[place] for place in places])
     return vectors
 
 
@@ -65,10 +65,10 @@ def embed_ahead(
         with torch.inference_mode():
             moved = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
             images = moved.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-            found = embedder.images(images.div_(127.5).sub_(1.0))
+            raw = embedder.images(images.div_(127.5).sub_(1.0))
         if waiting is not None:
             yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
-        waiting = found, entries
+        waiting = raw, entries
     if waiting is not None:
         yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
 
@@ -89,9 +89,9 @@ def to_half(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return half
 
 
-def _checked(embedder: Embedder, found: Tensor, names: Sequence[str]) -> np.ndarray:
+def _checked(embedder: Embedder, raw: Tensor, names: Sequence[str]) -> np.ndarray:
     """Returns vectors as numpy if they are what an embedder has to answer."""
-    vectors = found.float().cpu().numpy()
+    vectors = raw.float().cpu().numpy()
     expected = (len(names), embedder.dim)
     if vectors.shape != expected:
         raise ValueError(f"embedder {embedder.name} gave vectors of shape {vectors.shape}, expected {expected}")

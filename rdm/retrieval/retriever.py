@@ -98,18 +98,18 @@ class Retriever:
             ValueError: k or pool is out of range, or a pool is asked for without a generator.
         """
         if pool is None:
-            found = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
-            rows, scores = found.rows, found.scores
+            nearest = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
+            rows, scores = nearest.rows, nearest.scores
         else:
             if pool < k or generator is None:
                 raise ValueError(
                     f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
                 )
-            found = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
-            drawn = generator.permuted(np.tile(np.arange(pool), (len(found.rows), 1)), axis=1)[:, :k]
+            nearest = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
+            drawn = generator.permuted(np.tile(np.arange(pool), (len(nearest.rows), 1)), axis=1)[:, :k]
             drawn.sort(axis=1)
             rows, scores = (
-                np.take_along_axis(found.rows, drawn, 1),
-                np.take_along_axis(found.scores, drawn, 1),
+                np.take_along_axis(nearest.rows, drawn, 1),
+                np.take_along_axis(nearest.scores, drawn, 1),
             )
         return Retrieved(torch.from_numpy(self.database.embeddings(rows)).to(queries.device), rows, scores)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
 from rdm.retrieval.builder.plan import PLAN, new_plan
-from rdm.retrieval.builder.reading import Chunk, chunks_of, read_chunks
+from rdm.retrieval.builder.read_ahead import Chunk, chunks_of, read_chunks
 from rdm.retrieval.builder.shard import ShardContent, embed_shard, write_content
 from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.rows import CARD, RetrievalDatabase
@@ -71,11 +71,11 @@ def check_source(
     Raises:
         ValueError: it was not; names what it was built from.
     """
-    asked = {"source": _plain(source), "patches": Patches(patches).config}
-    made_from = [{key: entry[key] for key in asked} for entry in database.sources]
-    if asked not in made_from:
+    wanted = {"source": _plain(source), "patches": Patches(patches).config}
+    made_from = [{key: entry[key] for key in wanted} for entry in database.sources]
+    if wanted not in made_from:
         raise ValueError(
-            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
+            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(wanted)}; "
             f"delete {database.path} or name another path, and build again"
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rdm.retrieval.builder.reading import CHUNK
+from rdm.retrieval.builder.read_ahead import CHUNK
 from rdm.retrieval.builder.work import Build
 
 LOG = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ import torch
 from ldm.files import read_json
 from ldm.util import instantiate_from_config, trust, trusted
 from rdm.retrieval.builder.plan import Plan, WrittenShard
-from rdm.retrieval.builder.reading import chunks_of, read_chunks
+from rdm.retrieval.builder.read_ahead import chunks_of, read_chunks
 from rdm.retrieval.builder.shard import embed_shard, write_content
 from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.config import on_this_machine
@@ -122,9 +122,9 @@ def shards_on_ray(build: Build, ranges: Sequence[tuple[int, int]]) -> Generator[
                         raise OSError(done["error"]) if done["system"] else ValueError(done["error"])
                     yield WrittenShard(**done)
             except RayError as error:
-                said = str(error).strip().splitlines() or [type(error).__name__]
+                lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise ConnectionError(
-                    f"the build on the Ray cluster '{address}' stopped ({said[-1]}); run the same command again"
+                    f"the build on the Ray cluster '{address}' stopped ({lines[-1]}); run the same command again"
                 ) from error
 
 
@@ -235,8 +235,8 @@ def _cluster(address: str) -> Iterator[None]:
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
     except Exception as error:  # of a node that does not come up, Ray raises no narrower one
-        said = " ".join(str(error).split())
-        raise ConnectionError(f"no Ray cluster answers at '{address}' ({said}); {remedy}") from error
+        message = " ".join(str(error).split())
+        raise ConnectionError(f"no Ray cluster answers at '{address}' ({message}); {remedy}") from error
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from rdm.retrieval.builder.plan import WrittenShard
-from rdm.retrieval.builder.reading import Chunk, batches
+from rdm.retrieval.builder.read_ahead import Chunk, batches
 from rdm.retrieval.builder.work import Build
 from rdm.retrieval.database.shards import metadata_schema, write_shard
 from rdm.retrieval.embedder import embed_ahead, to_half
@@ -47,7 +47,7 @@ def embed_shard(build: Build, chunks: Iterable[Chunk]) -> ShardContent:
     for vectors, entries in embed_ahead(build.embedder, batches(noted(), build.work.batch_size)):
         halves.append(to_half(vectors, [entry["image_id"] for entry in entries]))
         tables.append(pa.RecordBatch.from_pylist(entries, schema))
-    faults = [fault for found, _ in seen for fault in found]
+    faults = [fault for of_chunk, _ in seen for fault in of_chunk]
     table = pa.Table.from_batches(tables, schema)
     return ShardContent(np.concatenate(halves), table, faults, sum(without for _, without in seen))
 

@@ -35,7 +35,7 @@ def find_rows(
     """
     rules = [("image_id", list(ids), False), ("licence", list(licences), False), ("uri", list(sources), True)]
     rules += [(column, list(values), False) for column, values in (where or {}).items()]
-    found, start = [], 0
+    parts, start = [], 0
     for column in where or {}:
         if all(database.stored_as(number, column) is None for number in range(len(database.card["shards"]))):
             database.column(column)  # says which columns there are
@@ -44,9 +44,9 @@ def find_rows(
         for column, values, beginning in rules:
             if values and (beginning or _may_hold(database, number, column, values)):
                 hit |= _matches(database.cells(number, column), values, beginning)
-        found.append(start + np.flatnonzero(hit))
+        parts.append(start + np.flatnonzero(hit))
         start += shard["rows"]
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def select_rows(database: RetrievalDatabase, rules: Sequence[str]) -> np.ndarray:
@@ -61,8 +61,8 @@ def select_rows(database: RetrievalDatabase, rules: Sequence[str]) -> np.ndarray
         if not equals:
             raise ValueError(f"got the rule '{rule}', expected COLUMN=VALUE")
         values.setdefault(column, []).append(value)
-    found = [find_rows(database, where={column: wanted}) for column, wanted in values.items()]
-    rows = functools.reduce(np.intersect1d, found)
+    by_column = [find_rows(database, where={column: wanted}) for column, wanted in values.items()]
+    rows = functools.reduce(np.intersect1d, by_column)
     if not len(rows):
         raise ValueError(f"no row of {database.path} has {' and '.join(rules)}; see its metadata for what there is")
     return rows

@@ -69,12 +69,12 @@ def changing(card: Path) -> Iterator[None]:
 
 def stamp(path: Path) -> tuple[int, ...]:
     """Returns what changes whenever rows are removed or the database is rewritten; takes microseconds."""
-    found: list[int] = []
+    states: list[int] = []
     for name in (CARD, FILE):
         with contextlib.suppress(FileNotFoundError):
             state = (path / name).stat()
-            found += [state.st_ino, state.st_mtime_ns, state.st_size]
-    return tuple(found)
+            states += [state.st_ino, state.st_mtime_ns, state.st_size]
+    return tuple(states)
 
 
 def alive_rows(path: Path, shards: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, int]:

@@ -32,9 +32,9 @@ from rdm.retrieval.database.shards import (
     NUMBERS,
     advise,
     open_shard,
-    our_columns,
     shard_file,
     stored_name,
+    to_our_columns,
     unknown,
 )
 from rdm.retrieval.embedder import Embedder, check_embedder
@@ -192,10 +192,10 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``.
         """
         rows = self.check_rows(rows)
-        found = np.empty((rows.size, self.dim), dtype=np.float32)
+        vectors = np.empty((rows.size, self.dim), dtype=np.float32)
         for number, places, local in self._by_shard(rows.ravel()):
-            found[places] = self.mapped(number)[local]
-        return found.reshape(*rows.shape, self.dim)
+            vectors[places] = self.mapped(number)[local]
+        return vectors.reshape(*rows.shape, self.dim)
 
     def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
         """Yields all embeddings in order, in blocks ``[<= size, D] float32``; shards that are read are let go of."""
@@ -215,11 +215,11 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``.
         """
         flat = self.check_rows(rows).ravel()
-        found: list[dict[str, Any]] = [{} for _ in range(flat.size)]
+        entries: list[dict[str, Any]] = [{} for _ in range(flat.size)]
         for number, places, local in self._by_shard(flat):
             for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
-                found[place] = entry
-        return found
+                entries[place] = entry
+        return entries
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Returns one metadata column of all rows; it stays in memory.
@@ -242,8 +242,8 @@ class RetrievalDatabase:
         stored, rows = self.stored_as(number, name), self.card["shards"][number]["rows"]
         if stored is None:
             return pa.chunked_array([unknown(name, rows)])
-        found = self._parquet(pq.read_table, number, columns=[stored])[stored]
-        return found if name in NUMBERS else found.cast(pa.string()).fill_null("")
+        cells = self._parquet(pq.read_table, number, columns=[stored])[stored]
+        return cells if name in NUMBERS else cells.cast(pa.string()).fill_null("")
 
     def stored_as(self, number: int, name: str) -> str | None:
         """Returns under which name a shard's file holds a metadata column; None where it does not, or holds lists."""
@@ -258,8 +258,8 @@ class RetrievalDatabase:
             ValueError: a row outside ``[0, N)``, or there is no such column.
         """
         rows = self.check_rows(rows)
-        found = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
-        return found.reshape(rows.shape)
+        values = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
+        return values.reshape(rows.shape)
 
     def patches(self, rows: Any, source: Any = None) -> list[np.ndarray]:
         """Returns the pictures of some rows, cut out of their source again, each ``[S, S, 3] uint8``.
@@ -354,7 +354,7 @@ class RetrievalDatabase:
                 raise ValueError(
                     f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
-            self._tables[number] = our_columns(table) if "files" in self.card["shards"][number] else table
+            self._tables[number] = to_our_columns(table) if "files" in self.card["shards"][number] else table
         return self._tables[number]
 
     def _parquet(self, read: Callable[..., Any], number: int, **options: Any) -> Any:

@@ -78,7 +78,7 @@ def stored_name(name: str, names: Sequence[str], foreign: bool) -> str | None:
     return next((other for other in (name, *(_FOREIGN.get(name, ()) if foreign else ())) if other in names), None)
 
 
-def our_columns(table: pa.Table) -> pa.Table:
+def to_our_columns(table: pa.Table) -> pa.Table:
     """Returns the metadata that another project wrote as ours: its columns under our names, further ones as texts."""
     taken = {stored_name(name, table.column_names, True) for name in TEXTS}
     plain = (field.name for field in table.schema if not pa.types.is_nested(field.type))

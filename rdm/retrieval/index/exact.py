@@ -89,15 +89,15 @@ class RowReader:
         """Returns a shard in a map of its own, told that reads jump; the database's own maps are read through."""
         if number not in self._maps:
             shard: Any = self.database.mapped(number)
-            own = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
-            advise(own, "MADV_RANDOM")
-            self._maps[number] = own, own.view(np.ndarray)
+            mapped = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
+            advise(mapped, "MADV_RANDOM")
+            self._maps[number] = mapped, mapped.view(np.ndarray)
         return self._maps[number][1]
 
     def _release(self) -> None:
         if self.mapped is None or mapped_bytes() - self._before <= self.mapped:
             return
-        shards = [own for own, _ in self._maps.values()]
+        shards = [mapped for mapped, _ in self._maps.values()]
         for _ in shards:
             self._next = (self._next + 1) % len(shards)
             advise(shards[self._next], "MADV_DONTNEED")
@@ -131,9 +131,9 @@ def cosine(reader: RowReader, queries: np.ndarray, rows: np.ndarray) -> np.ndarr
         read = reader(flat[order])
         vectors = np.empty_like(read)
         vectors[order] = read
-        found = torch.from_numpy(vectors).float().view(*part.shape, -1)
-        products = torch.bmm(found, torch.from_numpy(queries[start : start + step])[:, :, None])[:, :, 0]
-        scores[start : start + step] = (products / torch.linalg.vector_norm(found, dim=-1)).numpy()
+        candidates = torch.from_numpy(vectors).float().view(*part.shape, -1)
+        products = torch.bmm(candidates, torch.from_numpy(queries[start : start + step])[:, :, None])[:, :, 0]
+        scores[start : start + step] = (products / torch.linalg.vector_norm(candidates, dim=-1)).numpy()
     scores[rows < 0] = -np.inf
     return scores
 
@@ -160,14 +160,14 @@ def search_exactly(reader: RowReader, queries: np.ndarray, k: int, rows: np.ndar
         k: how many.
         rows: ``[n] int64`` ascending; None for all rows that are not removed.
     """
-    asked = torch.from_numpy(queries)
-    found = Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
+    unit_queries = torch.from_numpy(queries)
+    nearest = Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
     for numbers, vectors in _blocks(reader, rows):
         unit = torch.nn.functional.normalize(torch.from_numpy(vectors).float(), dim=1, eps=1e-30)
-        scores, places = (asked @ unit.T).topk(min(k, len(numbers)), dim=1)
-        both = np.concatenate([found.rows, numbers[places.numpy()]], axis=1)
-        found = best(both, np.concatenate([found.scores, scores.numpy()], axis=1), k)
-    return found
+        scores, places = (unit_queries @ unit.T).topk(min(k, len(numbers)), dim=1)
+        both = np.concatenate([nearest.rows, numbers[places.numpy()]], axis=1)
+        nearest = best(both, np.concatenate([nearest.scores, scores.numpy()], axis=1), k)
+    return nearest
 
 
 def _blocks(reader: RowReader, rows: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

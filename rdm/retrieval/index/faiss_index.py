@@ -19,8 +19,8 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory
 from rdm.retrieval.index.milvus_index import SCHEME, MilvusIndex
-from rdm.retrieval.index.search import CARD, SearchIndex, is_of, new_card, read_card
-from rdm.retrieval.index.tune import settle
+from rdm.retrieval.index.search import CARD, SearchIndex, is_current, new_card, read_card
+from rdm.retrieval.index.tune import tune_and_measure
 
 faiss: Any = _faiss  # its type stubs know little of its Python layer
 __all__ = ["NeighbourIndex", "Neighbours"]
@@ -93,7 +93,7 @@ class NeighbourIndex(SearchIndex):
                 index.add(unit_vectors(block, "row", index.ntotal))
                 bar.update(len(block))
         built = cls(database, index, new_card(database, factory, allowed), database.path / "index")
-        settle(built, texts, progress=progress)
+        tune_and_measure(built, texts, progress=progress)
         built.card["build_seconds"] = round(time.perf_counter() - start, 1)
         return built
 
@@ -137,11 +137,11 @@ class NeighbourIndex(SearchIndex):
         """
         path = database.path / "index"
         if (path / CARD).is_file():
-            card = {} if replace and not is_of(database, path) else read_card(database, path)
+            card = {} if replace and not is_current(database, path) else read_card(database, path)
             same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
             if card and same:
-                return kind_of(card["factory"]).load(database)
-        built = kind_of(factory).build(database, factory, ram=ram, **options)
+                return index_class(card["factory"]).load(database)
+        built = index_class(factory).build(database, factory, ram=ram, **options)
         built.save()
         return built
 
@@ -177,7 +177,7 @@ class NeighbourIndex(SearchIndex):
         return rows.astype(np.int64, copy=False), scores
 
 
-def kind_of(factory: str | None) -> Any:
+def index_class(factory: str | None) -> Any:
     """Returns the class of index that a factory describes."""
     return MilvusIndex if (factory or "").startswith(SCHEME) else NeighbourIndex
 
@@ -248,13 +248,13 @@ def _use_short_codes(index: Any) -> list[tuple[Any, Any]]:
     Returns:
         Pairs of a rotation and the quantiser it borrows, to be kept until it is trained.
     """
-    inner, found = _inner(index), []
+    inner, borrowed = _inner(index), []
     while isinstance(index, faiss.IndexPreTransform):
         for place in range(index.chain.size()):
             rotation = faiss.downcast_VectorTransform(index.chain.at(place))
             if isinstance(rotation, faiss.OPQMatrix) and isinstance(inner, faiss.IndexIVFPQFastScan):
                 codes = faiss.ProductQuantizer(rotation.d_out, rotation.M, inner.pq.nbits)
                 rotation.pq, rotation.niter = codes, _TURNS
-                found.append((rotation, codes))
+                borrowed.append((rotation, codes))
         index = faiss.downcast_index(index.index)
-    return found
+    return borrowed

@@ -21,7 +21,7 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.index.factory import budget
 from rdm.retrieval.index.search import SearchIndex, new_card, read_card
-from rdm.retrieval.index.tune import settle
+from rdm.retrieval.index.tune import tune_and_measure
 
 SCHEME = "milvus:"
 _MOST = 16384  # candidates that Milvus gives
@@ -83,7 +83,7 @@ class MilvusIndex(SearchIndex):
         built = cls(database, new_card(database, factory, budget(ram)), database.path / "index")
         with _explained(factory):
             built._fill(progress)
-        settle(built, texts, progress=progress)
+        tune_and_measure(built, texts, progress=progress)
         built.card["build_seconds"] = round(time.perf_counter() - start, 1)
         return built
 
@@ -143,10 +143,10 @@ class MilvusIndex(SearchIndex):
         options: dict[str, Any] = {"limit": fetched, "output_fields": ["row"]}
         options["search_params"] = {"metric_type": "COSINE", "params": {self.setting: breadth}}
         with _explained(self.card["factory"]):
-            found = self.client.search(self.collection, data=list(unit), **options)
+            answers = self.client.search(self.collection, data=list(unit), **options)
         rows = np.full((len(unit), count), -1, np.int64)
         scores = np.full((len(unit), count), -np.inf, np.float32)
-        for query, hits in enumerate(found):
+        for query, hits in enumerate(answers):
             numbers, near = np.array(hits.ids, np.int64), np.array(hits.distances, np.float32)
             if allowed is not None:
                 numbers, near = numbers[allowed[numbers]], near[allowed[numbers]]

@@ -168,7 +168,7 @@ def new_card(database: RetrievalDatabase, factory: str, ram: int) -> dict[str, A
     return {**card, "search": {}, "ram": ram, "database": database.fingerprint}
 
 
-def is_of(database: RetrievalDatabase, path: Path) -> bool:
+def is_current(database: RetrievalDatabase, path: Path) -> bool:
     """Returns whether there is an index in a folder that was built over the rows of a database as they are."""
     return (path / CARD).is_file() and read_json(path / CARD, "delete it").get("database") == database.fingerprint
 

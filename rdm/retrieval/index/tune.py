@@ -40,20 +40,20 @@ class HeldOut:
 
     Attributes:
         unit: ``[B, D] float32``, of length one.
-        own: ``[B] int64``, the row that a query may not find; -1 for none.
+        own_rows: ``[B] int64``, the row that a query may not find; -1 for none.
         truth: k -> ``[B] float32``, exact similarity of the k-th neighbour.
         made_from: what the queries are.
     """
 
     unit: np.ndarray
-    own: np.ndarray
+    own_rows: np.ndarray
     truth: dict[int, np.ndarray]
     made_from: str
 
-    def part(self, chosen: slice) -> HeldOut:
+    def subset(self, chosen: slice) -> HeldOut:
         """Returns some of the queries."""
         truth = {k: values[chosen] for k, values in self.truth.items()}
-        return HeldOut(self.unit[chosen], self.own[chosen], truth, self.made_from)
+        return HeldOut(self.unit[chosen], self.own_rows[chosen], truth, self.made_from)
 
     def recall(self, scores: np.ndarray, k: int) -> float:
         """Returns recall@k of rows with these exact scores ``[B, C]``, minus infinity where a row does not count.
@@ -69,9 +69,9 @@ def text_like(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     It is moved by one direction common to all, the gap between the cones, and by one of its own, a quarter as far.
     """
-    gap, own = rng.standard_normal((1, vectors.shape[1])), rng.standard_normal(vectors.shape)
-    gap, own = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (gap, own))
-    return unit_vectors((vectors + gap + 0.25 * own).astype(np.float32), "query")
+    gap, of_each = rng.standard_normal((1, vectors.shape[1])), rng.standard_normal(vectors.shape)
+    gap, of_each = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (gap, of_each))
+    return unit_vectors((vectors + gap + 0.25 * of_each).astype(np.float32), "query")
 
 
 def caption_vectors(database: RetrievalDatabase, embedder: Embedder) -> np.ndarray:
@@ -89,7 +89,9 @@ def caption_vectors(database: RetrievalDatabase, embedder: Embedder) -> np.ndarr
     return embedder.texts(captions[:_QUERIES]).float().cpu().numpy()
 
 
-def settle(index: SearchIndex, texts: Callable[[], np.ndarray] | None = None, *, progress: bool = True) -> None:
+def tune_and_measure(
+    index: SearchIndex, texts: Callable[[], np.ndarray] | None = None, *, progress: bool = True
+) -> None:
     """Chooses the settings of a new index and measures it; both are written to its card.
 
     Args:
@@ -101,9 +103,11 @@ def settle(index: SearchIndex, texts: Callable[[], np.ndarray] | None = None, *,
     if index.exact and not index.setting:
         index.card |= measure(index, held_out(index, None, _FEW_QUERIES))
         return
-    asked = held_out(index, texts() if texts else None, _QUERIES)
-    index.card["search"] = tune(index, {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}, progress)
-    index.card |= measure(index, {kind: held.part(slice(1, None, 2)) for kind, held in asked.items()})
+    queries = held_out(index, texts() if texts else None, _QUERIES)
+    index.card["search"] = tune(
+        index, {kind: held.subset(slice(0, None, 2)) for kind, held in queries.items()}, progress
+    )
+    index.card |= measure(index, {kind: held.subset(slice(1, None, 2)) for kind, held in queries.items()})
 
 
 def held_out(index: SearchIndex, texts: np.ndarray | None, count: int) -> dict[str, HeldOut]:
@@ -118,50 +122,50 @@ def held_out(index: SearchIndex, texts: np.ndarray | None, count: int) -> dict[s
     rows = rng.choice(len(index), min(count, len(index)), replace=False)
     images = unit_vectors(index.database.embeddings(rows), "row")
     if texts is None or not len(texts):
-        said, texts_of = text_like(images, rng), "rows shifted like texts"
+        as_texts, texts_of = text_like(images, rng), "rows shifted like texts"
     else:
-        said, texts_of = unit_vectors(texts[:count], "text"), "texts"
-    kinds = {"image": (images, rows, "rows, left out"), "text": (said, np.full(len(said), -1), texts_of)}
-    near = search_exactly(index.reader, np.concatenate([images, said]), max(_KS) + 1)
-    found, start = {}, 0
-    for kind, (unit, own, made_from) in kinds.items():
-        mine = slice(start, start + len(unit))
+        as_texts, texts_of = unit_vectors(texts[:count], "text"), "texts"
+    kinds = {"image": (images, rows, "rows, left out"), "text": (as_texts, np.full(len(as_texts), -1), texts_of)}
+    nearest = search_exactly(index.reader, np.concatenate([images, as_texts]), max(_KS) + 1)
+    queries, start = {}, 0
+    for kind, (unit, own_rows, made_from) in kinds.items():
+        part = slice(start, start + len(unit))
         start += len(unit)
-        scores = -np.sort(-np.where(near.rows[mine] == own[:, None], -np.inf, near.scores[mine]), axis=1)
-        others = max(scores.shape[1] - (kind == "image"), 1)
-        truth = {k: scores[:, k - 1] for k in _KS if k <= others} or {others: scores[:, others - 1]}
-        found[kind] = HeldOut(unit, own, truth, made_from)
-    return found
+        scores = -np.sort(-np.where(nearest.rows[part] == own_rows[:, None], -np.inf, nearest.scores[part]), axis=1)
+        left = max(scores.shape[1] - (kind == "image"), 1)
+        truth = {k: scores[:, k - 1] for k in _KS if k <= left} or {left: scores[:, left - 1]}
+        queries[kind] = HeldOut(unit, own_rows, truth, made_from)
+    return queries
 
 
-def tune(index: SearchIndex, asked: dict[str, HeldOut], progress: bool) -> dict[str, int]:
+def tune(index: SearchIndex, queries: dict[str, HeldOut], progress: bool) -> dict[str, int]:
     """Returns the fastest settings that reach the target recall: the index' own one, and ``candidates`` to be ranked.
 
     Where a target is out of reach, nearly the best recall within reach will do, of the kind that misses it most.
 
     Args:
         index: an index that does not look at every row, or does so by codes.
-        asked: queries to choose by.
+        queries: queries to choose by.
         progress: show a bar.
     """
     breadths = sorted({min(2**power, index.widest) for power in range(2, 2 + index.widest.bit_length())})
-    aims = {kind: TARGETS[kind] + _MARGIN for kind in asked}
+    aims = {kind: TARGETS[kind] + _MARGIN for kind in queries}
     recalls: dict[int, dict[str, dict[int, float]]] = {}
     for breadth in tqdm(breadths, desc="tuning", unit="setting", leave=False, disable=not progress):
-        recalls[breadth] = {kind: _recalls(index, held, breadth) for kind, held in asked.items()}
+        recalls[breadth] = {kind: _recalls(index, held, breadth) for kind, held in queries.items()}
         if len(_good(index, recalls, aims)) > _FURTHER:
             break
     good = _good(index, recalls, aims)
     if not good:
-        best = {kind: max(max(found[kind].values()) for found in recalls.values()) for kind in asked}
+        best = {kind: max(max(of_kinds[kind].values()) for of_kinds in recalls.values()) for kind in queries}
         finer = f"IVF{index.widest},SQ8" if index.setting == "nprobe" and not index.exact else "Flat"
         LOG.warning(
             "index %s reaches a recall@4 of %s, expected %s; a finer one is %s",
             *(index.card["factory"], best, aims, finer),
         )
         shares = {
-            (breadth, count): min(found[kind][count] / aims[kind] for kind in asked)
-            for breadth, found in recalls.items()
+            (breadth, count): min(of_kinds[kind][count] / aims[kind] for kind in queries)
+            for breadth, of_kinds in recalls.items()
             for count in _counts(index)
         }
         enough = _NEARLY * max(shares.values())
@@ -169,7 +173,7 @@ def tune(index: SearchIndex, asked: dict[str, HeldOut], progress: bool) -> dict[
     seconds = []
     for settings in good[: _FURTHER + 1]:
         index.card["search"] = settings
-        seconds.append(_median_seconds(index, asked["image"].unit[:48]))
+        seconds.append(_median_seconds(index, queries["image"].unit[:48]))
     return good[int(np.argmin(seconds))]
 
 
@@ -178,10 +182,10 @@ def _good(
 ) -> list[dict[str, int]]:
     """Returns the settings that reach the targets of all kinds, with as few candidates as do; narrow ones first."""
     good = []
-    for breadth, kinds in recalls.items():
+    for breadth, of_kinds in recalls.items():
         enough = [
-            next((count for count, recall in found.items() if recall >= targets[kind]), 0)
-            for kind, found in kinds.items()
+            next((count for count, recall in by_count.items() if recall >= targets[kind]), 0)
+            for kind, by_count in of_kinds.items()
         ]
         if all(enough):
             good.append(_settings(index, breadth, max(enough)))
@@ -189,8 +193,8 @@ def _good(
 
 
 def _settings(index: SearchIndex, breadth: int, count: int) -> dict[str, int]:
-    own = {index.setting: breadth} if index.setting else {}
-    return own if index.exact else {**own, "candidates": count}
+    settings = {index.setting: breadth} if index.setting else {}
+    return settings if index.exact else {**settings, "candidates": count}
 
 
 def _counts(index: SearchIndex) -> list[int]:
@@ -202,26 +206,26 @@ def _recalls(index: SearchIndex, held: HeldOut, breadth: int) -> dict[int, float
     """Returns recall@4 by the number of candidates; exact scores are computed once, of the most."""
     counts, k = _counts(index), min(held.truth)
     rows, _ = index.candidates(held.unit, counts[-1], breadth)
-    scores = cosine(index.reader, held.unit, np.where(rows == held.own[:, None], -1, rows))
+    scores = cosine(index.reader, held.unit, np.where(rows == held.own_rows[:, None], -1, rows))
     return {count: held.recall(scores[:, :count], k) for count in counts}
 
 
-def measure(index: SearchIndex, asked: dict[str, HeldOut]) -> dict[str, Any]:
+def measure(index: SearchIndex, queries: dict[str, HeldOut]) -> dict[str, Any]:
     """Returns what the card says of an index: recall of both kinds, time per query.
 
     Args:
         index: any index, with its settings.
-        asked: queries that its settings were not chosen by.
+        queries: queries that its settings were not chosen by.
     """
     recall: dict[str, Any] = {}
-    for kind, held in asked.items():
+    for kind, held in queries.items():
         values = {}
         for k in held.truth:
-            near = index.search(held.unit, min(k + int(held.own[0] >= 0), index.database.living_count))
-            scores = cosine(index.reader, held.unit, np.where(near.rows == held.own[:, None], -1, near.rows))
+            nearest = index.search(held.unit, min(k + int(held.own_rows[0] >= 0), index.database.living_count))
+            scores = cosine(index.reader, held.unit, np.where(nearest.rows == held.own_rows[:, None], -1, nearest.rows))
             values[f"recall@{k}"] = round(held.recall(scores, k), 4)
         recall[kind] = {**values, "queries": len(held.unit), "made_from": held.made_from}
-    unit = np.concatenate([held.unit for held in asked.values()])
+    unit = np.concatenate([held.unit for held in queries.values()])
     batch = np.resize(unit, (256, unit.shape[1]))
     start = time.perf_counter()
     index.search(batch, min(4, index.database.living_count))

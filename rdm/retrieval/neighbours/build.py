@@ -18,7 +18,7 @@ from ldm.files import read_json
 from ldm.table import ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_others, split_picture
+from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_without_copies, split_picture
 from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
@@ -119,10 +119,10 @@ def build_neighbour_table(
             parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
             pictures, ids = picture_vectors(parts, embedder, database, known), [name for _, name in parts]
             if query == PICTURE:
-                rows = search_others(pictures, ids, database, index, k, near_duplicate)
+                rows = search_without_copies(pictures, ids, database, index, k, near_duplicate)
             else:
                 queries = text_queries(embedder, [item["caption"] for item in items]).cpu().numpy()
-                rows = search_others(queries, ids, database, index, k, near_duplicate, pictures)
+                rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures)
             table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
             bar.update(len(items))
     table.finish(CARD, {**plan, "sha256": table.hashes()["neighbours"]})

@@ -52,7 +52,7 @@ def picture_vectors(
     return vectors
 
 
-def search_others(
+def search_without_copies(
     queries: np.ndarray,
     ids: list[str],
     database: RetrievalDatabase,
@@ -70,26 +70,26 @@ def search_others(
         index: its index.
         k: neighbours per picture.
         near_duplicate: rows at least this similar to the picture are left out.
-        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are others.
+        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are something else.
 
     Raises:
         ValueError: fewer than k rows are left for a picture.
     """
-    found = np.full((len(queries), k), -1, dtype=np.int64)
+    nearest = np.full((len(queries), k), -1, dtype=np.int64)
     open_places, total = np.arange(len(queries)), database.living_count
     width = min(k + 12, total)
     unit = None if pictures is None else unit_vectors(pictures, "picture")
     while True:
-        near = index.search(queries[open_places], width)
-        owners = database.values("image_id", near.rows)
-        asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
-        alike = near.scores if unit is None else cosine(index.reader, unit[open_places], near.rows)
-        keep = (owners != asked) & (alike < near_duplicate) & database.is_alive(near.rows)
+        candidates = index.search(queries[open_places], width)
+        owners = database.values("image_id", candidates.rows)
+        own_ids = np.array([ids[place] for place in open_places], dtype=object)[:, None]
+        similarity = candidates.scores if unit is None else cosine(index.reader, unit[open_places], candidates.rows)
+        keep = (owners != own_ids) & (similarity < near_duplicate) & database.is_alive(candidates.rows)
         enough = keep.sum(axis=1) >= k
         for line in np.flatnonzero(enough):
-            found[open_places[line]] = near.rows[line][keep[line]][:k]
+            nearest[open_places[line]] = candidates.rows[line][keep[line]][:k]
         if enough.all():
-            return found
+            return nearest
         if width == total:
             short = int(np.argmin(enough))
             raise ValueError(

@@ -66,15 +66,15 @@ class Patches:
         if min(width, height) < self.config["min_picture"]:
             return []
         if self._annotations is not None:
-            found = [
+            labelled = [
                 (_square_around(x0, y0, x1, y1, width, height), name)
                 for x0, y0, x1, y1, name in self._annotations.of(image_id, width, height)
                 if min(x1 - x0, y1 - y0) >= self.config["min_side"]
             ]
         else:
             boxes = {"whole": _whole, "random": _random, "grid": _grid}[self.config["policy"]]
-            found = [(box, "") for box in boxes(self.config, image_id, width, height)]
-        return list(dict.fromkeys(found))  # a picture of just the smallest size would give one square over and over
+            labelled = [(box, "") for box in boxes(self.config, image_id, width, height)]
+        return list(dict.fromkeys(labelled))  # a picture of just the smallest size would give one square over and over
 
 
 def complete_policy(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def append_pictures(
 def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: Any) -> tuple[list[int], str]:
     """Returns the numbers of the pictures that no row of this source has, and the hash of their ids."""
     owners, known = database.sources_of(np.arange(len(database))), []
-    ours = [n for n, found in enumerate(database.sources) if all(found[key] == entry[key] for key in entry)]
+    ours = [n for n, source in enumerate(database.sources) if all(source[key] == entry[key] for key in entry)]
     if ours:
         known = database.column("image_id").filter(pa.array(np.isin(owners, ours)))
     ids = pa.array([image_id(images, number) for number in range(len(images))])

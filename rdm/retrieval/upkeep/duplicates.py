@@ -62,16 +62,16 @@ def find_duplicates(
     return Duplicates(rows, of[rows], similarity[rows], exact)
 
 
-def write_duplicates(database: RetrievalDatabase, found: Duplicates) -> None:
+def write_duplicates(database: RetrievalDatabase, duplicates: Duplicates) -> None:
     """Writes ``duplicates.csv`` into the database's folder: a line for each row, with both pictures' ids."""
     with atomic_path(database.path / FILE) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("row", "image_id", "of", "of_image_id", "similarity"))
-        for start in range(0, len(found.rows), _BATCH):
+        for start in range(0, len(duplicates.rows), _BATCH):
             part = slice(start, start + _BATCH)
-            rows, of = found.rows[part], found.of[part]
+            rows, of = duplicates.rows[part], duplicates.of[part]
             ids, theirs = (database.values("image_id", numbers).tolist() for numbers in (rows, of))
-            similarity = [f"{value:.4f}" for value in found.similarity[part]]
+            similarity = [f"{value:.4f}" for value in duplicates.similarity[part]]
             writer.writerows(zip(rows.tolist(), ids, of.tolist(), theirs, similarity, strict=True))
 
 
@@ -101,11 +101,11 @@ def _find_near(
         waiting, width = rows[start : start + _BATCH], min(8, total)
         hits: dict[int, list[tuple[int, float]]] = {}
         while len(waiting):
-            found = index.search(database.embeddings(waiting), width)
-            full = (found.scores[:, -1] >= near) & (width < total)
-            for line in np.flatnonzero(~full & (found.scores[:, min(1, width - 1)] >= near)):
-                earlier = (found.scores[line] >= near) & (found.rows[line] < waiting[line])
-                pairs = zip(found.rows[line][earlier].tolist(), found.scores[line][earlier].tolist(), strict=True)
+            nearest = index.search(database.embeddings(waiting), width)
+            full = (nearest.scores[:, -1] >= near) & (width < total)
+            for line in np.flatnonzero(~full & (nearest.scores[:, min(1, width - 1)] >= near)):
+                earlier = (nearest.scores[line] >= near) & (nearest.rows[line] < waiting[line])
+                pairs = zip(nearest.rows[line][earlier].tolist(), nearest.scores[line][earlier].tolist(), strict=True)
                 hits[int(waiting[line])] = list(pairs)
             waiting, width = waiting[full], min(8 * width, total)
         for row in sorted(hits):

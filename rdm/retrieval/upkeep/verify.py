@@ -43,11 +43,11 @@ def _shards(database: RetrievalDatabase, name: str) -> str:
 
 
 def _index(database: RetrievalDatabase, name: str) -> str:
-    from rdm.retrieval.index.faiss_index import kind_of  # faiss, only where there is an index
+    from rdm.retrieval.index.faiss_index import index_class  # faiss, only where there is an index
     from rdm.retrieval.index.search import read_card
 
     path = database.path / name
-    index = kind_of(read_card(database, path)["factory"]).load(database, path)
+    index = index_class(read_card(database, path)["factory"]).load(database, path)
     if len(index) != len(database):
         raise ValueError(f"index {index.path} holds {len(index)} rows, {database.path} {len(database)}; build it again")
     return f"{index.card['factory']} over {len(index)} rows"

@@ -11,7 +11,7 @@ from rdm.retrieval.database.removed import write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index import search, tune
 from rdm.retrieval.index.factory import index_bytes
-from rdm.retrieval.index.faiss_index import kind_of
+from rdm.retrieval.index.faiss_index import index_class
 from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.index.tune import TARGETS
 
@@ -39,10 +39,10 @@ def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> Search
     if "milvus" in request.param:
         for name in ("pymilvus", "milvus_lite"):
             pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[milvus]'")
-    built = kind_of(request.param).build(database, request.param, progress=False)
+    built = index_class(request.param).build(database, request.param, progress=False)
     folder = database.path / request.param
     built.save(folder)
-    return kind_of(request.param).load(database, folder)
+    return index_class(request.param).load(database, folder)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_out_of_reach_of_the_targets_nearly_the_best_recall_is_taken(
     database: RetrievalDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tune, "_COUNTS", (4, 6))  # too few candidates for such codes
-    index = kind_of("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
+    index = index_class("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
     assert "index IVF64,PQ4x4fs reaches a recall@4 of" in caplog.text
     asked = tune.held_out(index, None, 512)
     halves = {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}

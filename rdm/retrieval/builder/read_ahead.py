@@ -61,14 +61,14 @@ class ChunkReader(Dataset[Chunk]):
         chunk = Chunk(torch.empty((0, size, size, 3), dtype=torch.uint8), pictures=len(self.chunks[number]))
         for item in self.chunks[number]:
             try:
-                found = self._rows(item)
+                rows = self._rows(item)
             except (OSError, ValueError) as error:
                 reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # equal in every run
                 chunk.faults.append({"item": item, "uri": self.images.uri(item), "reason": reason})
                 continue
-            chunk.without += not found
-            pixels += [patch for patch, _ in found]
-            chunk.entries += [entry for _, entry in found]
+            chunk.without += not rows
+            pixels += [patch for patch, _ in rows]
+            chunk.entries += [entry for _, entry in rows]
         if pixels:
             chunk.pixels = torch.from_numpy(np.stack(pixels))
         return chunk
@@ -78,15 +78,15 @@ class ChunkReader(Dataset[Chunk]):
         texts = dict(self.images.metadata(item))
         image_id = texts.pop("id")
         picture = open_picture(self.images.read(item))
-        found = []
+        rows = []
         for box, class_id in self.patches.of(image_id, picture.width, picture.height):
             patch = cut(picture, box, self.images.size)
-            own = {"class_id": class_id} if class_id else {}
+            label = {"class_id": class_id} if class_id else {}
             sides = box._asdict()
-            found.append(
-                (patch, {**texts, **own, "image_id": image_id, "item": item, **sides, "sha256": picture_hash(patch)})
+            rows.append(
+                (patch, {**texts, **label, "image_id": image_id, "item": item, **sides, "sha256": picture_hash(patch)})
             )
-        return found
+        return rows
 
 
 def chunks_of(items: Sequence[int]) -> list[Sequence[int]]:
