@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Makes what the command line asks for."""
     args = parse_args()
+    # These load torch and faiss. They come after the options, so that --help answers at once.
     from ldm.config import read_config
     from ldm.util import check_mapping, instantiate_from_config
     from rdm.retrieval.config import embedder_config, load_embedder, require, source_config

@@ -136,7 +136,7 @@ class RetrievalDataModule(DataModule):
             return False
 
     def _prepare(self, names: Sequence[str]) -> None:
-        from rdm.retrieval.index.faiss_index import NeighbourIndex  # faiss, for this process only
+        from rdm.retrieval.index.faiss_index import NeighbourIndex  # so that processes which only train load no faiss
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor
 
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, check_embedder
-
-if TYPE_CHECKING:
-    from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.search import SearchIndex
 
 
 @dataclass(frozen=True)

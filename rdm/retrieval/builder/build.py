@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
+from rdm.retrieval.builder.on_ray import shards_on_ray
 from rdm.retrieval.builder.plan import PLAN, new_plan
 from rdm.retrieval.builder.read_ahead import Chunk, chunks_of, read_chunks
 from rdm.retrieval.builder.shard import ShardContent, embed_shard, write_content
@@ -135,8 +136,6 @@ def embed_all(build: Build) -> None:
     LOG.info("%s", forecast(build, workers))
     bar = tqdm(total=len(items), initial=build.plan.next, unit="img", desc="database", disable=not work.progress)
     if work.ray is not None:
-        from rdm.retrieval.builder.on_ray import shards_on_ray  # ray is needed only where it is asked for
-
         with bar, closing(shards_on_ray(build, ranges)) as shards:
             for (start, stop), written in zip(ranges, shards, strict=True):
                 build.check_unreadable(written.unreadable)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,13 +18,11 @@ from ldm.files import read_json
 from ldm.table import ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
+from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_without_copies, split_picture
 from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
-
-if TYPE_CHECKING:  # faiss is needed to build a table, not to read one
-    from rdm.retrieval.index.search import SearchIndex
 
 LOG = logging.getLogger(__name__)
 _BATCH = 256

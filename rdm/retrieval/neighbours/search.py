@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -11,10 +10,8 @@ from torch import Tensor
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images
 from rdm.retrieval.index.exact import cosine, unit_vectors
+from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.patches.identity import picture_hash, to_pixels
-
-if TYPE_CHECKING:  # faiss is needed to search, not for vectors
-    from rdm.retrieval.index.search import SearchIndex
 
 _REUSE_ROWS = 2_000_000  # above this the hashes of the database's pictures are not held in memory
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +11,7 @@ from tqdm import tqdm
 
 from ldm.files import atomic_path
 from rdm.retrieval.database.rows import RetrievalDatabase
-
-if TYPE_CHECKING:  # faiss is needed for near-duplicates only
-    from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.search import SearchIndex
 
 FILE = "duplicates.csv"
 _BATCH = 1024

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.search import read_card
+from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.upkeep.compact import unused_files
 
 
@@ -43,8 +45,7 @@ def _shards(database: RetrievalDatabase, name: str) -> str:
 
 
 def _index(database: RetrievalDatabase, name: str) -> str:
-    from rdm.retrieval.index.faiss_index import index_class  # faiss, only where there is an index
-    from rdm.retrieval.index.search import read_card
+    from rdm.retrieval.index.faiss_index import index_class  # loads faiss, which a database without index does not need
 
     path = database.path / name
     index = index_class(read_card(database, path)["factory"]).load(database, path)
@@ -54,8 +55,6 @@ def _index(database: RetrievalDatabase, name: str) -> str:
 
 
 def _table(database: RetrievalDatabase, name: str) -> str:
-    from rdm.retrieval.neighbours.table import NeighbourTable
-
     table = NeighbourTable.open(database.path / name, database)
     if table.rows.size and not 0 <= table.rows.min() <= table.rows.max() < len(database):
         raise ValueError(f"{table.path} names rows outside {database.path}; rerun scripts/search_neighbors.py")

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from pictures import write_clip, write_pictures
-from test_patches import bomb
+from pictures import bomb, write_clip, write_pictures
 
 from ldm.config import read_config
 from ldm.util import check_params, get_obj_from_str

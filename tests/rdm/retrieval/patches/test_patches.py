@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import ProjectionEmbedder
+from pictures import ProjectionEmbedder, bomb, contents
 from PIL import Image
 
 from ldm.data.decode import decode_image
+from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import build_database, prepare_database
+from rdm.retrieval.builder.forecast import Forecast, forecast
+from rdm.retrieval.builder.plan import PLAN, new_plan
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.policy import Patches
 
@@ -176,16 +178,6 @@ def test_a_source_that_grew_or_lost_pictures_is_still_understood(tmp_path: Path)
             np.testing.assert_array_equal(reopened.patches([row])[0], before[row])
 
 
-def bomb() -> bytes:
-    """A PNG of 20000 x 20000 grey pixels in 50 kB."""
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0" * 2501 * 20000, 9))
-
-
 def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path) -> None:
     source = write_large(tmp_path / "pictures")
     root = Path(source["params"]["root"])
@@ -208,8 +200,6 @@ def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path)
 
 
 def test_readers_change_no_byte(tmp_path: Path) -> None:
-    from pictures import contents
-
     source = write_large(tmp_path / "pictures", [(40, 30)] * 80)
     alone = build(tmp_path / "alone", source, RANDOM, workers=0, shard_rows=50)
     before = torch.get_rng_state()
@@ -219,11 +209,6 @@ def test_readers_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_the_forecast_of_rows_and_bytes_is_near(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from ldm.util import instantiate_from_config
-    from rdm.retrieval.builder.forecast import Forecast, forecast
-    from rdm.retrieval.builder.plan import PLAN, new_plan
-    from rdm.retrieval.builder.work import Build, Work
-
     source = write_large(tmp_path / "pictures", [(40, 30), (30, 40), (10, 10)] * 60)
     images, embedder = instantiate_from_config(source), ProjectionEmbedder(dim=512)
     patches = Patches(RANDOM)
