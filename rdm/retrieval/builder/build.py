@@ -1,10 +1,10 @@
-"""Builds a retrieval database: read -> embed -> write, a shard at a time.
+"""Builds a retrieval database one shard at a time: reads pictures, embeds them and writes the shard.
 
-A shard covers a fixed range of the source. Each is written under a temporary name, flushed and renamed, and
-then noted in ``build.json``; a build that was killed continues after the last noted shard and ends in the
-same bytes. The card ``database.json`` comes last, so a folder with a card is complete. Pictures are read ahead by
-other processes and shards written behind by a thread, so that the embedder need not wait. On several machines, each
-does all this for shards of its own (:mod:`rdm.retrieval.builder.on_ray`).
+A shard covers a fixed range of the source. It is written under a temporary name, flushed, renamed and then noted in
+``build.json``. A build that was killed continues after the last noted shard and ends in the same bytes. The card
+``database.json`` is written last, so a folder with a card is complete. Other processes read pictures ahead and a thread
+writes finished shards, so that the embedder does not wait. On a Ray cluster each machine does this for shards of its
+own (:mod:`rdm.retrieval.builder.on_ray`).
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ def prepare_database(
     patches: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RetrievalDatabase:
-    """Returns the database at ``path``, building or completing it first where it is not finished.
+    """Returns the database at ``path``; builds or completes it first if it is not finished.
 
     Args:
         path: the folder.
         source: ``{"target", "params"}`` of the pictures, see :func:`build_database`.
-        embedder: makes the vectors; a database that another one made is refused.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
+        embedder: makes the vectors; a database made by another embedder is refused.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`.
         options: further arguments of :func:`build_database`.
 
     Raises:
-        ValueError: the database there was made by another embedder or from another source, or is damaged.
+        ValueError: the database was made by another embedder or from another source, or it is damaged.
     """
     path = Path(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
         check_source(database, source, patches)
-        (path / PLAN).unlink(missing_ok=True)  # a kill between writing the card and this leaves it behind
+        (path / PLAN).unlink(missing_ok=True)  # left behind by a process that was killed after writing the card
         return database
     return build_database(path, source, embedder, patches=patches, **options)
 
@@ -70,7 +70,7 @@ def check_source(
     """Checks that a database, or a part of it, was built from these pictures.
 
     Raises:
-        ValueError: it was not; names what it was built from.
+        ValueError: it was not; the message says what it was built from.
     """
     wanted = {"source": _plain(source), "patches": Patches(patches).config}
     made_from = [{key: entry[key] for key in wanted} for entry in database.sources]
@@ -92,25 +92,25 @@ def build_database(
     """Embeds patches of every picture of a source and writes the database; continues a build that was killed.
 
     Args:
-        path: folder to write; it is made, and holds nothing but this database.
-        source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored, so that the pictures of
-            rows can be shown again; relative paths in it start from the folder the programs run in.
+        path: folder of the new database, which must not hold anything else.
+        source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored in the card, so that the pictures
+            of rows can be shown later. Relative paths in it start from the working directory.
         embedder: makes the vectors.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`; None takes it whole.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`; None takes whole pictures.
         options: see :class:`rdm.retrieval.builder.work.Work`.
 
     Returns:
         The finished database. Pictures that cannot be read have no row and are listed in ``unreadable.json``.
 
     Raises:
-        ValueError: a database is there already, a partial build of something else is there, no picture or too few
-            are readable, or a vector is not finite in float16.
-        OSError: the disk is full; complete shards stay, and the same command continues.
+        ValueError: the folder holds a finished database or an unfinished build of another one, too few pictures are
+            readable, or a vector is not finite in float16.
+        OSError: the disk is full; complete shards are kept, and the same command continues the build.
     """
     path, work = Path(path), Work(**options)
     work.check()
     if (path / CARD).is_file():
-        raise ValueError(f"there is a finished database at {path} already; delete it or name another path")
+        raise ValueError(f"there is already a finished database at {path}; delete it or name another path")
     images, policy = instantiate_from_config(_plain(source)), Patches(patches)
     plan = new_plan(_plain(source), images, policy, embedder, work.shard_rows)
     build = Build(path, PLAN, plan, images, range(len(images)), policy, embedder, work)
@@ -156,12 +156,12 @@ def embed_all(build: Build) -> None:
 
 
 def _write(build: Build, start: int, stop: int, content: ShardContent) -> None:
-    """Writes a shard, if it has rows, and notes it in the plan."""
+    """Writes a shard, unless it has no rows, and notes it in the plan."""
     build.note(stop, write_content(build, start, content))
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config as it reads back from JSON."""
+    """Returns a config as plain JSON types."""
     return json.loads(json.dumps(config))
 
 

@@ -1,4 +1,4 @@
-"""What a build will take, said before it starts."""
+"""The rows, disk space and memory that a build will need, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from rdm.retrieval.builder.read_ahead import CHUNK
 from rdm.retrieval.builder.work import Build
 
 LOG = logging.getLogger(__name__)
-_SAMPLE = 64  # pictures looked at
+_SAMPLE = 64  # pictures whose sizes are read
 _METADATA = 600  # bytes of a row's metadata in memory
 _METADATA_ON_DISK = 120  # the same compressed; about half of it is the hash
-_AHEAD = 5  # chunks that each reader has ready or in work
+_AHEAD = 5  # chunks that each reader holds, ready or being read
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a build will take.
+    """What a build will need.
 
     Attributes:
-        rows: of the database.
-        disk: bytes it will have.
-        memory: bytes that reading, embedding and writing need, beside what the process holds already.
+        rows: number of rows of the database.
+        disk: bytes of the database's files.
+        memory: bytes that reading, embedding and writing need in addition to what the process uses already.
         free: bytes free on the disk.
-        available: bytes of memory available; None where the system does not say.
+        available: bytes of memory available; None if the system does not tell.
     """
 
     rows: int
@@ -49,7 +49,7 @@ class Forecast:
 
 
 def forecast(build: Build, workers: int) -> Forecast:
-    """Returns what a build will take, from the policy and the sizes of a few pictures; warns if there is too little.
+    """Estimates what a build will need from the policy and the sizes of a few pictures; warns if that is too much.
 
     Args:
         build: the build, before it starts.
@@ -81,20 +81,24 @@ def forecast(build: Build, workers: int) -> Forecast:
         available_memory(),
     )
     if needed.disk > needed.free:
-        LOG.warning("the database needs %s, the disk has %s; name another path", _gb(needed.disk), _gb(needed.free))
+        LOG.warning(
+            "the database needs %s of disk space, got %s; name another path", _gb(needed.disk), _gb(needed.free)
+        )
     if needed.available is not None and needed.memory > needed.available:
         LOG.warning(
-            "building needs about %s of memory, %s are available; lower shard_rows, batch_size or workers",
+            "the build needs about %s of memory, got %s; lower shard_rows, batch_size or workers",
             _gb(needed.memory), _gb(needed.available),
         )  # fmt: skip
     shared = shutil.disk_usage("/dev/shm").free if workers and os.path.isdir("/dev/shm") else None  # noqa: S108, PTH112
     if shared is not None and reading > shared:
-        LOG.warning("readers need %s of shared memory, it has %s; lower workers", _gb(round(reading)), _gb(shared))
+        LOG.warning(
+            "the reading processes need %s of shared memory, got %s; lower workers", _gb(round(reading)), _gb(shared)
+        )
     return needed
 
 
 def available_memory() -> int | None:
-    """Returns the bytes of memory a process can still take, None where the system does not say."""
+    """Returns the bytes of memory that a process can still use; None if the system does not tell."""
     file = Path("/proc/meminfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)

@@ -33,7 +33,7 @@ class WrittenShard:
 
 @dataclass
 class Plan:
-    """What a build does, and how far it is. The order of the attributes is their order in the file.
+    """What a build does and how much of it is done. The attributes stand in the order of the file.
 
     Attributes:
         format: version of the database's format.

@@ -1,4 +1,4 @@
-"""One shard of a database build: a range of source pictures becomes embeddings and metadata."""
+"""One shard of a database build: embeds a range of the source's pictures and writes embeddings and metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from rdm.retrieval.embedder import embed_ahead, to_half
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What a shard will hold: vectors ``[n, D] float16``, n rows of metadata, and the pictures that gave none."""
+    """The content of a shard.
+
+    Attributes:
+        vectors: ``[n, D] float16``.
+        table: n rows of metadata.
+        unreadable: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
+        without: number of pictures that the policy takes no patch of.
+    """
 
     vectors: np.ndarray
     table: pa.Table
@@ -30,7 +37,7 @@ def embed_shard(build: Build, chunks: Iterable[Chunk]) -> ShardContent:
     """Returns the rows of some chunks.
 
     Args:
-        build: its embedder, the batch size of its work and the columns of its plan are read.
+        build: the build that the shard belongs to.
         chunks: the pictures of the shard.
 
     Raises:

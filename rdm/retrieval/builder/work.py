@@ -1,4 +1,4 @@
-"""How a build is carried out, and what its steps share."""
+"""The options of a build, and the state that its steps share."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _COMPARED = ("format", "dim", "source", "items", "patches", "columns", "first", 
 
 @dataclass(frozen=True)
 class Work:
-    """How a build is carried out; none of it changes a byte of the database but ``shard_rows`` and ``batch_size``.
+    """The options of a build; only ``shard_rows`` and ``batch_size`` can change bytes of the database.
 
     Attributes:
         batch_size: patches embedded at once.
-        shard_rows: pictures of the source per shard; a build that is continued keeps its own.
+        shard_rows: pictures of the source per shard; a continued build keeps the number that it began with.
         workers: processes that read pictures ahead; None for one per core, at most 8.
-        max_broken: unreadable pictures to tolerate; None for what the source tolerates.
-        progress: show a bar.
-        ray: address of a Ray cluster whose machines embed, see :mod:`rdm.retrieval.builder.on_ray`; None for this
-            process.
+        max_broken: number of unreadable pictures to tolerate; None for the limit of the source.
+        progress: show a progress bar.
+        ray: address of a Ray cluster whose machines embed the pictures, see :mod:`rdm.retrieval.builder.on_ray`; None
+            for this process.
     """
 
     batch_size: int = 256
@@ -60,7 +60,7 @@ class Work:
 
 @dataclass
 class Build:
-    """One build, or one append, under way.
+    """A build or an append that is under way.
 
     Attributes:
         path: folder of the database.
@@ -68,9 +68,9 @@ class Build:
         plan: what is done and what is left; :meth:`resume` and :meth:`note` change it.
         images: the data set.
         items: numbers of the pictures to embed.
-        patches: what to take of each picture.
+        patches: the policy of patches.
         embedder: makes the vectors.
-        work: how it is carried out.
+        work: the options.
     """
 
     path: Path
@@ -83,10 +83,10 @@ class Build:
     work: Work
 
     def resume(self) -> None:
-        """Takes over the plan on disk, cut back to its undamaged shards; writes the plan where there is none.
+        """Continues the plan on disk after its last undamaged shard, or writes the plan if there is none.
 
         Raises:
-            ValueError: the unfinished build on disk is another one, or the folder holds something else.
+            ValueError: the unfinished build on disk differs from this one, or the folder holds something else.
         """
         path, file = self.path, self.path / self.file
         if not file.is_file():
@@ -95,7 +95,7 @@ class Build:
             self.plan.write(file)
             return
         plan, wanted = Plan.from_file(file), self.plan
-        remedy = f"finish it with that one, or delete {path if self.file == PLAN else file}"
+        remedy = f"finish it with those settings, or delete {path if self.file == PLAN else file}"
         check_embedder(plan.embedder, self.embedder, f"the unfinished build at {path}", remedy)
         for key in _COMPARED:
             there, expected = getattr(plan, key), getattr(wanted, key)
@@ -105,7 +105,10 @@ class Build:
             leftover.unlink()
         for place, shard in enumerate(plan.shards):
             if any(file_hash(shard_file(path, kind, shard["name"])) != shard[kind] for kind in KINDS):
-                LOG.warning("shard %s of the unfinished build is damaged; building again from there", shard["name"])
+                LOG.warning(
+                    "shard %s of the unfinished build is damaged; it and the shards after it are built again",
+                    shard["name"],
+                )
                 plan.cut_before(place)
                 break
         LOG.info("continuing the build at %s after %d of %d images", path, plan.next, plan.items)
@@ -149,8 +152,8 @@ class Build:
         rows = sum(shard["rows"] for shard in plan.shards)
         if not rows:
             raise ValueError(
-                f"none of the {plan.items} images of {plan.source['target']} gave a row: {len(plan.unreadable)} are "
-                f"not readable, {plan.without} too small or without a box; there is nothing to build"
+                f"none of the {plan.items} images of {plan.source['target']} gave a row: {len(plan.unreadable)} "
+                f"are unreadable, {plan.without} are too small or have no box; check the source and the patches"
             )
         if plan.unreadable:
             report = read_json(path / REPORT, "")["unreadable"] if card["shards"] and (path / REPORT).is_file() else []
@@ -162,6 +165,6 @@ class Build:
         total = sum(shard["rows"] for shard in shards)
         write_json(path / CARD, {**card, "rows": total, "sources": sources, "shards": shards})
         LOG.info(
-            "database %s: %d rows, %d new; %d images left out as unreadable, %d as too small or without a box",
+            "database %s has %d rows, of which %d are new; %d images are unreadable, %d are too small or have no box",
             path, total, rows, len(plan.unreadable), plan.without,
         )  # fmt: skip

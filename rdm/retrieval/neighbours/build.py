@@ -1,8 +1,8 @@
-"""The neighbours of every training picture, found once before training, and the popularity counted from them.
+"""Builds neighbour tables: finds the neighbours of every training picture once, before training.
 
-They are found by the picture itself, or by its caption. A table is a folder with ``neighbours.npy`` ``[images, K]``,
-memory-mapped, and its card ``neighbours.json``. More neighbours are stored than are used, so that rows can be removed
-from the database without another search: the next ones stored move up.
+The query is the picture itself or its caption. A table is a folder with the memory-mapped ``neighbours.npy``
+``[images, K]`` and its card ``neighbours.json``. It holds more neighbours than are used. When rows are removed from the
+database, the next stored neighbours take their place without another search.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def prepare_neighbour_table(
     query: str = PICTURE,
     progress: bool = True,
 ) -> NeighbourTable:
-    """Returns the table at ``path``, built anew unless it is the one asked for with at least k neighbours.
+    """Returns the table at ``path``; builds it if it is missing, differs from the arguments or has fewer neighbours.
 
-    Takes the arguments of :func:`build_neighbour_table` and raises what it raises; one of which removals from the
-    database have left fewer than ``used`` neighbours to some picture is built anew, too.
+    The arguments and errors are those of :func:`build_neighbour_table`. A table is also built again if removals from
+    the database have left some picture fewer than ``used`` neighbours.
     """
     path = Path(path)
     plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
@@ -57,7 +57,7 @@ def prepare_neighbour_table(
             if table.left() >= used:
                 return table
             differs = ["rows that were removed from the database"]
-        LOG.warning("neighbour table %s differs in %s; making it again", path, ", ".join(differs) or "k")
+        LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs) or "k")
     options: dict[str, Any] = {
         "near_duplicate": near_duplicate,
         "patches_per_side": patches_per_side,
@@ -80,29 +80,29 @@ def build_neighbour_table(
     query: str = PICTURE,
     progress: bool = True,
 ) -> NeighbourTable:
-    """Finds k neighbours of every picture and writes them; continues a search that was killed.
+    """Finds k neighbours of every picture and writes the table; continues a build that was killed.
 
-    A picture's own rows (the same image id) and near-duplicates of it are left out: a model that is given the
-    picture itself learns to copy. Vectors of pictures that are in the database are read from it. Removed rows are not
-    found.
+    A picture's own rows (those with its image id) and its near-duplicates are left out, because a model that is given
+    the picture itself learns to copy it. The vectors of pictures that are in the database are read from it. Removed
+    rows are left out.
 
     Args:
-        path: folder to write; a table there is replaced when the new one is complete.
+        path: folder of the table; an existing table is replaced when the new one is complete.
         images: data set of ``ldm.data``.
-        embedder: the one that made the database.
+        embedder: the embedder that made the database.
         database: where neighbours come from.
         index: the index of that database.
         k: neighbours per picture.
-        near_duplicate: rows at least this similar (cosine) are left out; above 1 none is.
-        patches_per_side: n; each picture is cut into n x n patches, row by row, and k neighbours of each are found
+        near_duplicate: rows at least this similar (cosine) to the picture are left out; above 1 none is.
+        patches_per_side: n; each picture is cut into n x n patches, row by row, and each patch gets k neighbours
             (CompVis' ``n_patches_per_side``).
-        query: ``picture``, or ``caption`` for the neighbours of each picture's caption, as sampling from texts finds
-            them. What is left out is the same: the picture's own rows, and near-duplicates of the picture.
-        progress: show a bar.
+        query: ``picture``, or ``caption`` for the neighbours of each picture's caption, which are those that
+            text-to-image sampling uses. In both cases the same rows are left out.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: the embedder or index is of another database, a picture has fewer than k neighbours or lacks the
-            caption that is asked for, or captions are asked for patches.
+        ValueError: the embedder or the index belongs to another database, a picture has fewer than k neighbours or no
+            caption although captions are the queries, or captions are combined with patches.
     """
     path = Path(path)
     _check_made_for(database, embedder, index)
@@ -137,41 +137,41 @@ def _check_made_for(database: RetrievalDatabase, embedder: Embedder, index: Sear
         )
     if index.card["database"] != database.fingerprint:
         raise ValueError(
-            f"index is of database {index.card['database']}, got database {database.fingerprint}; rebuild it"
+            f"the index belongs to database {index.card['database']}, got {database.fingerprint}; rebuild the index"
         )
 
 
 def check_query(query: str, patches_per_side: int) -> None:
-    """Checks that neighbours can be found by what is asked for.
+    """Checks the kind of query of a table.
 
     Raises:
-        ValueError: neither by pictures nor by captions, or by captions of patches.
+        ValueError: the query is neither ``picture`` nor ``caption``, or captions are combined with patches.
     """
     if query not in (PICTURE, CAPTION):
         raise ValueError(f"got query={query!r}, expected '{PICTURE}' or '{CAPTION}'")
     if query == CAPTION and patches_per_side > 1:
         raise ValueError(
-            f"got patches_per_side={patches_per_side}, expected 1 with neighbours of captions, which have no patches; "
-            "set it to 1, or search by pictures alone"
+            f"got patches_per_side={patches_per_side}, expected 1 with captions, which have no patches; set it to 1, "
+            "or use pictures as queries"
         )
 
 
 def captions_hash(images: Any) -> str:
-    """Returns the SHA-256 of the captions of a data set, without decoding its pictures.
+    """Returns the SHA-256 of the captions of a data set without decoding its pictures.
 
     Raises:
-        ValueError: a picture has none.
+        ValueError: a picture has no caption.
     """
 
     def caption(number: int) -> str:
         try:
             known = images.metadata(number)
-        except ValueError:  # it cannot be read, so another one is delivered for it
+        except ValueError:  # the picture cannot be read, and the data set delivers another one in its place
             return ""
         if not known["caption"].strip():
             raise ValueError(
-                f"image '{known['id']}' has no caption, expected one for every picture; write it, or search by "
-                "pictures alone"
+                f"image '{known['id']}' has no caption, expected one for every picture; write it, or use "
+                "pictures as queries"
             )
         return known["caption"]
 

@@ -1,4 +1,4 @@
-"""The nearest rows of a picture but for itself and its copies, and the vectors that they are found by."""
+"""Finds the rows nearest to pictures without the pictures' own rows and near-duplicates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rdm.retrieval.index.exact import cosine, unit_vectors
 from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.patches.identity import picture_hash, to_pixels
 
-_REUSE_ROWS = 2_000_000  # above this the hashes of the database's pictures are not held in memory
+_REUSE_ROWS = 2_000_000  # larger databases do not hold the hashes of their pictures in memory
 
 
 def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
     """Returns the n x n patches of a picture ``[3, H, W]``, row by row, each ``[3, H // n, W // n]``.
 
     Raises:
-        ValueError: n is below 1, or larger than a side.
+        ValueError: n is below 1 or larger than a side.
     """
     height, width = (side // max(per_side, 1) for side in image.shape[1:])
     if per_side < 1 or not height or not width:
@@ -30,7 +30,7 @@ def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
 
 
 def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
-    """Returns the row of each picture hash; empty for a database too large to hold them all."""
+    """Returns the row of each picture hash; empty if the database is too large to hold all hashes in memory."""
     if len(database) > _REUSE_ROWS:
         return {}
     return {digest: row for row, digest in enumerate(database.column("sha256").to_pylist())}
@@ -39,7 +39,14 @@ def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
 def picture_vectors(
     parts: list[tuple[Tensor, str]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
 ) -> np.ndarray:
-    """Returns raw vectors ``[B, D] float32`` of pictures with their names, read from the database where it has them."""
+    """Returns the raw vectors ``[B, D] float32`` of pictures.
+
+    Args:
+        parts: B pictures ``[3, H, W]`` with their names.
+        embedder: embeds the pictures that are not in the database.
+        database: holds the vectors of the other ones.
+        known: the row of each picture hash, see :func:`rows_by_picture`.
+    """
     rows = np.array([known.get(picture_hash(to_pixels(image)), -1) for image, _ in parts])
     vectors = np.empty((len(parts), embedder.dim), dtype=np.float32)
     vectors[rows >= 0] = database.embeddings(rows[rows >= 0])
@@ -58,16 +65,16 @@ def search_without_copies(
     near_duplicate: float,
     pictures: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the k nearest rows of each picture but for its own and near-duplicates, ``[B, k] int64``.
+    """Returns the k nearest rows of each picture without its own rows and near-duplicates, ``[B, k] int64``.
 
     Args:
-        queries: ``[B, D] float32``, raw vectors of the pictures, or of what stands for them.
-        ids: their image ids.
-        database: the rows.
+        queries: ``[B, D] float32``, raw vectors of the pictures or, for example, of their captions.
+        ids: the image ids of the pictures.
+        database: the database.
         index: its index.
         k: neighbours per picture.
         near_duplicate: rows at least this similar to the picture are left out.
-        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are something else.
+        pictures: ``[B, D] float32``, raw vectors of the pictures; None if they are the queries.
 
     Raises:
         ValueError: fewer than k rows are left for a picture.

@@ -1,8 +1,8 @@
-"""Databases that change: append pictures, find rows to remove, rewrite without them, merge.
+"""Appends pictures to a database.
 
-``RetrievalDatabase.remove`` marks rows; they keep their numbers, so indexes and neighbour tables stay valid and leave
-them out. Append, compact and merge make other rows: indexes and tables of before are refused and built again. All of
-them can be killed at any moment: the card changes last, and at once.
+``RetrievalDatabase.remove`` only marks rows. They keep their numbers, so indexes and neighbour tables stay valid and
+leave them out. Append, compact and merge change the rows: older indexes and tables are refused and must be built again.
+All of these operations can be killed at any moment, because the card changes last and in a single step.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ def append_pictures(
 ) -> RetrievalDatabase:
     """Embeds the pictures of a source that a database does not have yet; continues an append that was killed.
 
-    A picture is there already if a row of the same source and policy has its id. Rows that are there keep their numbers
-    and are not embedded again.
+    The database has a picture if a row of the same source and policy has the picture's id. Existing rows keep their
+    numbers and are not embedded again.
 
     Args:
         path: folder of the database.
-        source: ``{"target", "params"}`` of a data set of ``ldm.data``: one that has grown since, or another one.
-        embedder: the one that made the database.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
+        source: ``{"target", "params"}`` of a data set of ``ldm.data``: one that has grown, or a new one.
+        embedder: the embedder that made the database.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`.
         options: see :class:`rdm.retrieval.builder.work.Work`.
 
     Raises:
         FileNotFoundError: there is no finished database.
-        ValueError: another embedder made it, or see :func:`rdm.retrieval.builder.build.build_database`.
-        OSError: the disk is full; the database is as before, and the same command continues.
+        ValueError: another embedder made the database, or see :func:`rdm.retrieval.builder.build.build_database`.
+        OSError: the disk is full; the database is unchanged, and the same command continues the append.
     """
     path, work = Path(path), Work(**options)
     work.check()
@@ -66,10 +66,10 @@ def append_pictures(
     items, ids = _new_items(database, {"source": source, "patches": policy.config}, images)
     if (path / APPEND_PLAN).is_file():
         base = Plan.from_file(path / APPEND_PLAN).base
-        if not items or base != database.fingerprint:  # of an append that is done, or of rows that are gone
+        if not items or base != database.fingerprint:  # left by a finished append, or of rows that have changed
             (path / APPEND_PLAN).unlink()
     if not items:
-        LOG.info("nothing to append: database %s has every picture of the source", path)
+        LOG.info("nothing to append: database %s has all pictures of the source", path)
         return database
     extends = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
     plan = new_plan(source, images, policy, embedder, work.shard_rows, **extends)
@@ -79,16 +79,16 @@ def append_pictures(
     if build.plan.shards:
         with changing(path / CARD):
             if RetrievalDatabase.open(path).fingerprint != build.plan.base:
-                raise ValueError(f"database {path} was changed meanwhile; run the same command again")
+                raise ValueError(f"database {path} was changed by another process; run the same command again")
             build.finish(database.card)
     else:
-        LOG.info("nothing to append: %d new pictures are unreadable, too small or without a box", len(items))
+        LOG.info("nothing to append: all %d new pictures are unreadable or too small, or have no box", len(items))
     (path / APPEND_PLAN).unlink()
     return RetrievalDatabase.open(path, embedder)
 
 
 def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: Any) -> tuple[list[int], str]:
-    """Returns the numbers of the pictures that no row of this source has, and the hash of their ids."""
+    """Returns the numbers of the pictures of a source that have no row yet, and the hash of their ids."""
     owners, known = database.sources_of(np.arange(len(database))), []
     ours = [n for n, source in enumerate(database.sources) if all(source[key] == entry[key] for key in entry)]
     if ours:
@@ -100,6 +100,6 @@ def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: An
 
 
 def _next_number(database: RetrievalDatabase) -> int:
-    """Returns a number that no shard has, nor one that is gone but still has rows marked as removed."""
+    """Returns a number that neither a shard of the table nor a mark of removed rows uses."""
     names = {shard["name"] for shard in database.card["shards"]} | read_removed(database.path).keys()
     return 1 + max(map(int, names))

@@ -1,4 +1,4 @@
-"""Whether a database and what belongs to it are as they were written."""
+"""Verifies the files of a database, of its index and of its neighbour tables."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rdm.retrieval.upkeep.compact import unused_files
 
 
 def verify(database: RetrievalDatabase) -> Iterator[str]:
-    """Reads every byte of a database, of its index and of the neighbour tables beside it; yields what is in order.
+    """Reads every byte of a database, its index and its neighbour tables; yields a line for each intact part.
 
     Args:
         database: the database.
 
     Raises:
-        ValueError: at the end, if something is damaged or belongs to another database; names all of it.
+        ValueError: a part is damaged or belongs to another database; raised at the end, the message names all faults.
     """
     checks = {
         "shards": _shards,
@@ -40,7 +40,7 @@ def _shards(database: RetrievalDatabase, name: str) -> str:
     del name
     database.verify()
     unused = len(unused_files(database.path, database.card["shards"]))
-    note = f", {unused} files of no shard, which compact deletes" if unused else ""
+    note = f", {unused} files that belong to no shard and that compact deletes" if unused else ""
     return f"{len(database.card['shards'])} with {len(database)} rows, {database.removed} of them removed{note}"
 
 

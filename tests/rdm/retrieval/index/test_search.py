@@ -99,9 +99,9 @@ def test_out_of_reach_of_the_targets_nearly_the_best_recall_is_taken(
 ) -> None:
     monkeypatch.setattr(tune, "_COUNTS", (4, 6))  # too few candidates for such codes
     index = index_class("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
-    assert "index IVF64,PQ4x4fs reaches a recall@4 of" in caplog.text
-    asked = tune.held_out(index, None, 512)
-    halves = {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}
+    assert "index IVF64,PQ4x4fs reaches" in caplog.text
+    queries = tune.held_out(index, None, 512)
+    halves = {kind: held.subset(slice(0, None, 2)) for kind, held in queries.items()}
     reached = {
         breadth: {kind: tune._recalls(index, held, breadth) for kind, held in halves.items()}
         for breadth in (4, 8, 16, 32, 64)
@@ -142,7 +142,7 @@ def test_removed_rows_are_never_found(database: RetrievalDatabase, index: Search
     assert recall(index, "image", among=living) > TARGETS["image"] - 0.05
     everything = index.search(queries[:1], len(living))
     np.testing.assert_array_equal(np.sort(everything.rows[0]), living)
-    with pytest.raises(ValueError, match=f"expected 1 to {len(living)}, the rows that have not been removed"):
+    with pytest.raises(ValueError, match=f"k={len(living) + 1}.* 1 to {len(living)}, .*not removed"):
         index.search(queries[:1], len(living) + 1)
     database.remove(living[5:])
     np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(living[:5], (40, 1)))
@@ -185,17 +185,17 @@ def test_a_selection_holds_no_removed_rows(index: SearchIndex, removed: np.ndarr
     left = np.setdiff1d(chosen, removed)
     found = index.search(queries, len(left), chosen)
     np.testing.assert_array_equal(np.sort(found.rows, axis=1), np.tile(left, (5, 1)))
-    with pytest.raises(ValueError, match=f"got k={len(left) + 1}, expected 1 to {len(left)}, the selected rows"):
+    with pytest.raises(ValueError, match=f"k={len(left) + 1}.* 1 to {len(left)}, .*selected"):
         index.search(queries, len(left) + 1, chosen)
 
 
 def test_wrong_selections_are_refused(index: SearchIndex) -> None:
     queries = Space(DIM).queries("image", 2)
-    with pytest.raises(ValueError, match=r"row mask of shape \(5,\), expected \(3000,\)"):
+    with pytest.raises(ValueError, match=r"\(5,\).*\(3000,\)"):
         index.search(queries, 1, np.ones(5, bool))
-    with pytest.raises(ValueError, match="got rows from 7 to 3000, expected 0 to 2999"):
+    with pytest.raises(ValueError, match="7 to 3000.* 0 to 2999"):
         index.search(queries, 1, np.array([7, 3000]))
-    with pytest.raises(ValueError, match="expected 1 to 0, the selected rows"):
+    with pytest.raises(ValueError, match="1 to 0, .*selected"):
         index.search(queries, 1, np.zeros(ROWS, bool))
 
 
