@@ -35,11 +35,9 @@ def parse_args() -> argparse.Namespace:
             p.add_argument("--output", required=True, help="folder of the new database")
         elif name == "import":
             p.add_argument(
-                "paths", nargs="+", help=".npz parts or folders of them, a folder with img_emb, or a .p file"
+                "paths", nargs="+", help=".npz parts or folders of such, a folder with img_emb, or a .p file"
             )
-            p.add_argument(
-                "--output", required=True, help="folder of the new database; for a .p file, of its existing database"
-            )
+            p.add_argument("--output", required=True, help="folder of the new database; for a .p file, of its database")
             p.add_argument("--config", help="YAML file with the 'embedder' that made the vectors; see configs/database")
             add_trust_option(p)
         else:
@@ -48,16 +46,9 @@ def parse_args() -> argparse.Namespace:
             _add_rules(p)
         elif name not in ("compact", "verify"):
             p.add_argument("--drop-duplicates", action="store_true", help="remove rows that repeat an earlier row")
-            p.add_argument(
-                "--near-duplicate",
-                type=finite,
-                default=0.999,
-                help="cosine similarity from which a row repeats another",
-            )
+            p.add_argument("--near-duplicate", type=finite, default=0.999, help="cosine similarity of repeated rows")
             p.add_argument("--ram", help="memory that the search may use, such as 2GB; chooses the index")
-            p.add_argument(
-                "--index", metavar="FACTORY", help="faiss' factory string, or milvus: with a URI or file name"
-            )
+            p.add_argument("--index", metavar="FACTORY", help="faiss' factory string, or milvus: with a URI or file")
     words = sys.argv[1:]
     return parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["build", *words])
 
@@ -65,11 +56,9 @@ def parse_args() -> argparse.Namespace:
 def _add_sources(p: argparse.ArgumentParser) -> None:
     p.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     p.add_argument("--config", help="YAML file with 'embedder' and 'database', such as configs/database/emoji.yaml")
-    p.add_argument("--source", help="instead: image folder, Parquet file(s) or tar shards")
+    p.add_argument("--source", help="instead of --config: image folder, Parquet file(s) or tar shards")
     p.add_argument("--output", help="folder of the database")
-    p.add_argument(
-        "--batch-size", type=positive, help="pictures embedded at once; the config's value or 256 if not given"
-    )
+    p.add_argument("--batch-size", type=positive, help="pictures embedded at once; as configured or 256 if not given")
     add_ray_option(p)
     add_embedding_options(p, "--source")
 
