@@ -17,7 +17,7 @@ from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.sources import FirstStageCopies
 from rdm.loading import Loaded, load
 from rdm.retrieval.embedder import embed_images
-from rdm.retrieval.neighbours.search import search_others
+from rdm.retrieval.neighbours.search import search_without_copies
 from rdm.sampling.copies import compare
 
 QUANTILES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99)
@@ -31,7 +31,7 @@ def held_out(loaded: Loaded, n: int) -> np.ndarray:
     for number in evenly(len(images), min(n, len(images))):
         item = images[number]
         vector = embed_images(retriever.embedder, [item["image"]], [item["id"]])
-        row = search_others(vector, [item["id"]], retriever.database, retriever.index, 1, near)[0]
+        row = search_without_copies(vector, [item["id"]], retriever.database, retriever.index, 1, near)[0]
         other = retriever.database.embeddings(row)
         found.append(float(vector[0] @ other[0] / np.linalg.norm(vector) / np.linalg.norm(other)))
     return np.array(found)

@@ -1,6 +1,6 @@
-"""Builds a retrieval database and its index, and changes it later; what was stopped continues with the same command.
+"""Builds or changes a retrieval database and its index. The same command continues a build that was stopped.
 
-Without a command it builds: build_database.py --config configs/database/emoji.yaml
+The default command is build: build_database.py --config configs/database/emoji.yaml
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ldm.command_line import add_trust_option, command_line, finite, positive
 from rdm.cli.embedding import add_embedding_options, add_ray_option
 
 COMMANDS = {
-    "build": "embed the pictures of a source (what happens without a command)",
+    "build": "embed the pictures of a source (the default command)",
     "append": "embed those pictures of a source that the database does not have yet",
-    "remove": "take rows out: no search, neighbour table or popularity gives them any more, from then on",
-    "compact": "rewrite the database without the removed rows",
-    "merge": "write one database with the rows of several",
-    "import": "make a database of CompVis' .npz parts or clip-retrieval's folder, or read an nn_memory (.p) into one",
+    "remove": "mark rows as removed, so that searches, neighbour tables and popularity leave them out",
+    "compact": "delete removed rows from the files",
+    "merge": "merge several databases into a new one",
+    "import": "import CompVis' .npz parts, a folder of clip-retrieval, or an nn_memory (.p) for a database",
     "verify": "check every byte of the database, its index and its neighbour tables",
 }
 
@@ -31,11 +31,13 @@ def parse_args() -> argparse.Namespace:
         if name in ("build", "append"):
             _add_sources(p)
         elif name == "merge":
-            p.add_argument("databases", nargs="+", help="folders of databases that one embedder made")
-            p.add_argument("--output", required=True, help="folder of the new one")
+            p.add_argument("databases", nargs="+", help="folders of databases made by one embedder")
+            p.add_argument("--output", required=True, help="folder of the new database")
         elif name == "import":
-            p.add_argument("paths", nargs="+", help=".npz parts, folders of them, a folder with img_emb, or a .p file")
-            p.add_argument("--output", required=True, help="folder of the new database; of a .p file's, which is there")
+            p.add_argument(
+                "paths", nargs="+", help=".npz parts or folders of such, a folder with img_emb, or a .p file"
+            )
+            p.add_argument("--output", required=True, help="folder of the new database; for a .p file, of its database")
             p.add_argument("--config", help="YAML file with the 'embedder' that made the vectors; see configs/database")
             add_trust_option(p)
         else:
@@ -43,10 +45,10 @@ def parse_args() -> argparse.Namespace:
         if name == "remove":
             _add_rules(p)
         elif name not in ("compact", "verify"):
-            p.add_argument("--drop-duplicates", action="store_true", help="remove rows that repeat an earlier one")
-            p.add_argument("--near-duplicate", type=finite, default=0.999, help="cosine from which a row does so")
-            p.add_argument("--ram", help="memory that searching may hold, such as 2GB; chooses the index")
-            p.add_argument("--index", metavar="FACTORY", help="faiss' name of an index, or milvus: and a URI or a file")
+            p.add_argument("--drop-duplicates", action="store_true", help="remove rows that repeat an earlier row")
+            p.add_argument("--near-duplicate", type=finite, default=0.999, help="cosine similarity of repeated rows")
+            p.add_argument("--ram", help="memory that the search may use, such as 2GB; chooses the index")
+            p.add_argument("--index", metavar="FACTORY", help="faiss' factory string, or milvus: with a URI or file")
     words = sys.argv[1:]
     return parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["build", *words])
 
@@ -54,34 +56,32 @@ def parse_args() -> argparse.Namespace:
 def _add_sources(p: argparse.ArgumentParser) -> None:
     p.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     p.add_argument("--config", help="YAML file with 'embedder' and 'database', such as configs/database/emoji.yaml")
-    p.add_argument("--source", help="instead: image folder, Parquet file(s) or tar shards")
+    p.add_argument("--source", help="instead of --config: image folder, Parquet file(s) or tar shards")
     p.add_argument("--output", help="folder of the database")
-    p.add_argument(
-        "--batch-size", type=positive, help="pictures embedded at once (256 if neither given nor configured)"
-    )
+    p.add_argument("--batch-size", type=positive, help="pictures embedded at once; as configured or 256 if not given")
     add_ray_option(p)
     add_embedding_options(p, "--source")
 
 
 def _add_rules(p: argparse.ArgumentParser) -> None:
-    p.description = f"{p.description} Rows go that meet any of these."
+    p.description = f"{p.description} A row is removed if it matches any of these options."
     for option, metavar, text in (
         ("--id", "ID", "image ids"),
-        ("--source", "START", "beginnings of uris: a folder, file or web site"),
-        ("--licence", "LICENCE", "licences, word for word"),
+        ("--source", "START", "beginnings of URIs: a folder, a file or a web site"),
+        ("--licence", "LICENCE", "licences, which must match exactly"),
         ("--where", "COLUMN=VALUE", "values of any metadata column"),
     ):
         p.add_argument(option, action="extend", nargs="+", default=[], metavar=metavar, help=text)
-    p.add_argument("--dry-run", action="store_true", help="only say how many rows these are")
+    p.add_argument("--dry-run", action="store_true", help="only count the rows")
 
 
 @command_line
 def main() -> None:
-    """Does what the command line asks for."""
+    """Runs the command."""
     args = parse_args()
-    from rdm.cli import database as commands
+    from rdm.cli import database  # loads torch and faiss; --help must not wait for that
 
-    for line in getattr(commands, f"{args.command}_command")(args):
+    for line in database.COMMANDS[args.command](args):
         print(line)
 
 

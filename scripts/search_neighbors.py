@@ -1,4 +1,4 @@
-"""Finds the neighbours of every training picture and writes them as tables, which training then reads."""
+"""Finds the neighbours of every training picture and writes the tables that training reads."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from rdm.cli.embedding import add_embedding_options
 def parse_args() -> argparse.Namespace:
     """Returns the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config", help="training config: tables of all its data sets, and the database if missing")
-    parser.add_argument("--database", help="instead: folder of a finished database")
-    parser.add_argument("--images", help="with --database: image folder, Parquet file(s) or tar shards")
-    parser.add_argument("--split", help="with --database: rows of this split only")
-    parser.add_argument("--output", help="with --database: folder of the table (its neighbours/train if not given)")
-    parser.add_argument("--k", type=positive, help="neighbours per picture (20 if neither given nor configured)")
-    parser.add_argument("--near-duplicate", type=finite, help="leave out rows at least this similar (0.999 likewise)")
     parser.add_argument(
-        "--patches-per-side", type=positive, help="cut each picture into n x n patches with neighbours of their own (1)"
+        "--config", help="training config; builds the tables of all its data sets, and the database if missing"
+    )
+    parser.add_argument("--database", help="instead of --config: folder of a finished database")
+    parser.add_argument("--images", help="with --database: image folder, Parquet file(s) or tar shards")
+    parser.add_argument("--split", help="with --database: use only rows of this split")
+    parser.add_argument(
+        "--output", help="with --database: folder of the table; neighbours/train in the database if not given"
+    )
+    parser.add_argument("--k", type=positive, help="neighbours per picture; the config's value or 20 if not given")
+    parser.add_argument(
+        "--near-duplicate",
+        type=finite,
+        help="leave out rows at least this similar; the config's value or 0.999 if not given",
+    )
+    parser.add_argument(
+        "--patches-per-side",
+        type=positive,
+        help="find neighbours of each of n x n patches of a picture; the config's value or 1 if not given",
     )
     add_embedding_options(parser, "--database")
     return parser.parse_args()
@@ -27,8 +37,9 @@ def parse_args() -> argparse.Namespace:
 
 @command_line
 def main() -> None:
-    """Makes what the command line asks for."""
+    """Builds the neighbour tables."""
     args = parse_args()
+    # These imports load torch and faiss; --help must not wait for that.
     from ldm.config import read_config
     from ldm.util import check_mapping, instantiate_from_config
     from rdm.retrieval.config import embedder_config, load_embedder, require, source_config
@@ -38,8 +49,8 @@ def main() -> None:
 
     if bool(args.config) == bool(args.database and args.images):
         raise ValueError("expected either --config FILE or --database FOLDER with --images PICTURES; see --help")
-    asked = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
-    given = {key: value for key, value in asked.items() if value is not None}
+    options = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
+    given = {key: value for key, value in options.items() if value is not None}
     if args.config:
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
         check_mapping(data, "data")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ def write_pictures(folder: Path, count: int, seed: int = 0, classes: int = 2) ->
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
     return {"target": "ldm.data.ImageFolder", "params": {"root": str(folder), "size": 8}}
+
+
+def bomb() -> bytes:
+    """A PNG of 20000 x 20000 grey pixels in 50 kB."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0" * 2501 * 20000, 9))
 
 
 def write_clip(folder: Path, seed: int = 0) -> str:

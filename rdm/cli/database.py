@@ -1,4 +1,4 @@
-"""What ``scripts/build_database.py`` does for each of its commands; all answer with lines to print."""
+"""The commands of ``scripts/build_database.py``; each yields lines to print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.faiss_index import NeighbourIndex
-from rdm.retrieval.index.search import is_of
+from rdm.retrieval.index.search import is_current
 from rdm.retrieval.index.tune import caption_vectors
 from rdm.retrieval.neighbours.popularity import write_popularity
 from rdm.retrieval.upkeep.append import append_pictures
@@ -32,7 +32,7 @@ from rdm.retrieval.upkeep.verify import verify
 
 
 def build_command(args: argparse.Namespace) -> Iterator[str]:
-    """Builds a database, or completes it."""
+    """Builds or completes a database."""
     config, database = _sections(args)
     embedder = load_embedder(config)
     yield from _with_index(prepare_database(embedder=embedder, **database), args, embedder)
@@ -46,10 +46,10 @@ def append_command(args: argparse.Namespace) -> Iterator[str]:
 
 
 def remove_command(args: argparse.Namespace) -> Iterator[str]:
-    """Marks rows as removed, or says how many that would be.
+    """Marks rows as removed, or only counts them.
 
     Raises:
-        ValueError: no rule is given, or one that is no ``COLUMN=VALUE``.
+        ValueError: there is no rule, or ``--where`` has another form than ``COLUMN=VALUE``.
     """
     database, where = RetrievalDatabase.open(args.database), dict[str, list[str]]()
     for rule in args.where:
@@ -60,11 +60,11 @@ def remove_command(args: argparse.Namespace) -> Iterator[str]:
     if not (args.id or args.source or args.licence or where):
         raise ValueError("expected at least one of --id, --source, --licence, --where; see --help")
     rows = find_rows(database, ids=args.id, sources=args.source, licences=args.licence, where=where)
-    new = len(rows) if database.alive is None else int(np.count_nonzero(database.alive[rows]))
+    new = int(np.count_nonzero(database.is_alive(rows)))
     if not args.dry_run:
         new = database.remove(rows)
     what = "would be removed" if args.dry_run else "removed"
-    yield f"{database.path}: {new} rows {what}, {len(rows) - new} of the {len(rows)} that match were so before"
+    yield f"{database.path}: {new} rows {what}; {len(rows)} rows match, {len(rows) - new} were removed before"
 
 
 def compact_command(args: argparse.Namespace) -> Iterator[str]:
@@ -73,17 +73,17 @@ def compact_command(args: argparse.Namespace) -> Iterator[str]:
 
 
 def merge_command(args: argparse.Namespace) -> Iterator[str]:
-    """Writes one database with the rows of several."""
+    """Merges several databases into a new one."""
     yield from _with_index(merge_databases(args.databases, args.output), args)
 
 
 def import_command(args: argparse.Namespace) -> Iterator[str]:
-    """Makes a database of one that another project made, or reads how popular the rows of one are."""
+    """Imports the database of another project, or the popularity of a database's rows."""
     if [Path(path).suffix for path in args.paths] == [".p"]:
         database, (rows, counts) = RetrievalDatabase.open(args.output), read_nn_memory(args.paths[0])
         write_popularity(database, rows, counts, args.paths[0])
-        said = f"{len(rows)} of {len(database)} rows are somebody's neighbour, {counts.sum()} times in all"
-        yield f"{database.path}: {said}"
+        counted = f"{len(rows)} of {len(database)} rows are neighbours of a picture, {counts.sum()} times in total"
+        yield f"{database.path}: {counted}"
         return
     if not args.config:
         raise ValueError("expected --config FILE with the embedder that made the vectors, see configs/database")
@@ -93,13 +93,13 @@ def import_command(args: argparse.Namespace) -> Iterator[str]:
 
 
 def verify_command(args: argparse.Namespace) -> Iterator[str]:
-    """Checks every byte of a database, of its index and of the neighbour tables beside it."""
+    """Verifies the files of a database, its index and its neighbour tables."""
     for line in verify(RetrievalDatabase.open(args.database)):
         yield f"{args.database}: {line}"
 
 
 def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the configs of embedder and database that a command line asks for."""
+    """Returns the configs of the embedder and the database from the command line."""
     if bool(args.config) == bool(args.source):
         raise ValueError("expected either --config FILE or --source PICTURES; see --help")
     if args.source and not args.output:
@@ -119,27 +119,39 @@ def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 def _with_index(
     database: RetrievalDatabase, args: argparse.Namespace | None = None, embedder: Embedder | None = None
 ) -> Iterator[str]:
-    """Describes a database and its index, which is built where there is none or that of the rows of before.
+    """Builds the index of a database if it is missing or out of date, and yields lines that describe both.
 
     Args:
         database: the database.
-        args: the command line: ``index`` and ``ram`` say which index; after rows came in, duplicates are reported, and
-            removed where ``drop_duplicates`` asks for it.
-        embedder: the one that made the database, if it is at hand: an index is then tuned by captions.
+        args: the command line. ``index`` and ``ram`` choose the index. If the rows have changed, duplicates are
+            reported; with ``drop_duplicates`` they are removed.
+        embedder: the embedder that made the database, with which the index is tuned by captions; None to do without.
     """
-    known = is_of(database, database.path / "index")
+    current = is_current(database, database.path / "index")
     wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
     texts = None if embedder is None else partial(caption_vectors, database, embedder)
     index = NeighbourIndex.open(database, replace=True, texts=texts, **wanted)
     yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
-    if args is None or (known and not args.drop_duplicates):
+    if args is None or (current and not args.drop_duplicates):
         return
-    found = find_duplicates(database, index, args.near_duplicate)
-    if len(found.rows):
-        write_duplicates(database, found)
-        dropped = database.remove(found.rows) if args.drop_duplicates else 0
+    duplicates = find_duplicates(database, index, args.near_duplicate)
+    if len(duplicates.rows):
+        write_duplicates(database, duplicates)
+        nearly = len(duplicates.rows) - duplicates.exact
+        dropped = database.remove(duplicates.rows) if args.drop_duplicates else 0
         what = f"{dropped} of them removed" if args.drop_duplicates else "--drop-duplicates removes them"
         yield (
-            f"{database.path}: {found.exact} rows are copies of earlier ones, {len(found.rows) - found.exact} nearly "
+            f"{database.path}: {duplicates.exact} rows have the pixels of an earlier row, {nearly} nearly "
             f"(cosine at least {args.near_duplicate}), see {DUPLICATES}; {what}"
         )
+
+
+COMMANDS = {
+    "build": build_command,
+    "append": append_command,
+    "remove": remove_command,
+    "compact": compact_command,
+    "merge": merge_command,
+    "import": import_command,
+    "verify": verify_command,
+}

@@ -1,4 +1,4 @@
-"""Images together with their neighbours, and with their codes."""
+"""Data sets of images with their neighbours and their codes."""
 
 from rdm.data.codes import CodedDataModule
 from rdm.data.datamodule import RetrievalDataModule

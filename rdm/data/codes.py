@@ -1,7 +1,7 @@
-"""The codes of every picture of a data set, made once before an autoregressive model is trained on them.
+"""Code tables: the codes of every picture of a data set, computed once before an autoregressive model is trained.
 
-A table is a folder with ``codes.npy`` ``[images, T]``, memory-mapped, and its card ``codes.json``, which names the
-first stage that made it.
+A table is a folder with the memory-mapped ``codes.npy`` ``[images, T]`` and its card ``codes.json``, which names the
+first stage that made the codes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import check_hash, file_hash, read_json, write_json
+from ldm.files import check_hash, read_json
 from ldm.models.first_stage import frozen_first_stage
+from ldm.table import ResumableTable
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
@@ -30,17 +31,16 @@ from rdm.retrieval.patches.identity import images_hash
 LOG = logging.getLogger(__name__)
 FORMAT = 1
 CARD, CODES = "codes.json", "codes.npy"
-PLAN, PARTIAL = "build.json", "codes.partial.npy"
 _BATCH = 64
 REMEDY = "delete it, and train again"
 
 
 class CodeTable:
-    """Line ``i`` holds the codes of the picture delivered as item ``i``, row by row.
+    """Line ``i`` holds the codes of item ``i`` of the data set, row by row.
 
     Args:
         path: the folder.
-        card: what its ``codes.json`` holds.
+        card: the content of its ``codes.json``.
 
     Attributes:
         codes: ``[images, T]`` integers, memory-mapped.
@@ -55,8 +55,8 @@ class CodeTable:
         """Returns the table in a folder.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged.
+            FileNotFoundError: there is no table.
+            ValueError: the table is damaged.
         """
         path = Path(path)
         card = read_json(path / CARD, f"no codes at {path}; main.py makes them before it trains")
@@ -70,24 +70,24 @@ class CodeTable:
         return len(self.codes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to worker processes as its path and card."""
+        """Pickles the path and the card only; a worker process opens the file again."""
         return type(self), (self.path, self.card)
 
 
 class CodedImages(Dataset[dict[str, Any]]):
-    """Each picture with its codes: items of ``images``, and ``codes`` ``[T] int64``.
+    """Adds ``codes`` ``[T] int64`` to each item of a data set.
 
     Args:
         images: data set of ``ldm.data``.
         table: the codes of these pictures.
 
     Raises:
-        ValueError: the table is of other pictures.
+        ValueError: the table belongs to other pictures.
     """
 
     def __init__(self, images: Any, table: CodeTable) -> None:
         if table.card["image_ids"] != images_hash(images):
-            raise ValueError(f"codes {table.path} are of {len(table)} other images, got {len(images)}; {REMEDY}")
+            raise ValueError(f"codes {table.path} belong to {len(table)} other images, got {len(images)}; {REMEDY}")
         self.images, self.table = images, table
 
     def __len__(self) -> int:
@@ -104,10 +104,10 @@ class CodedImages(Dataset[dict[str, Any]]):
 
 
 class CodedDataModule(RetrievalDataModule):
-    """Images with neighbours and with their codes; the codes are made where a trainer asks, not for sampling.
+    """Images with their neighbours and codes. The codes are computed for training only; sampling does not need them.
 
     Args:
-        codes: ``path`` of the tables' folder, and the ``first_stage`` (``{target, params}`` with ``ckpt_path``).
+        codes: ``path``, the folder of the code tables, and ``first_stage`` (``{target, params}`` with ``ckpt_path``).
         options: arguments of :class:`RetrievalDataModule`.
 
     Raises:
@@ -121,7 +121,7 @@ class CodedDataModule(RetrievalDataModule):
         self.codes_path = Path(path)
 
     def prepare_data(self) -> None:
-        """Makes what is missing, see :class:`RetrievalDataModule`, and for a trainer the codes."""
+        """Builds what is missing, see :class:`RetrievalDataModule`; within a trainer also the code tables."""
         super().prepare_data()
         if self.trainer is None:
             return
@@ -131,14 +131,14 @@ class CodedDataModule(RetrievalDataModule):
             prepare_code_table(self.codes_path / name, instantiate_from_config(config), stage)
 
     def _dataset(self, name: str) -> QueryDataset:
-        found = super()._dataset(name)
-        if not isinstance(found.images, CodedImages):
-            found.images = CodedImages(found.images, CodeTable.open(self.codes_path / name))
-        return found
+        dataset = super()._dataset(name)
+        if not isinstance(dataset.images, CodedImages):
+            dataset.images = CodedImages(dataset.images, CodeTable.open(self.codes_path / name))
+        return dataset
 
 
 def fingerprint(stage: nn.Module) -> str:
-    """Returns the SHA-256 of a first stage: of its weights and their names, not of the file that held them."""
+    """Returns the SHA-256 of the names and values of a first stage's weights, whatever their file."""
     digest = hashlib.sha256()
     for name, value in sorted(stage.state_dict().items()):
         if not name.startswith("loss."):
@@ -148,16 +148,16 @@ def fingerprint(stage: nn.Module) -> str:
 
 
 def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: bool = True) -> CodeTable:
-    """Returns the table at ``path``; made, or gone on with, unless it is the one of these pictures and first stage.
+    """Returns the table at ``path``; builds or completes it unless it belongs to these pictures and this first stage.
 
     Args:
-        path: folder to write; a table there is replaced when the new one is complete.
+        path: folder of the table; an existing table is replaced when the new one is complete.
         images: data set of ``ldm.data``.
-        stage: a VQ model, in evaluation mode.
-        progress: show a bar.
+        stage: a VQ model in evaluation mode.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: the first stage has no codes, or pictures differ in size.
+        ValueError: the first stage has no codes, or the pictures differ in size.
     """
     path = Path(path)
     if not hasattr(stage, "nearest_codes"):
@@ -176,46 +176,25 @@ def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: b
         differs = [key for key in plan if card.get(key) != plan[key]]
         if not differs:
             return CodeTable.open(path)
-        LOG.warning("codes %s differ in %s; making them again", path, ", ".join(differs))
-    partial, done = _resume(path, plan)
-    with tqdm(total=len(images), initial=done, unit="img", desc="codes", disable=not progress) as bar:
-        for start in range(done, len(images), _BATCH):
+        LOG.warning("codes %s differ in %s; computing them again", path, ", ".join(differs))
+    table = ResumableTable(path, len(images), plan)
+    dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
+    with tqdm(total=len(images), initial=table.done, unit="img", desc="codes", disable=not progress) as bar:
+        for start in range(table.done, len(images), _BATCH):
             end = min(start + _BATCH, len(images))
-            found = _codes_of(stage, [images[number]["image"] for number in range(start, end)])
-            partial[start:end] = found.cpu().numpy()
-            partial.flush()
-            write_json(path / PLAN, {**plan, "done": end})
+            codes = _codes_of(stage, [images[number]["image"] for number in range(start, end)])
+            table.append(codes=codes.cpu().numpy().astype(dtype))
             bar.update(end - start)
-    del partial
-    digest = file_hash(path / PARTIAL)
-    (path / CARD).unlink(missing_ok=True)
-    (path / PARTIAL).replace(path / CODES)
-    write_json(path / CARD, {**plan, "sha256": digest})
-    (path / PLAN).unlink()
+    table.finish(CARD, {**plan, "sha256": table.hashes()["codes"]})
     LOG.info("wrote codes %s: %d images, %d codes each", path, len(images), tokens)
     return CodeTable.open(path)
 
 
 @torch.no_grad()
 def _codes_of(stage: Any, images: list[Tensor]) -> Tensor:
-    """Returns codes ``[B, T] int64`` of pictures ``[3, H, W]`` of one size."""
+    """Returns the codes ``[B, T] int64`` of pictures ``[3, H, W]`` of equal size."""
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
-        raise ValueError(f"got pictures of sizes {sorted(sizes)}, expected one; set their size in the data config")
+        raise ValueError(f"got pictures of sizes {sorted(sizes)}, expected one size; set it in the data config")
     device = next(stage.parameters()).device
     return stage.nearest_codes(stage.encode(torch.stack(images).to(device)))[2].view(len(images), -1)
-
-
-def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
-    """Returns the writable table ``[images, T]`` and how many of its lines are filled."""
-    if (path / PLAN).is_file() and (path / PARTIAL).is_file():
-        found = read_json(path / PLAN, f"delete {path}")
-        done = found.pop("done", 0)
-        if found == plan:
-            LOG.info("going on with codes %s after %d of %d images", path, done, plan["images"])
-            return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
-    path.mkdir(parents=True, exist_ok=True)
-    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
-    dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
-    shape = (plan["images"], plan["tokens"])
-    return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0

@@ -1,4 +1,4 @@
-"""The DataModule of retrieval-augmented training: makes what is missing of database, index and tables."""
+"""The DataModule of retrieval-augmented training, which builds the database, index and neighbour tables if needed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
 from rdm.retrieval.neighbours.table import CAPTION, NEAR_DUPLICATE, PICTURE, NeighbourTable
 
 LOG = logging.getLogger(__name__)
-CAPTIONS = "train-captions"  # the table of the neighbours of the training images' captions
+CAPTIONS = "train-captions"  # name of the table with the neighbours of the training images' captions
 
 
 class RetrievalDataModule(DataModule):
     """Images with neighbours from a database.
 
-    ``prepare_data`` runs on one process and needs the embedder and faiss only if something is missing or has
-    to be checked; training afterwards reads memory-mapped files.
+    ``prepare_data`` runs in one process, which loads the embedder and faiss. Training reads memory-mapped files.
 
     Args:
         batch_size: images per step and device.
@@ -36,20 +35,21 @@ class RetrievalDataModule(DataModule):
         database: ``path`` and ``source`` (``{target, params}``) of the database, optionally ``batch_size``
             and ``shard_rows`` of its build.
         train: ``{target, params}`` of the training images.
-        validation: of the validation images.
-        test: of the test images.
-        k: neighbours per image that a batch holds.
-        stored_k: neighbours per image that the tables hold.
-        near_duplicate: database rows at least this similar (cosine) to an image are not its neighbours.
-        patches_per_side: n; neighbours are found for each of n x n patches of an image, a batch holds ``n * n * k``.
-        caption_share: probability of a training image to come with the neighbours of its caption in place of its own,
-            drawn anew each time it is seen (0: none). Sampling from texts looks at such neighbours, which are of the
-            text's content in any style. The images need captions; validation and test images keep their own neighbours.
+        validation: ``{target, params}`` of the validation images.
+        test: ``{target, params}`` of the test images.
+        k: neighbours per image in a batch.
+        stored_k: neighbours per image in the tables.
+        near_duplicate: database rows at least this similar (cosine) to an image are left out of its neighbours.
+        patches_per_side: n; each of n x n patches of an image has neighbours, so a batch holds ``n * n * k`` per image.
+        caption_share: probability that a training image comes with the neighbours of its caption instead of its own
+            (0 for never). It is drawn again each time the image is seen. Text-to-image sampling uses such neighbours,
+            which match the content of the text in any style. The training images need captions. Validation and test
+            images always have their own neighbours.
         options: ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: a key of ``database`` is unknown or missing, k is more than ``stored_k``, or ``caption_share`` is no
-            probability or goes with patches.
+        ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, or ``caption_share`` is
+            not a probability or is combined with patches.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RetrievalDataModule(DataModule):
         if not 1 <= k <= stored_k:
             raise ValueError(f"got k={k}, stored_k={stored_k}; expected k from 1 to stored_k")
         if not 0.0 <= caption_share <= 1.0:
-            raise ValueError(f"got caption_share={caption_share}, expected a probability, 0 to 1")
+            raise ValueError(f"got caption_share={caption_share}, expected a probability from 0 to 1")
         if caption_share:
             check_query(CAPTION, patches_per_side)
         self.embedder_config = dict(embedder)
@@ -83,7 +83,7 @@ class RetrievalDataModule(DataModule):
 
     @property
     def database(self) -> RetrievalDatabase:
-        """The database, opened when first used.
+        """The database, opened when it is first used.
 
         Raises:
             FileNotFoundError: ``prepare_data`` has not built it yet.
@@ -109,19 +109,19 @@ class RetrievalDataModule(DataModule):
 
     @property
     def table_names(self) -> list[str]:
-        """The neighbour tables: one for each data set, and ``train-captions`` where there is a share of captions."""
+        """Names of the neighbour tables: one for each data set, and ``train-captions`` if captions have a share."""
         return [*self.dataset_configs, *([CAPTIONS] if self.caption_share else [])]
 
     def table_path(self, name: str) -> Path:
-        """Returns the folder of a neighbour table: of ``train``, ``validation``, ``test`` or ``train-captions``."""
+        """Returns the folder of the neighbour table ``train``, ``validation``, ``test`` or ``train-captions``."""
         return Path(self.database_config["path"]) / "neighbours" / name
 
     def table(self, name: str) -> NeighbourTable:
-        """Returns the neighbour table of ``train``, ``validation``, ``test`` or ``train-captions``."""
+        """Returns the neighbour table ``train``, ``validation``, ``test`` or ``train-captions``."""
         return NeighbourTable.open(self.table_path(name), self.database)
 
     def prepare_data(self) -> None:
-        """Builds or completes the database, its index and the neighbour tables; finished ones are checked.
+        """Builds or completes the database, its index and the neighbour tables, and checks finished ones.
 
         Raises:
             ValueError: the database was made by another embedder or from another source.
@@ -130,16 +130,16 @@ class RetrievalDataModule(DataModule):
         self._prepare(self.table_names)
 
     def prepare_retrieval(self) -> None:
-        """Builds what sampling reads where it is not there: database, index, and the table of the training images.
+        """Builds what sampling reads and is missing: the database, its index and the table of the training images.
 
         Raises:
-            ValueError: the database was made by another embedder, where that is needed, or from another source.
+            ValueError: the database was made from another source, or by another embedder if something must be built.
         """
         if not self._is_ready():
             self._prepare(["train"])
 
     def _is_ready(self) -> bool:
-        """Whether what sampling reads is there; which embedder made it is looked at when one is needed."""
+        """Whether all that sampling reads is there; the embedder of the database is checked when it is first used."""
         try:
             check_source(self.database, self.database_config["source"], self.database_config.get("patches"))
             read_card(self.database, self.database.path / "index")
@@ -147,11 +147,11 @@ class RetrievalDataModule(DataModule):
             return False
         try:
             return self.table("train").left() >= self.k
-        except (FileNotFoundError, ValueError):  # it is made again where it is another's
+        except (FileNotFoundError, ValueError):  # a table of another database is built again
             return False
 
     def _prepare(self, names: Sequence[str]) -> None:
-        from rdm.retrieval.index.faiss_index import NeighbourIndex  # faiss, for this process only
+        from rdm.retrieval.index.faiss_index import NeighbourIndex  # so that processes which only train load no faiss
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
@@ -172,7 +172,7 @@ class RetrievalDataModule(DataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Builds the data sets that ``stage`` reads, with their neighbours."""
+        """Builds the data sets that ``stage`` reads and adds their neighbours."""
         super().setup(stage)
         for name in list(self.datasets):
             self._dataset(name)

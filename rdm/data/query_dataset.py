@@ -1,9 +1,9 @@
-"""A data set of images with the embeddings of their precomputed neighbours, and the order it is read in."""
+"""A data set of images with the embeddings of their neighbours, and the sampler that sets its order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,27 @@ from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.patches.identity import images_hash
 
 
-class ByCaption(int):
-    """Number of an image that is asked for with the neighbours of its caption, not with its own."""
+class Drawn(NamedTuple):
+    """An image that a sampler requests.
+
+    Attributes:
+        image: its number.
+        by_caption: whether it comes with the neighbours of its caption instead of its own.
+    """
+
+    image: int
+    by_caption: bool
 
 
 class CaptionSampler(ResumableSampler):
-    """Asks for a share of the images with the neighbours of their captions, in the order of the class it extends.
+    """Requests a share of the images with the neighbours of their captions; the order is that of the base class.
 
-    Which ones is drawn anew for each image in each epoch, as a function of (seed, epoch) alone: neither the device, the
-    loader's workers nor a resumed run change it.
+    The choice is drawn for each image in each epoch and depends only on the seed and the epoch, not on the device, the
+    loader's workers or whether the run was resumed.
 
     Args:
-        dataset: a :class:`QueryDataset` that has neighbours of captions.
-        share: probability of an image to be asked for by its caption.
+        dataset: a :class:`QueryDataset` with neighbours of captions.
+        share: probability that an image comes with the neighbours of its caption.
         options: arguments of :class:`ResumableSampler`.
     """
 
@@ -36,31 +44,32 @@ class CaptionSampler(ResumableSampler):
         super().__init__(dataset, **options)
         self.share, self.images = share, len(dataset)  # type: ignore[arg-type]  # a data set of known length
 
-    def __iter__(self) -> Iterator[Any]:
-        """The samples that remain of this epoch."""
+    def __iter__(self) -> Iterator[Drawn]:
+        """The remaining samples of this epoch."""
         generator = seeded_generator(self.seed, 1, self.epoch)  # the order is drawn from seed + epoch
-        drawn = (torch.rand(self.images, generator=generator) < self.share).tolist()
-        return (ByCaption(index) if drawn[index] else index for index in super().__iter__())
+        by_caption = (torch.rand(self.images, generator=generator) < self.share).tolist()
+        return (Drawn(image, by_caption[image]) for image in super().__iter__())
 
 
 class QueryDataset(Dataset[dict[str, Any]]):
-    """Each image with what the model may look at: items of ``images``, plus its neighbours.
+    """Adds the neighbours of each image to the items of a data set.
 
-    An item has two further entries: ``neighbours`` ``[K, D] float32``, the raw embeddings, best first, and
-    ``neighbour_rows`` ``[K] int64``, their rows in the database. Where the table is of n x n patches a picture, they
-    hold ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from then on.
+    An item gets two further entries: ``neighbours`` ``[K, D] float32``, the raw embeddings, nearest first, and
+    ``neighbour_rows`` ``[K] int64``, their rows in the database. With a table of n x n patches per picture they have
+    the shape ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from that
+    moment on.
 
-    ``dataset[i]`` has the neighbours of image i, ``dataset[ByCaption(i)]`` those of its caption.
+    ``dataset[i]`` has the neighbours of image i, ``dataset[Drawn(i, by_caption=True)]`` those of its caption.
 
     Args:
         images: data set of ``ldm.data``.
         database: the database, or its folder.
         neighbours: the table made for these images, or its folder.
-        k: neighbours per image, the first K of those stored.
-        captions: the table of the neighbours of these images' captions, where they are asked for.
+        k: neighbours per image, K; the first of those stored.
+        captions: the table of the neighbours of these images' captions; needed for images requested by caption.
 
     Raises:
-        ValueError: a table is of another database or of other images, or holds fewer than k neighbours.
+        ValueError: a table belongs to another database or other images, or holds fewer than k neighbours.
     """
 
     def __init__(
@@ -84,12 +93,12 @@ class QueryDataset(Dataset[dict[str, Any]]):
     def _check(self, table: NeighbourTable, ids: str) -> None:
         if table.card["database"] != self.database.fingerprint:
             raise ValueError(
-                f"neighbour table {table.path} is of database {table.card['database']}, got "
+                f"neighbour table {table.path} belongs to database {table.card['database']}, got "
                 f"{self.database.fingerprint}; rerun scripts/search_neighbors.py"
             )
         if len(table) != len(self.images) or table.card["image_ids"] != ids:
             raise ValueError(
-                f"neighbour table {table.path} was made for {len(table)} other images, got {len(self.images)}; "
+                f"neighbour table {table.path} belongs to {len(table)} other images, got {len(self.images)}; "
                 "rerun scripts/search_neighbors.py"
             )
         table.check_k(self.k)
@@ -98,34 +107,40 @@ class QueryDataset(Dataset[dict[str, Any]]):
         """Returns the number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | Drawn) -> dict[str, Any]:
         """Returns one image with its neighbours."""
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """Returns several images with their neighbours, which are looked up together: what a loader asks for."""
-        rows = self._rows(indices)
+    def __getitems__(self, indices: Sequence[int | Drawn]) -> list[dict[str, Any]]:
+        """Returns several images with their neighbours, which are read together; loaders call this."""
+        drawn = [index if isinstance(index, Drawn) else Drawn(index, by_caption=False) for index in indices]
+        rows = self._rows(drawn)
         vectors = torch.from_numpy(self.database.embeddings(rows))
         return [
-            {**self.images[index], "neighbours": found, "neighbour_rows": places}
-            for index, found, places in zip(indices, vectors, torch.from_numpy(rows), strict=True)
+            {**self.images[each.image], "neighbours": neighbours, "neighbour_rows": places}
+            for each, neighbours, places in zip(drawn, vectors, torch.from_numpy(rows), strict=True)
         ]
 
-    def _rows(self, indices: list[int]) -> np.ndarray:
-        """Returns the database rows that images have as neighbours, ``[B, K] int64``."""
-        by_caption = np.array([isinstance(index, ByCaption) for index in indices], dtype=bool)
+    def _rows(self, drawn: Sequence[Drawn]) -> np.ndarray:
+        """Returns the database rows that images have as neighbours, ``[B, K] int64``.
+
+        Raises:
+            ValueError: an image is requested by its caption, but there is no table for captions.
+        """
+        numbers = np.array([each.image for each in drawn])
+        by_caption = np.array([each.by_caption for each in drawn], dtype=bool)
         if not by_caption.any():
-            return self.table.nearest(indices, self.k)
+            return self.table.nearest(numbers, self.k)
         if self.captions is None:
             raise ValueError(
-                "got images asked for by caption, but no table of their captions' neighbours; give captions"
+                "got images requested by caption, but no table of the neighbours of captions; give captions"
             )
-        numbers, rows = np.asarray(indices), np.empty((len(indices), self.k), dtype=np.int64)
-        for table, asked in ((self.table, ~by_caption), (self.captions, by_caption)):
-            if asked.any():
-                rows[asked] = table.nearest(numbers[asked], self.k)
+        rows = np.empty((len(drawn), self.k), dtype=np.int64)
+        for table, places in ((self.table, ~by_caption), (self.captions, by_caption)):
+            if places.any():
+                rows[places] = table.nearest(numbers[places], self.k)
         return rows
 
     def metadata(self, index: int) -> dict[str, str]:
-        """Returns the texts of one image, without decoding it."""
+        """Returns the texts of one image without decoding it."""
         return self.images.metadata(index)

@@ -3,18 +3,17 @@
 What a network saw of a source lies in a folder named by the hashes of both:
 
 ``card.json``
-    names and fingerprints, the number of pictures, how many are done, and when all are, the hash of each array.
+    names and fingerprints, the number of pictures and the hash of each array.
 ``features.npy``, ``logits.npy``
     ``[n, D] float32``; the second for a classifier alone.
 
-The card changes after the rows are on disk, so that rows it counts are whole; what is beyond them is written again.
+Until all pictures were seen, the arrays are a :class:`ldm.table.ResumableTable`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import atomic_path, check_hash, file_hash, read_json, write_json
+from ldm.files import check_hash, read_json
+from ldm.table import ResumableTable
 from rdm.evaluate.features import FeatureNetwork
 
 FORMAT = 1
+CARD = "card.json"
 BATCH = 32  # pictures at once; part of the key, for features depend on it in their last bits
 
 
@@ -100,54 +101,52 @@ class Store:
     def __init__(self, cache: Path, source: Source, network: FeatureNetwork) -> None:
         key = json.dumps([FORMAT, source.fingerprint, network.fingerprint, BATCH])
         self.folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-        self.network, self.n = network, len(source)
-        self.card: dict[str, Any] = {"source": source.fingerprint, **network.about(), "n": self.n, "done": 0}
-        if (self.folder / "card.json").is_file():
-            self.card = read_json(self.folder / "card.json", f"delete {self.folder}")
+        self.network = network
+        about = {"source": source.fingerprint, **network.about(), "n": len(source)}
+        file = self.folder / CARD
+        self.card: dict[str, Any] = read_json(file, f"delete {self.folder}") if file.is_file() else {}
+        if "sha256" not in self.card:  # an unfinished one of an earlier version has no hashes
+            self.card = {**about, "done": len(source)}
+            self.table: ResumableTable | None = ResumableTable(self.folder, len(source), about)
+        else:
+            self.table = None
 
     @property
     def done(self) -> int:
         """See above."""
-        return self.card["done"]
+        return self.card["done"] if self.table is None else self.table.done
 
     def add(self, images: Tensor) -> None:
-        """Sees pictures ``[B, 3, H, W]`` and writes what was seen."""
+        """Sees pictures ``[B, 3, H, W]`` and writes what was seen.
+
+        Raises:
+            ValueError: the network gave a number that is not finite, or all pictures were seen before.
+        """
+        if self.table is None:
+            raise ValueError(f"{self.folder} holds all {self.done} pictures, got {len(images)} more")
         features, logits = self.network.see(images)
         arrays = {"features": features} if logits is None else {"features": features, "logits": logits}
-        for name, rows in arrays.items():
-            found = rows.float().cpu().numpy()
-            finite = np.isfinite(found).all(axis=1)
+        lines = {name: values.float().cpu().numpy() for name, values in arrays.items()}
+        for name, values in lines.items():
+            finite = np.isfinite(values).all(axis=1)
             if not finite.all():
                 place = self.done + int(np.argmin(finite))
                 raise ValueError(f"{name} of {self.network.name} are not finite for picture {place}; check its weights")
-            self._write(self.folder / f"{name}.npy", found)
-        self.card["done"] += len(images)
-        if self.done == self.n:
-            self.card["sha256"] = {name: file_hash(self.folder / f"{name}.npy") for name in arrays}
-        write_json(self.folder / "card.json", self.card)
-
-    def _write(self, file: Path, rows: np.ndarray) -> None:
-        """Writes rows in their place of an array that is as long as it will be from the beginning."""
-        if not self.done:
-            with atomic_path(file) as temporary, temporary.open("wb") as stream:
-                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (self.n, rows.shape[1])}
-                np.lib.format.write_array_header_1_0(stream, header)
-                stream.truncate(stream.tell() + self.n * rows[0].nbytes)
-        with file.open("r+b") as stream:
-            stream.seek(self.done * rows[0].nbytes - self.n * rows[0].nbytes, 2)
-            stream.write(rows.tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
+        self.table.append(**lines)
 
     def open(self) -> Extracted:
-        """Returns the arrays, mapped into memory.
+        """Returns the arrays, mapped into memory, of all pictures.
 
         Raises:
-            ValueError: one is damaged.
+            ValueError: one is damaged, or pictures are left to be seen.
         """
-        found = {}
+        if self.table is not None:
+            self.card["sha256"] = self.table.hashes()
+            self.table.finish(CARD, self.card)
+            self.table = None
+        arrays = {}
         for name, digest in self.card["sha256"].items():
             file = self.folder / f"{name}.npy"
             check_hash(file, digest, f"delete {self.folder}")
-            found[name] = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
-        return Extracted(**found)
+            arrays[name] = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
+        return Extracted(**arrays)

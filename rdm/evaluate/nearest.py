@@ -136,7 +136,7 @@ def blocks_of_images(images: Any, numbers: Sequence[int], features: Features) ->
 def blocks_of_rows(features: Features) -> Iterator[Pictures]:
     """Yields all rows of the database that are not removed."""
     database = features.database
-    rows = np.arange(len(database)) if database.alive is None else np.flatnonzero(database.alive)
+    rows = database.living_rows()
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
         yield Pictures(part, database.values("image_id", part).tolist(), features.of_rows(part))

@@ -1,6 +1,7 @@
-"""Where neighbours come from: database, index, neighbour tables, queries.
+"""Retrieval: the database, its index, neighbour tables and queries.
 
-Names are imported when first used, so a data-loader worker that only reads a neighbour table loads no faiss.
+Names are imported when they are first used, so that a data-loader worker which only reads a neighbour table does not
+load faiss.
 """
 
 from ldm.util import names_when_used

@@ -1,4 +1,4 @@
-"""The classes that rows are stored under: their names, their rows, and neighbours within one."""
+"""The classes of database rows: their names, their rows, and neighbours within one class."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ LOG = logging.getLogger(__name__)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:
-    """Returns the classes of a database, and every part of one written as ``category/subcategory``."""
-    found = set(database.column("class_id").unique().to_pylist())
-    return sorted(found | {part for name in found for part in name.split("/")} - {""})
+    """Returns the classes of a database; of a class ``category/subcategory``, also both parts."""
+    names = set(database.column("class_id").unique().to_pylist())
+    return sorted(names | {part for name in names for part in name.split("/")} - {""})
 
 
 def resolve_class(name: str, database: RetrievalDatabase) -> str:
-    """Returns the class a user means; a name that differs in a letter or two is taken, and said.
+    """Returns the class that a user means; a name that differs in a letter or two is corrected, with a warning.
 
     Raises:
-        ValueError: no class is like it.
+        ValueError: no class has a similar name.
     """
     known = class_names(database)
     if name in known:
         return name
     guess = nearest(name, known).partition("'")[2].partition("'")[0]
     if not guess:
-        raise ValueError(f"no class '{name}' in {database.path}; it has {', '.join(known)}")
-    LOG.warning("no class '%s'; taking '%s'", name, guess)
+        raise ValueError(f"database {database.path} has no class '{name}', it has {', '.join(known)}")
+    LOG.warning("there is no class '%s'; using '%s'", name, guess)
     return guess
 
 
 def class_rows(database: RetrievalDatabase, name: str) -> np.ndarray:
-    """Returns the rows stored under a class, or under one that it is a part of, ``[M] int64``; removed ones too."""
+    """Returns the rows of a class, ``[M] int64``, including removed rows and classes that have this one as a part."""
     stored = database.column("class_id")
     meant = [other for other in stored.unique().to_pylist() if name == other or name in other.split("/")]
     return np.flatnonzero(pc.is_in(stored, value_set=pa.array(meant, pa.string())).to_numpy(zero_copy_only=False))
 
 
 def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequence[int]) -> Retrieved:
-    """Returns for each class a row of it, drawn uniformly with a seed of its own, and the k - 1 rows of it around that.
+    """Draws one row of each class uniformly and returns it with the k - 1 rows of that class nearest to it.
 
     Args:
-        retriever: the database; where it is bound to some rows, classes have those alone.
+        retriever: searches the database; where it is restricted to some rows, only those count as rows of a class.
         classes: B names, see :func:`class_names`.
-        k: rows for each.
-        seeds: B seeds.
+        k: rows returned for each class.
+        seeds: B seeds, one for each draw.
 
     Raises:
         ValueError: a class has fewer than k rows.
     """
-    database, chosen, found = retriever.database, {}, []
+    database, chosen, parts = retriever.database, {}, []
     for name in set(classes):
         rows = class_rows(database, name)
         rows = rows if retriever.rows is None else np.intersect1d(rows, retriever.rows)
-        chosen[name] = rows if database.alive is None else rows[database.alive[rows]]
+        chosen[name] = rows[database.is_alive(rows)]
         if len(chosen[name]) < k:
             raise ValueError(
-                f"class '{name}' has {len(chosen[name])} rows to choose from, expected at least k={k}; ask for fewer "
-                "neighbours or another class"
+                f"class '{name}' has {len(chosen[name])} rows, expected at least k={k}; ask for fewer neighbours "
+                "or for another class"
             )
     for name, seed in zip(classes, seeds, strict=True):
         drawn = np.random.default_rng(seed).choice(chosen[name], 1)
-        found.append(retriever.index.search(database.embeddings(drawn), k, chosen[name]))
-    rows = np.concatenate([near.rows for near in found])
-    scores = np.concatenate([near.scores for near in found])
+        parts.append(retriever.index.search(database.embeddings(drawn), k, chosen[name]))
+    rows = np.concatenate([part.rows for part in parts])
+    scores = np.concatenate([part.scores for part in parts])
     return Retrieved(torch.from_numpy(database.embeddings(rows)), rows, scores)

@@ -1,4 +1,4 @@
-"""Short forms of configs, for pictures at a path and an embedder by name."""
+"""Configs from short forms: pictures at a path, an embedder by its name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ _DATABASE_KEYS = ("path", "source", "patches", "batch_size", "shard_rows", "work
 def require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[Any]:
     """Returns the values of some keys.
 
+    Args:
+        config: the section.
+        keys: the keys that it must have.
+        where: names the section in messages.
+
     Raises:
-        ValueError: one is missing; names it and what there is.
+        ValueError: a key is missing; the message names it and the keys that are there.
     """
     for key in keys:
         if key not in config:
@@ -28,10 +33,10 @@ def require(config: Mapping[str, Any], keys: Sequence[str], where: str) -> list[
 
 
 def check_database(config: Mapping[str, Any]) -> None:
-    """Checks the ``database`` section of a config: where it lies, what it is made from, how it is built.
+    """Checks the keys of a config's ``database`` section.
 
     Raises:
-        ValueError: ``path`` or ``source`` is missing, or a key is unknown; names the nearest.
+        ValueError: ``path`` or ``source`` is missing, or a key is unknown.
     """
     check_keys(dict(config), _DATABASE_KEYS, "database")
     require(config, ("path", "source"), "database")
@@ -41,12 +46,12 @@ def source_config(path: str, size: int, split: str | None = None) -> dict[str, A
     """Returns the ``{target, params}`` of pictures at a path.
 
     Args:
-        path: a folder of images; a Parquet file, a folder or glob pattern of them; tar shards.
+        path: a folder of images; a Parquet file, or a folder or glob pattern of such files; tar shards.
         size: side of the pictures in pixels.
-        split: keep the rows of this split; for Parquet only.
+        split: keep only the rows of this split; for Parquet files only.
 
     Raises:
-        ValueError: a split is asked of something other than Parquet files.
+        ValueError: a split is given for something other than Parquet files.
     """
     if path.endswith(".parquet") or (Path(path).is_dir() and any(Path(path).glob("*.parquet"))):
         chosen = {"split": split} if split else {}
@@ -63,19 +68,19 @@ def embedder_config(model: str, pretrained: str | None = None) -> dict[str, Any]
 
     Args:
         model: a folder in open_clip's local form, or the name of an open_clip architecture.
-        pretrained: open_clip's tag of the weights, or a file.
+        pretrained: open_clip's tag of the weights, or a weights file.
     """
     weights = {"pretrained": pretrained} if pretrained else {}
     return {"target": "ldm.modules.encoders.modules.OpenClipEmbedder", "params": {"model": model, **weights}}
 
 
 def load_embedder(config: dict[str, Any]) -> Embedder:
-    """Returns the embedder a config describes, on the GPU where there is one."""
+    """Returns the embedder that a config describes, on the GPU if there is one."""
     return on_this_machine(instantiate_from_config(config))
 
 
 def on_this_machine(embedder: Embedder) -> Embedder:
-    """Returns an embedder ready for use, on the GPU where there is one."""
+    """Returns the embedder in evaluation mode, on the GPU if there is one."""
     if isinstance(embedder, torch.nn.Module):
         embedder = embedder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return embedder

@@ -1,4 +1,4 @@
-"""What retrieval asks of an embedder, and the way from pictures to checked numpy vectors."""
+"""The interface of an embedder, and the functions that turn pictures into checked numpy vectors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Embedder(Protocol):
-    """Images or texts to vectors of one space, such as CLIP's.
+    """Maps images and texts to vectors of one space, as CLIP does.
 
-    ``fingerprint`` changes whenever the same picture would get another vector: other weights, other
-    preprocessing.
+    ``fingerprint`` changes whenever the same picture would get a different vector, because the weights or the
+    preprocessing changed.
     """
 
     name: str
@@ -33,27 +33,29 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
     """Returns the raw vectors of some pictures, ``[B, D] float32``.
 
     Args:
-        embedder: any embedder; pictures are moved to the device of its weights.
-        images: pictures ``[3, H, W] float32`` in [-1, 1]; those of one size are embedded together.
-        names: one per picture, for messages.
+        embedder: the embedder; pictures are moved to the device of its weights.
+        images: pictures ``[3, H, W] float32`` in [-1, 1]; pictures of equal size are embedded together.
+        names: a name for each picture, used in messages.
 
     Raises:
-        ValueError: the embedder answers another shape than it states, or a number that is not finite.
+        ValueError: the embedder returns vectors of the wrong shape, or numbers that are not finite.
     """
     vectors = np.empty((len(images), embedder.dim), dtype=np.float32)
     for places in _by_shape(images):
-        found = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
-        vectors[places] = _checked(embedder, found, [names[place] for place in places])
+        raw = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
+        vectors[places] = _checked(embedder, raw, [names[place] for place in places])
     return vectors
 
 
 def embed_ahead(
     embedder: Embedder, batches: Iterable[tuple[Tensor, list[dict[str, Any]]]]
 ) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Yields raw vectors ``[B, D] float32`` and metadata of each batch; on a GPU, the next batch is under way by then.
+    """Yields the raw vectors ``[B, D] float32`` and the metadata of each batch.
+
+    On a GPU the next batch is already being embedded while the caller works on this one.
 
     Args:
-        embedder: any embedder.
+        embedder: the embedder.
         batches: patches ``[B, S, S, 3] uint8`` and their metadata.
 
     Raises:
@@ -65,19 +67,19 @@ def embed_ahead(
         with torch.inference_mode():
             moved = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
             images = moved.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-            found = embedder.images(images.div_(127.5).sub_(1.0))
+            raw = embedder.images(images.div_(127.5).sub_(1.0))
         if waiting is not None:
             yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
-        waiting = found, entries
+        waiting = raw, entries
     if waiting is not None:
         yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
 
 
 def to_half(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Returns vectors ``[B, D] float32`` in float16.
+    """Returns vectors ``[B, D] float32`` as float16.
 
     Raises:
-        ValueError: a number is too large for it; names the picture.
+        ValueError: a number is too large for float16; the message names the picture.
     """
     with np.errstate(over="ignore"):
         half = vectors.astype(np.float16)
@@ -89,9 +91,9 @@ def to_half(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
     return half
 
 
-def _checked(embedder: Embedder, found: Tensor, names: Sequence[str]) -> np.ndarray:
-    """Returns vectors as numpy if they are what an embedder has to answer."""
-    vectors = found.float().cpu().numpy()
+def _checked(embedder: Embedder, raw: Tensor, names: Sequence[str]) -> np.ndarray:
+    """Returns an embedder's vectors as numpy after checking their shape and that they are finite."""
+    vectors = raw.float().cpu().numpy()
     expected = (len(names), embedder.dim)
     if vectors.shape != expected:
         raise ValueError(f"embedder {embedder.name} gave vectors of shape {vectors.shape}, expected {expected}")
@@ -108,13 +110,13 @@ def check_embedder(made_by: Mapping[str, str], embedder: Embedder, what: str, re
     """Checks that something on disk was made by this embedder.
 
     Args:
-        made_by: ``name`` and ``fingerprint`` from its card.
-        embedder: the one in use.
-        what: names the thing, such as ``"database data/databases/emoji"``.
-        remedy: what the user can do.
+        made_by: ``name`` and ``fingerprint`` of the embedder that made it, from its card.
+        embedder: the embedder in use.
+        what: names the thing in messages, such as ``"database data/databases/emoji"``.
+        remedy: what the user can do about it.
 
     Raises:
-        ValueError: another embedder made it; names both fingerprints.
+        ValueError: another embedder made it; the message names both fingerprints.
     """
     if made_by["fingerprint"] != embedder.fingerprint:
         raise ValueError(
@@ -124,7 +126,7 @@ def check_embedder(made_by: Mapping[str, str], embedder: Embedder, what: str, re
 
 
 def _by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yields the places of all pictures of one shape, shape after shape in order of first appearance."""
+    """Yields the places of the pictures of each shape; shapes come in the order of their first picture."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(place)
@@ -132,7 +134,7 @@ def _by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
 
 
 def _device(embedder: Any) -> torch.device:
-    """Returns where the weights of an embedder live."""
+    """Returns the device of an embedder's weights."""
     parameters = embedder.parameters() if isinstance(embedder, torch.nn.Module) else iter(())
     first = next(parameters, None)
     return first.device if first is not None else torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The ways to ask for an image differ only in how the query is made: raw vectors ``[B, D] float32``."""
+"""Queries, which are raw vectors ``[B, D] float32``, from popular rows, texts, class names, images and mixtures."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ def popular_queries(
 
     Args:
         database: holds the vectors.
-        popularity: ``[N]``, how often each row is somebody's neighbour, from ``NeighbourTable.popularity``.
+        popularity: ``[N]``, how many training pictures have each row as a neighbour, from
+            ``NeighbourTable.popularity``.
         n: number of queries, drawn with replacement.
         generator: source of the randomness.
-        top_m: keep this fraction (float in (0, 1]) or number (int) of the database's rows, the most popular
-            ones.
+        top_m: draw from the most popular rows only: a fraction (float in (0, 1]) or a number (int) of the rows.
         weighted: draw in proportion to popularity instead of uniformly.
+
+    Raises:
+        ValueError: the popularity is of another number of rows, or see :func:`popular_rows`.
     """
     rows = popular_rows(popularity, n, generator=generator, top_m=top_m, weighted=weighted)
     if len(popularity) != len(database):
@@ -52,8 +55,9 @@ def popular_rows(
 ) -> np.ndarray:
     """Returns n rows drawn from the m most popular ones, ``[n] int64``.
 
-    Rows that are nobody's neighbour are never drawn: the proposal distribution gives them no weight. Of
-    equally popular rows the first come first. Arguments are those of :func:`popular_queries`.
+    Rows that no training picture has as a neighbour are never drawn, because the proposal distribution gives them no
+    weight. Equally popular rows are ranked in the order of the database. The arguments are those of
+    :func:`popular_queries`.
 
     Raises:
         ValueError: m is out of range, or no row is popular.
@@ -84,13 +88,13 @@ def text_queries(embedder: Embedder, prompts: Sequence[str]) -> Tensor:
 def class_queries(embedder: Embedder, classes: Sequence[str], template: str = CLASS_TEMPLATE) -> Tensor:
     """Returns vectors of class names within a template, ``[B, D] float32``.
 
-    To sample a class, retrieve a pool of l neighbours of its query and draw k of them per image, as
+    To sample a class, retrieve a pool of l neighbours of its query and draw k of them for each image, as
     ``Retriever(queries, k, pool=l, generator=...)`` does (Blattmann et al. 2022, section 3.2).
 
     Args:
         embedder: makes the vectors.
-        classes: names; hyphens and underscores are read as spaces.
-        template: a text with ``{class}`` in it.
+        classes: class names; hyphens and underscores become spaces.
+        template: a text that contains ``{class}``.
 
     Raises:
         ValueError: the template lacks ``{class}``.
@@ -119,20 +123,21 @@ def image_queries(embedder: Embedder, images: Tensor) -> Tensor:
 def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Returns the weighted mean direction of several queries at their mean length, ``[B, D] float32``.
 
-    Only directions are mixed, so a long vector does not drown a short one: text and image vectors differ in
-    length.
+    Only the directions are mixed. The vectors of texts and of images differ in length, and a long vector would
+    otherwise dominate a short one.
 
     Args:
         queries: M tensors ``[B, D]``.
-        weights: M numbers with a positive sum; a negative one moves away from its query.
+        weights: M numbers with a positive sum; a negative weight moves the result away from its query.
 
     Raises:
-        ValueError: shapes or counts differ, weights do not sum to more than zero, or directions cancel out.
+        ValueError: shapes or counts differ, the sum of the weights is not positive, or the directions cancel out.
     """
     shapes = {tuple(query.shape) for query in queries}
     if len(shapes) != 1 or len(queries) != len(weights):
         raise ValueError(
-            f"got queries of shapes {sorted(shapes)} and {len(weights)} weights, expected one shape, a weight each"
+            f"got {len(queries)} queries of shapes {sorted(shapes)} and {len(weights)} weights, expected equal "
+            "shapes and one weight for each query"
         )
     if sum(weights) <= 0:
         raise ValueError(f"got weights {list(weights)}, expected a sum above zero")
@@ -142,37 +147,40 @@ def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     direction = (share * stacked / lengths).sum(0)
     size = direction.norm(dim=-1, keepdim=True)
     if not (size > 1e-6).all():
-        raise ValueError("got queries whose directions cancel out or that are zero; change the weights")
+        raise ValueError("got queries that are zero or whose directions cancel out; change the weights")
     length = (share.abs() * lengths).sum(0) / share.abs().sum()
     return direction / size * length
 
 
 def between(first: Tensor, second: Tensor, n: int) -> Tensor:
-    """Returns n vectors from one query to another, both ends included, ``[n, D] float32``.
+    """Returns n vectors that lead from one query to another and include both, ``[n, D] float32``.
 
-    Directions are evenly spaced on the great circle between the two (Shoemake 1985, spherical linear interpolation);
-    lengths change linearly.
+    This is spherical linear interpolation (Shoemake 1985): directions are evenly spaced on the great circle between the
+    two queries, and lengths change linearly.
 
     Args:
         first: ``[D]``.
         second: ``[D]``.
-        n: at least 2.
+        n: number of vectors, at least 2.
 
     Raises:
-        ValueError: n is below 2, a query is zero, or the two are opposite, so that no way between them is the shortest.
+        ValueError: n is below 2, a query is zero, or the two have opposite directions, so that no path between them is
+            the shortest.
     """
     if n < 2:
-        raise ValueError(f"got {n} places between two queries, expected at least 2, the ends")
+        raise ValueError(f"got n={n} vectors between two queries, expected at least 2, which are the queries")
     lengths = torch.stack([first.norm(), second.norm()]).float()
     if not (lengths > 0).all():
-        raise ValueError("got a query that is zero, which has no direction; ask for something else")
+        raise ValueError("got a query that is zero and has no direction; use another query")
     start, end = first.float() / lengths[0], second.float() / lengths[1]
-    angle = 2 * torch.atan2((start - end).norm(), (start + end).norm())  # exact for small ones, unlike acos
+    angle = 2 * torch.atan2((start - end).norm(), (start + end).norm())  # unlike acos, this is exact for small angles
     if angle > torch.pi - 1e-4:
-        raise ValueError("got two queries of opposite directions, which have no shortest way between them")
+        raise ValueError(
+            "got two queries of opposite directions, between which no path is the shortest; use other queries"
+        )
     share = torch.linspace(0, 1, n, device=first.device)[:, None]
     if angle > 1e-4:
         directions = ((1 - share) * angle).sin() * start + (share * angle).sin() * end
-    else:  # where the sphere is flat
+    else:  # for so small an angle the sphere is flat
         directions = (1 - share) * start + share * end
     return directions / directions.norm(dim=-1, keepdim=True) * torch.lerp(lengths[0], lengths[1], share)

@@ -1,11 +1,10 @@
-"""From queries to neighbours: what stands beside the model at sampling time."""
+"""The retriever, which finds the neighbours of queries at sampling time."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,19 +12,17 @@ from torch import Tensor
 
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, check_embedder
-
-if TYPE_CHECKING:
-    from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.search import SearchIndex
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Neighbours of some queries, best first.
+    """The neighbours of some queries, nearest first.
 
     Attributes:
-        embeddings: ``[B, K, D] float32``, raw, on the device of the queries.
-        rows: ``[B, K] int64``, rows of the database, for provenance.
-        scores: ``[B, K] float32``, cosine similarity to the query.
+        embeddings: ``[B, K, D] float32``, the raw vectors, on the device of the queries.
+        rows: ``[B, K] int64``, their rows in the database.
+        scores: ``[B, K] float32``, their cosine similarity to the query.
     """
 
     embeddings: Tensor
@@ -34,14 +31,14 @@ class Retrieved:
 
 
 class Retriever:
-    """Looks queries up in a database.
+    """Finds the neighbours of queries in a database.
 
     Args:
-        embedder: returns the one that made the database, which makes queries from texts and images; asked for it when
-            the first query is made, as some images need none.
+        embedder: returns the embedder that made the database and that makes queries from texts and images. It is called
+            when the first query is made, because some images need no query.
         database: where neighbours come from.
-        index: returns its index; asked for it with the first search.
-        rows: neighbours come from these alone, ``[M] int64``; None for all.
+        index: returns the index of the database. It is called at the first search.
+        rows: restricts the search to these rows, ``[M] int64``; None for all rows.
     """
 
     def __init__(
@@ -56,10 +53,10 @@ class Retriever:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        """The embedder.
+        """The embedder, loaded when it is first used.
 
         Raises:
-            ValueError: another one made the database.
+            ValueError: another embedder made the database.
         """
         embedder, remedy = self._load_embedder(), "use the embedder that made it"
         check_embedder(self.database.card["embedder"], embedder, f"database {self.database.path}", remedy)
@@ -67,14 +64,16 @@ class Retriever:
 
     @functools.cached_property
     def index(self) -> SearchIndex:
-        """The index.
+        """The index, opened when it is first used.
 
         Raises:
-            ValueError: it is of another database.
+            ValueError: the index belongs to another database.
         """
         index, expected = self._open_index(), self.database.fingerprint
         if index.card["database"] != expected:
-            raise ValueError(f"index is of database {index.card['database']}, got {expected}; rebuild the index")
+            raise ValueError(
+                f"the index belongs to database {index.card['database']}, got database {expected}; rebuild the index"
+            )
         return index
 
     def __call__(
@@ -88,28 +87,27 @@ class Retriever:
         """Returns k neighbours of each query.
 
         Args:
-            queries: ``[B, D] float32``, raw.
+            queries: ``[B, D] float32``, raw vectors.
             k: neighbours per query.
-            pool: draw the k at random from this many nearest rows, anew for each query; None takes the k
-                nearest.
-            generator: source of the randomness; needed with ``pool``.
+            pool: draw the k neighbours of each query at random from this many nearest rows; None takes the k nearest.
+            generator: source of the randomness; required with ``pool``.
 
         Raises:
-            ValueError: k or pool is out of range, or a pool is asked for without a generator.
+            ValueError: k or pool is out of range, or a pool is given without a generator.
         """
         if pool is None:
-            found = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
-            rows, scores = found.rows, found.scores
+            nearest = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
+            rows, scores = nearest.rows, nearest.scores
         else:
             if pool < k or generator is None:
                 raise ValueError(
                     f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
                 )
-            found = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
-            drawn = generator.permuted(np.tile(np.arange(pool), (len(found.rows), 1)), axis=1)[:, :k]
+            nearest = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
+            drawn = generator.permuted(np.tile(np.arange(pool), (len(nearest.rows), 1)), axis=1)[:, :k]
             drawn.sort(axis=1)
             rows, scores = (
-                np.take_along_axis(found.rows, drawn, 1),
-                np.take_along_axis(found.scores, drawn, 1),
+                np.take_along_axis(nearest.rows, drawn, 1),
+                np.take_along_axis(nearest.scores, drawn, 1),
             )
         return Retrieved(torch.from_numpy(self.database.embeddings(rows)).to(queries.device), rows, scores)

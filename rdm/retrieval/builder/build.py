@@ -1,10 +1,10 @@
-"""Builds a retrieval database: read -> embed -> write, a shard at a time.
+"""Builds a retrieval database one shard at a time: reads pictures, embeds them and writes the shard.
 
-A shard covers a fixed range of the source. Each is written under a temporary name, flushed and renamed, and
-then noted in ``build.json``; a build that was killed continues after the last noted shard and ends in the
-same bytes. The card ``database.json`` comes last, so a folder with a card is complete. Pictures are read ahead by
-other processes and shards written behind by a thread, so that the embedder need not wait. On several machines, each
-does all this for shards of its own (:mod:`rdm.retrieval.builder.on_ray`).
+A shard covers a fixed range of the source. It is written under a temporary name, flushed, renamed and then noted in
+``build.json``. A build that was killed continues after the last noted shard and ends in the same bytes. The card
+``database.json`` is written last, so a folder with a card is complete. Other processes read pictures ahead and a thread
+writes finished shards, so that the embedder does not wait. On a Ray cluster each machine does this for shards of its
+own (:mod:`rdm.retrieval.builder.on_ray`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -23,9 +23,11 @@ from tqdm import tqdm
 
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
-from rdm.retrieval.builder.plan import PLAN, _all_unreadable, check_unreadable, finish, new_plan, note, resume
-from rdm.retrieval.builder.reading import Chunk, chunks_of, read_chunks
-from rdm.retrieval.builder.shard import ShardContent, Work, embed_shard, write_content
+from rdm.retrieval.builder.on_ray import shards_on_ray
+from rdm.retrieval.builder.plan import PLAN, new_plan
+from rdm.retrieval.builder.read_ahead import Chunk, chunks_of, read_chunks
+from rdm.retrieval.builder.shard import ShardContent, embed_shard, write_content
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.rows import CARD, RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.patches.policy import Patches
@@ -41,23 +43,23 @@ def prepare_database(
     patches: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> RetrievalDatabase:
-    """Returns the database at ``path``, building or completing it first where it is not finished.
+    """Returns the database at ``path``; builds or completes it first if it is not finished.
 
     Args:
         path: the folder.
         source: ``{"target", "params"}`` of the pictures, see :func:`build_database`.
-        embedder: makes the vectors; a database that another one made is refused.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
+        embedder: makes the vectors; a database made by another embedder is refused.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`.
         options: further arguments of :func:`build_database`.
 
     Raises:
-        ValueError: the database there was made by another embedder or from another source, or is damaged.
+        ValueError: the database was made by another embedder or from another source, or it is damaged.
     """
     path = Path(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
         check_source(database, source, patches)
-        (path / PLAN).unlink(missing_ok=True)  # a kill between writing the card and this leaves it behind
+        (path / PLAN).unlink(missing_ok=True)  # left behind by a process that was killed after writing the card
         return database
     return build_database(path, source, embedder, patches=patches, **options)
 
@@ -68,13 +70,13 @@ def check_source(
     """Checks that a database, or a part of it, was built from these pictures.
 
     Raises:
-        ValueError: it was not; names what it was built from.
+        ValueError: it was not; the message says what it was built from.
     """
-    asked = {"source": _plain(source), "patches": Patches(patches).config}
-    made_from = [{key: entry[key] for key in asked} for entry in database.sources]
-    if asked not in made_from:
+    wanted = {"source": _plain(source), "patches": Patches(patches).config}
+    made_from = [{key: entry[key] for key in wanted} for entry in database.sources]
+    if wanted not in made_from:
         raise ValueError(
-            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(asked)}; "
+            f"database {database.path} was built from {json.dumps(made_from[0])}, got {json.dumps(wanted)}; "
             f"delete {database.path} or name another path, and build again"
         )
 
@@ -90,98 +92,76 @@ def build_database(
     """Embeds patches of every picture of a source and writes the database; continues a build that was killed.
 
     Args:
-        path: folder to write; it is made, and holds nothing but this database.
-        source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored, so that the pictures of
-            rows can be shown again; relative paths in it start from the folder the programs run in.
+        path: folder of the new database, which must not hold anything else.
+        source: ``{"target", "params"}`` of a data set of ``ldm.data``. It is stored in the card, so that the pictures
+            of rows can be shown later. Relative paths in it start from the working directory.
         embedder: makes the vectors.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`; None takes it whole.
-        options: see :class:`Work`.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`; None takes whole pictures.
+        options: see :class:`rdm.retrieval.builder.work.Work`.
 
     Returns:
         The finished database. Pictures that cannot be read have no row and are listed in ``unreadable.json``.
 
     Raises:
-        ValueError: a database is there already, a partial build of something else is there, no picture or too few
-            are readable, or a vector is not finite in float16.
-        OSError: the disk is full; complete shards stay, and the same command continues.
+        ValueError: the folder holds a finished database or an unfinished build of another one, too few pictures are
+            readable, or a vector is not finite in float16.
+        OSError: the disk is full; complete shards are kept, and the same command continues the build.
     """
     path, work = Path(path), Work(**options)
     work.check()
     if (path / CARD).is_file():
-        raise ValueError(f"there is a finished database at {path} already; delete it or name another path")
+        raise ValueError(f"there is already a finished database at {path}; delete it or name another path")
     images, policy = instantiate_from_config(_plain(source)), Patches(patches)
-    plan = resume(path, new_plan(_plain(source), images, policy, embedder, work), embedder, PLAN)
-    embed_all(path, plan, images, range(len(images)), policy, embedder, work, PLAN)
-    card = {key: plan[key] for key in ("format", "embedder", "dim")}
-    finish(path, plan, {**card, "dtype": "float16", "sources": [], "shards": []})
+    plan = new_plan(_plain(source), images, policy, embedder, work.shard_rows)
+    build = Build(path, PLAN, plan, images, range(len(images)), policy, embedder, work)
+    build.resume()
+    embed_all(build)
+    card = {"format": build.plan.format, "embedder": build.plan.embedder, "dim": build.plan.dim}
+    build.finish({**card, "dtype": "float16", "sources": [], "shards": []})
     (path / PLAN).unlink()
     return RetrievalDatabase.open(path, embedder)
 
 
-def embed_all(
-    path: Path,
-    plan: dict[str, Any],
-    images: Any,
-    items: Sequence[int],
-    patches: Patches,
-    embedder: Embedder,
-    work: Work,
-    file: str,
-) -> None:
-    """Writes the shards that a plan lacks, and keeps the plan in ``file`` up to date.
-
-    Args:
-        path: folder of the database.
-        plan: what :func:`resume` returned; it is brought up to date.
-        images: the data set.
-        items: numbers of the pictures to embed.
-        patches: what to take of each.
-        embedder: makes the vectors.
-        work: how.
-        file: name of the plan's file.
+def embed_all(build: Build) -> None:
+    """Writes the shards that the plan of a build lacks, and keeps the plan and its file up to date.
 
     Raises:
         ValueError: see :func:`build_database`.
         OSError: a shard cannot be written.
     """
-    starts = range(plan["next"], len(items), plan["shard_rows"])
-    ranges = [(start, min(start + plan["shard_rows"], len(items))) for start in starts]
+    ranges, items, work = build.plan.ranges(), build.items, build.work
     by_shard = [chunks_of(items[start:stop]) for start, stop in ranges]
     chunks = [chunk for of_shard in by_shard for chunk in of_shard]
     workers = work.readers(len(chunks), os.cpu_count() or 1)
-    LOG.info("%s", forecast(path, images, items, patches, embedder, work.batch_size, workers, plan["shard_rows"]))
-    limit = images.max_broken if work.max_broken is None else work.max_broken
-    bar = tqdm(total=len(items), initial=plan["next"], unit="img", desc="database", disable=not work.progress)
+    LOG.info("%s", forecast(build, workers))
+    bar = tqdm(total=len(items), initial=build.plan.next, unit="img", desc="database", disable=not work.progress)
     if work.ray is not None:
-        from rdm.retrieval.builder.on_ray import shards_on_ray  # which builds on this file
-
-        with bar, closing(shards_on_ray(path, plan, images, items, ranges, embedder, work, file)) as shards:
-            for (start, stop), done in zip(ranges, shards, strict=True):
-                check_unreadable(path, _all_unreadable(plan, done["unreadable"]), limit)
-                note(path, plan, stop, file, **done)
+        with bar, closing(shards_on_ray(build, ranges)) as shards:
+            for (start, stop), written in zip(ranges, shards, strict=True):
+                build.check_unreadable(written.unreadable)
+                build.note(stop, written)
                 bar.update(stop - start)
         return
-    stream = read_chunks(images, patches, chunks, workers)
-    written: Future[None] | None = None
+    stream = read_chunks(build.images, build.patches, chunks, workers)
+    writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer, bar:
         for (start, stop), of_shard in zip(ranges, by_shard, strict=True):
-            content = embed_shard(_counted(islice(stream, len(of_shard)), bar), embedder, work.batch_size, plan)
-            if written is not None:
-                written.result()  # at most one shard waits while the next one fills
-            check_unreadable(path, _all_unreadable(plan, content.unreadable), limit)
-            written = writer.submit(_write, path, plan, start, stop, content, file)
-        if written is not None:
-            written.result()
+            content = embed_shard(build, _counted(islice(stream, len(of_shard)), bar))
+            if writing is not None:
+                writing.result()  # at most one shard waits while the next one fills
+            build.check_unreadable(content.unreadable)
+            writing = writer.submit(_write, build, start, stop, content)
+        if writing is not None:
+            writing.result()
 
 
-def _write(path: Path, plan: dict[str, Any], start: int, stop: int, content: ShardContent, file: str) -> None:
-    """Writes a shard, if it has rows, and notes it in the plan."""
-    shard = write_content(path, plan, start, content)
-    note(path, plan, stop, file, shard=shard, unreadable=content.unreadable, without=content.without)
+def _write(build: Build, start: int, stop: int, content: ShardContent) -> None:
+    """Writes a shard, unless it has no rows, and notes it in the plan."""
+    build.note(stop, write_content(build, start, content))
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config as it reads back from JSON."""
+    """Returns a config as plain JSON types."""
     return json.loads(json.dumps(config))
 
 

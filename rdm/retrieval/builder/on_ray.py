@@ -1,10 +1,12 @@
-"""Builds on the machines of a Ray cluster. Only this file uses ray.
+"""Builds a database on the machines of a Ray cluster. Only this file uses ray.
 
-Ray Data deals out shards, and what comes back of each, in order, is its line of the shard table: the machines read the
-source and write the shard themselves, in folders that all of them see. A shard is the smallest part that can be dealt
-out without changing a vector: batches start anew with each, and where they end in it is known only once its pictures
-are read, as each gives a number of patches of its own. So the database has the bytes of a build by one process where
-the machines compute the same numbers as that one: processors or GPUs of one kind, and as many threads.
+Ray Data distributes the shards. Each machine reads the source and writes its shards itself, in folders that all
+machines see, and returns only the line of the shard table. Lines come back in the order of the shards.
+
+A shard is the smallest unit of work that does not change a vector. Each shard starts a new batch, and the limits of its
+further batches are known only after its pictures were read, because pictures give different numbers of patches. The
+database therefore has the same bytes as a build by one process, provided that the machines compute the same numbers:
+they need processors or GPUs of the same kind and the same number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +27,38 @@ import torch
 
 from ldm.files import read_json
 from ldm.util import instantiate_from_config, trust, trusted
-from rdm.retrieval.builder.reading import chunks_of, read_chunks
-from rdm.retrieval.builder.shard import Work, embed_shard, write_content
+from rdm.retrieval.builder.plan import Plan, WrittenShard
+from rdm.retrieval.builder.read_ahead import chunks_of, read_chunks
+from rdm.retrieval.builder.shard import embed_shard, write_content
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.config import on_this_machine
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.patches.policy import Patches
 
 LOG = logging.getLogger(__name__)
-_SHARED = "all machines have to see the source and the database, in the same folders"
+_SHARED = "all machines must see the source and the database in the same folders"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a machine has to know to write any shard of a build.
+    """What a machine must know to write any shard of a build: a :class:`Build` without its open data set.
 
     Attributes:
         path: folder of the database, absolute.
-        plan: of the build.
         file: name of the plan's file.
+        plan: the plan of the build before these shards are written.
         items: numbers of the pictures to embed.
-        pictures: what :func:`outline` says of the source.
+        pictures: the result of :func:`outline` for the source.
         embedder: makes the vectors; on the CPU.
-        work: how.
-        cores: that a machine has for this.
-        folder: relative paths start from it.
+        work: the options of the build.
+        cores: number of cores that a machine uses for this.
+        folder: the working directory, from which relative paths start.
         trusted: packages that configs may name.
     """
 
     path: Path
-    plan: dict[str, Any]
     file: str
+    plan: Plan
     items: Sequence[int]
     pictures: str
     embedder: Embedder
@@ -64,38 +68,24 @@ class Job:
     trusted: tuple[str, ...]
 
 
-def shards_on_ray(
-    path: Path,
-    plan: dict[str, Any],
-    images: Any,
-    items: Sequence[int],
-    ranges: Sequence[tuple[int, int]],
-    embedder: Embedder,
-    work: Work,
-    file: str,
-) -> Generator[dict[str, Any], None, None]:
-    """Has the machines of a cluster write shards; yields ``shard``, ``unreadable`` and ``without`` of each, in order.
+def shards_on_ray(build: Build, ranges: Sequence[tuple[int, int]]) -> Generator[WrittenShard, None, None]:
+    """Lets the machines of a cluster write shards and yields the result of each, in order.
 
     Args:
-        path: folder of the database.
-        plan: of the build, as it is before these shards.
-        images: the data set.
-        items: numbers of the pictures to embed.
-        ranges: first and last place, left out, in ``items`` of each shard.
-        embedder: makes the vectors; each machine gets a copy.
-        work: how; ``ray`` is the address of the cluster.
-        file: name of the plan's file.
+        build: the build; ``work.ray`` is the address of the cluster, and each machine gets a copy of the embedder.
+        ranges: the first picture and the one behind the last of each shard, see :meth:`Plan.ranges`.
 
     Raises:
-        ValueError: ray is not installed, a machine does not see what it has to, or see
+        ValueError: ray is not installed, a machine does not see the source or the database, or see
             :func:`rdm.retrieval.builder.build.build_database`.
         OSError: no cluster answers, or a shard cannot be written.
     """
     if not ranges:
         return
+    embedder, address = build.embedder, str(build.work.ray)
     if isinstance(embedder, torch.nn.Module):
         embedder = copy.deepcopy(embedder).cpu()
-    with _cluster(str(work.ray)):
+    with _cluster(address):
         import ray.data
         from ray.exceptions import RayError
 
@@ -103,13 +93,13 @@ def shards_on_ray(
         size = min(count, len(ranges))
         LOG.info("%d shards, for %d of the %d embedders that the cluster has room for", len(ranges), size, count)
         job = Job(
-            path=path.absolute(),
-            plan=plan,
-            file=file,
-            items=items,
-            pictures=outline(images),
+            path=build.path.absolute(),
+            file=build.file,
+            plan=build.plan,
+            items=build.items,
+            pictures=outline(build.images),
             embedder=embedder,
-            work=work,
+            work=build.work,
             cores=cores,
             folder=str(Path.cwd()),
             trusted=trusted(),
@@ -128,83 +118,87 @@ def shards_on_ray(
                 num_gpus=gpus,
             )
             try:
-                for batch in written.iter_batches(batch_size=1, prefetch_batches=0):  # noted as soon as it is written
+                for batch in written.iter_batches(
+                    batch_size=1, prefetch_batches=0
+                ):  # so that each shard is noted as soon as it is written
                     done = json.loads(batch["done"][0])
                     if "error" in done:
                         raise OSError(done["error"]) if done["system"] else ValueError(done["error"])
-                    yield done
+                    yield WrittenShard(**done)
             except RayError as error:
-                said = str(error).strip().splitlines() or [type(error).__name__]
+                lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise ConnectionError(
-                    f"the build on the Ray cluster '{work.ray}' stopped ({said[-1]}); run the same command again"
+                    f"the build on the Ray cluster '{address}' stopped ({lines[-1]}); run the same command again"
                 ) from error
 
 
 class ShardWriter:
-    """Writes shards on one of the machines, with an embedder of its own.
+    """Writes shards on one of the machines with its own copy of the embedder.
 
     Args:
-        job: what to do.
+        job: the build.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """Returns what became of a shard, as JSON: also an error, so that errors come in order and keep their kind."""
+        """Writes a shard and returns its :class:`WrittenShard` as JSON.
+
+        An error is returned in the same way, so that errors arrive in order and keep their type.
+        """
         try:
-            done = self.write(row["start"], row["stop"])
+            done = asdict(self.write(row["start"], row["stop"]))
         except (ValueError, OSError) as error:
             done = {"error": f"{socket.gethostname()}: {error}", "system": isinstance(error, OSError)}
         return {"done": json.dumps(done)}
 
-    def write(self, start: int, stop: int) -> dict[str, Any]:
-        """Writes the shard of some pictures, if it has rows.
+    def write(self, start: int, stop: int) -> WrittenShard:
+        """Writes the shard of some pictures, unless it has no rows.
 
         Raises:
-            ValueError: the source is another one here, or see :func:`rdm.retrieval.builder.build.build_database`.
-            OSError: the folder of the database is not seen here, or cannot be written to.
+            ValueError: the source differs on this machine, or see :func:`rdm.retrieval.builder.build.build_database`.
+            OSError: this machine does not see the folder of the database, or cannot write to it.
         """
-        job = self.job
-        images, patches, embedder = self.opened
-        read_json(job.path / job.file, _SHARED)
-        chunks = chunks_of(job.items[start:stop])
-        stream = read_chunks(images, patches, chunks, job.work.readers(len(chunks), job.cores))
-        content = embed_shard(stream, embedder, job.work.batch_size, job.plan)
-        shard = write_content(job.path, job.plan, start, content)
-        return {"shard": shard, "unreadable": content.unreadable, "without": content.without}
+        build = self.build
+        read_json(build.path / build.file, _SHARED)
+        chunks = chunks_of(build.items[start:stop])
+        stream = read_chunks(build.images, build.patches, chunks, build.work.readers(len(chunks), self.job.cores))
+        return write_content(build, start, embed_shard(build, stream))
 
     @functools.cached_property
-    def opened(self) -> tuple[Any, Patches, Embedder]:
-        """The source, the policy of patches and the embedder."""
-        trust(*self.job.trusted)
+    def build(self) -> Build:
+        """The build, with the source opened and the embedder ready on this machine."""
+        job = self.job
+        trust(*job.trusted)
         with contextlib.suppress(FileNotFoundError):  # absolute paths need no such folder
-            os.chdir(self.job.folder)
+            os.chdir(job.folder)
         try:
-            images, patches = instantiate_from_config(self.job.plan["source"]), Patches(self.job.plan["patches"])
+            images, patches = instantiate_from_config(job.plan.source), Patches(job.plan.patches)
         except OSError as error:
             raise ValueError(f"{error}; {_SHARED}") from error
-        if (found := outline(images)) != self.job.pictures:
-            raise ValueError(f"the source has {found}, expected {self.job.pictures}; {_SHARED}")
-        return images, patches, on_this_machine(self.job.embedder)
+        if (pictures := outline(images)) != job.pictures:
+            raise ValueError(f"the source has {pictures}, expected {job.pictures}; {_SHARED}")
+        embedder = on_this_machine(job.embedder)
+        return Build(job.path, job.file, job.plan, images, job.items, patches, embedder, job.work)
 
 
 def outline(images: Any) -> str:
-    """Returns what tells a data set from another one or from a part of it."""
+    """Returns a line that distinguishes a data set from other ones and from parts of it."""
     return f"{len(images)} pictures from {images.uri(0)} to {images.uri(len(images) - 1)}"
 
 
 def places(nodes: Sequence[dict[str, Any]]) -> tuple[int, int, int]:
-    """Returns how many embedders a cluster has room for, and how many cores and GPUs each takes.
+    """Returns how many embedders a cluster has room for, and how many cores and GPUs each of them uses.
 
-    Where there are GPUs an embedder takes one, with its share of the machine's cores, else all cores of the smallest
-    machine.
+    In a cluster with GPUs each embedder uses one GPU and its share of that machine's cores. Otherwise each uses as many
+    cores as the smallest machine has.
 
     Args:
-        nodes: what Ray says of the machines.
+        nodes: Ray's description of the machines.
 
     Raises:
-        ValueError: none has a core to spare.
+        ValueError: no machine has a core.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     gpus_of = [(int(machine["GPU"]), int(machine.get("CPU", 0))) for machine in machines if machine.get("GPU", 0) >= 1]
@@ -212,7 +206,7 @@ def places(nodes: Sequence[dict[str, Any]]) -> tuple[int, int, int]:
         return sum(gpus for gpus, _ in gpus_of), min(cores // gpus for gpus, cores in gpus_of), 1
     cores_of = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
     if not cores_of:
-        raise ValueError(f"got a Ray cluster of {len(machines)} machines without cores, expected one at least")
+        raise ValueError(f"got a Ray cluster of {len(machines)} machines without cores, expected at least one core")
     return sum(cores // min(cores_of) for cores in cores_of), min(cores_of), 0
 
 
@@ -221,13 +215,14 @@ def _cluster(address: str) -> Iterator[None]:
     """Connects this process to a Ray cluster.
 
     Args:
-        address: ``local`` for one that starts and ends with this, ``auto`` for that of this machine, or host and port.
+        address: ``local`` for a cluster on this machine that ends with the build, ``auto`` for the running cluster of
+            this machine, or ``HOST:PORT``.
 
     Raises:
-        ValueError: ray is not installed, or the address is of another form.
-        OSError: no cluster answers there.
+        ValueError: ray is not installed, or the address has another form.
+        OSError: no cluster answers at the address.
     """
-    remedy = "'ray start' starts one, and --ray local one on this machine alone"
+    remedy = "start one with 'ray start', or use --ray local for one on this machine alone"
     try:
         import ray
         import ray.data
@@ -239,17 +234,17 @@ def _cluster(address: str) -> Iterator[None]:
         raise ValueError(f"ray: got '{address}', expected {expected}")
     if colon:
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would keep trying for minutes
         except (OSError, OverflowError) as error:
             raise ConnectionError(f"no Ray cluster answers at {address} ({error}); {remedy}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the bar and our own lines say the rest
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our progress bar and log lines suffice
     dashboard = False if address == "local" else None
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
-    except Exception as error:  # of a node that does not come up, Ray raises no narrower one
-        said = " ".join(str(error).split())
-        raise ConnectionError(f"no Ray cluster answers at '{address}' ({said}); {remedy}") from error
+    except Exception as error:  # Ray raises no narrower type when a node does not start
+        message = " ".join(str(error).split())
+        raise ConnectionError(f"no Ray cluster answers at '{address}' ({message}); {remedy}") from error
     try:
         yield
     finally:

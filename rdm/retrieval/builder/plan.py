@@ -1,142 +1,150 @@
-"""The plan of a database build: what has been done, what is left, and the card that ends it."""
+"""The plan of a database build: the content of ``build.json``, or of ``append.json`` where pictures are appended."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ldm.files import file_hash, read_json, write_json
-from rdm.retrieval.builder.shard import Work
-from rdm.retrieval.database.rows import CARD, FORMAT
-from rdm.retrieval.database.shards import KINDS, TEXTS, explained, shard_file
-from rdm.retrieval.embedder import Embedder, check_embedder
+from ldm.files import read_json, write_json
+from rdm.retrieval.database.rows import FORMAT
+from rdm.retrieval.database.shards import TEXTS
+from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.patches.policy import Patches
 
-LOG = logging.getLogger(__name__)
 PLAN = "build.json"
-REPORT = "unreadable.json"  # pictures that have no row because they cannot be read
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What became of the pictures of one shard.
+
+    Attributes:
+        shard: the line of the shard table; None where no picture gave a row.
+        unreadable: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
+        without: number of pictures that the policy takes no patch of.
+    """
+
+    shard: dict[str, Any] | None
+    unreadable: list[dict[str, Any]]
+    without: int
+
+
+@dataclass
+class Plan:
+    """What a build does and how much of it is done. The attributes stand in the order of the file.
+
+    Attributes:
+        format: version of the database's format.
+        embedder: ``name`` and ``fingerprint`` of the embedder.
+        dim: width of its vectors.
+        source: ``{"target", "params"}`` of the data set.
+        items: number of pictures to embed.
+        shard_rows: pictures per shard.
+        patches: the complete policy of patches.
+        columns: text columns of the source beside those that every database has.
+        first: number of the first shard.
+        ids: of an append: the hash of the ids of its pictures.
+        base: of an append: the fingerprint of the database that it extends.
+        next: number of pictures that are done.
+        shards: the shard table so far.
+        without: number of pictures that the policy takes no patch of.
+        unreadable: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
+    """
+
+    format: int
+    embedder: dict[str, str]
+    dim: int
+    source: dict[str, Any]
+    items: int
+    shard_rows: int
+    patches: dict[str, Any]
+    columns: list[str]
+    first: int = 0
+    ids: str | None = None
+    base: str | None = None
+    next: int = 0
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    without: int = 0
+    unreadable: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_file(cls, file: Path) -> Plan:
+        """Returns the plan that a file holds.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged.
+        """
+        remedy = f"delete {file}"
+        content = read_json(file, remedy)
+        missing = {each.name for each in fields(cls) if each.default is MISSING and each.default_factory is MISSING}
+        missing, unknown = missing - content.keys(), content.keys() - {each.name for each in fields(cls)}
+        if missing or unknown:
+            faults = [*(f"no '{key}'" for key in sorted(missing)), *(f"'{key}'" for key in sorted(unknown))]
+            raise ValueError(f"{file} has {', '.join(faults)}, expected the plan of a build; {remedy}")
+        return cls(**content)
+
+    def write(self, file: Path) -> None:
+        """Writes the plan, whole or not at all."""
+        content = {each.name: getattr(self, each.name) for each in fields(self)}
+        write_json(file, {key: value for key, value in content.items() if value is not None})
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Returns the first picture and the one behind the last of each shard that is not written yet."""
+        starts = range(self.next, self.items, self.shard_rows)
+        return [(start, min(start + self.shard_rows, self.items)) for start in starts]
+
+    def shard_name(self, start: int) -> str:
+        """Returns the name of the shard that begins at picture ``start``."""
+        return f"{self.first + start // self.shard_rows:05d}"
+
+    def cut_before(self, place: int) -> None:
+        """Forgets the shards from line ``place`` of the shard table on."""
+        self.next = (int(self.shards[place]["name"]) - self.first) * self.shard_rows
+        self.shards = self.shards[:place]
+
+    def all_unreadable(self, more: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Returns the unreadable pictures so far with further ones, in order, each once."""
+        known = {fault["item"]: fault for fault in [*self.unreadable, *more]}  # a damaged shard is read twice
+        return [known[item] for item in sorted(known)]
+
+    def note(self, stop: int, written: WrittenShard) -> None:
+        """Notes what became of the pictures before ``stop`` that were not done."""
+        self.shards += [written.shard] if written.shard else []
+        self.unreadable = self.all_unreadable(written.unreadable)
+        self.without += written.without
+        self.next = stop
 
 
 def new_plan(
-    source: Mapping[str, Any], images: Any, patches: Patches, embedder: Embedder, work: Work, **more: Any
-) -> dict[str, Any]:
-    """Returns what a build does and how far it is; a build is continued only by a plan like its own."""
-    known = {"id", *TEXTS}
-    return {
-        "format": FORMAT,
-        "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint},
-        "dim": embedder.dim,
-        "source": source,
-        "items": len(images),
-        "shard_rows": work.shard_rows,
-        "patches": patches.config,
-        "columns": sorted(_first_metadata(images).keys() - known),
-        "first": 0,
-        **more,
-        "next": 0,
-        "shards": [],
-        "without": 0,
-        "unreadable": [],
-    }
+    source: Mapping[str, Any], images: Any, patches: Patches, embedder: Embedder, shard_rows: int, **append: Any
+) -> Plan:
+    """Returns the plan of a build that has not begun.
 
-
-def resume(path: Path, plan: dict[str, Any], embedder: Embedder, file: str) -> dict[str, Any]:
-    """Returns the plan to follow: the one at ``path``, cut back to its undamaged shards, or else ``plan``.
-
-    Raises:
-        ValueError: what is there is something else.
+    Args:
+        source: ``{"target", "params"}`` of the data set.
+        images: the data set itself.
+        patches: what to take of each picture.
+        embedder: makes the vectors.
+        shard_rows: pictures per shard.
+        append: ``items``, ``first``, ``ids`` and ``base`` of an append, see :class:`Plan`.
     """
-    if not (path / file).is_file():
-        if file == PLAN and path.is_dir() and any(not found.match(f".{PLAN}.*.tmp") for found in path.iterdir()):
-            raise ValueError(f"{path} is not empty and holds no database; name another path or empty it")
-        write_json(path / file, plan)
-        return plan
-    found = read_json(path / file, f"delete {path / file}")
-    remedy = f"finish it with that one, or delete {path if file == PLAN else path / file}"
-    check_embedder(found["embedder"], embedder, f"the unfinished build at {path}", remedy)
-    for key in plan.keys() - {"next", "shards", "without", "unreadable", "embedder", "shard_rows"}:
-        if found.get(key) != plan[key]:
-            raise ValueError(
-                f"the unfinished build at {path} has {key} {found.get(key)!r}, got {plan[key]!r}; {remedy}"
-            )
-    for leftover in path.rglob(".*.tmp"):
-        leftover.unlink()
-    for place, shard in enumerate(found["shards"]):
-        if any(file_hash(shard_file(path, kind, shard["name"])) != shard[kind] for kind in KINDS):
-            LOG.warning("shard %s of the unfinished build is damaged; building again from there", shard["name"])
-            found["shards"] = found["shards"][:place]
-            found["next"] = (int(shard["name"]) - found["first"]) * found["shard_rows"]
-            break
-    LOG.info("continuing the build at %s after %d of %d images", path, found["next"], found["items"])
-    return found
-
-
-def check_unreadable(path: Path, unreadable: list[dict[str, Any]], limit: int) -> None:
-    """Raises ValueError if more pictures than the limit cannot be read, and writes down which."""
-    if len(unreadable) > limit:
-        write_json(path / REPORT, {"unreadable": unreadable})
-        raise ValueError(
-            f"{len(unreadable)} pictures cannot be read, expected at most max_broken={limit}; {path / REPORT} lists "
-            "them; repair or remove them, or raise max_broken of the database, and run the same command again"
-        )
-
-
-def note(
-    path: Path,
-    plan: dict[str, Any],
-    stop: int,
-    file: str,
-    *,
-    shard: dict[str, Any] | None,
-    unreadable: list[dict[str, Any]],
-    without: int,
-) -> None:
-    """Notes in a plan and its file that the pictures before ``stop`` are done."""
-    plan["shards"] += [shard] if shard else []
-    plan["unreadable"] = _all_unreadable(plan, unreadable)
-    plan["without"] += without
-    plan["next"] = stop
-    with explained(path):
-        write_json(path / file, plan)
-
-
-def _all_unreadable(plan: Mapping[str, Any], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the unreadable pictures that a plan and a shard name, in order; after damage a shard is read again."""
-    known = {fault["item"]: fault for fault in [*plan["unreadable"], *more]}
-    return [known[item] for item in sorted(known)]
-
-
-def finish(path: Path, plan: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Writes the report of unreadable pictures and then a card with the shards of a plan behind its own.
-
-    Raises:
-        ValueError: the plan has no rows.
-    """
-    rows = sum(shard["rows"] for shard in plan["shards"])
-    if not rows:
-        raise ValueError(
-            f"none of the {plan['items']} images of {plan['source']['target']} gave a row: {len(plan['unreadable'])} "
-            f"are not readable, {plan['without']} too small or without a box; there is nothing to build"
-        )
-    if plan["unreadable"]:
-        report = read_json(path / REPORT, "")["unreadable"] if card["shards"] and (path / REPORT).is_file() else []
-        new = {fault["uri"] for fault in plan["unreadable"]}
-        kept = [fault for fault in report if fault["uri"] not in new]
-        write_json(path / REPORT, {"unreadable": [*kept, *plan["unreadable"]]})
-    source = {"source": plan["source"], "patches": plan["patches"], "shards": len(plan["shards"])}
-    shards, sources = [*card["shards"], *plan["shards"]], [*card["sources"], source]
-    total = sum(shard["rows"] for shard in shards)
-    write_json(path / CARD, {**card, "rows": total, "sources": sources, "shards": shards})
-    LOG.info(
-        "database %s: %d rows, %d new; %d images left out as unreadable, %d as too small or without a box",
-        path, total, rows, len(plan["unreadable"]), plan["without"],
-    )  # fmt: skip
+    return Plan(
+        format=FORMAT,
+        embedder={"name": embedder.name, "fingerprint": embedder.fingerprint},
+        dim=embedder.dim,
+        source=dict(source),
+        shard_rows=shard_rows,
+        patches=patches.config,
+        columns=sorted(_first_metadata(images).keys() - {"id", *TEXTS}),
+        **{"items": len(images), **append},
+    )
 
 
 def _first_metadata(images: Any) -> dict[str, str]:
-    """Returns the strings of the first picture that has any; metadata may be unreadable like pictures."""
+    """Returns the metadata of the first picture whose metadata can be read."""
     for item in range(len(images)):
         try:
             return images.metadata(item)

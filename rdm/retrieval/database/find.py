@@ -1,4 +1,4 @@
-"""Finds the rows of a database by what their metadata say."""
+"""Finds rows of a database by their metadata."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ def find_rows(
     licences: Sequence[str] = (),
     where: Mapping[str, Sequence[str]] | None = None,
 ) -> np.ndarray:
-    """Returns the rows that meet any of these, in order, ``[R] int64``; those that are removed already are among them.
+    """Returns the rows that match any of the given values, in order, ``[R] int64``, including removed rows.
 
     Args:
         database: the database.
         ids: image ids.
-        sources: what the row's ``uri`` begins with: a folder, a file of the source, a web site.
-        licences: licences, word for word.
-        where: values of any columns, word for word.
+        sources: beginnings of a row's ``uri``: a folder, a file of the source or a web site.
+        licences: licences, which must match exactly.
+        where: values of other columns, which must match exactly.
 
     Raises:
         ValueError: there is no such column.
     """
     rules = [("image_id", list(ids), False), ("licence", list(licences), False), ("uri", list(sources), True)]
     rules += [(column, list(values), False) for column, values in (where or {}).items()]
-    found, start = [], 0
+    parts, start = [], 0
     for column in where or {}:
         if all(database.stored_as(number, column) is None for number in range(len(database.card["shards"]))):
-            database.column(column)  # says which columns there are
+            database.column(column)  # raises the error that lists the columns
     for number, shard in enumerate(database.card["shards"]):
         hit = np.zeros(shard["rows"], dtype=bool)
         for column, values, beginning in rules:
             if values and (beginning or _may_hold(database, number, column, values)):
                 hit |= _matches(database.cells(number, column), values, beginning)
-        found.append(start + np.flatnonzero(hit))
+        parts.append(start + np.flatnonzero(hit))
         start += shard["rows"]
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def select_rows(database: RetrievalDatabase, rules: Sequence[str]) -> np.ndarray:
-    """Returns the rows that meet ``COLUMN=VALUE`` rules, in order, ``[R] int64``: in every column, one of its values.
+    """Returns the rows that match ``COLUMN=VALUE`` rules, in order, ``[R] int64``.
+
+    A row must have one of the values given for each column.
 
     Raises:
-        ValueError: a rule of another form, no such column, or no row.
+        ValueError: a rule has another form, there is no such column, or no row matches.
     """
     values: dict[str, list[str]] = {}
     for rule in rules:
@@ -61,17 +63,17 @@ def select_rows(database: RetrievalDatabase, rules: Sequence[str]) -> np.ndarray
         if not equals:
             raise ValueError(f"got the rule '{rule}', expected COLUMN=VALUE")
         values.setdefault(column, []).append(value)
-    found = [find_rows(database, where={column: wanted}) for column, wanted in values.items()]
-    rows = functools.reduce(np.intersect1d, found)
+    by_column = [find_rows(database, where={column: wanted}) for column, wanted in values.items()]
+    rows = functools.reduce(np.intersect1d, by_column)
     if not len(rows):
-        raise ValueError(f"no row of {database.path} has {' and '.join(rules)}; see its metadata for what there is")
+        raise ValueError(f"no row of {database.path} has {' and '.join(rules)}; see its metadata for the values")
     return rows
 
 
 def _may_hold(database: RetrievalDatabase, number: int, column: str, values: Iterable[str]) -> bool:
-    """Returns whether a shard may hold one of some values, by the least and largest that its file states."""
+    """Returns whether a shard may hold one of some values, judged by the smallest and largest value in its file."""
     stored = database.stored_as(number, column)
-    if stored is None or "" in values:  # which is what a cell without a value holds
+    if stored is None or "" in values:  # a cell without a value reads as an empty text
         return "" in values
     metadata = pq.read_metadata(database.file("metadata", number))
     place = [metadata.schema.column(leaf).path for leaf in range(metadata.num_columns)].index(stored)

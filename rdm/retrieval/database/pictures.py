@@ -1,4 +1,4 @@
-"""Pictures of database rows, for people to look at."""
+"""Pictures of database rows, for display."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 
 
 def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor:
-    """Returns the pictures of rows, cut out of the database's source and scaled, ``[*rows.shape, 3, S, S]`` in [-1, 1].
+    """Cuts the pictures of rows out of the source and scales them; ``[*rows.shape, 3, S, S]`` in [-1, 1].
 
     Args:
-        database: names its source.
+        database: the database, whose card describes the source.
         rows: integers of any shape.
         size: S, side in pixels.
     """

@@ -1,15 +1,16 @@
-"""The retrieval database: memory-mapped embeddings with the facts about the pictures they came from.
+"""The retrieval database: memory-mapped embeddings and the metadata of the pictures that they were made from.
 
-On disk, without pickle anywhere::
+The files, none of which uses pickle::
 
     database.json            the card: format, embedder, dim, dtype, rows, sources with patches, shards with sha256
     embeddings/00000.npy     [n, D] float16, raw
     metadata/00000.parquet   one row per embedding
-    removed.npz              rows that were removed and not yet rewritten away, if any
+    removed.npz              rows that are marked as removed and not yet deleted by compact, if any
 
-Beside these may lie ``index/``, ``neighbours/``, ``popularity.npy``, ``duplicates.csv`` and ``unreadable.json``. Shards
-that another project wrote stay where they are, and the card says where (:mod:`rdm.retrieval.upkeep.imports`). Only a
-finished database has a card; :mod:`rdm.retrieval.builder.build` writes it last.
+The folder may also hold ``index/``, ``neighbours/``, ``popularity.npy``, ``duplicates.csv`` and ``unreadable.json``.
+Shards that another project wrote stay where they are; the card records their paths
+(:mod:`rdm.retrieval.upkeep.imports`). Only a finished database has a card, which :mod:`rdm.retrieval.builder.build`
+writes last.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from rdm.retrieval.database.shards import (
     NUMBERS,
     advise,
     open_shard,
-    our_columns,
     shard_file,
     stored_name,
+    to_our_columns,
     unknown,
 )
 from rdm.retrieval.embedder import Embedder, check_embedder
@@ -46,18 +47,20 @@ _OPEN_TABLES = 8
 
 
 class RetrievalDatabase:
-    """N rows of raw embeddings, opened without reading them.
+    """N rows of raw embeddings, which are read only when they are needed.
 
     Args:
         path: the folder.
-        card: what its ``database.json`` holds.
+        card: the content of its ``database.json``.
 
     Attributes:
         path: the folder.
-        card: what ``database.json`` holds.
+        card: the content of ``database.json``.
         dim: width of an embedding, D.
-        fingerprint: SHA-256 over the embedder's fingerprint and the shard table; equal for equal contents.
-        sources: where the pictures of the shards are: ``source``, ``patches`` and how many ``shards``, in their order.
+        fingerprint: SHA-256 of the embedder's fingerprint and the shard table; databases of equal content have equal
+            ones.
+        sources: the data sets that the shards were made from, in the order of the shards: ``source``, ``patches`` and
+            the number of ``shards`` of each.
         starts: the first row of each shard, and N, ``[shards + 1] int64``.
     """
 
@@ -78,8 +81,9 @@ class RetrievalDatabase:
         self._tables: dict[int, pa.Table] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
         self._sources: dict[int, Source] = {}
-        self._alive: np.ndarray | None = None
+        self._alive = np.empty(0, dtype=bool)
         self._alive_stamp: tuple[int, ...] = ()
+        self._removed = 0
 
     @classmethod
     def open(cls, path: str | Path, embedder: Embedder | None = None) -> RetrievalDatabase:
@@ -87,12 +91,12 @@ class RetrievalDatabase:
 
         Args:
             path: the folder.
-            embedder: the embedder whose queries it shall answer; None to leave that unchecked.
+            embedder: the embedder that must have made the database; None skips that check.
 
         Raises:
             FileNotFoundError: there is no finished database.
-            ValueError: another format version, another embedder, or a shard that is missing or has another
-                shape.
+            ValueError: the database has another format version or another embedder, or a shard is missing or has
+                another shape.
         """
         path = Path(path)
         if not (path / CARD).is_file():
@@ -123,41 +127,53 @@ class RetrievalDatabase:
         return int(self.starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels to worker processes as its path and card; maps and tables are opened there anew."""
+        """Pickles the path and the card only; a worker process opens the files again."""
         return type(self), (self.path, self.card)
 
-    @property
-    def alive(self) -> np.ndarray | None:
-        """Which rows are not removed, ``[N] bool``, not to be written to; None where none is.
+    def is_alive(self, rows: Any = slice(None)) -> np.ndarray:
+        """Returns which of some rows are not removed, bool, shaped like ``rows``.
 
-        The same array until rows are removed; then, even by another process, a new one. Rows keep their numbers and
-        can still be read; search, neighbour tables and popularity leave the removed ones out.
+        Rows that are removed, even by another process, keep their numbers and can still be read. Search, neighbour
+        tables and popularity leave them out.
+
+        Args:
+            rows: integer array of any shape, or a slice; all rows if not given.
 
         Raises:
             ValueError: the file of removed rows is damaged, or the database was rewritten since it was opened.
         """
-        found = stamp(self.path)
-        if found != self._alive_stamp:
-            self._alive, self._alive_stamp = alive_rows(self.path, self.card["shards"]), found
-        return self._alive
+        now = stamp(self.path)
+        if now != self._alive_stamp:
+            self._alive, self._removed = alive_rows(self.path, self.card["shards"])
+            self._alive_stamp = now
+        return self._alive[rows]
+
+    def living_rows(self) -> np.ndarray:
+        """Returns the rows that are not removed, in order, ``[M] int64``; raises what :meth:`is_alive` raises."""
+        return np.flatnonzero(self.is_alive())
+
+    @property
+    def living_count(self) -> int:
+        """Number of rows that are not removed, M."""
+        return len(self) - self.removed
 
     @property
     def removed(self) -> int:
-        """Number of rows that are removed and not yet rewritten away."""
-        alive = self.alive
-        return 0 if alive is None else len(self) - int(np.count_nonzero(alive))
+        """Number of rows that are marked as removed and not yet deleted by compact, N - M."""
+        self.is_alive(slice(0))  # updates the number if rows were removed meanwhile
+        return self._removed
 
     def remove(self, rows: Any) -> int:
-        """Marks rows as removed, at once and for every process that has the database open.
+        """Marks rows as removed; this takes effect at once in every process that has the database open.
 
         Args:
             rows: integer array of any shape.
 
         Returns:
-            How many of them were not removed before.
+            The number of rows that were not removed before.
 
         Raises:
-            ValueError: a row outside ``[0, N)``, the file of removed rows is damaged, or the database was rewritten
+            ValueError: a row is outside ``[0, N)``, the file of removed rows is damaged, or the database was rewritten
                 since it was opened.
         """
         rows = self.check_rows(rows).ravel()
@@ -176,16 +192,16 @@ class RetrievalDatabase:
             rows: integer array of any shape.
 
         Raises:
-            ValueError: a row outside ``[0, N)``.
+            ValueError: a row is outside ``[0, N)``.
         """
         rows = self.check_rows(rows)
-        found = np.empty((rows.size, self.dim), dtype=np.float32)
+        vectors = np.empty((rows.size, self.dim), dtype=np.float32)
         for number, places, local in self._by_shard(rows.ravel()):
-            found[places] = self.mapped(number)[local]
-        return found.reshape(*rows.shape, self.dim)
+            vectors[places] = self.mapped(number)[local]
+        return vectors.reshape(*rows.shape, self.dim)
 
     def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
-        """Yields all embeddings in order, in blocks ``[<= size, D] float32``; shards that are read are let go of."""
+        """Yields all embeddings in order, in blocks ``[<= size, D] float32``; releases the pages of finished shards."""
         number = 0
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
@@ -196,20 +212,20 @@ class RetrievalDatabase:
                 number += 1
 
     def metadata(self, rows: Any) -> list[dict[str, Any]]:
-        """Returns what is known about some rows, in the order of ``rows`` flattened.
+        """Returns the metadata of some rows, in the order of ``rows`` flattened.
 
         Raises:
-            ValueError: a row outside ``[0, N)``.
+            ValueError: a row is outside ``[0, N)``.
         """
         flat = self.check_rows(rows).ravel()
-        found: list[dict[str, Any]] = [{} for _ in range(flat.size)]
+        entries: list[dict[str, Any]] = [{} for _ in range(flat.size)]
         for number, places, local in self._by_shard(flat):
             for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
-                found[place] = entry
-        return found
+                entries[place] = entry
+        return entries
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Returns one metadata column of all rows; it stays in memory.
+        """Returns one metadata column of all rows, which then stays in memory.
 
         Raises:
             ValueError: there is no such column.
@@ -225,45 +241,46 @@ class RetrievalDatabase:
         return self._columns[name]
 
     def cells(self, number: int, name: str) -> pa.ChunkedArray:
-        """Returns one metadata column of one shard, read anew; what :func:`unknown` says where the shard has none."""
+        """Returns one metadata column of one shard from its file, or :func:`unknown` values if the file lacks it."""
         stored, rows = self.stored_as(number, name), self.card["shards"][number]["rows"]
         if stored is None:
             return pa.chunked_array([unknown(name, rows)])
-        found = self._parquet(pq.read_table, number, columns=[stored])[stored]
-        return found if name in NUMBERS else found.cast(pa.string()).fill_null("")
+        cells = self._parquet(pq.read_table, number, columns=[stored])[stored]
+        return cells if name in NUMBERS else cells.cast(pa.string()).fill_null("")
 
     def stored_as(self, number: int, name: str) -> str | None:
-        """Returns under which name a shard's file holds a metadata column; None where it does not, or holds lists."""
+        """Returns the name of a metadata column in a shard's file; None if the file lacks it or it holds lists."""
         fields = self._parquet(pq.read_schema, number)
         names = [field.name for field in fields if not pa.types.is_nested(field.type)]
         return stored_name(name, names, "files" in self.card["shards"][number])
 
     def values(self, name: str, rows: Any) -> np.ndarray:
-        """Returns one metadata column of some rows, an array (of objects for texts) shaped like ``rows``.
+        """Returns one metadata column of some rows as an array shaped like ``rows``; texts are an array of objects.
 
         Raises:
-            ValueError: a row outside ``[0, N)``, or there is no such column.
+            ValueError: a row is outside ``[0, N)``, or there is no such column.
         """
         rows = self.check_rows(rows)
-        found = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
-        return found.reshape(rows.shape)
+        values = self.column(name).take(pa.array(rows.ravel())).to_numpy(zero_copy_only=False)
+        return values.reshape(rows.shape)
 
     def patches(self, rows: Any, source: Any = None) -> list[np.ndarray]:
-        """Returns the pictures of some rows, cut out of their source again, each ``[S, S, 3] uint8``.
+        """Cuts the patches of some rows out of their source again and returns them, each ``[S, S, 3] uint8``.
 
         Args:
             rows: integer array of any shape, read flattened.
-            source: the data set the database was built from, if it has one only; None to open those its card describes.
+            source: the data set that the database was built from, if there is only one; None opens the data sets that
+                the card describes.
 
         Raises:
-            ValueError: a row outside ``[0, N)``, or a source holds another picture than the database was built from.
+            ValueError: a row is outside ``[0, N)``, or a source holds another picture than the database was built from.
             FileNotFoundError: a source has moved.
         """
         rows = self.check_rows(rows).ravel()
         if source is not None:
             if len(self.sources) != 1:
                 raise ValueError(
-                    f"got one source, expected those of the card: database {self.path} has {len(self.sources)}"
+                    f"got one source, database {self.path} has {len(self.sources)}; leave out source to open them all"
                 )
             self._sources[0] = Source(self.sources[0], self.path, source)
         owners = self.sources_of(rows)
@@ -274,23 +291,23 @@ class RetrievalDatabase:
         ]
 
     def sources_of(self, rows: Any) -> np.ndarray:
-        """Returns the number in :attr:`sources` of each row's source, shaped like ``rows``.
+        """Returns the place in :attr:`sources` of each row's source, shaped like ``rows``.
 
         Raises:
-            ValueError: a row outside ``[0, N)``.
+            ValueError: a row is outside ``[0, N)``.
         """
         last_shards = np.cumsum([entry["shards"] for entry in self.sources])
         return np.searchsorted(self.starts[last_shards], self.check_rows(rows), side="right")
 
     def shard(self, number: int, local: np.ndarray) -> tuple[np.ndarray, pa.Table]:
-        """Returns embeddings ``[n, D] float16`` and metadata of some rows of one shard, counted within it."""
+        """Returns embeddings ``[n, D] float16`` and metadata of some rows, which are numbered within their shard."""
         return self.mapped(number)[local].astype(np.float16, copy=False), self._table(number).take(local)
 
     def verify(self) -> None:
-        """Reads every byte and compares it with the card.
+        """Reads every shard and compares its hash with the card.
 
         Raises:
-            ValueError: a shard is missing or damaged; names it.
+            ValueError: a shard is missing or damaged; the message names it.
         """
         for number, shard in enumerate(self.card["shards"]):
             for kind in KINDS:
@@ -301,7 +318,7 @@ class RetrievalDatabase:
         """Returns row numbers of any shape as int64.
 
         Raises:
-            ValueError: no integers, or one outside ``[0, N)``.
+            ValueError: the rows are not integers, or one is outside ``[0, N)``.
         """
         rows = np.asarray(rows)
         if not np.issubdtype(rows.dtype, np.integer) and rows.size:
@@ -311,19 +328,19 @@ class RetrievalDatabase:
         return rows.astype(np.int64, copy=False)
 
     def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yields (shard, places in ``rows``, rows within the shard) for each shard that ``rows`` touches."""
+        """Yields (shard, places in ``rows``, rows within the shard) for each shard that has some of the ``rows``."""
         owners = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(owners):
             places = np.flatnonzero(owners == number)
             yield int(number), places, rows[places] - self.starts[number]
 
     def file(self, kind: str, number: int) -> Path:
-        """Returns the file of ``embeddings`` or ``metadata`` of one shard, which lies elsewhere if it was imported."""
+        """Returns the file of ``embeddings`` or ``metadata`` of one shard, which is outside the folder if imported."""
         shard = self.card["shards"][number]
         return Path(shard["files"][kind]) if "files" in shard else shard_file(self.path, kind, shard["name"])
 
     def mapped(self, number: int) -> np.ndarray:
-        """Returns the memory-mapped embeddings ``[n, D]`` of one shard, in the type they are stored in."""
+        """Returns the memory-mapped embeddings ``[n, D]`` of one shard in the type that they are stored in."""
         if number not in self._shards:
             shard = self.card["shards"][number]
             dtype = shard.get("dtype", self.card["dtype"])
@@ -331,7 +348,7 @@ class RetrievalDatabase:
         return self._shards[number]
 
     def _table(self, number: int) -> pa.Table:
-        """Returns the metadata of one shard; the last few are kept."""
+        """Returns the metadata of one shard; those of the last few shards are kept in memory."""
         if number not in self._tables:
             while len(self._tables) >= _OPEN_TABLES:
                 self._tables.pop(next(iter(self._tables)))
@@ -341,11 +358,11 @@ class RetrievalDatabase:
                 raise ValueError(
                     f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
-            self._tables[number] = our_columns(table) if "files" in self.card["shards"][number] else table
+            self._tables[number] = to_our_columns(table) if "files" in self.card["shards"][number] else table
         return self._tables[number]
 
     def _parquet(self, read: Callable[..., Any], number: int, **options: Any) -> Any:
-        """Returns what pyarrow reads of the metadata of one shard."""
+        """Returns what a function of pyarrow reads from the metadata file of one shard."""
         try:
             return read(self.file("metadata", number), **options)
         except (OSError, pa.ArrowException) as error:

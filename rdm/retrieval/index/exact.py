@@ -1,7 +1,7 @@
 """Exact cosine similarity, computed in float32 from the memory-mapped rows of a database.
 
-It re-ranks what an approximate index proposes, searches small selections, and is the truth that recall is measured
-against. Rows are read in ascending order, so that pages are touched one after the other.
+It re-ranks the candidates of an approximate index, searches small selections of rows, and is the reference that recall
+is measured against. Rows are read in ascending order, so that the pages of a file are read one after the other.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import advise
 
 _STATM = Path("/proc/self/statm")
-_AT_ONCE = 32768  # rows that are in memory as float32 at a time
+_AT_ONCE = 32768  # rows held in memory as float32 at once
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest rows of some queries, best first.
+    """The rows nearest to some queries, nearest first.
 
     Attributes:
         rows: ``[B, K] int64``, each within ``[0, N)``.
@@ -40,30 +40,32 @@ def unit_vectors(vectors: np.ndarray, what: str, first: int = 0) -> np.ndarray:
 
     Args:
         vectors: ``[B, D] float32``.
-        what: names one of them in messages.
-        first: number of the first.
+        what: names a vector in messages, such as ``row``.
+        first: number of the first vector, for messages.
 
     Raises:
-        ValueError: one of them is zero or not finite.
+        ValueError: a vector is zero or not finite.
     """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     good = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)
     if not good.all():
         place = int(np.argmin(good))
         length = norms[place, 0]
-        raise ValueError(f"{what} {first + place} has length {length}, expected a finite vector that is not zero")
+        raise ValueError(
+            f"{what} {first + place} has length {length}, expected a finite length above zero; check the embedder"
+        )
     return np.ascontiguousarray(vectors / norms, dtype=np.float32)
 
 
 class RowReader:
-    """Reads scattered rows of a database, with a bound on the pages it keeps mapped.
+    """Reads scattered rows of a database with a limit on the memory that stays mapped.
 
-    Every page that is read through a memory map counts as memory of the process (RSS) although the system may take it
-    back at any time. Beyond the bound, maps are released in turn; the page cache keeps what they showed.
+    Every page that is read through a memory map counts as memory of the process (RSS), although the system may reclaim
+    it at any time. Above the limit, maps are released in turn; their content stays in the system's page cache.
 
     Args:
-        database: the rows.
-        mapped: bytes that may stay mapped; None for no bound.
+        database: the database.
+        mapped: bytes that may stay mapped; None for no limit.
     """
 
     def __init__(self, database: RetrievalDatabase, mapped: int | None = None) -> None:
@@ -74,7 +76,7 @@ class RowReader:
         self._next = 0
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the raw vectors ``[n, D]`` of rows ``[n]`` in ascending order, in the type of the shards."""
+        """Returns the raw vectors ``[n, D]``, in the type of the shards, of ascending rows ``[n]``."""
         cuts = np.searchsorted(rows, self.database.starts)
         parts = [
             self._shard(number)[rows[cuts[number] : cuts[number + 1]] - self.database.starts[number]]
@@ -86,18 +88,18 @@ class RowReader:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _shard(self, number: int) -> np.ndarray:
-        """Returns a shard in a map of its own, told that reads jump; the database's own maps are read through."""
+        """Returns a shard through a map for random access; the maps of the database itself are for reading in order."""
         if number not in self._maps:
             shard: Any = self.database.mapped(number)
-            own = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
-            advise(own, "MADV_RANDOM")
-            self._maps[number] = own, own.view(np.ndarray)
+            mapped = np.memmap(shard.filename, shard.dtype, "r", shard.offset, shard.shape)
+            advise(mapped, "MADV_RANDOM")
+            self._maps[number] = mapped, mapped.view(np.ndarray)
         return self._maps[number][1]
 
     def _release(self) -> None:
         if self.mapped is None or mapped_bytes() - self._before <= self.mapped:
             return
-        shards = [own for own, _ in self._maps.values()]
+        shards = [mapped for mapped, _ in self._maps.values()]
         for _ in shards:
             self._next = (self._next + 1) % len(shards)
             advise(shards[self._next], "MADV_DONTNEED")
@@ -106,7 +108,7 @@ class RowReader:
 
 
 def mapped_bytes() -> int:
-    """Returns how many bytes of files this process has mapped into memory; 0 where the system does not say."""
+    """Returns how many bytes of files are mapped into this process's memory; 0 if the system does not tell."""
     try:
         return int(_STATM.read_bytes().split()[2]) * mmap.PAGESIZE
     except OSError:
@@ -115,12 +117,12 @@ def mapped_bytes() -> int:
 
 @torch.inference_mode()
 def cosine(reader: RowReader, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns the similarity of each query to rows of its own, ``[B, C] float32``.
+    """Returns the similarity of each query to its candidate rows, ``[B, C] float32``.
 
     Args:
-        reader: of the database.
+        reader: reads the rows of the database.
         queries: ``[B, D] float32``, of length one.
-        rows: ``[B, C] int64``; where it is -1 the similarity is minus infinity.
+        rows: ``[B, C] int64``, the candidates of each query; the similarity to row -1 is minus infinity.
     """
     scores = np.empty(rows.shape, np.float32)
     step = max(1, _AT_ONCE // max(1, rows.shape[1]))
@@ -131,20 +133,20 @@ def cosine(reader: RowReader, queries: np.ndarray, rows: np.ndarray) -> np.ndarr
         read = reader(flat[order])
         vectors = np.empty_like(read)
         vectors[order] = read
-        found = torch.from_numpy(vectors).float().view(*part.shape, -1)
-        products = torch.bmm(found, torch.from_numpy(queries[start : start + step])[:, :, None])[:, :, 0]
-        scores[start : start + step] = (products / torch.linalg.vector_norm(found, dim=-1)).numpy()
+        candidates = torch.from_numpy(vectors).float().view(*part.shape, -1)
+        products = torch.bmm(candidates, torch.from_numpy(queries[start : start + step])[:, :, None])[:, :, 0]
+        scores[start : start + step] = (products / torch.linalg.vector_norm(candidates, dim=-1)).numpy()
     scores[rows < 0] = -np.inf
     return scores
 
 
 def best(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbours:
-    """Returns the k rows ``[B, k]`` of highest score, of equal ones the lowest row first.
+    """Returns the k rows ``[B, k]`` with the highest scores; rows of equal score are ordered by their number.
 
     Args:
         rows: ``[B, C] int64``, C at least k.
         scores: ``[B, C] float32``.
-        k: how many.
+        k: number of rows to return.
     """
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
     return Neighbours(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
@@ -152,35 +154,36 @@ def best(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbours:
 
 @torch.inference_mode()
 def search_exactly(reader: RowReader, queries: np.ndarray, k: int, rows: np.ndarray | None = None) -> Neighbours:
-    """Returns the k nearest of some rows to each query; fewer columns where there are fewer rows.
+    """Returns the k rows nearest to each query; fewer columns if there are fewer rows.
 
     Args:
-        reader: of the database.
+        reader: reads the rows of the database.
         queries: ``[B, D] float32``, of length one.
-        k: how many.
-        rows: ``[n] int64`` ascending; None for all rows that are alive.
+        k: neighbours per query.
+        rows: the rows to search, ``[n] int64``, ascending; None for all rows that are not removed.
     """
-    asked = torch.from_numpy(queries)
-    found = Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
+    unit_queries = torch.from_numpy(queries)
+    nearest = Neighbours(np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32))
     for numbers, vectors in _blocks(reader, rows):
         unit = torch.nn.functional.normalize(torch.from_numpy(vectors).float(), dim=1, eps=1e-30)
-        scores, places = (asked @ unit.T).topk(min(k, len(numbers)), dim=1)
-        both = np.concatenate([found.rows, numbers[places.numpy()]], axis=1)
-        found = best(both, np.concatenate([found.scores, scores.numpy()], axis=1), k)
-    return found
+        scores, places = (unit_queries @ unit.T).topk(min(k, len(numbers)), dim=1)
+        both = np.concatenate([nearest.rows, numbers[places.numpy()]], axis=1)
+        nearest = best(both, np.concatenate([nearest.scores, scores.numpy()], axis=1), k)
+    return nearest
 
 
 def _blocks(reader: RowReader, rows: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (row numbers ``[n]``, their raw vectors ``[n, D]``)."""
+    """Yields row numbers ``[n]`` and their raw vectors ``[n, D]``, block by block."""
     if rows is not None:
         for start in range(0, len(rows), _AT_ONCE):
             yield (part := rows[start : start + _AT_ONCE]), reader(part)
         return
-    alive, start = reader.database.alive, 0
+    start = 0
     for block in reader.database.blocks(_AT_ONCE):
         numbers = np.arange(start, start + len(block))
         start += len(block)
-        if alive is not None:
-            numbers, block = numbers[alive[numbers]], block[alive[numbers]]
-        if len(numbers):
+        alive = reader.database.is_alive(numbers)
+        if alive.all():
             yield numbers, block
+        elif alive.any():
+            yield numbers[alive], block[alive]

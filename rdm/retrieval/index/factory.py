@@ -1,4 +1,4 @@
-"""Which index suits a database: chosen from its rows, their width and a budget of memory."""
+"""Chooses an index for a database from the number of rows, their width and a memory budget."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ import re
 
 from ldm.util import bytes_of
 
-FLAT_ROWS = 65536  # up to here exact search takes a few milliseconds
+FLAT_ROWS = 65536  # exact search takes a few milliseconds up to this size
 DEFAULT_RAM = "2GB"
 _CODES = (64, 32, 16, 8)  # sub-quantisers of 4 bits; 64 with re-ranking reach the targets of rdm.retrieval.index.tune
-_ID = 8  # bytes of a row's number beside its code
-_SPARE = 1.1  # lists grow in steps
+_ID = 8  # bytes of the row number that is stored with each code
+_SPARE = 1.1  # lists are allocated in steps
 
 
 def budget(ram: int | str | None) -> int:
-    """Returns a budget of memory in bytes; ``ram`` is such a number, a size such as ``2GB``, or None for the default.
+    """Returns a memory budget in bytes; ``ram`` is a number of bytes, a size such as ``2GB``, or None for the default.
 
     Raises:
-        ValueError: not a size.
+        ValueError: ``ram`` is not a size.
     """
     return ram if isinstance(ram, int) else bytes_of(ram or DEFAULT_RAM)
 
 
 def choose_factory(rows: int, dim: int, ram: int) -> str:
-    """Returns faiss' description of the index for a database.
+    """Returns faiss' factory string of the index for a database.
 
-    Exact search where it is fast. Otherwise inverted lists, about ``4 sqrt(rows)`` of them, with the longest codes that
-    fit: narrow vectors a byte a number (SQ8), wide ones as product-quantised 4-bit codes, which are searched in
-    registers (Andre et al. 2019, "Quicker ADC"), of vectors turned so that little is lost (OPQ, Ge et al. 2013). The
-    codes are of the vectors themselves: by inner product, lists have centres of length one, and what is left of a
-    turned vector beside its centre is longer than the vector.
+    The index is exact (``Flat``) while that is fast. Otherwise it has about ``4 sqrt(rows)`` inverted lists and the
+    longest codes that fit into the memory. Vectors of up to 64 numbers take one byte a number (SQ8). Wider vectors are
+    rotated so that quantisation loses little (OPQ, Ge et al. 2013) and stored as product-quantised 4-bit codes, which
+    are searched in registers (Andre et al. 2019, "Quicker ADC"). The codes describe the vectors themselves and not
+    their differences from the centres of the lists: for the inner product centres have length one, and the difference
+    is then longer than the vector.
 
     Args:
-        rows: of the database, N.
-        dim: of its vectors, D.
-        ram: bytes that the index may hold.
+        rows: number of rows of the database, N.
+        dim: width of its vectors, D.
+        ram: bytes that the index may use.
 
     Raises:
-        ValueError: not even the shortest codes fit.
+        ValueError: even the shortest codes do not fit.
     """
     if rows <= FLAT_ROWS and 4 * rows * dim <= ram:
         return "Flat"
@@ -52,11 +53,13 @@ def choose_factory(rows: int, dim: int, ram: int) -> str:
         if index_bytes(factory, rows, dim) <= ram:
             return factory
     need = index_bytes(options[-1], rows, dim)
-    raise ValueError(f"ram: got {ram / 1e6:.0f} MB, expected at least {need / 1e6:.0f} MB for {rows} rows of {dim}")
+    raise ValueError(
+        f"ram: got {ram / 1e6:.0f} MB, expected at least {need / 1e6:.0f} MB for {rows} rows of {dim} numbers"
+    )
 
 
 def index_bytes(factory: str, rows: int, dim: int) -> int:
-    """Returns about how many bytes an index of :func:`choose_factory` holds in memory."""
+    """Returns about how many bytes of memory an index of :func:`choose_factory` uses."""
     if factory == "Flat":
         return 4 * rows * dim
     lists, code = re.findall(r"IVF(\d+),(.*)", factory)[0]

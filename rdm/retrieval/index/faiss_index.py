@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine similarity: the only file that imports faiss."""
+"""Nearest-neighbour search by cosine similarity with faiss. Only this file imports faiss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # faiss comes after torch: both bring an OpenMP runtime, and the first one loaded is used
+import torch  # before faiss: both bring an OpenMP runtime, and the first one loaded is used
 from tqdm import tqdm
 
 import faiss as _faiss  # isort: skip
@@ -19,27 +19,27 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory
 from rdm.retrieval.index.milvus_index import SCHEME, MilvusIndex
-from rdm.retrieval.index.search import CARD, SearchIndex, is_of, new_card, read_card
-from rdm.retrieval.index.tune import settle
+from rdm.retrieval.index.search import CARD, SearchIndex, is_current, new_card, read_card
+from rdm.retrieval.index.tune import tune_and_measure
 
 faiss: Any = _faiss  # its type stubs know little of its Python layer
 __all__ = ["NeighbourIndex", "Neighbours"]
 LOG = logging.getLogger(__name__)
 _GPU_MAX_K = 2048  # faiss' limit
-_PER_LIST = 42  # rows to train each list on; faiss asks for 39, and a row may be drawn twice
-_SAMPLE = 65536  # rows to train on, at least
-_TURNS = 25  # rounds of training a rotation
+_PER_LIST = 42  # training rows per list; faiss asks for 39, and a row may be drawn twice
+_SAMPLE = 65536  # least number of training rows
+_TURNS = 25  # training iterations of a rotation
 _MIN_MAPPED = 64_000_000
 
 
 class NeighbourIndex(SearchIndex):
-    """Search over the rows of one database, through faiss.
+    """Searches the rows of one database with faiss.
 
     Args:
-        database: the rows.
+        database: the database.
         index: a faiss index over unit vectors with the inner product as metric.
-        card: factory string, metric, rows, dim, what was measured, and the fingerprint of the database.
-        path: the folder it is saved in.
+        card: factory string, metric, rows, dim, measurements, and the fingerprint of the database.
+        path: the folder of the index.
     """
 
     def __init__(self, database: RetrievalDatabase, index: Any, card: dict[str, Any], path: Path) -> None:
@@ -54,7 +54,7 @@ class NeighbourIndex(SearchIndex):
 
     @property
     def widest(self) -> int:
-        """The setting at which the index looks at every row."""
+        """The value of the setting at which the index looks at every row."""
         return self._lists.nlist if self._lists else len(self) if self.setting else 1
 
     @classmethod
@@ -69,20 +69,21 @@ class NeighbourIndex(SearchIndex):
     ) -> NeighbourIndex:
         """Returns an index over all rows of a database, tuned and measured; :meth:`save` writes it.
 
-        It is trained on a sample and filled block by block, so that memory holds the index, the sample and a block.
+        The index is trained on a sample of the rows and filled block by block, so that only the index, the sample and
+        one block are in memory.
 
         Args:
-            database: its rows.
-            factory: faiss' description of an index; ``Flat`` is exact. None chooses by rows, width and ``ram``.
-            ram: what searching may hold in memory besides Python and its libraries: the index, and mapped rows of the
-                database. Bytes, or a size such as ``2GB``, which is the default.
-            texts: gives vectors of real texts ``[M, D] float32`` to tune and measure by, see
-                :func:`rdm.retrieval.index.tune.caption_vectors`; None has shifted rows stand for them.
-            progress: show bars.
+            database: the database.
+            factory: faiss' factory string; ``Flat`` is exact. None chooses by the rows, their width and ``ram``.
+            ram: memory that the search may use for the index and for mapped rows of the database, in bytes or as a size
+                such as ``2GB``, which is the default.
+            texts: returns vectors of real texts ``[M, D] float32`` to tune and measure with, see
+                :func:`rdm.retrieval.index.tune.caption_vectors`; None uses shifted rows instead.
+            progress: show progress bars.
 
         Raises:
             ValueError: faiss does not know the factory string or cannot train it on so few rows, a row is zero, or
-                the memory is too little.
+                the memory does not suffice.
         """
         start, allowed = time.perf_counter(), budget(ram)
         factory = factory or choose_factory(len(database), database.dim, allowed)
@@ -93,16 +94,16 @@ class NeighbourIndex(SearchIndex):
                 index.add(unit_vectors(block, "row", index.ntotal))
                 bar.update(len(block))
         built = cls(database, index, new_card(database, factory, allowed), database.path / "index")
-        settle(built, texts, progress=progress)
+        tune_and_measure(built, texts, progress=progress)
         built.card["build_seconds"] = round(time.perf_counter() - start, 1)
         return built
 
     @classmethod
     def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> NeighbourIndex:
-        """Returns the saved index of a database, memory-mapped where faiss can.
+        """Returns the saved index of a database, memory-mapped if faiss can do that.
 
         Args:
-            database: the database it shall belong to.
+            database: the database that the index must belong to.
             path: its folder; None for ``index`` within the database.
 
         Raises:
@@ -124,24 +125,24 @@ class NeighbourIndex(SearchIndex):
         replace: bool = False,
         **options: Any,
     ) -> SearchIndex:
-        """Returns the index in the folder of a database, building and saving it first where there is none.
+        """Returns the index in the folder of a database; builds and saves it first if there is none.
 
-        Where another factory or memory is asked for than that of the index that is there, it is built anew.
+        An index with another factory or memory budget than the given one is built again.
 
         Args:
-            database: its rows.
-            factory: see :meth:`build`; ``milvus:`` before the URI of a cluster, or a file's name, has Milvus serve it.
+            database: the database.
+            factory: see :meth:`build`; ``milvus:`` followed by the URI of a cluster or the name of a file uses Milvus.
             ram: see :meth:`build`.
-            replace: build anew, too, where the index is of other rows, as after an append; else that is an error.
-            options: further ones of :meth:`build`.
+            replace: whether an index of other rows, as after an append, is built again; otherwise it is an error.
+            options: further arguments of :meth:`build`.
         """
         path = database.path / "index"
         if (path / CARD).is_file():
-            card = {} if replace and not is_of(database, path) else read_card(database, path)
+            card = {} if replace and not is_current(database, path) else read_card(database, path)
             same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
             if card and same:
-                return kind_of(card["factory"]).load(database)
-        built = kind_of(factory).build(database, factory, ram=ram, **options)
+                return index_class(card["factory"]).load(database)
+        built = index_class(factory).build(database, factory, ram=ram, **options)
         built.save()
         return built
 
@@ -152,7 +153,7 @@ class NeighbourIndex(SearchIndex):
             path: folder; None for ``index`` within the database.
         """
         self.path = Path(path or self.path)
-        (self.path / CARD).unlink(missing_ok=True)  # an index that is half replaced is none
+        (self.path / CARD).unlink(missing_ok=True)  # so that a half-replaced index is not taken for a complete one
         with atomic_path(self.path / "index.faiss") as temporary:
             faiss.write_index(self._cpu, str(temporary))
         self.card["bytes"] = (self.path / "index.faiss").stat().st_size
@@ -162,7 +163,7 @@ class NeighbourIndex(SearchIndex):
     def candidates(
         self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what faiss finds; see :meth:`SearchIndex.candidates`."""
+        """Returns the candidates that faiss finds, see :meth:`SearchIndex.candidates`."""
         if torch.utils.data.get_worker_info() is not None:
             faiss.omp_set_num_threads(1)  # a search with threads can hang in a forked data-loader worker
         options: dict[str, Any] = {self.setting: breadth} if self.setting else {}
@@ -177,13 +178,13 @@ class NeighbourIndex(SearchIndex):
         return rows.astype(np.int64, copy=False), scores
 
 
-def kind_of(factory: str | None) -> Any:
-    """Returns the class of index that a factory describes."""
+def index_class(factory: str | None) -> Any:
+    """Returns the class of the index that a factory string describes."""
     return MilvusIndex if (factory or "").startswith(SCHEME) else NeighbourIndex
 
 
 def _on_gpus(index: Any) -> Any:
-    """Returns the index on every GPU that faiss offers; itself where there is none, or none that can hold its kind."""
+    """Returns the index copied to every GPU that faiss sees; the index itself if there is no GPU that can hold it."""
     if getattr(faiss, "get_num_gpus", int)() == 0 or not hasattr(faiss, "index_cpu_to_all_gpus"):
         return index
     try:
@@ -194,21 +195,21 @@ def _on_gpus(index: Any) -> Any:
 
 
 def _inner(index: Any) -> Any:
-    """Returns the index that a chain of vector transforms leads to."""
+    """Returns the index at the end of a chain of vector transforms."""
     while isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return index
 
 
 def _read_flags(factory: str) -> int:
-    """Returns how faiss shall read an index: by mapping it, except for codes in blocks, which it copies either way."""
+    """Returns faiss' flags for reading an index: map it, unless it has 4-bit codes, which faiss copies in any case."""
     if "fs" in factory:
         return 0
     return faiss.IO_FLAG_MMAP if "IVF" in factory else faiss.IO_FLAG_MMAP_IFC
 
 
 def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
-    """Returns an empty index ready to be filled, trained on a random sample of the rows."""
+    """Returns an empty index that is trained on a random sample of the rows and ready to be filled."""
     try:
         index = faiss.index_factory(database.dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
@@ -219,7 +220,7 @@ def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
     lists = inner.nlist if isinstance(inner, faiss.IndexIVF) else 1
     if len(database) < lists:
         raise ValueError(
-            f"index '{factory}' divides rows into {lists} lists, got {len(database)} rows; use fewer or 'Flat'"
+            f"index '{factory}' has {lists} lists and needs as many rows, got {len(database)}; use fewer or 'Flat'"
         )
     if lists > 1 and getattr(faiss, "get_num_gpus", int)():
         inner.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(inner.d))
@@ -241,20 +242,20 @@ def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
 
 
 def _use_short_codes(index: Any) -> list[tuple[Any, Any]]:
-    """Has the rotations (OPQ) of an index trained for 4-bit codes where those are its codes.
+    """Makes faiss train the rotations (OPQ) of an index with 4-bit codes for such codes.
 
-    faiss itself would train them for codes of 8 bits, which takes sixteen times as long and fits less well.
+    By default faiss trains rotations for 8-bit codes, which takes sixteen times as long and fits less well.
 
     Returns:
-        Pairs of a rotation and the quantiser it borrows, to be kept until it is trained.
+        Pairs of a rotation and the quantiser that it refers to, which must be kept until the rotation is trained.
     """
-    inner, found = _inner(index), []
+    inner, borrowed = _inner(index), []
     while isinstance(index, faiss.IndexPreTransform):
         for place in range(index.chain.size()):
             rotation = faiss.downcast_VectorTransform(index.chain.at(place))
             if isinstance(rotation, faiss.OPQMatrix) and isinstance(inner, faiss.IndexIVFPQFastScan):
                 codes = faiss.ProductQuantizer(rotation.d_out, rotation.M, inner.pq.nbits)
                 rotation.pq, rotation.niter = codes, _TURNS
-                found.append((rotation, codes))
+                borrowed.append((rotation, codes))
         index = faiss.downcast_index(index.index)
-    return found
+    return borrowed

@@ -1,6 +1,6 @@
-"""The index of a database served by Milvus: a cluster, or a local file of Milvus Lite. Only this file uses pymilvus.
+"""The index of a database in Milvus: a cluster, or a local file of Milvus Lite. Only this file uses pymilvus.
 
-Milvus keeps the vectors in a collection of its own; what it finds are rows of the database, which has to be there too.
+Milvus stores a copy of the vectors in a collection and returns row numbers, so the database itself is needed, too.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.index.factory import budget
 from rdm.retrieval.index.search import SearchIndex, new_card, read_card
-from rdm.retrieval.index.tune import settle
+from rdm.retrieval.index.tune import tune_and_measure
 
 SCHEME = "milvus:"
-_MOST = 16384  # candidates that Milvus gives
+_MOST = 16384  # Milvus' limit of candidates
 _AT_ONCE = 2048  # rows sent at a time; a message may have 64 MB
 
 
 class MilvusIndex(SearchIndex):
-    """Search over the rows of one database, through Milvus.
+    """Searches the rows of one database with Milvus.
 
-    ``MILVUS_TOKEN`` in the environment is the cluster's token. A local file serves one process at a time.
+    The environment variable ``MILVUS_TOKEN`` is the cluster's token. A local file serves one process at a time.
 
     Args:
-        database: the rows.
-        card: its factory is ``milvus:`` and the URI of a cluster, or the name of a file in the database's ``index``.
+        database: the database.
+        card: its factory is ``milvus:`` followed by the URI of a cluster or the name of a file in the database's
+            folder ``index``.
         path: the folder of the card.
     """
 
@@ -48,12 +49,12 @@ class MilvusIndex(SearchIndex):
 
     @property
     def widest(self) -> int:
-        """The setting at which the index looks at every row."""
+        """The value of the setting at which the index looks at every row."""
         return min(65536, max(1, round(4 * math.sqrt(len(self)))))
 
     @property
     def most(self) -> int:
-        """How many candidates a query may have."""
+        """The largest number of candidates that a query can have."""
         return min(_MOST, len(self))
 
     @classmethod
@@ -66,24 +67,24 @@ class MilvusIndex(SearchIndex):
         texts: Callable[[], np.ndarray] | None = None,
         progress: bool = True,
     ) -> MilvusIndex:
-        """Returns an index over all rows, which are sent to Milvus; in place of a collection of the same rows.
+        """Sends all rows to Milvus and returns the index; a collection of the same rows is replaced.
 
         Args:
-            database: its rows.
+            database: the database.
             factory: see :class:`MilvusIndex`.
-            ram: what mapped rows of the database may hold in memory.
+            ram: memory that mapped rows of the database may use.
             texts: see :meth:`rdm.retrieval.index.faiss_index.NeighbourIndex.build`.
-            progress: show bars.
+            progress: show progress bars.
 
         Raises:
             ValueError: pymilvus is not installed, or a row is zero.
-            ConnectionError: no Milvus answers.
+            ConnectionError: Milvus does not answer.
         """
         start = time.perf_counter()
         built = cls(database, new_card(database, factory, budget(ram)), database.path / "index")
         with _explained(factory):
             built._fill(progress)
-        settle(built, texts, progress=progress)
+        tune_and_measure(built, texts, progress=progress)
         built.card["build_seconds"] = round(time.perf_counter() - start, 1)
         return built
 
@@ -92,13 +93,13 @@ class MilvusIndex(SearchIndex):
         """Returns the saved index of a database.
 
         Args:
-            database: the database it shall belong to.
+            database: the database that the index must belong to.
             path: the folder of its card; None for ``index`` within the database.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it belongs to another database, or Milvus has lost rows of it.
-            ConnectionError: no Milvus answers.
+            ValueError: it belongs to another database, or Milvus has lost some of its rows.
+            ConnectionError: Milvus does not answer.
         """
         path = Path(path or database.path / "index")
         index = cls(database, read_card(database, path), path)
@@ -135,18 +136,19 @@ class MilvusIndex(SearchIndex):
     def candidates(
         self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns what Milvus finds; see :meth:`SearchIndex.candidates`.
+        """Returns the candidates that Milvus finds, see :meth:`SearchIndex.candidates`.
 
-        A selection is no filter expression, which would have to name millions of rows: more candidates are fetched.
+        A selection of rows is not sent as a filter expression, which could name millions of rows. Instead, more
+        candidates are fetched and those outside the selection are dropped.
         """
         fetched = count if allowed is None else min(self.most, math.ceil(count / max(allowed.mean(), 1e-9)))
         options: dict[str, Any] = {"limit": fetched, "output_fields": ["row"]}
         options["search_params"] = {"metric_type": "COSINE", "params": {self.setting: breadth}}
         with _explained(self.card["factory"]):
-            found = self.client.search(self.collection, data=list(unit), **options)
+            answers = self.client.search(self.collection, data=list(unit), **options)
         rows = np.full((len(unit), count), -1, np.int64)
         scores = np.full((len(unit), count), -np.inf, np.float32)
-        for query, hits in enumerate(found):
+        for query, hits in enumerate(answers):
             numbers, near = np.array(hits.ids, np.int64), np.array(hits.distances, np.float32)
             if allowed is not None:
                 numbers, near = numbers[allowed[numbers]], near[allowed[numbers]]
@@ -155,7 +157,7 @@ class MilvusIndex(SearchIndex):
 
 
 def _connect(database: RetrievalDatabase, factory: str) -> Any:
-    """Returns a client of the Milvus that a factory names."""
+    """Returns a client of the Milvus that a factory string names."""
     uri = factory.removeprefix(SCHEME)
     try:
         from pymilvus import MilvusClient
@@ -172,10 +174,12 @@ def _connect(database: RetrievalDatabase, factory: str) -> Any:
 
 @contextlib.contextmanager
 def _explained(factory: str) -> Iterator[None]:
-    """Says in one line what went wrong at Milvus."""
+    """Turns an error of Milvus into one of a single line."""
     from pymilvus import MilvusException
 
     try:
         yield
     except MilvusException as error:
-        raise ConnectionError(f"Milvus at '{factory}' does not answer as it should: {error.message}") from error
+        raise ConnectionError(
+            f"Milvus at '{factory}' reports an error: {error.message}; check that it runs and is reachable"
+        ) from error

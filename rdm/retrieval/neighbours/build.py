@@ -1,33 +1,30 @@
-"""The neighbours of every training picture, found once before training, and the popularity counted from them.
+"""Builds neighbour tables: finds the neighbours of every training picture once, before training.
 
-They are found by the picture itself, or by its caption. A table is a folder with ``neighbours.npy`` ``[images, K]``,
-memory-mapped, and its card ``neighbours.json``. More neighbours are stored than are used, so that rows can be removed
-from the database without another search: the next ones stored move up.
+The query is the picture itself or its caption. A table is a folder with the memory-mapped ``neighbours.npy``
+``[images, K]`` and its card ``neighbours.json``. It holds more neighbours than are used. When rows are removed from the
+database, the next stored neighbours take their place without another search.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import read_json
+from ldm.table import ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_others, split_picture
-from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, ROWS, NeighbourTable
+from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_without_copies, split_picture
+from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
 
-if TYPE_CHECKING:  # faiss is needed to build a table, not to read one
-    from rdm.retrieval.index.search import SearchIndex
-
 LOG = logging.getLogger(__name__)
-PLAN, PARTIAL = "build.json", "neighbours.partial.npy"
 _BATCH = 256
 
 
@@ -45,10 +42,10 @@ def prepare_neighbour_table(
     query: str = PICTURE,
     progress: bool = True,
 ) -> NeighbourTable:
-    """Returns the table at ``path``, built anew unless it is the one asked for with at least k neighbours.
+    """Returns the table at ``path``; builds it if it is missing, differs from the arguments or has fewer neighbours.
 
-    Takes the arguments of :func:`build_neighbour_table` and raises what it raises; one of which removals from the
-    database have left fewer than ``used`` neighbours to some picture is built anew, too.
+    The arguments and errors are those of :func:`build_neighbour_table`. A table is also built again if removals from
+    the database have left some picture fewer than ``used`` neighbours.
     """
     path = Path(path)
     plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
@@ -60,7 +57,7 @@ def prepare_neighbour_table(
             if table.left() >= used:
                 return table
             differs = ["rows that were removed from the database"]
-        LOG.warning("neighbour table %s differs in %s; making it again", path, ", ".join(differs) or "k")
+        LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs) or "k")
     options: dict[str, Any] = {
         "near_duplicate": near_duplicate,
         "patches_per_side": patches_per_side,
@@ -83,55 +80,50 @@ def build_neighbour_table(
     query: str = PICTURE,
     progress: bool = True,
 ) -> NeighbourTable:
-    """Finds k neighbours of every picture and writes them; continues a search that was killed.
+    """Finds k neighbours of every picture and writes the table; continues a build that was killed.
 
-    A picture's own rows (the same image id) and near-duplicates of it are left out: a model that is given the
-    picture itself learns to copy. Vectors of pictures that are in the database are read from it. Removed rows are not
-    found.
+    A picture's own rows (those with its image id) and its near-duplicates are left out, because a model that is given
+    the picture itself learns to copy it. The vectors of pictures that are in the database are read from it. Removed
+    rows are left out.
 
     Args:
-        path: folder to write; a table there is replaced when the new one is complete.
+        path: folder of the table; an existing table is replaced when the new one is complete.
         images: data set of ``ldm.data``.
-        embedder: the one that made the database.
+        embedder: the embedder that made the database.
         database: where neighbours come from.
         index: the index of that database.
         k: neighbours per picture.
-        near_duplicate: rows at least this similar (cosine) are left out; above 1 none is.
-        patches_per_side: n; each picture is cut into n x n patches, row by row, and k neighbours of each are found
+        near_duplicate: rows at least this similar (cosine) to the picture are left out; above 1 none is.
+        patches_per_side: n; each picture is cut into n x n patches, row by row, and each patch gets k neighbours
             (CompVis' ``n_patches_per_side``).
-        query: ``picture``, or ``caption`` for the neighbours of each picture's caption, as sampling from texts finds
-            them. What is left out is the same: the picture's own rows, and near-duplicates of the picture.
-        progress: show a bar.
+        query: ``picture``, or ``caption`` for the neighbours of each picture's caption, which are those that
+            text-to-image sampling uses. In both cases the same rows are left out.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: the embedder or index is of another database, a picture has fewer than k neighbours or lacks the
-            caption that is asked for, or captions are asked for patches.
+        ValueError: the embedder or the index belongs to another database, a picture has fewer than k neighbours or no
+            caption although captions are the queries, or captions are combined with patches.
     """
     path = Path(path)
     _check_made_for(database, embedder, index)
     plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
-    partial, done = _resume(path, plan)
+    table = ResumableTable(path, len(images), plan)
+    dtype = np.int32 if len(database) < 2**31 else np.int64
+    line = (k,) if patches_per_side == 1 else (patches_per_side**2, k)
     known, step = rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
-    with tqdm(total=len(images), initial=done, unit="img", desc="neighbours", disable=not progress) as bar:
-        for start in range(done, len(images), step):
+    with tqdm(total=len(images), initial=table.done, unit="img", desc="neighbours", disable=not progress) as bar:
+        for start in range(table.done, len(images), step):
             items = [images[number] for number in range(start, min(start + step, len(images)))]
             parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
             pictures, ids = picture_vectors(parts, embedder, database, known), [name for _, name in parts]
             if query == PICTURE:
-                found = search_others(pictures, ids, database, index, k, near_duplicate)
+                rows = search_without_copies(pictures, ids, database, index, k, near_duplicate)
             else:
                 queries = text_queries(embedder, [item["caption"] for item in items]).cpu().numpy()
-                found = search_others(queries, ids, database, index, k, near_duplicate, pictures)
-            partial[start : start + len(items)] = found.reshape(len(items), *partial.shape[1:])
-            partial.flush()
-            write_json(path / PLAN, {**plan, "done": start + len(items)})
+                rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures)
+            table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
             bar.update(len(items))
-    del partial
-    digest = file_hash(path / PARTIAL)
-    (path / CARD).unlink(missing_ok=True)
-    (path / PARTIAL).replace(path / ROWS)
-    write_json(path / CARD, {**plan, "sha256": digest})
-    (path / PLAN).unlink()
+    table.finish(CARD, {**plan, "sha256": table.hashes()["neighbours"]})
     LOG.info("wrote neighbour table %s: %d images, %d neighbours each", path, len(images), k)
     return NeighbourTable.open(path, database)
 
@@ -145,41 +137,41 @@ def _check_made_for(database: RetrievalDatabase, embedder: Embedder, index: Sear
         )
     if index.card["database"] != database.fingerprint:
         raise ValueError(
-            f"index is of database {index.card['database']}, got database {database.fingerprint}; rebuild it"
+            f"the index belongs to database {index.card['database']}, got {database.fingerprint}; rebuild the index"
         )
 
 
 def check_query(query: str, patches_per_side: int) -> None:
-    """Checks that neighbours can be found by what is asked for.
+    """Checks the kind of query of a table.
 
     Raises:
-        ValueError: neither by pictures nor by captions, or by captions of patches.
+        ValueError: the query is neither ``picture`` nor ``caption``, or captions are combined with patches.
     """
     if query not in (PICTURE, CAPTION):
         raise ValueError(f"got query={query!r}, expected '{PICTURE}' or '{CAPTION}'")
     if query == CAPTION and patches_per_side > 1:
         raise ValueError(
-            f"got patches_per_side={patches_per_side}, expected 1 with neighbours of captions, which have no patches; "
-            "set it to 1, or search by pictures alone"
+            f"got patches_per_side={patches_per_side}, expected 1 with captions, which have no patches; set it to 1, "
+            "or use pictures as queries"
         )
 
 
 def captions_hash(images: Any) -> str:
-    """Returns the SHA-256 of the captions of a data set, without decoding its pictures.
+    """Returns the SHA-256 of the captions of a data set without decoding its pictures.
 
     Raises:
-        ValueError: a picture has none.
+        ValueError: a picture has no caption.
     """
 
     def caption(number: int) -> str:
         try:
             known = images.metadata(number)
-        except ValueError:  # it cannot be read, so another one is delivered for it
+        except ValueError:  # the picture cannot be read, and the data set delivers another one in its place
             return ""
         if not known["caption"].strip():
             raise ValueError(
-                f"image '{known['id']}' has no caption, expected one for every picture; write it, or search by "
-                "pictures alone"
+                f"image '{known['id']}' has no caption, expected one for every picture; write it, or use "
+                "pictures as queries"
             )
         return known["caption"]
 
@@ -203,19 +195,3 @@ def _new_plan(
         "leave_out": {"same_image_id": True, "near_duplicate": near_duplicate},
         **captions,
     }
-
-
-def _resume(path: Path, plan: Mapping[str, Any]) -> tuple[np.memmap, int]:
-    """Returns the writable table ``[images, k]`` or ``[images, n * n, k]`` and how many of its lines are filled."""
-    patches = plan["patches_per_side"] ** 2
-    shape = (plan["images"], *([patches] if patches > 1 else []), plan["k"])
-    dtype = np.int32 if plan["database_rows"] < 2**31 else np.int64
-    if (path / PLAN).is_file() and (path / PARTIAL).is_file():
-        found = read_json(path / PLAN, f"delete {path}")
-        done = found.pop("done")
-        if found == plan:
-            LOG.info("continuing neighbour table %s after %d of %d images", path, done, plan["images"])
-            return np.lib.format.open_memmap(path / PARTIAL, mode="r+"), done
-    path.mkdir(parents=True, exist_ok=True)
-    (path / PLAN).unlink(missing_ok=True)  # it is of the table that is overwritten now
-    return np.lib.format.open_memmap(path / PARTIAL, mode="w+", dtype=dtype, shape=shape), 0

@@ -1,4 +1,4 @@
-"""How popular each row of a database is: counted from a neighbour table, or as another project counted it."""
+"""The popularity of database rows: counted from a neighbour table, or imported from another project."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CARD, COUNTS = "popularity.json", "popularity.npy"
 def popularity(database: RetrievalDatabase, k: int) -> np.ndarray:
     """Returns how many training pictures have each row among their first k neighbours, ``[N] int64``.
 
-    It is counted from the table ``neighbours/train`` beside the database; where there is none, imported counts are
-    taken (:func:`write_popularity`), which have a k of their own. Removed rows have none.
+    It is counted from the table ``neighbours/train`` in the folder of the database. If there is no such table, imported
+    counts are used (:func:`write_popularity`), for which k is fixed. The popularity of removed rows is 0.
 
     Raises:
-        FileNotFoundError: there is neither.
-        ValueError: table or counts are damaged or of another database, or the table has fewer than k neighbours.
+        FileNotFoundError: there is neither a table nor imported counts.
+        ValueError: they are damaged or belong to another database, or the table has fewer than k neighbours.
     """
     if not (database.path / CARD).is_file() or (database.path / "neighbours" / "train").is_dir():
         return NeighbourTable.open(database.path / "neighbours" / "train", database).popularity(k)
@@ -29,33 +29,33 @@ def popularity(database: RetrievalDatabase, k: int) -> np.ndarray:
     card = read_json(database.path / CARD, remedy)
     if card.get("database") != database.fingerprint:
         raise ValueError(
-            f"{database.path / COUNTS} is of the database with fingerprint {card.get('database')}, got "
+            f"{database.path / COUNTS} belongs to the database with fingerprint {card.get('database')}, got "
             f"{database.path} with fingerprint {database.fingerprint}; {remedy}"
         )
     check_hash(database.path / COUNTS, card["sha256"], remedy)
     counts = np.load(database.path / COUNTS, allow_pickle=False)
-    return counts if database.alive is None else np.where(database.alive, counts, 0)
+    return np.where(database.is_alive(), counts, 0)
 
 
 def write_popularity(database: RetrievalDatabase, rows: np.ndarray, counts: np.ndarray, origin: str | Path) -> None:
-    """Writes how often rows are somebody's neighbour beside a database.
+    """Writes imported popularity into the folder of a database.
 
     Args:
         database: the database.
-        rows: ``[M] int64``.
-        counts: ``[M] int64``; rows that are not named have 0.
-        origin: where these come from, for the card.
+        rows: row numbers, ``[M] int64``.
+        counts: how many pictures have each of these rows as a neighbour, ``[M] int64``; all other rows get 0.
+        origin: where the counts come from; recorded in the card.
 
     Raises:
-        ValueError: a row that the database does not have, or a negative count.
+        ValueError: the database has no such row, or a count is negative.
     """
     if rows.size and not 0 <= rows.min() <= rows.max() < len(database):
         raise ValueError(
             f"{origin} names rows {rows.min()} to {rows.max()}, {database.path} has {len(database)}; import the "
-            "database that it is of"
+            "database that it belongs to"
         )
     if counts.size and counts.min() < 0:
-        raise ValueError(f"{origin} holds the count {counts.min()}, expected none below 0")
+        raise ValueError(f"{origin} holds the count {counts.min()}, expected counts of at least 0")
     every = np.zeros(len(database), dtype=np.int64)
     every[rows] = counts
     with atomic_path(database.path / COUNTS) as temporary, temporary.open("wb") as stream:

@@ -1,9 +1,8 @@
-"""The nearest rows of a picture but for itself and its copies, and the vectors that they are found by."""
+"""Finds the rows nearest to pictures without the pictures' own rows and near-duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -11,19 +10,17 @@ from torch import Tensor
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images
 from rdm.retrieval.index.exact import cosine, unit_vectors
+from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.patches.identity import picture_hash, to_pixels
 
-if TYPE_CHECKING:  # faiss is needed to search, not for vectors
-    from rdm.retrieval.index.search import SearchIndex
-
-_REUSE_ROWS = 2_000_000  # above this the hashes of the database's pictures are not held in memory
+_REUSE_ROWS = 2_000_000  # larger databases do not hold the hashes of their pictures in memory
 
 
 def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
     """Returns the n x n patches of a picture ``[3, H, W]``, row by row, each ``[3, H // n, W // n]``.
 
     Raises:
-        ValueError: n is below 1, or larger than a side.
+        ValueError: n is below 1 or larger than a side.
     """
     height, width = (side // max(per_side, 1) for side in image.shape[1:])
     if per_side < 1 or not height or not width:
@@ -33,7 +30,7 @@ def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
 
 
 def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
-    """Returns the row of each picture hash; empty for a database too large to hold them all."""
+    """Returns the row of each picture hash; empty if the database is too large to hold all hashes in memory."""
     if len(database) > _REUSE_ROWS:
         return {}
     return {digest: row for row, digest in enumerate(database.column("sha256").to_pylist())}
@@ -42,7 +39,14 @@ def rows_by_picture(database: RetrievalDatabase) -> dict[str, int]:
 def picture_vectors(
     parts: list[tuple[Tensor, str]], embedder: Embedder, database: RetrievalDatabase, known: Mapping[str, int]
 ) -> np.ndarray:
-    """Returns raw vectors ``[B, D] float32`` of pictures with their names, read from the database where it has them."""
+    """Returns the raw vectors ``[B, D] float32`` of pictures.
+
+    Args:
+        parts: B pictures ``[3, H, W]`` with their names.
+        embedder: embeds the pictures that are not in the database.
+        database: holds the vectors of the other ones.
+        known: the row of each picture hash, see :func:`rows_by_picture`.
+    """
     rows = np.array([known.get(picture_hash(to_pixels(image)), -1) for image, _ in parts])
     vectors = np.empty((len(parts), embedder.dim), dtype=np.float32)
     vectors[rows >= 0] = database.embeddings(rows[rows >= 0])
@@ -52,7 +56,7 @@ def picture_vectors(
     return vectors
 
 
-def search_others(
+def search_without_copies(
     queries: np.ndarray,
     ids: list[str],
     database: RetrievalDatabase,
@@ -61,36 +65,35 @@ def search_others(
     near_duplicate: float,
     pictures: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the k nearest rows of each picture but for its own and near-duplicates, ``[B, k] int64``.
+    """Returns the k nearest rows of each picture without its own rows and near-duplicates, ``[B, k] int64``.
 
     Args:
-        queries: ``[B, D] float32``, raw vectors of the pictures, or of what stands for them.
-        ids: their image ids.
-        database: the rows.
+        queries: ``[B, D] float32``, raw vectors of the pictures or, for example, of their captions.
+        ids: the image ids of the pictures.
+        database: the database.
         index: its index.
         k: neighbours per picture.
         near_duplicate: rows at least this similar to the picture are left out.
-        pictures: ``[B, D] float32``, raw vectors of the pictures where the queries are others.
+        pictures: ``[B, D] float32``, raw vectors of the pictures; None if they are the queries.
 
     Raises:
         ValueError: fewer than k rows are left for a picture.
     """
-    found = np.full((len(queries), k), -1, dtype=np.int64)
-    open_places, alive, total = np.arange(len(queries)), database.alive, len(database) - database.removed
+    nearest = np.full((len(queries), k), -1, dtype=np.int64)
+    open_places, total = np.arange(len(queries)), database.living_count
     width = min(k + 12, total)
     unit = None if pictures is None else unit_vectors(pictures, "picture")
     while True:
-        near = index.search(queries[open_places], width)
-        owners = database.values("image_id", near.rows)
-        asked = np.array([ids[place] for place in open_places], dtype=object)[:, None]
-        alike = near.scores if unit is None else cosine(index.reader, unit[open_places], near.rows)
-        keep = (owners != asked) & (alike < near_duplicate)
-        keep &= True if alive is None else alive[near.rows]
+        candidates = index.search(queries[open_places], width)
+        owners = database.values("image_id", candidates.rows)
+        own_ids = np.array([ids[place] for place in open_places], dtype=object)[:, None]
+        similarity = candidates.scores if unit is None else cosine(index.reader, unit[open_places], candidates.rows)
+        keep = (owners != own_ids) & (similarity < near_duplicate) & database.is_alive(candidates.rows)
         enough = keep.sum(axis=1) >= k
         for line in np.flatnonzero(enough):
-            found[open_places[line]] = near.rows[line][keep[line]][:k]
+            nearest[open_places[line]] = candidates.rows[line][keep[line]][:k]
         if enough.all():
-            return found
+            return nearest
         if width == total:
             short = int(np.argmin(enough))
             raise ValueError(

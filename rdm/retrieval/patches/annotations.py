@@ -1,4 +1,4 @@
-"""Boxes that people drew: from OpenImages' and COCO's files, or a plain table."""
+"""Annotated boxes from the files of OpenImages and COCO or from a plain table."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-# Columns of the picture, the four sides and the class: ours in pixels, OpenImages' in parts of the picture's sides.
+# Columns of the picture, the four sides and the class: ours in pixels, OpenImages' as fractions of the picture's sides.
 _PIXELS = ("image_id", "x0", "y0", "x1", "y1", "class_id")
 _PARTS = ("ImageID", "XMin", "YMin", "XMax", "YMax", "LabelName")
 
 
 class Annotations:
-    """The boxes of each picture.
+    """The annotated boxes of each picture.
 
     Args:
-        file: CSV or Parquet with columns ``image_id x0 y0 x1 y1`` in pixels, and ``class_id`` if known; OpenImages' CSV
-            of boxes; or COCO's JSON of instances.
+        file: CSV or Parquet with columns ``image_id x0 y0 x1 y1`` in pixels and optionally ``class_id``; OpenImages'
+            CSV of boxes; or COCO's JSON of instances.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: none of these forms.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has none of these forms.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -42,12 +42,12 @@ class Annotations:
         return len(self._ids)
 
     def of(self, image_id: str, width: int, height: int) -> list[tuple[float, float, float, float, str]]:
-        """Returns the boxes of a picture and their classes, in pixels of a picture of this size, in the file's order.
+        """Returns the boxes of a picture in pixels and their classes, in the order of the file.
 
         Args:
-            image_id: its id, or a path whose file name without ending is the id.
-            width: in pixels.
-            height: in pixels.
+            image_id: the id of the picture, or a path whose file name without ending is the id.
+            width: width of the picture in pixels.
+            height: its height in pixels.
         """
         scale = np.array([width, height, width, height]) if self._parts else 1.0
         for name in (image_id, Path(image_id).name, Path(image_id).stem):
@@ -60,7 +60,7 @@ class Annotations:
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Returns ids ``[n] bytes``, sides ``[n, 4] float32``, classes ``[n] bytes``, and whether sides are parts."""
+    """Returns ids ``[n] bytes``, sides ``[n, 4] float32``, classes ``[n] bytes``, and whether sides are fractions."""
     try:
         if path.suffix == ".json":
             return (*_read_coco(path), False)
@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """Returns the columns that matter; texts stay texts even where they look like numbers."""
+    """Returns the columns that are used; texts stay texts even if they look like numbers."""
     header = path.open(encoding="utf-8").readline().strip().split(",")
     texts = {name: pa.string() for name in (_PIXELS[0], _PIXELS[5], _PARTS[0], _PARTS[5])}
     wanted: Sequence[str] = [name for name in header if name in (*_PIXELS, *_PARTS)]

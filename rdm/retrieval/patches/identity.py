@@ -1,4 +1,4 @@
-"""What tells pictures and lists of pictures apart: ids and hashes."""
+"""Ids and hashes that identify pictures and lists of pictures."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def ids_hash(ids: Iterable[str]) -> str:
-    """Returns the SHA-256 of image ids in their order."""
+    """Returns the SHA-256 of a list of image ids."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def images_hash(images: Any) -> str:
-    """Returns the SHA-256 of the ids of a data set, without decoding its pictures."""
+    """Returns the SHA-256 of the image ids of a data set without decoding its pictures."""
     return ids_hash(image_id(images, number) for number in range(len(images)))
 
 
 def picture_hash(pixels: np.ndarray) -> str:
-    """Returns the SHA-256 of a picture ``[H, W, 3] uint8``: of its pixels, not of the file that held it."""
+    """Returns the SHA-256 of the pixels ``[H, W, 3] uint8`` of a picture, which does not depend on its file format."""
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
@@ -32,7 +32,7 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 
 def image_id(images: Any, index: int) -> str:
-    """Returns the id of a picture of a ``ldm.data`` data set without decoding it, ``""`` if unreadable."""
+    """Returns the id of a picture of an ``ldm.data`` data set without decoding it; ``""`` if it is unreadable."""
     try:
         return images.metadata(index)["id"]
     except ValueError:

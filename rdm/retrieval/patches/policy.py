@@ -1,14 +1,15 @@
-"""Which parts of a picture become rows, and how such a part is cut out, today and when it is shown again.
+"""The policy that says which parts of a picture become database rows, and the function that cuts such a part out.
 
 A policy is the mapping ``patches`` of a database's config::
 
     {policy: whole}                                          the picture itself
-    {policy: random, count: 2, min_side: 256, max_side: 256, seed: 0}    squares drawn for each picture
+    {policy: random, count: 2, min_side: 256, max_side: 256, seed: 0}    random squares of each picture
     {policy: grid, side: 256, stride: 256}                   squares that cover the picture
     {policy: boxes, file: boxes.csv, min_side: 64}           squares around annotated boxes
 
-Each takes ``min_picture``: pictures whose shorter side has fewer pixels give no rows. A box is in pixels of the picture
-at its own size. Its patch, which the embedder sees, is the centre square of the box at the size of the source.
+Every policy accepts ``min_picture``: a picture whose shorter side has fewer pixels gives no rows. A box is in pixels of
+the picture at its original size. The embedder sees the patch of the box: its centre square, scaled to the size of the
+source.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from ldm.config import check_keys
 from ldm.data.decode import centre_square
 from rdm.retrieval.patches.annotations import Annotations
 
-# What each policy can be told, with what holds if it is not; None must be told, or is no limit (max_side, stride).
+# The settings of each policy and their defaults. None has no default and must be given; 0 as max_side or stride means
+# no limit and the side.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "whole": {},
     "random": {"count": 1, "min_side": None, "max_side": 0, "seed": 0},
@@ -44,14 +46,14 @@ class Box(NamedTuple):
 
 
 class Patches:
-    """A policy: the boxes of any picture.
+    """A policy, which gives the boxes of any picture.
 
     Args:
         config: ``policy`` and its settings; None for whole pictures.
 
     Raises:
-        ValueError: an unknown policy or setting, or one out of range.
-        FileNotFoundError: there is no such file of annotations.
+        ValueError: the policy or a setting is unknown, or a setting is out of range.
+        FileNotFoundError: the file of annotations is missing.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
@@ -59,29 +61,29 @@ class Patches:
         self._annotations = Annotations(self.config["file"]) if self.config["policy"] == "boxes" else None
 
     def of(self, image_id: str, width: int, height: int) -> list[tuple[Box, str]]:
-        """Returns the boxes of a picture of this size, and the class of each where an annotation names one.
+        """Returns the boxes of a picture of this size, each with the class that an annotation names or ``""``.
 
-        The answer depends on nothing but the policy and these three, not on the order of pictures.
+        The result depends only on the policy and the arguments, not on other pictures.
         """
         if min(width, height) < self.config["min_picture"]:
             return []
         if self._annotations is not None:
-            found = [
+            labelled = [
                 (_square_around(x0, y0, x1, y1, width, height), name)
                 for x0, y0, x1, y1, name in self._annotations.of(image_id, width, height)
                 if min(x1 - x0, y1 - y0) >= self.config["min_side"]
             ]
         else:
             boxes = {"whole": _whole, "random": _random, "grid": _grid}[self.config["policy"]]
-            found = [(box, "") for box in boxes(self.config, image_id, width, height)]
-        return list(dict.fromkeys(found))  # a picture of just the smallest size would give one square over and over
+            labelled = [(box, "") for box in boxes(self.config, image_id, width, height)]
+        return list(dict.fromkeys(labelled))  # in a picture of the smallest size all random squares are equal
 
 
 def complete_policy(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a policy with all its settings.
+    """Returns a policy with all its settings, including defaults.
 
     Raises:
-        ValueError: an unknown policy or setting, or one out of range.
+        ValueError: the policy or a setting is unknown, or a setting is out of range.
     """
     name = config.get("policy")
     if name not in _SETTINGS:
@@ -91,7 +93,7 @@ def complete_policy(config: Mapping[str, Any]) -> dict[str, Any]:
     known = {"policy": name, **{key: config.get(key, value) for key, value in settings.items()}}
     for key, value in known.items():
         if value is None:
-            raise ValueError(f"patches: policy {name} has no '{key}', expected it beside {', '.join(config)}")
+            raise ValueError(f"patches: policy {name} has no '{key}', got {', '.join(config)}; add '{key}'")
         least = 0 if key in ("seed", "max_side", "stride") else 1
         if key not in ("policy", "file") and (not isinstance(value, int) or value < least):
             raise ValueError(f"patches: got {key}={value!r}, expected a whole number of at least {least}")
@@ -101,7 +103,12 @@ def complete_policy(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cut(picture: Image.Image, box: Box | None, size: int) -> np.ndarray:
-    """Returns the patch of a box, ``[size, size, 3] uint8``: its centre square, scaled; None for the whole picture.
+    """Returns the patch of a box, which is its centre square, scaled to ``[size, size, 3] uint8``.
+
+    Args:
+        picture: the picture.
+        box: the box; None for the whole picture.
+        size: side of the patch in pixels.
 
     Raises:
         ValueError: the box is not within the picture.
@@ -119,7 +126,7 @@ def _whole(config: Mapping[str, Any], image_id: str, width: int, height: int) ->
 
 
 def _random(config: Mapping[str, Any], image_id: str, width: int, height: int) -> list[Box]:
-    """Squares with sides and then places drawn uniformly, from a generator of the seed and the picture's id."""
+    """Squares of uniformly random sides and places, drawn with a generator that depends on the seed and the id."""
     most = min(width, height, config["max_side"] or width)
     if most < config["min_side"]:
         return []
@@ -133,7 +140,7 @@ def _random(config: Mapping[str, Any], image_id: str, width: int, height: int) -
 
 
 def _grid(config: Mapping[str, Any], image_id: str, width: int, height: int) -> list[Box]:
-    """Squares at most a stride apart and evenly spread, so that the last ones end at the picture's edges."""
+    """Evenly spaced squares, at most a stride apart, of which the last ones end at the picture's edges."""
     del image_id
     side, stride = config["side"], config["stride"] or config["side"]
     if min(width, height) < side:
@@ -146,7 +153,7 @@ def _grid(config: Mapping[str, Any], image_id: str, width: int, height: int) -> 
 
 
 def _square_around(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> Box:
-    """The square around a box with its longer side, moved into the picture, and smaller where that has no room."""
+    """The square around a box with the longer side of the box, moved into the picture and shrunk if it does not fit."""
     side = min(max(1, round(max(x1 - x0, y1 - y0))), width, height)
     left = min(max(0, round((x0 + x1 - side) / 2)), width - side)
     top = min(max(0, round((y0 + y1 - side) / 2)), height - side)

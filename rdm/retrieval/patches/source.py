@@ -1,4 +1,4 @@
-"""The pictures that rows of a database were cut from."""
+"""The data set that rows of a database were cut from."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rdm.retrieval.patches.policy import Box, cut
 
 
 class Source:
-    """A data set, opened when its first picture is asked for.
+    """A data set, which is opened when its first picture is read.
 
     Args:
-        entry: ``source`` (``{"target", "params"}``) and ``patches`` of a database's card.
-        database: the database's folder, for messages.
-        images: the data set itself, if it is open already.
+        entry: ``source`` (``{"target", "params"}``) and ``patches`` from a database's card.
+        database: folder of the database, for messages.
+        images: the open data set; None opens the one that ``entry`` describes.
     """
 
     def __init__(self, entry: Mapping[str, Any], database: Path, images: Any = None) -> None:
         self._config = entry["source"]
         self._whole = entry["patches"]["policy"] == "whole"
-        self._imported = entry["patches"]["policy"] == "imported"  # of such rows only the number is known for sure
+        self._imported = entry["patches"]["policy"] == "imported"  # of such rows only the number is certain
         self._database, self._images = database, images
         self._numbers: dict[str, int] | None = None
 
@@ -34,16 +34,16 @@ class Source:
         """Returns the patch of a row, ``[S, S, 3] uint8``, as it was embedded.
 
         Args:
-            row: its metadata.
+            row: the metadata of the row.
 
         Raises:
-            ValueError: no source is known, or it holds another picture than the row was made of.
+            ValueError: no source is recorded, or it holds another picture than the one that the row was made from.
             FileNotFoundError: the source has moved.
         """
         if self._images is None:
             if not self._config:
                 raise ValueError(
-                    f"where image '{row['image_id']}' comes from is not recorded; give its data set as source"
+                    f"database {self._database} records no source of image '{row['image_id']}'; give its data set"
                 )
             self._images = instantiate_from_config(self._config)
         sides = Box(row["x0"], row["y0"], row["x1"], row["y1"])
@@ -60,7 +60,7 @@ class Source:
         return pixels
 
     def _number(self, row: Mapping[str, Any]) -> int:
-        """Returns the number of a row's picture: the recorded one, unless pictures were added or taken away since."""
+        """Returns the number of a row's picture in the source; if pictures came or went since, the id is looked up."""
         item, name = row["item"], row["image_id"]
         if 0 <= item < len(self._images) and (self._imported or image_id(self._images, item) == name):
             return item

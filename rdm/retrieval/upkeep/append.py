@@ -1,8 +1,8 @@
-"""Databases that change: append pictures, find rows to remove, rewrite without them, merge.
+"""Appends pictures to a database.
 
-``RetrievalDatabase.remove`` marks rows; they keep their numbers, so indexes and neighbour tables stay valid and leave
-them out. Append, compact and merge make other rows: indexes and tables of before are refused and built again. All of
-them can be killed at any moment: the card changes last, and at once.
+``RetrievalDatabase.remove`` only marks rows. They keep their numbers, so indexes and neighbour tables stay valid and
+leave them out. Append, compact and merge change the rows: older indexes and tables are refused and must be built again.
+All of these operations can be killed at any moment, because the card changes last and in a single step.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ldm.files import read_json
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import embed_all
-from rdm.retrieval.builder.plan import finish, new_plan, resume
-from rdm.retrieval.builder.shard import Work
+from rdm.retrieval.builder.plan import Plan, new_plan
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.removed import changing, read_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD
@@ -44,20 +43,20 @@ def append_pictures(
 ) -> RetrievalDatabase:
     """Embeds the pictures of a source that a database does not have yet; continues an append that was killed.
 
-    A picture is there already if a row of the same source and policy has its id. Rows that are there keep their numbers
-    and are not embedded again.
+    The database has a picture if a row of the same source and policy has the picture's id. Existing rows keep their
+    numbers and are not embedded again.
 
     Args:
         path: folder of the database.
-        source: ``{"target", "params"}`` of a data set of ``ldm.data``: one that has grown since, or another one.
-        embedder: the one that made the database.
-        patches: what to take of each picture, see :mod:`rdm.retrieval.patches.policy`.
-        options: see :class:`rdm.retrieval.builder.shard.Work`.
+        source: ``{"target", "params"}`` of a data set of ``ldm.data``: one that has grown, or a new one.
+        embedder: the embedder that made the database.
+        patches: the policy of patches, see :mod:`rdm.retrieval.patches.policy`.
+        options: see :class:`rdm.retrieval.builder.work.Work`.
 
     Raises:
         FileNotFoundError: there is no finished database.
-        ValueError: another embedder made it, or see :func:`rdm.retrieval.builder.build.build_database`.
-        OSError: the disk is full; the database is as before, and the same command continues.
+        ValueError: another embedder made the database, or see :func:`rdm.retrieval.builder.build.build_database`.
+        OSError: the disk is full; the database is unchanged, and the same command continues the append.
     """
     path, work = Path(path), Work(**options)
     work.check()
@@ -66,31 +65,32 @@ def append_pictures(
     images = instantiate_from_config(source)
     items, ids = _new_items(database, {"source": source, "patches": policy.config}, images)
     if (path / APPEND_PLAN).is_file():
-        base = read_json(path / APPEND_PLAN, f"delete {path / APPEND_PLAN}").get("base")
-        if not items or base != database.fingerprint:  # of an append that is done, or of rows that are gone
+        base = Plan.from_file(path / APPEND_PLAN).base
+        if not items or base != database.fingerprint:  # left by a finished append, or of rows that have changed
             (path / APPEND_PLAN).unlink()
     if not items:
-        LOG.info("nothing to append: database %s has every picture of the source", path)
+        LOG.info("nothing to append: database %s has all pictures of the source", path)
         return database
-    more = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
-    plan = new_plan(source, images, policy, embedder, work, **more)
-    plan = resume(path, plan, embedder, APPEND_PLAN)
-    embed_all(path, plan, images, items, policy, embedder, work, APPEND_PLAN)
-    if plan["shards"]:
+    extends = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
+    plan = new_plan(source, images, policy, embedder, work.shard_rows, **extends)
+    build = Build(path, APPEND_PLAN, plan, images, items, policy, embedder, work)
+    build.resume()
+    embed_all(build)
+    if build.plan.shards:
         with changing(path / CARD):
-            if RetrievalDatabase.open(path).fingerprint != plan["base"]:
-                raise ValueError(f"database {path} was changed meanwhile; run the same command again")
-            finish(path, plan, database.card)
+            if RetrievalDatabase.open(path).fingerprint != build.plan.base:
+                raise ValueError(f"database {path} was changed by another process; run the same command again")
+            build.finish(database.card)
     else:
-        LOG.info("nothing to append: %d new pictures are unreadable, too small or without a box", len(items))
+        LOG.info("nothing to append: all %d new pictures are unreadable or too small, or have no box", len(items))
     (path / APPEND_PLAN).unlink()
     return RetrievalDatabase.open(path, embedder)
 
 
 def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: Any) -> tuple[list[int], str]:
-    """Returns the numbers of the pictures that no row of this source has, and the hash of their ids."""
+    """Returns the numbers of the pictures of a source that have no row yet, and the hash of their ids."""
     owners, known = database.sources_of(np.arange(len(database))), []
-    ours = [n for n, found in enumerate(database.sources) if all(found[key] == entry[key] for key in entry)]
+    ours = [n for n, source in enumerate(database.sources) if all(source[key] == entry[key] for key in entry)]
     if ours:
         known = database.column("image_id").filter(pa.array(np.isin(owners, ours)))
     ids = pa.array([image_id(images, number) for number in range(len(images))])
@@ -100,6 +100,6 @@ def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: An
 
 
 def _next_number(database: RetrievalDatabase) -> int:
-    """Returns a number that no shard has, nor one that is gone but still has rows marked as removed."""
+    """Returns a number that neither a shard of the table nor a mark of removed rows uses."""
     names = {shard["name"] for shard in database.card["shards"]} | read_removed(database.path).keys()
     return 1 + max(map(int, names))

@@ -1,4 +1,4 @@
-"""Rewrites the files of a database without its removed rows."""
+"""Deletes the removed rows of a database by rewriting its files."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ LOG = logging.getLogger(__name__)
 
 
 def compact(path: str | Path) -> RetrievalDatabase:
-    """Rewrites a database without its removed rows, and deletes what belongs to no row.
+    """Rewrites a database without its removed rows and deletes files that belong to no row.
 
-    Only shards that lost rows are rewritten. The rows behind get smaller numbers: the index and neighbour tables have
-    to be made again, and a program that has the database open ends with an error. Take removed pictures out of the
-    source too, or the next append brings them back.
+    Only shards with removed rows are rewritten. Later rows get smaller numbers, so the index and neighbour tables must
+    be built again, and a program that has the database open ends with an error. Delete the removed pictures from the
+    source, too; otherwise the next append adds them again.
 
     Args:
         path: folder of the database.
 
     Raises:
         FileNotFoundError: there is no finished database.
-        ValueError: an append is unfinished, a file is damaged, or no row would be left.
-        OSError: the disk is full; the database is as before.
+        ValueError: an append is unfinished, a file is damaged, or all rows are removed.
+        OSError: the disk is full; the database is unchanged.
     """
     path = RetrievalDatabase.open(path).path
     with changing(path / CARD):
         database = RetrievalDatabase.open(path)
         if (path / APPEND_PLAN).is_file():
             raise ValueError(f"an append to {path} is unfinished; finish it, or delete {path / APPEND_PLAN}")
-        if database.alive is not None and not database.alive.any():
-            raise ValueError(f"every row of {path} is removed, nothing would be left; delete the folder instead")
+        if not database.living_count:
+            raise ValueError(f"all rows of {path} are removed; delete the folder instead")
         marks, next_number = read_removed(path), _next_number(database)
         shards: list[dict[str, Any]] = []
         sources = [{**entry, "shards": 0} for entry in database.sources]
@@ -64,11 +64,11 @@ def compact(path: str | Path) -> RetrievalDatabase:
         write_removed(path, {})
     for file in unused_files(path, shards):
         file.unlink()
-    LOG.info("database %s: %d rows left, %d rewritten away", path, rows, len(database) - rows)
+    LOG.info("database %s has %d rows, %d were deleted", path, rows, len(database) - rows)
     return RetrievalDatabase.open(path)
 
 
 def unused_files(path: Path, shards: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Returns the files in the folders of shards that belong to none of a shard table."""
+    """Returns the files in the folders of shards that belong to no shard of a shard table."""
     used = {shard_file(path, kind, shard["name"]) for shard in shards for kind in KINDS}
     return sorted(file for kind in KINDS for file in (path / kind).glob("*") if file not in used)

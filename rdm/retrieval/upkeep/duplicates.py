@@ -1,10 +1,9 @@
-"""Rows that show what an earlier row shows: the same pixels, or nearly the same by the embedder's measure."""
+"""Finds duplicates: rows with the same pixels as an earlier row, or with nearly the same embedding."""
 
 from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +11,7 @@ from tqdm import tqdm
 
 from ldm.files import atomic_path
 from rdm.retrieval.database.rows import RetrievalDatabase
-
-if TYPE_CHECKING:  # faiss is needed for near-duplicates only
-    from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.search import SearchIndex
 
 FILE = "duplicates.csv"
 _BATCH = 1024
@@ -22,13 +19,13 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows that an earlier row stands for, in ascending order.
+    """Rows that repeat an earlier row, in ascending order.
 
     Attributes:
         rows: ``[R] int64``.
-        of: ``[R] int64``, the earlier row of each, which is none of ``rows`` itself.
-        similarity: ``[R] float32``, cosine; 1 for the same pixels.
-        exact: how many have the same pixels.
+        of: ``[R] int64``, the earlier row that each repeats, which is not among ``rows``.
+        similarity: ``[R] float32``, cosine similarity to that row; 1 for the same pixels.
+        exact: number of rows with the same pixels.
     """
 
     rows: np.ndarray
@@ -40,15 +37,15 @@ class Duplicates:
 def find_duplicates(
     database: RetrievalDatabase, index: SearchIndex, near: float, *, progress: bool = True
 ) -> Duplicates:
-    """Returns which rows show what an earlier row shows; removed ones neither are nor have duplicates.
+    """Returns the rows that repeat an earlier row; removed rows are ignored.
 
-    A row is kept unless an earlier row that is kept has the same pixels or is at least so similar.
+    A row is a duplicate if an earlier row that is no duplicate has the same pixels or is similar enough.
 
     Args:
-        database: the rows.
-        index: its index; what an approximate one does not find is not reported.
-        near: least cosine similarity of a near-duplicate; above 1 only the same pixels count.
-        progress: show a bar.
+        database: the database.
+        index: its index; an approximate index may miss some near-duplicates.
+        near: least cosine similarity of a near-duplicate; above 1 only rows with the same pixels are duplicates.
+        progress: show a progress bar.
     """
     of = _same_pixels(database)
     similarity = (of >= 0).astype(np.float32)
@@ -56,30 +53,30 @@ def find_duplicates(
     if near <= 1:
         _find_near(database, index, near, of, similarity, progress)
     rows = np.flatnonzero(of >= 0)
-    further = of[of[rows]] >= 0  # the first row with these pixels is itself near to an earlier one
+    further = of[of[rows]] >= 0  # the first row with these pixels is itself a near-duplicate of an earlier one
     similarity[rows[further]] = similarity[of[rows[further]]]
     of[rows[further]] = of[of[rows[further]]]
     return Duplicates(rows, of[rows], similarity[rows], exact)
 
 
-def write_duplicates(database: RetrievalDatabase, found: Duplicates) -> None:
-    """Writes ``duplicates.csv`` into the database's folder: a line for each row, with both pictures' ids."""
+def write_duplicates(database: RetrievalDatabase, duplicates: Duplicates) -> None:
+    """Writes ``duplicates.csv`` into the folder of the database, with a line for each duplicate and both image ids."""
     with atomic_path(database.path / FILE) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(("row", "image_id", "of", "of_image_id", "similarity"))
-        for start in range(0, len(found.rows), _BATCH):
+        for start in range(0, len(duplicates.rows), _BATCH):
             part = slice(start, start + _BATCH)
-            rows, of = found.rows[part], found.of[part]
+            rows, of = duplicates.rows[part], duplicates.of[part]
             ids, theirs = (database.values("image_id", numbers).tolist() for numbers in (rows, of))
-            similarity = [f"{value:.4f}" for value in found.similarity[part]]
+            similarity = [f"{value:.4f}" for value in duplicates.similarity[part]]
             writer.writerows(zip(rows.tolist(), ids, of.tolist(), theirs, similarity, strict=True))
 
 
 def _same_pixels(database: RetrievalDatabase) -> np.ndarray:
-    """Returns the first row with the pixels of each row, ``[N] int64``; -1 for that row itself, and where unknown."""
+    """Returns for each row the first row with the same pixels, ``[N] int64``; -1 for that row itself and if unknown."""
     cells = [database.cells(number, "sha256") for number in range(len(database.card["shards"]))]
     hashes = np.concatenate([cell.cast(pa.string()).fill_null("").to_numpy().astype("S32") for cell in cells])
-    rows = np.flatnonzero((hashes != b"") & (True if database.alive is None else database.alive))
+    rows = np.flatnonzero((hashes != b"") & database.is_alive())
     _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
     of = np.full(len(database), -1, dtype=np.int64)
     of[rows] = np.where(first[group] < np.arange(len(rows)), rows[first[group]], -1)
@@ -94,18 +91,18 @@ def _find_near(
     similarity: np.ndarray,
     progress: bool,
 ) -> None:
-    """Completes ``of`` and ``similarity`` by the rows that are similar to an earlier one."""
-    total = len(database) - database.removed
-    rows = np.flatnonzero((of < 0) & (True if database.alive is None else database.alive))
+    """Adds the rows that are similar to an earlier row to ``of`` and ``similarity``."""
+    total = database.living_count
+    rows = np.flatnonzero((of < 0) & database.is_alive())
     for start in tqdm(range(0, len(rows), _BATCH), unit_scale=_BATCH, desc="near-duplicates", disable=not progress):
         waiting, width = rows[start : start + _BATCH], min(8, total)
         hits: dict[int, list[tuple[int, float]]] = {}
         while len(waiting):
-            found = index.search(database.embeddings(waiting), width)
-            full = (found.scores[:, -1] >= near) & (width < total)
-            for line in np.flatnonzero(~full & (found.scores[:, min(1, width - 1)] >= near)):
-                earlier = (found.scores[line] >= near) & (found.rows[line] < waiting[line])
-                pairs = zip(found.rows[line][earlier].tolist(), found.scores[line][earlier].tolist(), strict=True)
+            nearest = index.search(database.embeddings(waiting), width)
+            full = (nearest.scores[:, -1] >= near) & (width < total)
+            for line in np.flatnonzero(~full & (nearest.scores[:, min(1, width - 1)] >= near)):
+                earlier = (nearest.scores[line] >= near) & (nearest.rows[line] < waiting[line])
+                pairs = zip(nearest.rows[line][earlier].tolist(), nearest.scores[line][earlier].tolist(), strict=True)
                 hits[int(waiting[line])] = list(pairs)
             waiting, width = waiting[full], min(8 * width, total)
         for row in sorted(hits):

@@ -1,4 +1,4 @@
-"""Databases that other projects made: CompVis' ``.npz`` parts are copied, clip-retrieval's folders read in place."""
+"""Imports databases of other projects: copies CompVis' ``.npz`` parts, reads clip-retrieval's folders in place."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ldm.files import file_hash, write_json
-from rdm.retrieval.builder.shard import SHARD_ROWS
+from rdm.retrieval.builder.work import SHARD_ROWS
 from rdm.retrieval.database.rows import FORMAT, RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, NUMBERS, explained, metadata_schema, new_folder, open_shard, write_shard
 from rdm.retrieval.embedder import Embedder, to_half
 
 LOG = logging.getLogger(__name__)
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-# Boxes are stored with the rows; where the pictures themselves are is not known.
+# Boxes are stored with the rows, but the location of the pictures is unknown.
 _SOURCE = {"source": {}, "patches": {"policy": "imported"}}
 
 
@@ -38,18 +38,19 @@ def import_database(
     """Returns a database of rows that another project embedded.
 
     Args:
-        paths: CompVis' ``.npz`` parts (``embedding``, ``img_id``, ``patch_coords``), or folders of them; or one folder
-            of clip-retrieval (``img_emb/*.npy``, ``metadata/*.parquet``), whose files are read where they are and have
-            to stay there. Files of a folder come in the order of their numbers; CompVis' own code took them in that of
-            its disk, on which the row numbers of an ``nn_memory`` of several parts depend.
-        output: folder of the database; nothing is left of an import that was stopped.
-        embedder: the one that made the vectors, on the user's word.
-        shard_rows: rows per shard of what is copied.
-        progress: show a bar.
+        paths: CompVis' ``.npz`` parts (``embedding``, ``img_id``, ``patch_coords``) or folders of them; or one folder
+            of clip-retrieval (``img_emb/*.npy``, ``metadata/*.parquet``), whose files are read where they are and must
+            stay there. The files of a folder are read in the order of their numbers. CompVis' own code used the order
+            of its disk, on which the row numbers of an ``nn_memory`` of several parts depend.
+        output: folder of the new database; an import that is stopped leaves nothing behind.
+        embedder: the embedder that made the vectors, which cannot be checked.
+        shard_rows: rows per shard when rows are copied.
+        progress: show a progress bar.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: none of these forms, a damaged file, or vectors of another width than the embedder's.
+        ValueError: the files have none of these forms or are damaged, or the width of the vectors is not that of the
+            embedder.
         OSError: the disk is full.
     """
     output, given = Path(output), [Path(path) for path in paths]
@@ -74,7 +75,7 @@ def import_database(
 
 
 def numbered(files: Iterator[Path]) -> list[Path]:
-    """Returns files in the order of the last numbers in their names: ``9x512-part_2`` before ``8x512-part_10``."""
+    """Sorts files by the last numbers in their names, so that ``9x512-part_2`` comes before ``8x512-part_10``."""
     return sorted(files, key=lambda file: ([int(part) for part in re.findall(r"\d+", file.stem)][::-1], file.name))
 
 
@@ -82,7 +83,7 @@ def _parts_of(path: Path) -> list[Path]:
     parts = numbered(path.glob("*.npz")) if path.is_dir() else [path]
     if not parts or not parts[0].is_file():
         raise FileNotFoundError(
-            f"no .npz part and no folder img_emb at {path}; name what CompVis or clip-retrieval made"
+            f"no .npz part and no folder img_emb at {path}; name files of CompVis or a folder of clip-retrieval"
         )
     return parts
 
@@ -90,7 +91,7 @@ def _parts_of(path: Path) -> list[Path]:
 def _copied(
     parts: Sequence[Path], folder: Path, embedder: Embedder, shard_rows: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
-    """Writes the rows of CompVis' parts into shards and yields their lines of the table."""
+    """Writes the rows of CompVis' parts into shards and yields their lines of the shard table."""
     number, schema = 0, metadata_schema()
     bar = tqdm(unit="row", unit_scale=True, desc="import", disable=not progress)
     with bar:
@@ -110,7 +111,7 @@ def _copied(
 
 
 def _blocks(part: Path, embedder: Embedder, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields vectors ``[n, D] float32``, picture numbers ``[n]`` and boxes ``[n, 4]`` of a part, never all at once."""
+    """Yields vectors ``[n, D] float32``, picture numbers ``[n]`` and boxes ``[n, 4]`` of a part, block by block."""
     try:
         with zipfile.ZipFile(part) as archive:
             arrays = [_Rows(archive.open(f"{name}.npy")) for name in ("embedding", "img_id", "patch_coords")]
@@ -123,16 +124,16 @@ def _blocks(part: Path, embedder: Embedder, size: int) -> Iterator[tuple[np.ndar
                 yield vectors.astype(np.float32), ids, boxes
     except _DAMAGED as error:
         raise ValueError(
-            f"{part} is no complete part of a database by an embedder of width {embedder.dim} ({error}); fetch it "
-            "again, or name the embedder that made it"
+            f"{part} is not a complete part with vectors of {embedder.dim} numbers ({error}); fetch it again, or name "
+            "the embedder that made it"
         ) from error
 
 
 class _Rows:
-    """Reads an array of an ``.npz`` file row by row: its packed bytes have to be read in order.
+    """Reads an array of an ``.npz`` file row by row, because its compressed bytes can only be read in order.
 
     Args:
-        stream: the array's file within the archive.
+        stream: the file of the array within the archive.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -147,12 +148,12 @@ class _Rows:
         wanted = count * self.dtype.itemsize * int(np.prod(self.shape[1:]))
         data = self._stream.read(wanted)
         if len(data) != wanted:
-            raise EOFError("it ends early")
+            raise EOFError("the file ends early")
         return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
 
 
 def _in_place(folder: Path, embedder: Embedder, progress: bool) -> list[dict[str, Any]]:
-    """Returns the shard table of clip-retrieval's files, which name where those are."""
+    """Returns the shard table of clip-retrieval's files, with their paths."""
     files = [numbered((folder / part).glob(f"*{end}")) for part, end in (("img_emb", ".npy"), ("metadata", ".parquet"))]
     if not files[0] or len(files[0]) != len(files[1]):
         raise ValueError(
@@ -165,7 +166,7 @@ def _in_place(folder: Path, embedder: Embedder, progress: bool) -> list[dict[str
         try:
             rows, dtype = pq.read_metadata(metadata).num_rows, np.load(vectors, mmap_mode="r", allow_pickle=False).dtype
         except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{vectors} or {metadata} is damaged ({error}); make it again") from error
+            raise ValueError(f"{vectors} or {metadata} is damaged ({error}); restore it") from error
         if dtype not in (np.float16, np.float32):
             raise ValueError(f"{vectors} holds {dtype}, expected float16 or float32")
         open_shard(vectors, rows, embedder.dim, str(dtype))

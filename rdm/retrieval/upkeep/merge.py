@@ -1,4 +1,4 @@
-"""Joins several databases into one."""
+"""Merges several databases into one."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 
 from ldm.files import atomic_path, read_json, write_json
-from rdm.retrieval.builder.plan import REPORT
+from rdm.retrieval.builder.work import REPORT
 from rdm.retrieval.database.removed import read_removed, write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, KINDS, explained, new_folder, shard_file
 
 
 def merge_databases(paths: Sequence[str | Path], output: str | Path) -> RetrievalDatabase:
-    """Returns a new database with the rows of several, one behind the other; nothing is embedded again.
+    """Returns a new database with the rows of several databases, one after the other, without embedding anything.
 
-    Files are linked where the disk allows it, else copied. Removed rows stay removed.
+    Files are hard-linked if the disk allows that, otherwise copied. Removed rows stay removed.
 
     Args:
-        paths: folders of databases that one embedder made.
-        output: folder of the new one.
+        paths: folders of databases made by one embedder.
+        output: folder of the new database.
 
     Raises:
-        FileNotFoundError: one of them is not finished.
-        ValueError: fewer than two, another embedder made one, or there is something at ``output``.
-        OSError: the disk is full; nothing is left of the new one.
+        FileNotFoundError: a database is not finished.
+        ValueError: there are fewer than two databases, different embedders made them, or ``output`` exists.
+        OSError: the disk is full; nothing is left of the new database.
     """
     output = Path(output)
     if len(paths) < 2:
@@ -68,10 +68,10 @@ def merge_databases(paths: Sequence[str | Path], output: str | Path) -> Retrieva
 
 
 def _link(file: Path, target: Path) -> None:
-    """Gives a file a second name, or copies it where the disk has no such thing."""
+    """Makes a hard link to a file, or copies the file if the disk does not support links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):
-        os.link(file, target)  # shards are never written to again, so both may have the same bytes
+        os.link(file, target)  # shards never change, so both databases can share the file
         return
     with atomic_path(target) as temporary:
         shutil.copyfile(file, temporary)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from pictures import write_clip, write_pictures
-from test_patches import bomb
+from pictures import bomb, write_clip, write_pictures
 
 from ldm.config import read_config
 from ldm.util import check_params, get_obj_from_str
@@ -57,8 +56,7 @@ def test_from_pictures_to_neighbours(run, tmp_path: Path) -> None:
     run(*search, *options, "--patches-per-side", 2, "--output", tmp_path / "patches")
     assert np.load(tmp_path / "patches/neighbours.npy").shape == (11, 4, 3)
     message = run(*search, "--k", 11, "--near-duplicate", 2)
-    assert "has 10 neighbours" in message
-    assert "expected k=11; ask for fewer neighbours" in message
+    assert "has 10 neighbours" in message and "k=11" in message
 
 
 def test_a_living_database(run, tmp_path: Path) -> None:
@@ -75,22 +73,22 @@ def test_a_living_database(run, tmp_path: Path) -> None:
         f"{db}: neighbours/train: 11 pictures, 3 neighbours each, 100.0% of them not removed",
     ]
     rules = ("remove", db, "--id", "class0/000.png", "class1/001.png", "--source", f"{pictures}/class1/00")
-    assert run("build_database.py", *rules, "--dry-run").startswith(f"{db}: 6 rows would be removed, 0 of the 6")
-    assert run("build_database.py", *rules) == f"{db}: 6 rows removed, 0 of the 6 that match were so before"
+    assert run("build_database.py", *rules, "--dry-run").startswith(f"{db}: 6 rows would be removed; 6 rows match, 0 ")
+    assert run("build_database.py", *rules) == f"{db}: 6 rows removed; 6 rows match, 0 were removed before"
     assert run("build_database.py", *rules, "--where", "class_id=class1", "item=1", "--dry-run") == (
-        f"{db}: 1 rows would be removed, 6 of the 7 that match were so before"
+        f"{db}: 1 rows would be removed; 7 rows match, 6 were removed before"
     )
     assert run("build_database.py", "compact", db) == f"{db}: 5 rows of 8 numbers, index Flat"
     assert run("build_database.py", "append", *given) == f"{db}: 11 rows of 8 numbers, index Flat"
     both = tmp_path / "both"
     assert run("build_database.py", "merge", db, db, "--output", both, "--drop-duplicates").splitlines() == [
         f"{both}: 22 rows of 8 numbers, index Flat",
-        f"{both}: 11 rows are copies of earlier ones, 0 nearly (cosine at least 0.999), see duplicates.csv; "
+        f"{both}: 11 rows have the pixels of an earlier row, 0 nearly (cosine at least 0.999), see duplicates.csv; "
         "11 of them removed",
     ]
     assert run("build_database.py", "compact", both) == f"{both}: 11 rows of 8 numbers, index Flat"
     message = run("build_database.py", "verify", db)
-    assert "neighbour table" in message and "is of the database with fingerprint" in message
+    assert f"{db}/neighbours/train" in message and "with fingerprint" in message
 
 
 def test_imports(run, tmp_path: Path) -> None:
@@ -103,12 +101,12 @@ def test_imports(run, tmp_path: Path) -> None:
     }
     OmegaConf.save({"embedder": embedder}, tmp_path / "embedder.yaml")
     given = ("import", tmp_path / "part_1.npz", "--output", db)
-    assert "expected --config FILE with the embedder" in run("build_database.py", *given)
+    assert "--config FILE" in run("build_database.py", *given)
     said = run("build_database.py", *given, "--config", tmp_path / "embedder.yaml")
     assert said == f"{db}: 6 rows of 8 numbers, index Flat"
     (tmp_path / "memory.p").write_bytes(pickle.dumps({"nn_memory": np.array([5, 1]), "id_count": {5: 7, 1: 2}}))
     said = run("build_database.py", "import", tmp_path / "memory.p", "--output", db)
-    assert said == f"{db}: 2 of 6 rows are somebody's neighbour, 9 times in all"
+    assert said == f"{db}: 2 of 6 rows are neighbours of a picture, 9 times in total"
     assert run("build_database.py", "verify", db).splitlines()[0] == f"{db}: shards: 1 with 6 rows, 0 of them removed"
 
 
@@ -117,17 +115,17 @@ def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
     write_pictures(pictures, 11)
     given = ("--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
     for command in (("remove",), ("compact",), ("verify",), ("merge", "--output", tmp_path / "both", db)):
-        assert f"no finished database at {db}" in run("build_database.py", *command, db)
+        assert f"{db}; build it with" in run("build_database.py", *command, db)
     run("build_database.py", *given)
-    assert "at least one of --id, --source, --licence, --where" in run("build_database.py", "remove", db)
-    assert "got 'class0', expected COLUMN=VALUE" in run("build_database.py", "remove", db, "--where", "class0")
-    assert "no metadata column 'colour'" in run("build_database.py", "remove", db, "--where", "colour=red")
-    assert "expected at least 2" in run("build_database.py", "merge", db, "--output", tmp_path / "both")
+    assert "--id, --source, --licence, --where" in run("build_database.py", "remove", db)
+    assert "--where: got 'class0'" in run("build_database.py", "remove", db, "--where", "class0")
+    assert "'colour'" in run("build_database.py", "remove", db, "--where", "colour=red")
+    assert "1 databases" in run("build_database.py", "merge", db, "--output", tmp_path / "both")
     shutil.copytree(db, tmp_path / "db3")
     run("build_database.py", "remove", tmp_path / "db3", "--id", "class0/000.png")
     run("build_database.py", "compact", tmp_path / "db3")
     shutil.copytree(db / "index", tmp_path / "db3/index", dirs_exist_ok=True)
-    assert "is of the database with fingerprint" in run("build_database.py", "verify", tmp_path / "db3")
+    assert f"index {tmp_path}/db3/index belongs" in run("build_database.py", "verify", tmp_path / "db3")
     shard = db / "embeddings/00000.npy"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
@@ -135,18 +133,18 @@ def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
     index = db / "index/index.faiss"
     index.write_bytes(index.read_bytes()[:-1])
     message = run("build_database.py", "verify", db)
-    assert "00000.npy is damaged: got sha256" in message and "index.faiss is damaged" in message
+    assert "00000.npy" in message and "index.faiss" in message
     other = write_clip(tmp_path / "other", seed=1)
     message = run("build_database.py", "append", *given[:4], "--embedder", other, "--output", db)
-    assert "was made by embedder" in message
+    assert "embedder" in message and "fingerprint" in message
     (tmp_path / "bombs").mkdir()
     (tmp_path / "bombs/bomb.png").write_bytes(bomb())
     message = run("build_database.py", "--source", tmp_path / "bombs", *given[2:6], "--output", tmp_path / "db2")
-    assert "none of the 1 images of ldm.data.ImageFolder gave a row: 1 are not readable" in message
+    assert "1 images of ldm.data.ImageFolder" in message and "1 are unreadable" in message
     assert "1 rows removed" in run("build_database.py", "remove", db, "--id", "class0/000.png")
-    assert "00000.npy is damaged: got sha256" in run("build_database.py", "compact", db)  # damage is not written anew
+    assert "00000.npy" in run("build_database.py", "compact", db)  # damage is not written anew
     shard.write_bytes(data[:-9])
-    assert "00000.npy is missing or damaged" in run("build_database.py", "verify", db)
+    assert "00000.npy" in run("build_database.py", "verify", db)
 
 
 def test_from_configs(run, tmp_path: Path) -> None:
@@ -167,35 +165,35 @@ def test_from_configs(run, tmp_path: Path) -> None:
     said = run("search_neighbors.py", "--config", tmp_path / "rdm.yaml", "--k", 5)
     assert said == f"{tmp_path}/db/neighbours/train: 5 pictures, 5 neighbours each"
     words = ("search_neighbors.py", "--config", tmp_path / "rdm.yaml", "data.params.caption_share=0.5")
-    assert "image 'class0/000.png' has no caption, expected one for every picture" in run(*words)
+    assert "'class0/000.png' has no caption" in run(*words)
     for number in range(5):
         (tmp_path / f"train/class{number % 2}/{number:03d}.txt").write_text("a text", encoding="utf-8")
     assert run(*words).splitlines()[1:] == [f"{tmp_path}/db/neighbours/train-captions: 5 pictures, 4 neighbours each"]
 
 
 def test_wrong_input_is_one_line(run, tmp_path: Path) -> None:
-    assert "either --config FILE or --source" in run("build_database.py")
+    assert "--config FILE or --source" in run("build_database.py")
     assert "nothing.yaml" in run("build_database.py", "--config", tmp_path / "nothing.yaml")
     OmegaConf.save({"embedder": {}}, tmp_path / "half.yaml")
-    assert "has no 'database', it has embedder" in run("build_database.py", "--config", tmp_path / "half.yaml")
+    assert "'database'" in run("build_database.py", "--config", tmp_path / "half.yaml")
     OmegaConf.save({"embedder": {}, "database": {"pth": "db"}}, tmp_path / "typo.yaml")
-    assert "unknown key 'pth'; did you mean 'path'" in run("build_database.py", "--config", tmp_path / "typo.yaml")
+    assert "'pth'; did you mean 'path'" in run("build_database.py", "--config", tmp_path / "typo.yaml")
     OmegaConf.save({"data": {"target": "ldm.data.DataModule"}}, tmp_path / "plain.yaml")
     said = run("search_neighbors.py", "--config", tmp_path / "plain.yaml")
-    assert "data is ldm.data.DataModule, expected rdm.data.RetrievalDataModule" in said
+    assert "ldm.data.DataModule, expected rdm.data.RetrievalDataModule" in said
     (tmp_path / "empty").mkdir()
     clip, source = write_clip(tmp_path / "clip"), ("build_database.py", "--source", tmp_path / "empty")
     assert "no image below" in run(*source, "--embedder", clip, "--output", tmp_path / "db")
-    assert "got --source without --output" in run(*source, "--embedder", clip)
-    assert "either --config FILE or --database" in run("search_neighbors.py", "--database", tmp_path)
+    assert "--source without --output" in run(*source, "--embedder", clip)
+    assert "--config FILE or --database" in run("search_neighbors.py", "--database", tmp_path)
     search = ("search_neighbors.py", "--database", tmp_path / "db", "--images", tmp_path / "empty")
-    assert "no finished database" in run(*search, "--embedder", clip)
+    assert f"{tmp_path}/db; build it with" in run(*search, "--embedder", clip)
 
 
 def test_wrong_sections_are_one_line(run, tmp_path: Path) -> None:
     OmegaConf.save({"embedder": {}, "database": "abc", "data": "abc"}, tmp_path / "a.yaml")
     for script, section in (("build_database.py", "database"), ("search_neighbors.py", "data")):
-        assert f"{section}: got 'abc', expected a mapping" in run(script, "--config", tmp_path / "a.yaml")
+        assert f"{section}: got 'abc'" in run(script, "--config", tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("script", ["build_database.py", "search_neighbors.py"])

@@ -19,7 +19,7 @@ from ldm.checkpoint import read_weights
 from ldm.config import write_config
 from ldm.util import instantiate_from_config
 from rdm.data import QueryDataset, RetrievalDataModule
-from rdm.data.query_dataset import ByCaption
+from rdm.data.query_dataset import Drawn
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.faiss_index import NeighbourIndex
@@ -116,7 +116,7 @@ def test_a_copy_of_the_picture_is_left_out_and_a_row_like_the_text_is_not(tmp_pa
     first, copy = names.index("class0/000.png"), names.index("class9/copy.png")
     for number in (first, copy):  # line i is of row i: the data set is the source of the database
         assert sorted(table.rows[number]) == sorted(set(range(13)) - {first, copy})
-    with pytest.raises(ValueError, match=r"'class0/000\.png' has 11 neighbours .* expected k=12; ask for fewer"):
+    with pytest.raises(ValueError, match=r"class0/000\.png' has 11 .*k=12"):
         build(database, images, tmp_path / "more", k=12)
 
     class AsText(ProjectionEmbedder):
@@ -182,19 +182,17 @@ def test_what_cannot_be_asked_for_is_refused_in_one_line(
     tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
 ) -> None:
     images = instantiate_from_config(source)
-    with pytest.raises(ValueError, match="got patches_per_side=2, expected 1 with neighbours of captions"):
+    with pytest.raises(ValueError, match="patches_per_side=2.*captions"):
         build(database, images, tmp_path / "table", k=3, patches_per_side=2)
-    with pytest.raises(ValueError, match="got query='text', expected 'picture' or 'caption'"):
+    with pytest.raises(ValueError, match="query='text'.*'picture' or 'caption'"):
         build(database, images, tmp_path / "table", k=3, query="text")
     (Path(source["params"]["root"]) / "class1/011.txt").write_text(" \n", encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"^image 'class1/011\.png' has no caption, expected one .*; write it, or [^\n]*$"
-    ):
+    with pytest.raises(ValueError, match=r"^[^\n]*class1/011\.png[^\n]*caption[^\n]*$"):
         build(database, images, tmp_path / "table", k=3)
     assert not (tmp_path / "table").exists()
     own = build(database, images, tmp_path / "own", k=3, query="picture")
-    with pytest.raises(ValueError, match="no table of their captions' neighbours"):
-        _ = QueryDataset(images, database, own, 2)[ByCaption(4)]
+    with pytest.raises(ValueError, match="give captions"):
+        _ = QueryDataset(images, database, own, 2)[Drawn(4, by_caption=True)]
 
 
 @pytest.fixture
@@ -309,14 +307,14 @@ def test_a_stopped_run_goes_on_with_equal_weights(kind: Any, num_workers: int, t
 
 def test_wrong_shares_are_refused(config: dict[str, Any]) -> None:
     for share in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=f"got caption_share={share}, expected a probability, 0 to 1"):
+        with pytest.raises(ValueError, match=f"caption_share={share}"):
             RetrievalDataModule(**config, caption_share=share)
-    with pytest.raises(ValueError, match="got patches_per_side=3, expected 1 with neighbours of captions"):
+    with pytest.raises(ValueError, match="patches_per_side=3.*captions"):
         RetrievalDataModule(**config, caption_share=0.5, patches_per_side=3)
     target = "rdm.data.RetrievalDataModule"
-    with pytest.raises(ValueError, match="no parameter 'caption_shar'; did you mean 'caption_share'"):
+    with pytest.raises(ValueError, match="'caption_shar'.*'caption_share'"):
         instantiate_from_config({"target": target, "params": {**config, "caption_shar": 0.5}})
-    with pytest.raises(ValueError, match="no parameter 'num_worker'; did you mean 'num_workers'"):
+    with pytest.raises(ValueError, match="'num_worker'.*'num_workers'"):
         instantiate_from_config({"target": target, "params": {**config, "num_worker": 1}})
     data = instantiate_from_config({"target": target, "params": {**config, "num_workers": 1, "seed": 4}})
     assert (data.num_workers, data.seed, data.caption_share) == (1, 4, 0.0)

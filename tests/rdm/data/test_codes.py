@@ -42,7 +42,7 @@ def test_codes_that_were_half_made_are_gone_on_with(
     with pytest.raises(KeyboardInterrupt):
         prepare_code_table(tmp_path / "parts", images, stage, progress=False)
     assert not (tmp_path / "parts" / "codes.json").exists()
-    with pytest.raises(FileNotFoundError, match="main.py makes them before it trains"):
+    with pytest.raises(FileNotFoundError, match=r"parts.*main\.py"):
         CodeTable.open(tmp_path / "parts")
     made.clear()
     parts = prepare_code_table(tmp_path / "parts", images, stage, progress=False)
@@ -60,18 +60,18 @@ def test_codes_of_another_first_stage_or_other_pictures_are_made_again(
     images = instantiate_from_config(write_pictures(tmp_path / "pictures", 5))
     first = np.array(prepare_code_table(tmp_path / "codes", images, stage, progress=False).codes)
     others = instantiate_from_config(write_pictures(tmp_path / "pictures", 6))
-    with pytest.raises(ValueError, match="are of 5 other images, got 6"):
+    with pytest.raises(ValueError, match=f"{tmp_path / 'codes'}.* 5 .* 6"):
         CodedImages(others, CodeTable.open(tmp_path / "codes"))
     assert len(prepare_code_table(tmp_path / "codes", others, stage, progress=False)) == 6
-    assert "differ in images, image_ids; making them again" in caplog.text
+    assert "differ in images, image_ids" in caplog.text
     randomise(stage, seed=1)
     second = prepare_code_table(tmp_path / "codes", others, stage, progress=False)
-    assert "differ in first_stage; making them again" in caplog.text
+    assert "differ in first_stage" in caplog.text
     assert not np.array_equal(second.codes[:5], first)
     item = CodedImages(others, second)[2]
     assert item["codes"].tolist() == second.codes[2].tolist() and item["codes"].dtype == torch.int64
     (tmp_path / "codes" / "codes.npy").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"codes\.npy is damaged"):
+    with pytest.raises(ValueError, match=r"codes\.npy.*sha256"):
         CodeTable.open(tmp_path / "codes")
 
 
@@ -80,11 +80,11 @@ def test_wrong_sections_of_codes_are_named(tmp_path: Path) -> None:
     database = {"path": "a", "source": pictures}
     params: dict[str, Any] = {"batch_size": 2, "embedder": {}, "database": database, "train": pictures}
     for wrong, message in (
-        ({"path": "a"}, "codes has no 'first_stage', it has path"),
-        ({"path": "a", "first_stage": {}, "stage": 1}, "codes: unknown key 'stage'"),
+        ({"path": "a"}, "codes.*'first_stage'"),
+        ({"path": "a", "first_stage": {}, "stage": 1}, "codes.*'stage'"),
     ):
         with pytest.raises(ValueError, match=message):
             CodedDataModule(**params, codes=wrong)
     images = instantiate_from_config(pictures)
-    with pytest.raises(ValueError, match="got Identity, expected a VQ model, which has codes"):
+    with pytest.raises(ValueError, match="first_stage: got Identity"):
         prepare_code_table(tmp_path, images, torch.nn.Identity())

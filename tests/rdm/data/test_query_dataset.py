@@ -44,13 +44,12 @@ def test_items_hold_image_and_neighbours(images: Any, database: RetrievalDatabas
 def test_what_does_not_fit_is_refused(tmp_path: Path, images: Any, database: RetrievalDatabase, table: Any) -> None:
     with pytest.raises(
         ValueError,
-        match=r"holds 5 neighbours per image, config asks for k=32; "
-        "rerun .* --k 32",
+        match="5 neighbours.*k=32; rerun .* --k 32",
     ):
         QueryDataset(images, database, table, k=32)
     for count in (12, 13):
         other = instantiate_from_config(write_pictures(tmp_path / f"other{count}", count, classes=3))
-        with pytest.raises(ValueError, match=f"made for 12 other images, got {count}; rerun"):
+        with pytest.raises(ValueError, match=f" 12 .* {count}; rerun"):
             QueryDataset(other, database, table)
     source = write_pictures(tmp_path / "third", 20, seed=2)
     foreign = build_database(tmp_path / "db2", source, ProjectionEmbedder(), progress=False)
@@ -74,7 +73,7 @@ def config(tmp_path: Path) -> dict[str, Any]:
 
 def test_the_datamodule_makes_what_is_missing(tmp_path: Path, config: dict[str, Any]) -> None:
     module = RetrievalDataModule(**config)
-    with pytest.raises(FileNotFoundError, match="no finished database"):
+    with pytest.raises(FileNotFoundError, match=r"scripts/build_database\.py"):
         module.setup()
     module.prepare_data()
     made = contents(tmp_path / "db")
@@ -110,15 +109,15 @@ def test_a_database_of_another_embedder_is_not_touched(tmp_path: Path, config: d
     RetrievalDataModule(**config).prepare_data()
     made = contents(tmp_path / "db")
     config["embedder"]["params"]["model"] = write_clip(tmp_path / "clip2", seed=1)
-    with pytest.raises(ValueError, match="was made by embedder .*clip with fingerprint .*, got embedder .*clip2"):
+    with pytest.raises(ValueError, match="clip with fingerprint .*clip2"):
         RetrievalDataModule(**config).prepare_data()
     assert contents(tmp_path / "db") == made
 
 
 def test_wrong_configs_are_refused(config: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="database: unknown key 'shardrows'; did you mean 'shard_rows'"):
+    with pytest.raises(ValueError, match="database.*'shardrows'.*'shard_rows'"):
         RetrievalDataModule(**{**config, "database": {**config["database"], "shardrows": 3}})
-    with pytest.raises(ValueError, match="database has no 'source', it has path"):
+    with pytest.raises(ValueError, match="database.*'source'"):
         RetrievalDataModule(**{**config, "database": {"path": "db"}})
-    with pytest.raises(ValueError, match="got k=7, stored_k=6"):
+    with pytest.raises(ValueError, match="k=7.*stored_k=6"):
         RetrievalDataModule(**{**config, "k": 7})

@@ -72,8 +72,8 @@ def test_an_ended_extraction_goes_on_and_ends_in_the_same_bytes(
     extract(PictureFiles(folder), [network], tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         extract(Ending(folder), [network], tmp_path / "parts")
-    (card,) = (tmp_path / "parts").glob("*/card.json")
-    assert json.loads(card.read_text())["done"] == 8
+    (plan,) = (tmp_path / "parts").glob("*/build.json")
+    assert json.loads(plan.read_text())["done"] == 8
     seen: list[int] = []
 
     def see(images: Tensor) -> tuple[Tensor, None]:

@@ -35,7 +35,5 @@ def test_a_row_is_drawn_and_those_of_its_class_around_it_are_taken(database: Ret
     database.remove(rows[:2])
     assert set(labelled(bound, ["class1"] * 50, 2, range(50)).rows.ravel()) == set(rows[2:4])
     for name, k, count in (("class1", 3, 2), ("class0", 1, 0)):
-        with pytest.raises(
-            ValueError, match=f"class '{name}' has {count} rows to choose from, expected at least k={k}"
-        ):
+        with pytest.raises(ValueError, match=f"'{name}' has {count} .*k={k}"):
             labelled(bound, [name], k, [0])

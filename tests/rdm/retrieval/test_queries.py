@@ -46,7 +46,7 @@ def test_top_m_keeps_the_most_popular() -> None:
 
 @pytest.mark.parametrize("top_m", [0, 11, 0.0, 1.5, -1])
 def test_top_m_out_of_range(top_m: float) -> None:
-    with pytest.raises(ValueError, match=r"expected a fraction in \(0, 1\] as a float or a number of rows"):
+    with pytest.raises(ValueError, match="top_m="):
         rows(top_m=top_m)
 
 
@@ -55,7 +55,7 @@ def test_weights_are_the_proposal_distribution() -> None:
     np.testing.assert_allclose(np.bincount(drawn, minlength=10) / 20000, POPULARITY / 22, atol=0.01)
     uniform = popular_rows(POPULARITY, 20000, generator=np.random.default_rng(0), top_m=1.0)
     np.testing.assert_allclose(np.bincount(uniform, minlength=10) / 20000, (POPULARITY > 0) / 5, atol=0.01)
-    with pytest.raises(ValueError, match="popularity of zero for every row"):
+    with pytest.raises(ValueError, match="popularity"):
         popular_rows(np.zeros(4), 1, generator=np.random.default_rng(0), top_m=1.0)
 
 
@@ -69,7 +69,7 @@ def test_popular_queries_are_database_vectors(retriever: Retriever) -> None:
         for _ in range(2)
     ]
     assert torch.equal(*again)
-    with pytest.raises(ValueError, match="popularity of 10 rows, the database has 40"):
+    with pytest.raises(ValueError, match="10 rows.* 40"):
         popular_queries(retriever.database, POPULARITY, 2, generator=np.random.default_rng(0))
 
 
@@ -79,7 +79,7 @@ def test_text_class_and_image_queries(retriever: Retriever) -> None:
     expected = embedder.texts(["An image of a animals bird.", "An image of a dog."])
     assert torch.equal(class_queries(embedder, ["animals-bird", "dog"]), expected)
     assert torch.equal(class_queries(embedder, ["dog"], "one {class}"), embedder.texts(["one dog"]))
-    with pytest.raises(ValueError, match="a text that contains {class}"):
+    with pytest.raises(ValueError, match="template .*{class}"):
         class_queries(embedder, ["dog"], "a dog")
     (patch,) = retriever.database.patches([5])
     image = torch.from_numpy(patch).permute(2, 0, 1)[None] / 127.5 - 1
@@ -95,8 +95,8 @@ def test_mix_turns_on_the_sphere() -> None:
     away = mix([east, north], [2, -1])
     torch.testing.assert_close(away / away.norm(), torch.tensor([[2.0, -1.0]]) / 5**0.5)
     for queries, weights, message in (
-        ([east, -east], [1, 1], "directions cancel out"),
-        ([east, north], [1, -1], "expected a sum above zero"),
+        ([east, -east], [1, 1], "cancel out"),
+        ([east, north], [1, -1], r"weights \[1, -1\]"),
         ([east, torch.ones(1, 3)], [1, 1], r"shapes \[\(1, 2\), \(1, 3\)\]"),
         ([east], [1, 1], "and 2 weights"),
     ):
@@ -123,9 +123,9 @@ def test_the_way_between_queries_is_an_arc_walked_at_an_even_pace() -> None:
 @pytest.mark.parametrize(
     ("second", "n", "message"),
     [
-        ([1.0, 0.0], 1, "got 1 places between two queries, expected at least 2"),
-        ([-3.0, 0.0], 3, "opposite directions"),
-        ([0.0, 0.0], 3, "a query that is zero"),
+        ([1.0, 0.0], 1, "n=1 .* 2"),
+        ([-3.0, 0.0], 3, "opposite"),
+        ([0.0, 0.0], 3, "zero"),
     ],
 )
 def test_ends_without_a_way_between_them_are_refused(second: list[float], n: int, message: str) -> None:
@@ -156,15 +156,15 @@ def test_a_pool_is_drawn_from(retriever: Retriever) -> None:
     again = retriever(queries, 2, pool=6, generator=np.random.default_rng(0))
     np.testing.assert_array_equal(again.rows, drawn.rows)
     for options in ({"pool": 1, "generator": np.random.default_rng(0)}, {"pool": 6}):
-        with pytest.raises(ValueError, match="expected a pool of at least k and a generator"):
+        with pytest.raises(ValueError, match="pool=.*k=.*generator="):
             retriever(queries, 2, **options)
 
 
 def test_what_does_not_belong_together_is_refused(retriever: Retriever, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="use the embedder that made it"):
+    with pytest.raises(ValueError, match="fingerprint"):
         _ = Retriever(lambda: ProjectionEmbedder(seed=1), retriever.database, lambda: retriever.index).embedder
     source = write_pictures(tmp_path / "pictures", 4, seed=9)
     other = build_database(tmp_path / "db", source, ProjectionEmbedder(), progress=False)
     assert isinstance(other, RetrievalDatabase)
-    with pytest.raises(ValueError, match="index is of database"):
+    with pytest.raises(ValueError, match="rebuild the index"):
         _ = Retriever(lambda: retriever.embedder, other, lambda: retriever.index).index

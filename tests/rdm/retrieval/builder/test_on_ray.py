@@ -20,7 +20,7 @@ from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import build_database, prepare_database
 from rdm.retrieval.builder.on_ray import Job, ShardWriter, outline, places
 from rdm.retrieval.builder.plan import new_plan
-from rdm.retrieval.builder.shard import Work
+from rdm.retrieval.builder.work import Work
 from rdm.retrieval.patches.policy import Patches
 from rdm.retrieval.upkeep.append import append_pictures
 
@@ -145,27 +145,27 @@ def test_a_killed_build_continues_with_or_without_the_cluster(
 
 @pytest.mark.slow
 def test_what_goes_wrong_on_a_machine_is_said(cluster: str, tmp_path: Path, source: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^\S+: embedder projection-0 gave .* not finite for image 'class0/000\.png'"):
+    with pytest.raises(ValueError, match=r"^\S+: .*projection-0.*class0/000\.png"):
         build_database(tmp_path / "failed", source, Failing(), **QUIET, ray=cluster)
     spoil(source)
-    with pytest.raises(ValueError, match="1 pictures cannot be read, expected at most max_broken=0"):
+    with pytest.raises(ValueError, match="^1 .*max_broken=0"):
         build_database(tmp_path / "strict", source, ProjectionEmbedder(), **QUIET, max_broken=0, ray=cluster)
     assert json.loads((tmp_path / "strict/build.json").read_text())["next"] == 0
 
 
 def test_a_machine_that_sees_other_folders_is_named(tmp_path: Path, source: dict[str, Any]) -> None:
     images, embedder, work = instantiate_from_config(source), ProjectionEmbedder(), Work(batch_size=4, shard_rows=8)
-    plan = new_plan(source, images, Patches(None), embedder, work)
+    plan = new_plan(source, images, Patches(None), embedder, work.shard_rows)
     path, file = tmp_path / "db", "build.json"
-    job = Job(path, plan, file, range(19), outline(images), embedder, work, 1, str(tmp_path), ())
+    job = Job(path, file, plan, range(19), outline(images), embedder, work, 1, str(tmp_path), ())
 
     def said() -> dict[str, Any]:
         return json.loads(ShardWriter(job)({"start": 8, "stop": 16})["done"])
 
-    told = "all machines have to see the source and the database, in the same folders"
+    told = "all machines must see the source"
     assert f": no build.json in {path}; {told}" in said()["error"] and said()["system"]
     path.mkdir()
-    (path / file).write_text(json.dumps(plan))
+    plan.write(path / file)
     assert said()["shard"]["name"] == "00001" and said()["shard"]["rows"] == 8
     root = Path(source["params"]["root"])
     (root / "class1/017.png").unlink()
@@ -189,7 +189,7 @@ def test_a_gpu_or_a_machine_is_a_place(machines: list[dict[str, float]], expecte
 
 
 def test_a_cluster_without_cores_is_refused() -> None:
-    with pytest.raises(ValueError, match="got a Ray cluster of 1 machines without cores"):
+    with pytest.raises(ValueError, match="1 machines.* core"):
         places([{"Alive": True, "Resources": {"memory": 1e9}}])
 
 
@@ -199,13 +199,13 @@ def test_wrong_addresses_are_one_line(tmp_path: Path, source: dict[str, Any], mo
 
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(ValueError, match=r"ray 'local' needs ray: pip install -e '\.\[ray\]'"):
+        with pytest.raises(ValueError, match=r"pip install -e '\.\[ray\]'"):
             build("local")
     pytest.importorskip("ray", reason=NEEDED)
     for address in ("here", "ray://127.0.0.1:10001"):
-        with pytest.raises(ValueError, match=f"ray: got '{address}', expected local, auto, or HOST:PORT"):
+        with pytest.raises(ValueError, match=f"'{address}'.*HOST:PORT"):
             build(address)
     for address in ("127.0.0.1:9", "127.0.0.1:99999"):
-        with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address} .*; 'ray start' starts one"):
+        with pytest.raises(ConnectionError, match=f"{address} .*'ray start'"):
             build(address)
     build_database(tmp_path / "db", source, ProjectionEmbedder(), **QUIET)  # nothing stands in the way of another

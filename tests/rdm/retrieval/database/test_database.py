@@ -46,7 +46,7 @@ def test_metadata_names_the_picture(database: RetrievalDatabase, source: dict[st
     assert first["uri"] == f"{source['params']['root']}/class0/000.png"
     values = database.values("class_id", np.array([[0, 18], [9, 10]]))
     assert values.tolist() == [["class0", "class1"], ["class0", "class1"]]
-    with pytest.raises(ValueError, match="no metadata column 'colour', it has image_id"):
+    with pytest.raises(ValueError, match="'colour'.*image_id"):
         database.values("colour", [0])
 
 
@@ -55,16 +55,16 @@ def test_patches_are_the_pictures_themselves(database: RetrievalDatabase, source
     (patch,) = database.patches([18])
     np.testing.assert_array_equal(patch, np.asarray(Image.open(file)))
     Image.fromarray(255 - patch).save(file)
-    with pytest.raises(ValueError, match="'class1/017.png' .* is not the picture that database"):
+    with pytest.raises(ValueError, match=r"class1/017\.png.*restore the source"):
         database.patches([18])
 
 
 def test_rows_that_are_not_there_are_refused(database: RetrievalDatabase) -> None:
-    with pytest.raises(ValueError, match="got rows from -1 to 3, expected 0 to 18"):
+    with pytest.raises(ValueError, match="-1 to 3.* 0 to 18"):
         database.embeddings([3, -1])
-    with pytest.raises(ValueError, match="expected 0 to 18"):
+    with pytest.raises(ValueError, match="0 to 18"):
         database.metadata([19])
-    with pytest.raises(ValueError, match="rows of type float64"):
+    with pytest.raises(ValueError, match="float64"):
         database.embeddings(np.array([0.5]))
 
 
@@ -77,12 +77,12 @@ def test_another_embedder_is_refused_with_both_fingerprints(
         lambda: RetrievalDatabase.open(database.path, other),
         lambda: prepare_database(database.path, source, other),
     ):
-        with pytest.raises(ValueError, match="delete .* or name another path") as caught:
+        with pytest.raises(ValueError, match="delete") as caught:
             attempt()
         assert mine.fingerprint in str(caught.value)
         assert other.fingerprint in str(caught.value)
     changed = {**source, "params": {**source["params"], "size": 4}}
-    with pytest.raises(ValueError, match="was built from .* got .* delete"):
+    with pytest.raises(ValueError, match='"size": 8.* got .*"size": 4.*delete'):
         prepare_database(database.path, changed, mine)
 
 
@@ -92,23 +92,23 @@ def test_damage_is_found(database: RetrievalDatabase) -> None:
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(ValueError, match="00001.npy is damaged: got sha256"):
+    with pytest.raises(ValueError, match=r"00001\.npy.*sha256"):
         database.verify()
     metadata = database.path / "metadata/00002.parquet"
     whole = metadata.read_bytes()
     for damaged in (whole[:-7], whole[: len(whole) // 2], b""):
         metadata.write_bytes(damaged)
-        with pytest.raises(ValueError, match="00002.parquet is missing or damaged .*; rebuild the database"):
+        with pytest.raises(ValueError, match=r"00002\.parquet.*; rebuild"):
             RetrievalDatabase.open(database.path).values("caption", [18])
     metadata.write_bytes(whole)
     shard.write_bytes(data[:-10])
-    with pytest.raises(ValueError, match="00001.npy is missing or damaged"):
+    with pytest.raises(ValueError, match=r"00001\.npy.*; rebuild"):
         RetrievalDatabase.open(database.path)
     card = json.loads((database.path / "database.json").read_text())
     (database.path / "database.json").write_text(json.dumps({**card, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99, this version reads format 1"):
+    with pytest.raises(ValueError, match="format 99.* 1"):
         RetrievalDatabase.open(database.path)
-    with pytest.raises(FileNotFoundError, match=r"build it with scripts/build_database\.py"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.*scripts/build_database\.py"):
         RetrievalDatabase.open(database.path / "nothing")
 
 
@@ -181,30 +181,30 @@ def test_an_unfinished_build_is_continued_only_as_it_began(
     tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
 ) -> None:
     path = tmp_path / "stopped"
-    with pytest.raises(ValueError, match=r"not finite for image 'class1/005\.png'"):
+    with pytest.raises(ValueError, match=r"class1/005\.png"):
         build_database(path, source, FailingAt(4), **QUIET)
-    with pytest.raises(FileNotFoundError, match="no finished database"):
+    with pytest.raises(FileNotFoundError, match=f"{path}.*scripts/build_database"):
         RetrievalDatabase.open(path)
-    with pytest.raises(ValueError, match="unfinished build at .* fingerprint .* finish it with that one, or delete"):
+    with pytest.raises(ValueError, match=f"{path} .* fingerprint .*delete"):
         build_database(path, source, ProjectionEmbedder(seed=1), **QUIET)
     fewer = write_pictures(tmp_path / "fewer", 3)
-    with pytest.raises(ValueError, match="unfinished build at .* got .* finish it with that one, or delete"):
+    with pytest.raises(ValueError, match=f"{path} .* got .*delete"):
         build_database(path, fewer, ProjectionEmbedder(), **QUIET)
     assert json.loads((path / "build.json").read_text())["next"] == 8
     shard = path / "metadata/00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])  # damaged after it was written: built again
     build_database(path, source, ProjectionEmbedder(), **{**QUIET, "shard_rows": 16})  # keeps the 8 it began with
     assert contents(path) == contents(database.path)
-    with pytest.raises(ValueError, match="finished database at .* already"):
+    with pytest.raises(ValueError, match=f"{path}; delete"):
         build_database(path, source, ProjectionEmbedder(), **QUIET)
 
 
 def test_what_cannot_be_stored_is_an_error(tmp_path: Path, source: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="reaches 70000, float16 ends at 65504"):
+    with pytest.raises(ValueError, match="70000.*65504"):
         build_database(tmp_path / "large", source, FailingAt(1, 7e4), **QUIET)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("my thesis")
-    with pytest.raises(ValueError, match="full is not empty and holds no database"):
+    with pytest.raises(ValueError, match="full.*name another path"):
         build_database(tmp_path / "full", source, ProjectionEmbedder(), **QUIET)
 
 
@@ -228,9 +228,7 @@ def test_a_full_disk_leaves_the_complete_shards(tmp_path: Path, source: dict[str
     options = {**QUIET, "batch_size": 8}  # a shard has 64 kB of vectors
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(
-            OSError, match="cannot be written to .*its complete shards are kept: free some space and run"
-        ):
+        with pytest.raises(OSError, match="db.*complete shards are kept.*run the same command"):
             build_database(tmp_path / "db", source, FillingDisk(tmp_path / "db/build.json", dim=4096), **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

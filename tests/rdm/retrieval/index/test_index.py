@@ -57,17 +57,17 @@ def test_length_of_a_query_and_its_batch_change_nothing(index: NeighbourIndex) -
 def test_all_rows_but_no_more(index: NeighbourIndex) -> None:
     assert sorted(index.search(queries(1), 60).rows[0]) == list(range(60))
     for k in (0, 61):
-        with pytest.raises(ValueError, match=f"got k={k}, expected 1 to 60"):
+        with pytest.raises(ValueError, match=f"k={k}.* 1 to 60"):
             index.search(queries(1), k)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (np.ones((2, 7), np.float32), r"got queries of shape \(2, 7\), expected \(B, 8\)"),
-        (np.ones(8, np.float32), r"shape \(8,\)"),
-        (np.zeros((2, 8), np.float32), "query 0 has length 0.0"),
-        (np.full((1, 8), np.nan, np.float32), "query 0 has length nan"),
+        (np.ones((2, 7), np.float32), r"\(2, 7\).*\(B, 8\)"),
+        (np.ones(8, np.float32), r"\(8,\)"),
+        (np.zeros((2, 8), np.float32), r"query 0 .*0\.0"),
+        (np.full((1, 8), np.nan, np.float32), "query 0 .*nan"),
     ],
 )
 def test_wrong_queries_are_refused(index: NeighbourIndex, asked: np.ndarray, message: str) -> None:
@@ -107,9 +107,9 @@ def test_load_gives_the_same_search(database: RetrievalDatabase, index: Neighbou
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"index\.faiss is damaged: got sha256 .* delete"):
+    with pytest.raises(ValueError, match=r"index\.faiss.*sha256 .* delete"):
         NeighbourIndex.load(database, tmp_path)
-    with pytest.raises(FileNotFoundError, match="no index at"):
+    with pytest.raises(FileNotFoundError, match=r"index.*scripts/build_database\.py"):
         NeighbourIndex.load(database, tmp_path / "nothing")
 
 
@@ -117,7 +117,7 @@ def test_load_gives_the_same_search(database: RetrievalDatabase, index: Neighbou
 def test_an_index_of_another_database_is_refused(database: RetrievalDatabase, tmp_path: Path) -> None:
     source = write_pictures(tmp_path / "pictures", 5, seed=3)
     other = build_database(tmp_path / "db", source, ProjectionEmbedder(), progress=False)
-    with pytest.raises(ValueError, match="delete .* and build it again") as caught:
+    with pytest.raises(ValueError, match="index.*delete") as caught:
         NeighbourIndex.load(other, database.path / "index")
     assert database.fingerprint in str(caught.value)
     assert other.fingerprint in str(caught.value)
@@ -147,7 +147,7 @@ def test_open_builds_anew_what_is_asked_for_otherwise(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures", 41)
     more = build_database(tmp_path / "more", source, ProjectionEmbedder(), progress=False)
     (tmp_path / "db/index").rename(tmp_path / "more/index")
-    with pytest.raises(ValueError, match="delete .* and build it again"):
+    with pytest.raises(ValueError, match="index.*delete"):
         NeighbourIndex.open(more)
     assert len(NeighbourIndex.open(more, replace=True)) == len(NeighbourIndex.open(more)) == 41
 
@@ -159,7 +159,7 @@ def test_a_killed_save_leaves_no_index_of_mixed_files(database: RetrievalDatabas
     (tmp_path / "index.faiss").mkdir()  # so that the new one cannot be put there
     with pytest.raises(OSError, match=r"index\.faiss"):
         index.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no index at"):
+    with pytest.raises(FileNotFoundError, match=r"index.*scripts/build_database\.py"):
         NeighbourIndex.load(database, tmp_path)
 
 
@@ -180,11 +180,11 @@ def test_captions_are_queries(database: RetrievalDatabase, tmp_path: Path) -> No
 
 
 def test_factory_strings_are_checked(database: RetrievalDatabase) -> None:
-    with pytest.raises(ValueError, match="faiss knows no index 'Flatt'"):
+    with pytest.raises(ValueError, match="'Flatt'"):
         NeighbourIndex.build(database, "Flatt")
-    with pytest.raises(ValueError, match="divides rows into 64 lists, got 60 rows"):
+    with pytest.raises(ValueError, match="IVF64.* 64 .* 60"):
         NeighbourIndex.build(database, "IVF64,Flat")
-    with pytest.raises(ValueError, match=r"faiss cannot train 'IVF4,PQ4' on 60 rows: .*; use 'Flat'"):
+    with pytest.raises(ValueError, match="'IVF4,PQ4' on 60 rows"):
         NeighbourIndex.build(database, "IVF4,PQ4")
 
 

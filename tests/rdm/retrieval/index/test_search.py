@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from benchmarks.synthetic import Space, write_database
+from rdm.retrieval.database.removed import write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index import search, tune
 from rdm.retrieval.index.factory import index_bytes
-from rdm.retrieval.index.faiss_index import kind_of
+from rdm.retrieval.index.faiss_index import index_class
 from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.index.tune import TARGETS
 
@@ -18,14 +19,8 @@ ROWS, DIM = 3000, 16
 FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "HNSW16", "milvus:rows.db")
 
 
-class WithRemovals(RetrievalDatabase):
-    """Rows can be declared removed and be there again."""
-
-    alive: np.ndarray | None = None
-
-
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> WithRemovals:
+def database(tmp_path_factory: pytest.TempPathFactory) -> RetrievalDatabase:
     space = Space(DIM)
     vectors, clusters = space.images(0, ROWS)
 
@@ -34,7 +29,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> WithRemovals:
         names = [str(cluster % 3) for cluster in clusters[part]]
         return vectors[part], {"image_id": [str(n) for n in range(part.start, part.stop)], "class_id": names}
 
-    return WithRemovals.open(write_database(tmp_path_factory.mktemp("rows") / "db", block, -(-ROWS // 700), DIM).path)
+    return RetrievalDatabase.open(
+        write_database(tmp_path_factory.mktemp("rows") / "db", block, -(-ROWS // 700), DIM).path
+    )
 
 
 @pytest.fixture(scope="module", params=FACTORIES)
@@ -42,19 +39,19 @@ def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> Search
     if "milvus" in request.param:
         for name in ("pymilvus", "milvus_lite"):
             pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[milvus]'")
-    built = kind_of(request.param).build(database, request.param, progress=False)
+    built = index_class(request.param).build(database, request.param, progress=False)
     folder = database.path / request.param
     built.save(folder)
-    return kind_of(request.param).load(database, folder)
+    return index_class(request.param).load(database, folder)
 
 
 @pytest.fixture
-def removed(database: WithRemovals) -> Iterator[np.ndarray]:
+def removed(database: RetrievalDatabase) -> Iterator[np.ndarray]:
     """A third of the rows, removed for the time of a test."""
-    gone = np.random.default_rng(2).random(ROWS) < 0.3
-    database.alive = ~gone
-    yield np.flatnonzero(gone)
-    database.alive = None
+    gone = np.flatnonzero(np.random.default_rng(2).random(ROWS) < 0.3)
+    database.remove(gone)
+    yield gone
+    write_removed(database.path, {})
 
 
 def nearest(
@@ -101,10 +98,10 @@ def test_out_of_reach_of_the_targets_nearly_the_best_recall_is_taken(
     database: RetrievalDatabase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tune, "_COUNTS", (4, 6))  # too few candidates for such codes
-    index = kind_of("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
-    assert "index IVF64,PQ4x4fs reaches a recall@4 of" in caplog.text
-    asked = tune.held_out(index, None, 512)
-    halves = {kind: held.part(slice(0, None, 2)) for kind, held in asked.items()}
+    index = index_class("IVF64").build(database, "IVF64,PQ4x4fs", progress=False)
+    assert "index IVF64,PQ4x4fs reaches" in caplog.text
+    queries = tune.held_out(index, None, 512)
+    halves = {kind: held.subset(slice(0, None, 2)) for kind, held in queries.items()}
     reached = {
         breadth: {kind: tune._recalls(index, held, breadth) for kind, held in halves.items()}
         for breadth in (4, 8, 16, 32, 64)
@@ -137,7 +134,7 @@ def test_a_query_alone_finds_what_it_finds_in_company(index: SearchIndex) -> Non
     np.testing.assert_array_equal(np.concatenate([one.rows for one in alone]), together.rows)
 
 
-def test_removed_rows_are_never_found(database: WithRemovals, index: SearchIndex, removed: np.ndarray) -> None:
+def test_removed_rows_are_never_found(database: RetrievalDatabase, index: SearchIndex, removed: np.ndarray) -> None:
     queries = Space(DIM).queries("image", 40)
     living = np.setdiff1d(np.arange(ROWS), removed)
     found = index.search(queries, 20)
@@ -145,10 +142,10 @@ def test_removed_rows_are_never_found(database: WithRemovals, index: SearchIndex
     assert recall(index, "image", among=living) > TARGETS["image"] - 0.05
     everything = index.search(queries[:1], len(living))
     np.testing.assert_array_equal(np.sort(everything.rows[0]), living)
-    with pytest.raises(ValueError, match=f"expected 1 to {len(living)}, the rows that have not been removed"):
+    with pytest.raises(ValueError, match=f"k={len(living) + 1}.* 1 to {len(living)}, .*not removed"):
         index.search(queries[:1], len(living) + 1)
-    database.alive = np.arange(ROWS) < 5
-    np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(np.arange(5), (40, 1)))
+    database.remove(living[5:])
+    np.testing.assert_array_equal(np.sort(index.search(queries, 5).rows), np.tile(living[:5], (40, 1)))
 
 
 def test_few_selected_rows_are_searched_exactly(database: RetrievalDatabase, index: SearchIndex) -> None:
@@ -188,17 +185,17 @@ def test_a_selection_holds_no_removed_rows(index: SearchIndex, removed: np.ndarr
     left = np.setdiff1d(chosen, removed)
     found = index.search(queries, len(left), chosen)
     np.testing.assert_array_equal(np.sort(found.rows, axis=1), np.tile(left, (5, 1)))
-    with pytest.raises(ValueError, match=f"got k={len(left) + 1}, expected 1 to {len(left)}, the selected rows"):
+    with pytest.raises(ValueError, match=f"k={len(left) + 1}.* 1 to {len(left)}, .*selected"):
         index.search(queries, len(left) + 1, chosen)
 
 
 def test_wrong_selections_are_refused(index: SearchIndex) -> None:
     queries = Space(DIM).queries("image", 2)
-    with pytest.raises(ValueError, match=r"row mask of shape \(5,\), expected \(3000,\)"):
+    with pytest.raises(ValueError, match=r"\(5,\).*\(3000,\)"):
         index.search(queries, 1, np.ones(5, bool))
-    with pytest.raises(ValueError, match="got rows from 7 to 3000, expected 0 to 2999"):
+    with pytest.raises(ValueError, match="7 to 3000.* 0 to 2999"):
         index.search(queries, 1, np.array([7, 3000]))
-    with pytest.raises(ValueError, match="expected 1 to 0, the selected rows"):
+    with pytest.raises(ValueError, match="1 to 0, .*selected"):
         index.search(queries, 1, np.zeros(ROWS, bool))
 
 

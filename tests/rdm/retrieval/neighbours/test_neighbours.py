@@ -88,8 +88,7 @@ def test_a_copy_under_another_name_is_left_out(tmp_path: Path, source: dict[str,
     assert sorted(table.rows[first]) == sorted(set(range(31)) - {first, copy})
     with pytest.raises(
         ValueError,
-        match=r"'class0/000\.png' has 29 neighbours .* expected k=30; "
-        "ask for fewer",
+        match=r"class0/000\.png' has 29 .*k=30",
     ):
         build(database, instantiate_from_config(source), tmp_path / "more", k=30)
 
@@ -119,7 +118,7 @@ def test_a_stopped_search_continues_to_the_same_bytes(
     stopped.limit = 11
     with pytest.raises(KeyboardInterrupt):
         build(database, images, tmp_path / "parts", stopped, k=3)
-    with pytest.raises(FileNotFoundError, match="no neighbour table"):
+    with pytest.raises(FileNotFoundError, match=r"parts.*scripts/search_neighbors\.py"):
         NeighbourTable.open(tmp_path / "parts", database)
     rest = Counting()
     build(database, images, tmp_path / "parts", rest, k=3)
@@ -146,20 +145,17 @@ def test_popularity_counted_by_hand(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert table.popularity(3).sum() == 9
     with pytest.raises(
         ValueError,
-        match=r"holds 3 neighbours per image, config asks for k=4; "
-        "rerun .* --k 4",
+        match="3 neighbours.*k=4; rerun .* --k 4",
     ):
         table.popularity(4)
     six.remove([2])
     assert table.nearest(0, 2).tolist() == [0, 4] and table.nearest(1, 1).tolist() == [4]
     assert table.popularity(1).tolist() == [2, 0, 0, 0, 1, 0]
     assert table.popularity(2).tolist() == [2, 1, 0, 0, 3, 0]
-    with pytest.raises(
-        ValueError, match="leaves 2 of 3 neighbours to an image of table .*, config asks for k=3; rerun"
-    ):
+    with pytest.raises(ValueError, match="2 of 3.*k=3; rerun"):
         table.nearest(0, 3)
     assert table.popularity(3).tolist() == [2, 1, 0, 0, 3, 0]  # of those that are left
-    assert "removals left 3 of 3 pictures fewer than 3 of the neighbours stored" in caplog.text
+    assert "3 of 3 pictures" in caplog.text
 
 
 def test_removed_rows_are_nobodys_neighbours(
@@ -204,7 +200,7 @@ def test_patches_of_a_picture_have_neighbours_of_their_own(
     assert item["neighbour_rows"].tolist() == table.rows[number, :, :2].ravel().tolist()
     assert item["neighbours"].shape == (2 * per_side**2, 8)
     assert table.popularity(2).sum() == 30 * 2 * per_side**2
-    with pytest.raises(ValueError, match="got patches_per_side=9, expected 1 to 8"):
+    with pytest.raises(ValueError, match="patches_per_side=9.* 1 to 8"):
         build(database, images, tmp_path / "more", k=5, patches_per_side=9)
 
 
@@ -217,16 +213,18 @@ def test_a_foreign_or_damaged_table_is_refused(
     other = build_database(tmp_path / "o", source, ProjectionEmbedder(seed=1), progress=False)
     with pytest.raises(ValueError, match=f"{database.fingerprint}, got .*{other.fingerprint}"):
         NeighbourTable.open(table.path, other)
-    with pytest.raises(ValueError, match="use the embedder that made it"):
+    with pytest.raises(
+        ValueError, match=f"{ProjectionEmbedder(seed=1).fingerprint}.*{ProjectionEmbedder().fingerprint}"
+    ):
         build(other, images, tmp_path / "wrong", k=3)
-    with pytest.raises(ValueError, match="index is of database"):
+    with pytest.raises(ValueError, match=f"{database.fingerprint}.*{other.fingerprint}"):
         build_neighbour_table(
             tmp_path / "wrong", images, ProjectionEmbedder(seed=1), other, NeighbourIndex.open(database)
         )
     data = bytearray((table.path / "neighbours.npy").read_bytes())
     data[-2] ^= 1
     (table.path / "neighbours.npy").write_bytes(data)
-    with pytest.raises(ValueError, match=r"neighbours\.npy is damaged"):
+    with pytest.raises(ValueError, match=r"neighbours\.npy.*sha256"):
         NeighbourTable.open(table.path, database)
 
 

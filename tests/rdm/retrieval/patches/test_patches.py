@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import struct
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import ProjectionEmbedder
+from pictures import ProjectionEmbedder, bomb, contents
 from PIL import Image
 
 from ldm.data.decode import decode_image
+from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import build_database, prepare_database
+from rdm.retrieval.builder.forecast import Forecast, forecast
+from rdm.retrieval.builder.plan import PLAN, new_plan
+from rdm.retrieval.builder.work import Build, Work
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.policy import Patches
 
@@ -108,21 +111,21 @@ def test_annotated_boxes_of_three_forms_are_the_same_squares(tmp_path: Path) -> 
         assert policy.of(asked.format("b"), 100, 60) == [((10, 12, 30, 32), "cat"), ((90, 4, 100, 14), "dog")], name
         assert policy.of(asked.format("a"), 100, 60) == [((0, 2, 48, 50), "dog")]
         assert policy.of("c.png", 100, 60) == []
-    with pytest.raises(FileNotFoundError, match="no annotations at .*nothing.csv"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.csv"):
         Patches({"policy": "boxes", "file": str(tmp_path / "nothing.csv")})
     (tmp_path / "other.csv").write_text("picture,left\n1,2\n")
-    with pytest.raises(ValueError, match="have columns picture, left; expected image_id, x0"):
+    with pytest.raises(ValueError, match="picture, left.*image_id, x0"):
         Patches({"policy": "boxes", "file": str(tmp_path / "other.csv")})
 
 
 def test_wrong_policies_are_one_line() -> None:
     for config, said in [
-        ({"policy": "wohle"}, "got policy 'wohle', expected one of whole, random, grid, boxes"),
-        ({"policy": "random", "min_sid": 3}, "unknown key 'min_sid'; did you mean 'min_side'"),
-        ({"policy": "random", "count": 3}, "policy random has no 'min_side'"),
-        ({"policy": "grid", "side": 0}, "got side=0, expected a whole number of at least 1"),
-        ({"policy": "random", "min_side": 9, "max_side": 8}, "got max_side=8, expected at least min_side=9"),
-        ({"policy": "grid", "side": "big"}, "got side='big'"),
+        ({"policy": "wohle"}, "'wohle'.* whole, random, grid, boxes"),
+        ({"policy": "random", "min_sid": 3}, "'min_sid'.*'min_side'"),
+        ({"policy": "random", "count": 3}, "random .*'min_side'"),
+        ({"policy": "grid", "side": 0}, "side=0.* 1"),
+        ({"policy": "random", "min_side": 9, "max_side": 8}, "max_side=8.*min_side=9"),
+        ({"policy": "grid", "side": "big"}, "side='big'"),
     ]:
         with pytest.raises(ValueError, match=said):
             Patches(config)
@@ -169,20 +172,10 @@ def test_a_source_that_grew_or_lost_pictures_is_still_understood(tmp_path: Path)
     reopened, names = RetrievalDatabase.open(database.path), database.column("image_id").to_pylist()
     for row, name in enumerate(names):
         if name == "000.png":
-            with pytest.raises(ValueError, match="image '000.png' .* cannot be cut out again .* no picture of that id"):
+            with pytest.raises(ValueError, match=r"000\.png.*no picture of that id.*restore the source"):
                 reopened.patches([row])
         else:
             np.testing.assert_array_equal(reopened.patches([row])[0], before[row])
-
-
-def bomb() -> bytes:
-    """A PNG of 20000 x 20000 grey pixels in 50 kB."""
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"\0" * 2501 * 20000, 9))
 
 
 def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path) -> None:
@@ -191,7 +184,7 @@ def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path)
     (root / "001.png").write_bytes(b"not a picture")
     (root / "004.png").write_bytes((root / "004.png").read_bytes()[:500])
     (root / "005.png").write_bytes(bomb())
-    with pytest.raises(ValueError, match="3 pictures cannot be read, expected at most max_broken=1; .*unreadable.json"):
+    with pytest.raises(ValueError, match=r"^3 .*max_broken=1.*unreadable\.json"):
         build(tmp_path / "db", source, RANDOM, max_broken=1, shard_rows=2)
     listed = json.loads((tmp_path / "db/unreadable.json").read_text())["unreadable"]
     assert [entry["item"] for entry in listed] == [1, 4, 5]
@@ -207,8 +200,6 @@ def test_what_cannot_be_read_is_listed_and_skipped_up_to_a_limit(tmp_path: Path)
 
 
 def test_readers_change_no_byte(tmp_path: Path) -> None:
-    from pictures import contents
-
     source = write_large(tmp_path / "pictures", [(40, 30)] * 80)
     alone = build(tmp_path / "alone", source, RANDOM, workers=0, shard_rows=50)
     before = torch.get_rng_state()
@@ -218,13 +209,16 @@ def test_readers_change_no_byte(tmp_path: Path) -> None:
 
 
 def test_the_forecast_of_rows_and_bytes_is_near(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from ldm.util import instantiate_from_config
-    from rdm.retrieval.builder.forecast import forecast
-
     source = write_large(tmp_path / "pictures", [(40, 30), (30, 40), (10, 10)] * 60)
     images, embedder = instantiate_from_config(source), ProjectionEmbedder(dim=512)
     patches = Patches(RANDOM)
-    said = forecast(tmp_path / "db", images, range(180), patches, embedder, 5, 0, 90)
+
+    def forecast_of(items: Sequence[int], shard_rows: int) -> Forecast:
+        work = Work(batch_size=5, shard_rows=shard_rows)
+        plan = new_plan(source, images, patches, embedder, shard_rows, items=len(items))
+        return forecast(Build(tmp_path / "db", PLAN, plan, images, items, patches, embedder, work), workers=0)
+
+    said = forecast_of(range(180), 90)
     built = build_database(
         tmp_path / "db", source, embedder, patches=RANDOM, batch_size=5, shard_rows=90, progress=False
     )
@@ -233,7 +227,7 @@ def test_the_forecast_of_rows_and_bytes_is_near(tmp_path: Path, caplog: pytest.L
     assert 0.8 < said.disk / written < 1.25
     assert said.memory > 2 * 180 * 512 * 2 and said.free > 0
     assert "about" in str(said) and "free on the disk" in str(said)
-    forecast(tmp_path / "db", images, np.broadcast_to(0, 10**12), patches, embedder, 5, 0, 10**12)
+    forecast_of(np.broadcast_to(0, 10**12), 10**12)  # type: ignore[arg-type]  # an array of numbers will do
     assert "name another path" in caplog.text and "lower shard_rows, batch_size or workers" in caplog.text
 
 
@@ -241,9 +235,9 @@ def test_another_policy_is_another_database(tmp_path: Path) -> None:
     source, embedder = write_large(tmp_path / "pictures"), ProjectionEmbedder()
     built = build(tmp_path / "db", source, RANDOM)
     assert prepare_database(built.path, source, embedder, patches=RANDOM).fingerprint == built.fingerprint
-    with pytest.raises(ValueError, match=r'was built from .*"seed": 7.* got .*"policy": "whole".*; delete'):
+    with pytest.raises(ValueError, match='"seed": 7.* got .*"policy": "whole".*; delete'):
         prepare_database(built.path, source, embedder)
-    with pytest.raises(ValueError, match="none of the 7 images .* gave a row: 0 are not readable, 7 too small"):
+    with pytest.raises(ValueError, match="7 images .* 0 .*unreadable, 7 "):
         build(tmp_path / "none", source, {"policy": "grid", "side": 500})
 
 

@@ -37,15 +37,16 @@ ROOT = Path(__file__).parents[4]
 def test_removed_rows_are_marked_and_keep_their_numbers(database: RetrievalDatabase) -> None:
     before, fingerprint = database.embeddings(np.arange(19)), database.fingerprint
     other = RetrievalDatabase.open(database.path)  # stands for another process
-    assert database.alive is None and database.removed == 0 and other.alive is None
+    assert database.is_alive().all() and database.removed == 0 and other.living_count == 19
     assert database.remove([18, 3, 3]) == 2
     assert database.remove(np.array([[3], [8]])) == 1
     for opened in (database, other, RetrievalDatabase.open(database.path)):
-        assert opened.alive is not None and opened.alive is opened.alive
-        assert np.flatnonzero(~opened.alive).tolist() == [3, 8, 18]
+        assert np.flatnonzero(~opened.is_alive()).tolist() == [3, 8, 18]
+        assert opened.is_alive(np.array([[3, 4], [18, 0]])).tolist() == [[False, True], [False, True]]
+        assert opened.living_rows().tolist() == sorted(set(range(19)) - {3, 8, 18}) and opened.living_count == 16
         assert (opened.removed, len(opened), opened.fingerprint) == (3, 19, fingerprint)
         np.testing.assert_array_equal(opened.embeddings(np.arange(19)), before)
-    with pytest.raises(ValueError, match="got rows from 19 to 19, expected 0 to 18"):
+    with pytest.raises(ValueError, match="19 to 19.* 0 to 18"):
         database.remove([19])
     database.verify()
 
@@ -55,18 +56,17 @@ def test_a_damaged_file_of_removed_rows_is_never_ignored(database: RetrievalData
     file = database.path / "removed.npz"
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"removed\.npz is damaged .* restore it"):
-        _ = database.alive
+    with pytest.raises(ValueError, match=r"removed\.npz.*restore it"):
+        database.is_alive()
     with file.open("wb") as stream:
         np.savez(stream, **{"00002": np.array([3], np.int32)})
-    with pytest.raises(ValueError, match="names row 3 of shard 00002, which has 3"):
-        _ = RetrievalDatabase.open(database.path).alive
+    with pytest.raises(ValueError, match=r"removed\.npz.* row 3 .*00002"):
+        RetrievalDatabase.open(database.path).is_alive()
 
 
 def everything(database: RetrievalDatabase) -> list[tuple[Any, ...]]:
     """Each row that is there: its facts and its vector."""
-    rows = np.arange(len(database))
-    rows = rows if database.alive is None else rows[database.alive]
+    rows = database.living_rows()
     facts = [tuple(sorted(entry.items())) for entry in database.metadata(rows)]
     return list(zip(facts, map(bytes, database.embeddings(rows)), strict=True))
 
@@ -101,7 +101,7 @@ def test_new_pictures_are_appended_and_old_ones_not_embedded_again(
     np.testing.assert_array_equal(more, np.asarray(Image.open(tmp_path / "more/class0/000.png")))
     np.testing.assert_array_equal(grown.patches([18])[0], database.patches([18])[0])
     grown.verify()
-    with pytest.raises(ValueError, match="was made by embedder .*; delete"):
+    with pytest.raises(ValueError, match="embedder .*fingerprint.*; delete"):
         append_pictures(database.path, other, ProjectionEmbedder(seed=1), **QUIET)
     with pytest.raises(FileNotFoundError, match="no finished database"):
         append_pictures(tmp_path / "nothing", source, embedder, **QUIET)
@@ -139,7 +139,7 @@ def test_rows_are_found_by_what_is_known_of_them(tmp_path: Path) -> None:
     assert found(where={"style": ["blue", "red"]}) == [0, 2, 3, 5]
     assert found(where={"style": [""], "item": ["5"]}) == [5, 6, 7]  # the folder's pictures have no style
     assert found(ids=["nobody"]) == found() == []
-    with pytest.raises(ValueError, match="no metadata column 'stile', it has image_id, .*, style"):
+    with pytest.raises(ValueError, match="'stile'.*image_id, .*, style"):
         find_rows(merged, where={"stile": ["blue"]})
 
 
@@ -173,14 +173,14 @@ def test_compact_leaves_the_rows_that_are_there(source: dict[str, Any], database
     shards = {f"{kind}/{name}" for name in ("00003", "00004") for kind in ("embeddings", "metadata")}
     assert {file.rpartition(".")[0] for file in files} == {"database", *shards}
     compacted.verify()
-    with pytest.raises(ValueError, match="was rewritten since it was opened; open it again"):
-        _ = other.alive
-    with pytest.raises(ValueError, match="was rewritten since it was opened; open it again"):
+    with pytest.raises(ValueError, match="open it again"):
+        other.is_alive()
+    with pytest.raises(ValueError, match="open it again"):
         other.remove([2])
     again = append_pictures(database.path, source, ProjectionEmbedder(), **QUIET)
     assert len(again) == 19 and everything(again)[:9] == left
     again.remove(np.arange(19))
-    with pytest.raises(ValueError, match="nothing would be left; delete the folder"):
+    with pytest.raises(ValueError, match="removed; delete the folder"):
         compact(database.path)
 
 
@@ -198,11 +198,11 @@ def test_merged_rows_are_those_of_the_parts(tmp_path: Path, database: RetrievalD
     left = everything(compact(merged.path))
     assert left == everything(database) + everything(other)  # whose files stay as they were
     foreign = build_database(tmp_path / "db3", source, ProjectionEmbedder(seed=1), **QUIET)
-    with pytest.raises(ValueError, match="made by embedder projection-0 .* by projection-1 .* expected one embedder"):
+    with pytest.raises(ValueError, match="projection-0 .*projection-1"):
         merge_databases([database.path, foreign.path], tmp_path / "never")
-    with pytest.raises(ValueError, match="there is something at .*both already"):
+    with pytest.raises(ValueError, match="both.*name another path"):
         merge_databases([database.path, other.path], merged.path)
-    with pytest.raises(ValueError, match="got 1 databases to merge, expected at least 2"):
+    with pytest.raises(ValueError, match="1 databases.* 2"):
         merge_databases([database.path], tmp_path / "never")
     assert not (tmp_path / "never").exists()
 

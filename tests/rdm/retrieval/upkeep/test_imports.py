@@ -60,7 +60,7 @@ def test_parts_become_rows_in_their_order(tmp_path: Path) -> None:
     swapped = [tmp_path / "parts/5x8-part_10.npz", tmp_path / "parts/7x8-part_9.npz"]
     other = import_database(swapped, tmp_path / "swapped", EMBEDDER, progress=False)
     np.testing.assert_array_equal(other.embeddings([0]), database.embeddings([7]))
-    with pytest.raises(ValueError, match="where image '.*' comes from is not recorded; give its data set as source"):
+    with pytest.raises(ValueError, match="source of image '.*give its data set"):
         database.patches([0])
 
 
@@ -90,11 +90,11 @@ def test_damaged_or_foreign_parts_are_one_line(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["parts"]  # nothing is left of it
 
     part.write_bytes(data[: len(data) // 2])
-    refused("part_9.npz is no complete part of a database .*File is not a zip file")
+    refused(r"part_9\.npz .*File is not a zip file")
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 0xFF
     part.write_bytes(flipped)
-    refused("part_9.npz is no complete part of a database")
+    refused(r"part_9\.npz .*fetch it again")
     part.write_bytes(data)
     refused(r"shape \(4000, 8\), expected \(4000, 6\)", ProjectionEmbedder(dim=6))
     np.savez(
@@ -102,11 +102,11 @@ def test_damaged_or_foreign_parts_are_one_line(tmp_path: Path) -> None:
     )
     refused("holds objects")
     np.savez(part, embedding=np.full((2, 8), 1e6, np.float32), img_id=np.array([1, 2]), patch_coords=np.ones((2, 4)))
-    refused("vector of image '1' reaches 1000000, float16 ends at 65504")
+    refused("image '1' .*1000000.*65504")
     np.savez(part, embedding=np.ones((2, 8), np.float32))
     refused("no item named 'img_id.npy'")
     part.unlink()
-    refused("no .npz part and no folder img_emb")
+    refused(r"\.npz.*img_emb.*parts")
 
 
 def write_clip_retrieval(folder: Path, dtype: Any = np.float16) -> np.ndarray:
@@ -151,7 +151,7 @@ def test_clip_retrievals_folder_is_read_in_place(tmp_path: Path, dtype: Any) -> 
     assert "exif" not in entry and database.values("licence", [4]).tolist() == [""]
     index = NeighbourIndex.open(database)
     np.testing.assert_array_equal(index.search(vectors.astype(np.float32), 1).rows[:, 0], np.arange(9))
-    with pytest.raises(ValueError, match="no metadata column 'exif', it has image_id"):
+    with pytest.raises(ValueError, match="'exif'.*image_id"):
         find_rows(database, where={"exif": ["1"]})
     assert find_rows(database, where={"width": ["7"]}).tolist() == [7]
     assert find_rows(database, licences=[""]).tolist() == [0, 2, 4, 6, 8]
@@ -166,14 +166,14 @@ def test_clip_retrievals_folder_is_read_in_place(tmp_path: Path, dtype: Any) -> 
     assert compacted.values("caption", [0, 3, 4]).tolist() == ["picture 2", "picture 8", ""]
     assert contents(tmp_path / "theirs") == before
     (tmp_path / "theirs/metadata/metadata_9.parquet").unlink()
-    with pytest.raises(ValueError, match="has 2 files in img_emb and 1 in metadata, expected one for each"):
+    with pytest.raises(ValueError, match="2 .*img_emb.* 1 .*metadata"):
         import_database([tmp_path / "theirs"], tmp_path / "again", EMBEDDER, progress=False)
 
 
 def test_imported_popularity_is_theirs(tmp_path: Path) -> None:
     write_parts(tmp_path / "parts")
     database = import_database([tmp_path / "parts"], tmp_path / "db", EMBEDDER, progress=False)
-    with pytest.raises(FileNotFoundError, match="no neighbour table"):
+    with pytest.raises(FileNotFoundError, match=r"neighbours.*scripts/search_neighbors\.py"):
         popularity(database, 4)
     counts = Counter({3: 9, 11: 4, 0: 1})
     for protocol in (2, pickle.HIGHEST_PROTOCOL):
@@ -187,10 +187,10 @@ def test_imported_popularity_is_theirs(tmp_path: Path) -> None:
     assert popularity(database, 4).tolist() == [1, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 4]
     database.remove([3])
     assert popularity(RetrievalDatabase.open(database.path), 4).tolist() == [1, *[0] * 10, 4]
-    with pytest.raises(ValueError, match="memory.p names rows 0 to 12, .* has 12; import the database that it is of"):
+    with pytest.raises(ValueError, match=r"memory\.p .* 0 to 12.* 12; import"):
         write_popularity(database, np.array([0, 12]), np.array([1, 1]), "memory.p")
     compact(database.path)
-    with pytest.raises(ValueError, match=r"popularity\.npy is of the database with fingerprint .*; import it again"):
+    with pytest.raises(ValueError, match=r"popularity\.npy.* fingerprint .*; import"):
         popularity(RetrievalDatabase.open(database.path), 4)
 
 

@@ -1,4 +1,4 @@
-"""From pictures to batches of patches, read ahead by other processes so that the embedder need not wait."""
+"""Reads pictures ahead in other processes and cuts them into batches of patches, so that the embedder does not wait."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ldm.data.decode import open_picture
 from rdm.retrieval.patches.identity import picture_hash
 from rdm.retrieval.patches.policy import Patches, cut
 
-CHUNK = 32  # pictures that a reader hands over at once
+CHUNK = 32  # pictures that a reading process returns at once
 
 
 @dataclass
 class Chunk:
-    """What some consecutive pictures of a source gave.
+    """The patches of some consecutive pictures of a source.
 
     Attributes:
         pixels: ``[P, S, S, 3] uint8``, their patches.
         entries: the metadata row of each patch.
         faults: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
-        without: pictures that the policy takes no patch of.
-        pictures: how many there were.
+        without: number of pictures that the policy takes no patch of.
+        pictures: number of pictures.
     """
 
     pixels: Tensor
@@ -43,7 +43,7 @@ class ChunkReader(Dataset[Chunk]):
 
     Args:
         images: a data set of ``ldm.data``: ``read``, ``metadata`` and ``uri`` of a picture, and ``size``.
-        patches: what to take of each picture.
+        patches: the policy of patches.
         chunks: numbers of the pictures in each chunk.
     """
 
@@ -55,56 +55,62 @@ class ChunkReader(Dataset[Chunk]):
         return len(self.chunks)
 
     def __getitem__(self, number: int) -> Chunk:
-        """Returns one chunk; a picture that cannot be read is among its faults."""
+        """Returns one chunk; pictures that cannot be read are listed in its faults."""
         pixels: list[np.ndarray] = []
         size = self.images.size
         chunk = Chunk(torch.empty((0, size, size, 3), dtype=torch.uint8), pictures=len(self.chunks[number]))
         for item in self.chunks[number]:
             try:
-                found = self._rows(item)
+                rows = self._rows(item)
             except (OSError, ValueError) as error:
-                reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # equal in every run
+                reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # which would differ from run to run
                 chunk.faults.append({"item": item, "uri": self.images.uri(item), "reason": reason})
                 continue
-            chunk.without += not found
-            pixels += [patch for patch, _ in found]
-            chunk.entries += [entry for _, entry in found]
+            chunk.without += not rows
+            pixels += [patch for patch, _ in rows]
+            chunk.entries += [entry for _, entry in rows]
         if pixels:
             chunk.pixels = torch.from_numpy(np.stack(pixels))
         return chunk
 
     def _rows(self, item: int) -> list[tuple[np.ndarray, dict[str, Any]]]:
-        """Returns patch and metadata of each row that a picture gives."""
+        """Returns the patch and the metadata of each row that a picture gives."""
         texts = dict(self.images.metadata(item))
         image_id = texts.pop("id")
         picture = open_picture(self.images.read(item))
-        found = []
+        rows = []
         for box, class_id in self.patches.of(image_id, picture.width, picture.height):
             patch = cut(picture, box, self.images.size)
-            own = {"class_id": class_id} if class_id else {}
+            label = {"class_id": class_id} if class_id else {}
             sides = box._asdict()
-            found.append(
-                (patch, {**texts, **own, "image_id": image_id, "item": item, **sides, "sha256": picture_hash(patch)})
+            rows.append(
+                (patch, {**texts, **label, "image_id": image_id, "item": item, **sides, "sha256": picture_hash(patch)})
             )
-        return found
+        return rows
 
 
 def chunks_of(items: Sequence[int]) -> list[Sequence[int]]:
-    """Returns numbers of pictures in chunks; the last may be smaller."""
+    """Splits the numbers of pictures into chunks; the last may be smaller."""
     return [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
 
 
 def read_chunks(images: Any, patches: Patches, chunks: Sequence[Sequence[int]], workers: int) -> Iterator[Chunk]:
-    """Yields the chunks in order, read ahead by so many processes; 0 reads in this one, when asked.
+    """Yields the chunks in order.
+
+    Args:
+        images: the data set.
+        patches: the policy of patches.
+        chunks: numbers of the pictures in each chunk.
+        workers: processes that read ahead; with 0 this process reads each chunk when it is needed.
 
     Raises:
-        ValueError: a reader died.
+        ValueError: a reading process died.
     """
     loader = DataLoader(
         ChunkReader(images, patches, chunks),
         batch_size=None,  # a chunk is a batch
         num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]  # without batches it gets one item
+        collate_fn=_unchanged,  # type: ignore[arg-type]  # without batches it is given one item
         prefetch_factor=4 if workers else None,
         generator=torch.Generator().manual_seed(0),  # leaves the global random state alone
     )
@@ -124,7 +130,7 @@ def _unchanged(chunk: Chunk) -> Chunk:
 
 
 def batches(chunks: Iterable[Chunk], size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
-    """Yields all patches ``[size, S, S, 3] uint8`` and their metadata in order; the last batch may be smaller."""
+    """Yields all patches ``[size, S, S, 3] uint8`` with their metadata, in order; the last batch may be smaller."""
     pixels: list[Tensor] = []
     entries: list[dict[str, Any]] = []
     for chunk in chunks:
