@@ -34,6 +34,8 @@ FEW_TOKENS = 16
 _capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # earlier torch does not tell
 INTEL = "intel" in str(_capabilities().get("cpu_name", "")).lower()
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Without AVX-512 or a successor oneDNN has no products of bfloat16, and calling it by name is an error.
+HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _onednn(x: Tensor, *others: Tensor | None) -> bool:
@@ -193,7 +195,7 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Returns softmax(q k^T / sqrt(D)) v [B, N, H, D] without gradients, one head and some queries at a time.
 
     Args:
-        q: queries [B, N, H, D], float32 or bfloat16, on a CPU with oneDNN.
+        q: queries [B, N, H, D], float32 or bfloat16, on a CPU whose oneDNN has products of that dtype.
         k: keys [B, L, H, D].
         v: values [B, L, H, D].
     """
@@ -211,14 +213,11 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def can_attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether :func:`attend_in_parts` takes these, and is faster than torch's fused kernel.
 
-    It needs a CPU with oneDNN, and no gradients, autocast or compilation; it is slower on Intel's processors.
+    It needs a CPU for whose dtype oneDNN has products, and no gradients, autocast or compilation; it is slower on
+    Intel's processors.
     """
-    if (
-        INTEL
-        or q.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or q.dtype not in (torch.float32, torch.bfloat16)
-    ):
+    dtypes = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
+    if INTEL or q.device.type != "cpu" or torch.compiler.is_compiling() or q.dtype not in dtypes:
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False

@@ -54,6 +54,20 @@ def test_every_kernel_gives_the_same_numbers_and_gradients(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_scores_give_the_same_numbers_on_every_processor(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.modules.attention.PARTED_SCORES", 0)
+    q, k, v = (normal(2, size, 3, 8, seed=i).to(dtype) for i, size in enumerate((9, 7, 7)))
+    got = attend(q, k, v)
+    weights = torch.einsum("bnhd,blhd->bhnl", q.float(), k.float()).div(8**0.5).softmax(-1)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    expected = torch.einsum("bhnl,blhd->bnhd", weights, v.float())
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "length"), [(6, 6), (1, 6), (4, 6)])
 def test_causal_queries_see_no_later_keys(
     dtype: torch.dtype, n: int, length: int, monkeypatch: pytest.MonkeyPatch
