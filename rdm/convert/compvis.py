@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.convert.autoencoder import with_plain_codes
 from ldm.convert.compvis import SCHEDULERS, export_compvis, first_stage_of_compvis, write_compvis
-from ldm.convert.unet import check_network
+from ldm.convert.unet import network_class
 from rdm.compat import DATABASE_ARGUMENTS, IDENTITIES, RESHAPERS, RETRIEVAL_ARGUMENTS, UNCONDITIONAL, UNET_TARGET
+from rdm.modules.diffusionmodules.openaimodel import UNetModel
 
 LOG = logging.getLogger(__name__)
 
@@ -47,8 +48,12 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     notes, params = _notes(model), dict(model["params"])
     params.pop("use_neighbours", None)
     unet = {name: value for name, value in params["unet_config"]["params"].items() if name != "legacy"}
-    if unet.get("n_embed") is not None:
-        raise ValueError(f"unet_config: n_embed is {unet['n_embed']}, expected none; CompVis' network is another one")
+    kind = network_class(params["unet_config"])
+    if unet.get("n_embed") is not None and kind.id_kernel != UNetModel.id_kernel:
+        raise ValueError(
+            f"unet_config: n_embed is {unet['n_embed']}, expected none; the id_predictor of {UNET_TARGET} has a kernel "
+            f"of {UNetModel.id_kernel}, that of {params['unet_config']['target']} one of {kind.id_kernel}"
+        )
     width = unet["context_dim"]
     conditioner = params.pop("conditioner", None) or {}
     theirs = {
@@ -60,7 +65,6 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "cond_stage_key": "nixda",
         "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
     }
-    check_network(params["unet_config"])
     params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
     params["unet_config"] = {"target": UNET_TARGET, "params": unet}
     if not params.get("retrieval_cfg"):

@@ -1,6 +1,7 @@
 """The U-Net that denoises: residual blocks, attention, and a context it may look at.
 
-Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022; one class serves ``ldm`` and ``rdm``.
+Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022. CompVis' two repositories compute it differently
+in two places; this class follows latent-diffusion, and its subclass in ``rdm`` retrieval-augmented-diffusion-models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -114,20 +115,26 @@ class UNetModel(nn.Module):
         use_fp16: must be False; use automatic mixed precision instead.
         num_heads: attention heads, where ``num_head_channels`` is -1.
         num_head_channels: channels of each attention head; wins over ``num_heads``.
-        num_heads_upsample: heads of the decoder's attention blocks; -1 takes ``num_heads``.
+        num_heads_upsample: heads of the decoder's attention blocks, where ``num_head_channels`` is -1 and the class
+            has ``upsample_heads``; -1 takes ``num_heads``.
         use_scale_shift_norm: let time scale and shift norms instead of being added.
         resblock_updown: resample inside residual blocks.
         use_new_attention_order: channel order of attention blocks, see AttentionBlock.
         use_spatial_transformer: use transformers with cross-attention in place of attention blocks.
         transformer_depth: blocks of each transformer.
         context_dim: width of the context tokens; a list gives each of a transformer's blocks its own context.
-        n_embed: predict logits over so many codebook entries rather than an image.
+        n_embed: predict logits over so many codebook entries rather than an image, with ``id_predictor``.
         legacy: the first releases' rule for heads; without it ``num_heads_upsample`` has no effect.
         run_without_timestep_conditioning: accept ``timesteps=None`` and run as at step 0.
 
     Raises:
         ValueError: options that contradict each other.
     """
+
+    upsample_heads: ClassVar[bool] = True
+    """Whether ``num_heads_upsample`` has an effect."""
+    id_kernel: ClassVar[int] = 1
+    """Side of the kernel, which is odd, of the convolution in ``id_predictor``."""
 
     def __init__(
         self,
@@ -185,7 +192,7 @@ class UNetModel(nn.Module):
             attention, num_heads=num_heads, num_head_channels=num_head_channels, use_checkpoint=use_checkpoint
         )
         decoder_attention = attention
-        if legacy and not use_spatial_transformer and num_heads_upsample != -1:
+        if self.upsample_heads and legacy and not use_spatial_transformer and num_heads_upsample != -1:
             decoder_attention = functools.partial(attention, num_heads=num_heads_upsample)
         widths = [mult * model_channels for mult in channel_mult]
 
@@ -202,7 +209,8 @@ class UNetModel(nn.Module):
         head = conv_nd(dims, widths[0], out_channels, 3, padding=1)
         self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(inplace=True), zero_module(head))
         if n_embed is not None:
-            self.id_predictor = nn.Sequential(normalization(widths[0]), conv_nd(dims, widths[0], n_embed, 1))
+            to_logits = conv_nd(dims, widths[0], n_embed, self.id_kernel, padding=self.id_kernel // 2)
+            self.id_predictor = nn.Sequential(normalization(widths[0]), to_logits)
 
     def project_context(self, context: Tokens) -> ProjectedContext:
         """Returns the keys and values of context tokens, which ``forward`` takes in their place while weights stay.

@@ -181,8 +181,31 @@ def test_a_list_of_one_context_and_what_their_network_lacks(tmp_path: Path) -> N
     network["params"]["n_embed"] = 5
     with pytest.raises(ValueError, match="n_embed is 5"):
         export_model({**OURS, "params": params}, {}, tmp_path)
+    params["unet_config"] = {**network, "target": UNET_TARGET}  # under their rules already
+    export_model({**OURS, "params": params}, {}, tmp_path)
+    assert read_config([tmp_path / "config.yaml"])["model"]["params"]["unet_config"]["params"]["n_embed"] == 5
     with pytest.raises(ValueError, match="use_neighbours is false"):
         export_model({**OURS, "params": {**params, "use_neighbours": False}}, {}, tmp_path)
+
+
+def test_a_network_under_the_rules_of_rdm_is_written_for_latent_diffusion(tmp_path: Path) -> None:
+    """Their class has other rules: what has no effect here is left out, and what is another network is refused."""
+    params = {"image_size": 4, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1}
+    params |= {"attention_resolutions": [1], "channel_mult": [1], "num_heads": 4, "num_heads_upsample": 2}
+    network = {"target": UNET_TARGET, "params": params}
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    described = {"target": target, "params": {"unet_config": network, "first_stage_config": VQ, "use_ema": False}}
+    model = instantiate_from_config(described).eval()
+    randomise(model)
+    file = export_model(described, model.state_dict(), tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert got["params"]["unet_config"]["target"] == "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    assert "num_heads_upsample" not in got["params"]["unet_config"]["params"]
+    back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(file)}}).eval()
+    assert torch.equal(predicted(back), predicted(model))
+    params["n_embed"] = 5
+    with pytest.raises(ValueError, match="n_embed is 5"):
+        export_model(described, {}, tmp_path)
 
 
 def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
