@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import add_trust_option, command_line, seed_number
 from ldm.config import check_keys, read_config, write_config
-from ldm.util import check_mapping, get_obj_from_str, instantiate_from_config, nearest
+from ldm.util import check_mapping, check_params, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -164,7 +164,6 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
 
     from ldm.callbacks import LastStep, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
-    from ldm.util import check_params
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""Reads configs: the only place, besides the scripts' door to it, that knows OmegaConf."""
+"""Reads and writes YAML configs; the only module that imports OmegaConf."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ldm.files import atomic_path
 from ldm.util import check_mapping, nearest
 
 
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns YAML files merged from left to right, then the overrides, as plain containers.
+    """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
     Args:
         files: paths of YAML files.
-        overrides: words of the form ``model.params.k=8``.
+        overrides: settings of the form ``model.params.k=8``.
 
     Raises:
         FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
         ValueError: a file is not a YAML mapping, or an override has no ``=``.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     for file in files:
         if not Path(file).is_file():
             found = [str(path) for path in Path("configs").rglob("*.yaml")]
@@ -46,7 +47,11 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raises ValueError for a key that is not known, naming the nearest one, and for what is no mapping."""
+    """Checks the keys of a mapping.
+
+    Raises:
+        ValueError: an unknown key, for which the error names the nearest known one; or no mapping.
+    """
     check_mapping(mapping, where)
     for key in mapping:
         if key not in known:
@@ -56,11 +61,7 @@ def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> Non
 
 
 def write_config(file: str | Path, config: dict[str, Any], comment: str = "") -> None:
-    """Writes a config as YAML below the lines of a comment, completely or not at all."""
-    from omegaconf import OmegaConf
-
-    from ldm.files import atomic_path
-
+    """Writes a config as YAML, below the lines of a comment. An interrupted call leaves the old file as it was."""
     with atomic_path(file) as temporary:
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.files import atomic_path
@@ -46,10 +48,13 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
 
 
 def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
-    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all; with texts under keywords of their own."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    """Writes a picture as a PNG file; an interrupted call leaves no file, or the old one.
 
+    Args:
+        image: ``[3, H, W] uint8``.
+        path: the file.
+        texts: metadata of the file, by keyword.
+    """
     info = PngInfo()
     for keyword, text in (texts or {}).items():
         info.add_itxt(keyword, text)

@@ -24,13 +24,13 @@ from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
-from rdm.models.neighbours import LooksAtNeighbours
+from rdm.models.neighbours import NeighbourConditioned
 from rdm.modules.attention import Past
 
 AGREE = 0.9  # share of stored codes that a first stage must give again; other hardware rounds to some other ones
 
 
-class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
+class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
     """A causal transformer over the codes of a first stage, which attends to the neighbours of the image.
 
     A sequence begins with a token of its own (``sos_token``), whose number and that of ``mask_token`` checkpoints hold.
@@ -39,7 +39,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         transformer_config: the network: codes and two more tokens in, logits of codes out.
         first_stage_config: a VQ model; its weights, those of its running average where it has one, are part of this
             model's checkpoints.
-        conditioner: with the next three, see :meth:`LooksAtNeighbours.look_at`.
+        conditioner: with the next three, see :meth:`NeighbourConditioned.set_conditioning`.
         p_uncond: see there.
         use_neighbours: see there.
         neighbours_key: see there.
@@ -102,7 +102,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
             )
         self.register_buffer("sos_token", torch.tensor([codes + 1]))
         self.register_buffer("mask_token", torch.tensor([codes]))
-        self.look_at(conditioner, p_uncond, use_neighbours, neighbours_key)
+        self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
         self.p_mask_max, self.first_stage_key, self.codes_key = p_mask_max, first_stage_key, codes_key
         self.monitor, self.scheduler_config, self.seed = monitor, scheduler_config, seed
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -346,8 +346,8 @@ class LatentImageRETRO(RetrievalAugmentedTransformer):
             self.init_from_checkpoint(ckpt_path, ignore_keys)
 
     def context(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns the context ``[B, K, D]`` of all of a batch's neighbours, which may lie by patches."""
+        """Returns the context ``[B, K, D]`` of neighbours ``[B, K, D]`` or ``[B, patches, K / patches, D]``."""
         if self.neighbours_key not in batch:
-            return super().context(batch)  # which says so
+            return super().context(batch)  # raises the error
         context = self.conditioner(compat.flat_neighbours(batch[self.neighbours_key]).float())
         return context if self.use_neighbours else self.null_context(context)
