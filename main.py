@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import add_trust_option, command_line, seed_number
-from ldm.config import check_keys, read_config, write_config
-from ldm.util import check_mapping, check_params, get_obj_from_str, instantiate_from_config, nearest
+from ldm.config import RunConfig, read_run_config, write_config
+from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 LOG = logging.getLogger("main")
-SECTIONS = ("model", "data", "lightning")
-LIGHTNING = ("trainer", "callbacks", "checkpoint")
 # Lightning's warnings that are not true here: metrics are put aside before it deletes them, a first stage is meant to
 # stay in evaluation mode, one process loads small pictures fast enough, a checkpoint is meant to hold the weights after
 # the step, and the rest is between Lightning and torch.
@@ -113,24 +111,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def read_run_config(paths: list[str], overrides: list[str]) -> dict[str, Any]:
-    """Returns the merged configuration of a run, its sections checked.
-
-    Raises:
-        ValueError: an unknown or missing section, or one that is no mapping.
-    """
-    config = read_config(paths, overrides)
-    check_keys(config, SECTIONS, "config")
-    lightning = config.get("lightning") or {}
-    check_keys(lightning, LIGHTNING, "lightning")
-    for name, part in lightning.items():
-        check_mapping(part, f"lightning.{name}")
-    for section in ("model", "data"):
-        if section not in config:
-            raise ValueError(f"config {', '.join(paths)}: section '{section}' is missing; give it with --base")
-    return config
-
-
 def find_run(resume: str) -> tuple[Path, Path]:
     """Returns the run folder and the checkpoint that ``--resume`` means.
 
@@ -151,7 +131,7 @@ def find_run(resume: str) -> tuple[Path, Path]:
     return path, checkpoint
 
 
-def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> pl.Trainer:
+def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Trainer:
     """Returns the Lightning trainer of the ``lightning`` section; what training writes goes to ``run``.
 
     Raises:
@@ -167,21 +147,19 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
-    section = config.get("lightning") or {}
     defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
-    options: dict[str, Any] = {**defaults, **(section.get("trainer") or {})}
+    options: dict[str, Any] = {**defaults, **config.trainer}
     if taken := sorted({"callbacks", "logger"} & set(options)):
         raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
-    monitor = (config["model"].get("params") or {}).get("monitor")
-    best: dict[str, Any] = {"monitor": monitor, "mode": "min", "save_top_k": 1}
+    best: dict[str, Any] = {"monitor": config.monitor, "mode": "min", "save_top_k": 1}
     keep: dict[str, Any] = {
         "every_n_train_steps": 500,
         "save_last": True,
         "save_top_k": 0,
         "enable_version_counter": False,
-        **(section.get("checkpoint") or {}),
+        **config.checkpoint,
     }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
     best |= {name: keep.pop(name) for name in ("monitor", "mode") if name in keep}
@@ -190,7 +168,7 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
         after: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
         callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))
     callbacks += [
-        keep_config(run, config),
+        keep_config(run, config.content),
         FiniteSteps(run),
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
@@ -199,7 +177,7 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
         callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    callbacks += [instantiate_from_config(callback) for callback in (section.get("callbacks") or {}).values()]
+    callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
     check_params("lightning.trainer", pl.Trainer, options)
     logger: Any = False
     if train:
@@ -255,12 +233,11 @@ def keep_metrics(run: Path) -> None:
         metrics.rename(run / f"metrics-{len(list(run.glob('metrics-*.csv')))}.csv")
 
 
-def set_learning_rate(model: Any, config: dict[str, Any], scale: bool, trainer: pl.Trainer) -> None:
-    """Sets the rate of a CompVis config's ``base_learning_rate``, and scales it where asked; logs what is in effect."""
-    rate = config["model"].get("base_learning_rate", model.learning_rate)
+def set_learning_rate(model: Any, config: RunConfig, scale: bool, trainer: pl.Trainer) -> None:
+    """Sets and logs the learning rate: the config's or else the model's own, multiplied where ``scale`` asks for it."""
+    rate = model.learning_rate if config.learning_rate is None else config.learning_rate
     if scale:
-        batch = config["data"].get("params", {}).get("batch_size", 1)
-        rate = rate * trainer.world_size * batch * trainer.accumulate_grad_batches
+        rate = rate * trainer.world_size * config.batch_size * trainer.accumulate_grad_batches
     model.learning_rate = rate
     LOG.info(
         "learning rate %.3g%s",
@@ -282,8 +259,8 @@ def train(options: argparse.Namespace) -> None:
     import pytorch_lightning as pl
 
     pl.seed_everything(options.seed, workers=True)
-    model = instantiate_from_config(config["model"])
-    data = instantiate_from_config(config["data"])
+    model = instantiate_from_config(config.model)
+    data = instantiate_from_config(config.data)
     check_weights(model, weights, source=f"checkpoint {checkpoint}", allow=("*",))  # shapes; names are for Lightning
     del weights
     made = run is None
@@ -296,7 +273,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def fit(
-    options: argparse.Namespace, config: dict[str, Any], run: Path, checkpoint: Path | None, model: Any, data: Any
+    options: argparse.Namespace, config: RunConfig, run: Path, checkpoint: Path | None, model: Any, data: Any
 ) -> None:
     """Trains and tests, or validates, what has been built."""
     trainer = build_trainer(config, run, options.gpus, options.train)

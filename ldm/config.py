@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,45 @@ from yaml import YAMLError
 
 from ldm.files import atomic_path
 from ldm.util import check_mapping, nearest
+
+SECTIONS = ("model", "data", "lightning")
+LIGHTNING = ("trainer", "callbacks", "checkpoint")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The config of a training run, with its sections checked.
+
+    Attributes:
+        content: the whole config, as the run folder keeps it.
+        model: ``target`` and ``params`` of the model, and ``base_learning_rate`` in CompVis' configs.
+        data: ``target`` and ``params`` of the data module.
+        trainer: arguments of Lightning's ``Trainer``.
+        callbacks: ``target`` and ``params`` of further callbacks, by a name of the user's.
+        checkpoint: arguments of Lightning's ``ModelCheckpoint``.
+    """
+
+    content: dict[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+
+    @property
+    def monitor(self) -> str | None:
+        """Name of the logged value that picks the best checkpoint."""
+        return (self.model.get("params") or {}).get("monitor")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate where the config states it outside of the model's ``params``, as CompVis' configs do."""
+        return self.model.get("base_learning_rate")
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch on one device."""
+        return (self.data.get("params") or {}).get("batch_size", 1)
 
 
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -44,6 +84,28 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
+
+
+def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the merged config of a training run; for the arguments see :func:`read_config`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an unknown or missing section, or one that is no mapping.
+    """
+    content = read_config(files, overrides)
+    check_keys(content, SECTIONS, "config")
+    for section in ("model", "data"):
+        if section not in content:
+            names = ", ".join(map(str, files))
+            raise ValueError(f"config {names}: section '{section}' is missing; give it with --base")
+        check_mapping(content[section], section)
+    lightning = content.get("lightning") or {}
+    check_keys(lightning, LIGHTNING, "lightning")
+    for name, part in lightning.items():
+        check_mapping(part, f"lightning.{name}")
+    parts = {name: lightning.get(name) or {} for name in LIGHTNING}
+    return RunConfig(content, content["model"] or {}, content["data"] or {}, **parts)
 
 
 def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
