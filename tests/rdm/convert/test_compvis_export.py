@@ -184,7 +184,7 @@ def test_a_list_of_one_context_and_what_their_network_lacks(tmp_path: Path) -> N
     params["unet_config"] = {**network, "target": UNET_TARGET}  # under their rules already
     export_model({**OURS, "params": params}, {}, tmp_path)
     assert read_config([tmp_path / "config.yaml"])["model"]["params"]["unet_config"]["params"]["n_embed"] == 5
-    with pytest.raises(ValueError, match="use_neighbours is false"):
+    with pytest.raises(ValueError, match="use_neighbours"):
         export_model({**OURS, "params": {**params, "use_neighbours": False}}, {}, tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_where_their_database_lies_is_kept() -> None:
 def test_another_network_is_not_passed_off_as_theirs(target: str, tmp_path: Path) -> None:
     network = {"target": "torch.nn.Identity", "params": unet(8)["params"]}
     params = {"unet_config": network, "first_stage_config": VQ}
-    with pytest.raises(ValueError, match=r"unet_config: got torch.nn.Identity, expected a UNetModel"):
+    with pytest.raises(ValueError, match=r"unet_config.*torch.nn.Identity"):
         export_model({"target": target, "params": params}, {}, tmp_path)
 
 
@@ -327,14 +327,14 @@ def test_codes_learned_in_other_ways_become_the_codes_they_make(kind: str, tmp_p
 
 
 def test_both_weights_want_an_average() -> None:
-    with pytest.raises(ValueError, match="no running average; ask for average or raw"):
+    with pytest.raises(ValueError, match="both.*no running average"):
         choose_weights({"model.weight": torch.ones(1)}, "both")
-    with pytest.raises(ValueError, match="got 'ema', expected average, raw or both"):
+    with pytest.raises(ValueError, match="'ema'.*average, raw or both"):
         choose_weights({}, "ema")
 
 
 def test_a_folder_without_config_or_weights_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no config.yaml in .*; expected a run folder"):
+    with pytest.raises(FileNotFoundError, match=r"no config.yaml in"):
         read_run(tmp_path)
     write_config(tmp_path / "config.yaml", {"model": VQ})
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last.ckpt"):
