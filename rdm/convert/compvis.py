@@ -44,7 +44,7 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
 
 
 def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns what a user of CompVis' code has to know, and the model under CompVis' name and arguments."""
+    """Returns notes for a user of CompVis' code, and the model under CompVis' name and arguments."""
     notes, params = _notes(model), dict(model["params"])
     params.pop("use_neighbours", None)
     unet = {name: value for name, value in params["unet_config"]["params"].items() if name != "legacy"}
@@ -85,7 +85,7 @@ def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor])
         "nn_reshaper_cfg": {"target": RESHAPERS[0]},
         "nn_encoder_cfg": {"target": IDENTITIES[1]},
         "transformer_config": dict(params["transformer_config"]),
-        # Their model calls the encoder of this class, not of the interface, which gives no codes.
+        # CompVis' model needs the encoder of this class, which returns codes; that of VQModelInterface does not.
         "first_stage_config": {**first, "target": "ldm.models.autoencoder.VQModel"},
         "cond_stage_config": UNCONDITIONAL,
         **({"scheduler_config": scheduler} if scheduler.get("target") in SCHEDULERS else {}),
@@ -97,10 +97,10 @@ def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor])
 
 
 def _notes(model: Mapping[str, Any]) -> str:
-    """Returns what a user of CompVis' code has to know of a model that looks at neighbours.
+    """Returns notes for a user of CompVis' code about a model that is conditioned on neighbours.
 
     Raises:
-        ValueError: it looks at none.
+        ValueError: the model is not conditioned on neighbours.
     """
     params = model["params"]
     if not params.get("use_neighbours", True):

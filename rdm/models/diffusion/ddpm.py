@@ -47,8 +47,8 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
 class MinimalRETRODiffusion(RetrievalAugmentedDiffusion):
     """CompVis' name for the model and its arguments, see ``rdm.compat.retrieval_arguments``.
 
-    ``retrieval_cfg``, ``nn_memory`` and ``searcher_path`` are not read, because the retriever is no part of the model;
-    nor is ``query_key``, because the query is no part of the context. ``options`` are those of
+    ``retrieval_cfg``, ``nn_memory`` and ``searcher_path`` are ignored, because the retriever is no part of the model;
+    so is ``query_key``, because the query is no part of the context. ``options`` are those of
     :class:`RetrievalAugmentedDiffusion`. Checkpoints hold ``unconditional_guidance_vex [D]``, the direction of the null
     context.
     """
