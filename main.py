@@ -1,4 +1,4 @@
-"""Trains any stage: merges YAML files and the command line, builds model and data, fits, tests.
+"""Trains, validates or tests the model that YAML configs describe.
 
 Example: ``python main.py --base configs/rdm.yaml -t model.params.k=8 lightning.trainer.max_steps=200``
 """
@@ -16,18 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import add_trust_option, command_line, seed_number
-from ldm.config import check_keys, read_config, write_config
-from ldm.util import check_mapping, get_obj_from_str, instantiate_from_config, nearest
+from ldm.config import RunConfig, read_run_config, write_config
+from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
 LOG = logging.getLogger("main")
-SECTIONS = ("model", "data", "lightning")
-LIGHTNING = ("trainer", "callbacks", "checkpoint")
-# Lightning's warnings that are not true here: metrics are put aside before it deletes them, a first stage is meant to
-# stay in evaluation mode, one process loads small pictures fast enough, a checkpoint is meant to hold the weights after
-# the step, and the rest is between Lightning and torch.
+# Lightning's warnings that do not apply here: metrics are renamed before Lightning deletes them, a first stage is
+# meant to stay in evaluation mode, one process loads small pictures fast enough, and a checkpoint is meant to hold the
+# weights after the step. The others concern Lightning and torch alone.
 UNTRUE = (
     "Experiment logs directory",
     "Found .* in eval mode",
@@ -38,7 +36,7 @@ UNTRUE = (
     "Using ModelCheckpoint with manual optimization",
     "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
-# Targets of CompVis configs that live here for their sake.
+# Targets in CompVis' configs that lie in their main.py, and the classes that take their place.
 DOORS = {"DataModuleFromConfig": "ldm.data.DataModule", "ImageLogger": "ldm.callbacks.ImageLogger"}
 
 
@@ -49,7 +47,7 @@ def __getattr__(name: str) -> Any:
 
 
 def yes_or_no(text: str) -> bool:
-    """Returns the truth value of a command-line word."""
+    """Returns the truth value that a word of the command line stands for."""
     if text.lower() in ("yes", "true", "t", "y", "1"):
         return True
     if text.lower() in ("no", "false", "f", "n", "0"):
@@ -58,14 +56,14 @@ def yes_or_no(text: str) -> bool:
 
 
 def gpu_numbers(text: str) -> str:
-    """Returns the GPUs of a command line as they are written."""
+    """Returns the numbers of GPUs as they are written, once they are checked."""
     if text and not re.fullmatch(r"\d+(,\d+)*,?", text):
         raise argparse.ArgumentTypeError(f"expected numbers such as '0,' or '0,1', got '{text}'")
     return text
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Returns the command line; words of the form ``a.b=c`` are collected as ``overrides``."""
+    """Returns the parsed command line; ``overrides`` holds all words of the form ``a.b=c``."""
     flag: dict[str, Any] = {
         "type": yes_or_no,
         "nargs": "?",
@@ -77,34 +75,36 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
-    p.add_argument("-t", "--train", **flag, help="train; without it, validate")
-    p.add_argument("--no-test", **flag, help="do not test after training")
+    p.add_argument("-t", "--train", **flag, help="train the model; without this option it is validated")
+    p.add_argument("--no-test", **flag, help="skip the test set")
     p.add_argument(
         "-r",
         "--resume",
         default="",
         metavar="RUN",
-        help="run folder or checkpoint to go on from, with its config",
+        help="continue the run in this folder, or from this checkpoint, with the run's own config",
     )
-    p.add_argument("-n", "--name", default="", help="name of the run; the first config's name if empty")
-    p.add_argument("-f", "--postfix", default="", help="put behind the name")
-    p.add_argument("-p", "--project", default="", help="run folder to use as it is, instead of logs/<time>_<name>")
-    p.add_argument("-l", "--logdir", default="logs", help="where run folders are made")
+    p.add_argument("-n", "--name", default="", help="name of the run; if empty, the name of the first config")
+    p.add_argument("-f", "--postfix", default="", help="text that is appended to the name")
+    p.add_argument("-p", "--project", default="", help="folder of the run, in place of <logdir>/<time>_<name>")
+    p.add_argument("-l", "--logdir", default="logs", help="folder in which run folders are created")
     p.add_argument(
         "-s",
         "--seed",
         type=seed_number,
         default=23,
-        help="seed of the first weights; data order and noise have theirs in data.params.seed and model.params.seed",
+        help="seed of the initial weights; see data.params.seed for the data order, model.params.seed for the noise",
     )
-    p.add_argument("--scale_lr", **flag, help="multiply the learning rate by devices x batch size x accumulation")
     p.add_argument(
-        "--gpus", type=gpu_numbers, default="", help="GPUs to use, e.g. '0,' or '0,1'; without it, whatever there is"
+        "--scale_lr", **flag, help="multiply the learning rate by number of devices x batch size x accumulated batches"
+    )
+    p.add_argument(
+        "--gpus", type=gpu_numbers, default="", help="GPUs to use, e.g. '0,' or '0,1'; if empty, Lightning chooses"
     )
     add_trust_option(p)
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings, stronger than the configs")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")
     words = sys.argv[1:] if arguments is None else arguments
-    # Settings may stand anywhere, so they are taken out before options with optional values can swallow them.
+    # Settings may stand anywhere, so they are removed before an option with an optional value can take one of them.
     settings = [word for word in words if re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
     options, rest = p.parse_known_args([word for word in words if word not in settings])
     if rest := [*rest, *options.overrides]:
@@ -113,30 +113,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def read_run_config(paths: list[str], overrides: list[str]) -> dict[str, Any]:
-    """Returns the merged configuration of a run, its sections checked.
-
-    Raises:
-        ValueError: an unknown or missing section, or one that is no mapping.
-    """
-    config = read_config(paths, overrides)
-    check_keys(config, SECTIONS, "config")
-    lightning = config.get("lightning") or {}
-    check_keys(lightning, LIGHTNING, "lightning")
-    for name, part in lightning.items():
-        check_mapping(part, f"lightning.{name}")
-    for section in ("model", "data"):
-        if section not in config:
-            raise ValueError(f"config {', '.join(paths)}: section '{section}' is missing; give it with --base")
-    return config
-
-
 def find_run(resume: str) -> tuple[Path, Path]:
-    """Returns the run folder and the checkpoint that ``--resume`` means.
+    """Returns the run folder and the checkpoint that ``--resume`` names.
 
     Raises:
-        FileNotFoundError: neither exists.
-        ValueError: a file that lies in no run folder.
+        FileNotFoundError: there is no such folder, file or checkpoint.
+        ValueError: the file lies in no run folder.
     """
     path = Path(resume)
     if path.is_file():
@@ -151,11 +133,11 @@ def find_run(resume: str) -> tuple[Path, Path]:
     return path, checkpoint
 
 
-def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> pl.Trainer:
-    """Returns the Lightning trainer of the ``lightning`` section; what training writes goes to ``run``.
+def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Trainer:
+    """Returns the Lightning trainer that a config describes, which writes into the folder ``run``.
 
     Raises:
-        ValueError: a setting that Lightning does not take, or a GPU that is not there.
+        ValueError: Lightning knows no such setting, or there is no such GPU.
     """
     import pytorch_lightning as pl
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -164,34 +146,31 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
 
     from ldm.callbacks import LastStep, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
-    from ldm.util import check_params
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
-    section = config.get("lightning") or {}
     defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
-    options: dict[str, Any] = {**defaults, **(section.get("trainer") or {})}
+    options: dict[str, Any] = {**defaults, **config.trainer}
     if taken := sorted({"callbacks", "logger"} & set(options)):
         raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
-    monitor = (config["model"].get("params") or {}).get("monitor")
-    best: dict[str, Any] = {"monitor": monitor, "mode": "min", "save_top_k": 1}
+    best: dict[str, Any] = {"monitor": config.monitor, "mode": "min", "save_top_k": 1}
     keep: dict[str, Any] = {
         "every_n_train_steps": 500,
         "save_last": True,
         "save_top_k": 0,
         "enable_version_counter": False,
-        **(section.get("checkpoint") or {}),
+        **config.checkpoint,
     }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
     best |= {name: keep.pop(name) for name in ("monitor", "mode") if name in keep}
     callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
-    if best["monitor"]:  # by the validation that has just ended; the one above knows only the last but one
+    if best["monitor"]:  # saved after a validation; the callback above would see the value of the validation before
         after: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
         callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))
     callbacks += [
-        keep_config(run, config),
+        keep_config(run, config.content),
         FiniteSteps(run),
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
@@ -200,7 +179,7 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
         callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
-    callbacks += [instantiate_from_config(callback) for callback in (section.get("callbacks") or {}).values()]
+    callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
     check_params("lightning.trainer", pl.Trainer, options)
     logger: Any = False
     if train:
@@ -215,10 +194,10 @@ def build_trainer(config: dict[str, Any], run: Path, gpus: str, train: bool) -> 
 
 
 def new_run(options: argparse.Namespace, name: str) -> Path:
-    """Returns the folder of a new run; under ``--logdir`` one that no other run has, made at once where it trains.
+    """Returns the folder of a new run; in training, a folder under ``--logdir`` is new and is created at once.
 
     Raises:
-        ValueError: ``--project`` names a folder in which another run has checkpoints.
+        ValueError: ``--project`` names a folder that holds checkpoints of another run.
     """
     if options.project:
         run = Path(options.project)
@@ -227,7 +206,7 @@ def new_run(options: argparse.Namespace, name: str) -> Path:
         return run
     stem = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}{options.postfix}"
     run, number = Path(options.logdir) / stem, 1
-    # The further processes of a run with several GPUs write nothing here.
+    # Of the processes of a run on several GPUs, only the first creates the folder.
     while options.train and os.environ.get("LOCAL_RANK", "0") == "0":
         try:
             run.mkdir(parents=True)
@@ -239,7 +218,7 @@ def new_run(options: argparse.Namespace, name: str) -> Path:
 
 
 def keep_config(run: Path, config: dict[str, Any]) -> pl.Callback:
-    """Returns what writes the config of a run that begins; a resumed one that fails before keeps the one it had."""
+    """Returns a callback that writes the config when training starts: one that fails earlier keeps the old config."""
     from pytorch_lightning.callbacks import LambdaCallback
 
     def write(trainer: pl.Trainer, _: pl.LightningModule) -> None:
@@ -250,18 +229,17 @@ def keep_config(run: Path, config: dict[str, Any]) -> pl.Callback:
 
 
 def keep_metrics(run: Path) -> None:
-    """Puts the metrics of a run that is resumed aside, as ``metrics-<n>.csv``: Lightning would delete them."""
+    """Renames the metrics of a resumed run to ``metrics-<n>.csv``, because Lightning would delete them."""
     metrics = run / "metrics.csv"
     if metrics.is_file():
         metrics.rename(run / f"metrics-{len(list(run.glob('metrics-*.csv')))}.csv")
 
 
-def set_learning_rate(model: Any, config: dict[str, Any], scale: bool, trainer: pl.Trainer) -> None:
-    """Sets the rate of a CompVis config's ``base_learning_rate``, and scales it where asked; logs what is in effect."""
-    rate = config["model"].get("base_learning_rate", model.learning_rate)
+def set_learning_rate(model: Any, config: RunConfig, scale: bool, trainer: pl.Trainer) -> None:
+    """Sets and logs the learning rate: the config's or else the model's own, multiplied where ``scale`` asks for it."""
+    rate = model.learning_rate if config.learning_rate is None else config.learning_rate
     if scale:
-        batch = config["data"].get("params", {}).get("batch_size", 1)
-        rate = rate * trainer.world_size * batch * trainer.accumulate_grad_batches
+        rate = rate * trainer.world_size * config.batch_size * trainer.accumulate_grad_batches
     model.learning_rate = rate
     LOG.info(
         "learning rate %.3g%s",
@@ -271,7 +249,7 @@ def set_learning_rate(model: Any, config: dict[str, Any], scale: bool, trainer: 
 
 
 def train(options: argparse.Namespace) -> None:
-    """Builds everything the options name, and runs it."""
+    """Trains, validates or tests as the command line says."""
     run, checkpoint = find_run(options.resume) if options.resume else (None, None)
     paths = options.base or ([str(run / "config.yaml")] if run else [])
     if not paths:
@@ -279,12 +257,12 @@ def train(options: argparse.Namespace) -> None:
     config = read_run_config(paths, options.overrides)
     from ldm.checkpoint import check_weights, read_weights
 
-    weights = read_weights(checkpoint) if checkpoint else {}  # refuses a file that is cut short or would run code
+    weights = read_weights(checkpoint) if checkpoint else {}  # refuses a truncated file, or one that would run code
     import pytorch_lightning as pl
 
     pl.seed_everything(options.seed, workers=True)
-    model = instantiate_from_config(config["model"])
-    data = instantiate_from_config(config["data"])
+    model = instantiate_from_config(config.model)
+    data = instantiate_from_config(config.data)
     check_weights(model, weights, source=f"checkpoint {checkpoint}", allow=("*",))  # shapes; names are for Lightning
     del weights
     made = run is None
@@ -297,9 +275,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def fit(
-    options: argparse.Namespace, config: dict[str, Any], run: Path, checkpoint: Path | None, model: Any, data: Any
+    options: argparse.Namespace, config: RunConfig, run: Path, checkpoint: Path | None, model: Any, data: Any
 ) -> None:
-    """Trains and tests, or validates, what has been built."""
+    """Trains or validates the model, and tests it unless the options say otherwise."""
     trainer = build_trainer(config, run, options.gpus, options.train)
     set_learning_rate(model, config, options.scale_lr, trainer)
     weights = None if options.train else checkpoint
@@ -307,7 +285,7 @@ def fit(
         LOG.info("run folder %s", run)
         try:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # Lightning's answer to SIGINT and SIGTERM, with which it would end as if all were well
+        except SystemExit:  # raised by Lightning on SIGINT and SIGTERM, with an exit code of success
             stored = (run / "checkpoints" / "last.ckpt").is_file()
             how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
             sys.stderr.write(f"stopped at step {trainer.global_step}; {how}\n")

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ldm.data import ParquetImages
+from ldm.pictures import from_uint8
 
 FILE = Path(__file__).parents[1] / "data" / "emoji" / "noto.parquet"
 ROUNDS = 5
@@ -27,7 +28,7 @@ def run() -> dict[str, float]:
     def plain() -> None:
         for data in encoded:
             with Image.open(io.BytesIO(data)) as image:
-                torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div_(127.5).sub_(1)
+                from_uint8(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))
 
     def dataset() -> None:
         for index in range(len(images)):

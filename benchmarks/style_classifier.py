@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
 from ldm.files import file_hash
+from ldm.pictures import from_uint8, to_uint8
 from ldm.util import instantiate_from_config
 from rdm.evaluate.features import device
 from rdm.loading import Loaded
@@ -32,16 +33,6 @@ def kept(file: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, T
     if not (file.is_file() and read_metadata(file).get("asked") == json.dumps(asked)):
         write_weights(file, make(), metadata={"asked": asked})
     return read_weights(file)
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Returns images in [-1, 1] as uint8."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def to_floats(pictures: Tensor) -> Tensor:
-    """Returns uint8 pictures in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
 
 
 def network(classes: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
@@ -66,7 +57,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for _ in range(epochs):
         for places in torch.randperm(len(pictures), generator=generator).split(BATCH):
-            images = to_floats(pictures[places])
+            images = from_uint8(pictures[places])
             mirrored = torch.rand(len(places), generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
             optimizer.zero_grad()
@@ -79,7 +70,7 @@ def train(
 @torch.inference_mode()
 def called(classifier: nn.Module, pictures: Tensor) -> Tensor:
     """Returns what each picture is taken for, ``[N] int64``."""
-    return torch.cat([classifier(to_floats(part)).argmax(1) for part in pictures.split(BATCH)])
+    return torch.cat([classifier(from_uint8(part)).argmax(1) for part in pictures.split(BATCH)])
 
 
 def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
@@ -116,12 +107,12 @@ def judge(
     pictures, labels = {}, {}
     for part in ("train", "validation"):
         dataset = instantiate_from_config(loaded.data.dataset_configs[part])
-        pictures[part] = torch.stack([to_bytes(dataset[n]["image"]) for n in range(len(dataset))])
+        pictures[part] = torch.stack([to_uint8(dataset[n]["image"]) for n in range(len(dataset))])
         labels[part] = torch.tensor([names.index(label(dataset.metadata(n))) for n in range(len(dataset))])
 
     def reconstruct(images: Tensor) -> Tensor:
-        parts = [to_floats(part).to(stage.device) for part in images.split(BATCH)]
-        return torch.cat([to_bytes(stage.to_image(stage.to_latent(part))).cpu() for part in parts])
+        parts = [from_uint8(part).to(stage.device) for part in images.split(BATCH)]
+        return torch.cat([to_uint8(stage.to_image(stage.to_latent(part))).cpu() for part in parts])
 
     def learn() -> dict[str, Tensor]:
         both = torch.cat([pictures["train"], made["train"]]), torch.cat([labels["train"], labels["train"][::EVERY]])

@@ -26,10 +26,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.style_classifier import STYLES, called, judge, kept, to_bytes, to_floats
+from benchmarks.style_classifier import STYLES, called, judge, kept
 from ldm.command_line import command_line
 from ldm.files import file_hash, read_text, write_json
-from ldm.pictures import image_grid, save_png
+from ldm.pictures import from_uint8, image_grid, save_png, to_uint8
 from ldm.util import evenly, instantiate_from_config
 from rdm.loading import Loaded, load
 from rdm.retrieval.builder.build import prepare_database
@@ -66,7 +66,7 @@ def real_pictures(source: Mapping[str, Any], prompts: Sequence[str]) -> tuple[Te
     """Returns the pictures whose names the prompts are, ``[M, 3, H, W] uint8``, and the prompt of each, ``[M]``."""
     dataset, places = instantiate_from_config(source), {thing(prompt): n for n, prompt in enumerate(prompts)}
     found = [(n, places[name]) for n in range(len(dataset)) if (name := dataset.metadata(n)["caption"]) in places]
-    return torch.stack([to_bytes(dataset[n]["image"]) for n, _ in found]), torch.tensor([place for _, place in found])
+    return torch.stack([to_uint8(dataset[n]["image"]) for n, _ in found]), torch.tensor([place for _, place in found])
 
 
 @torch.inference_mode()
@@ -79,7 +79,7 @@ def content(loaded: Loaded, pictures: Tensor, places: Tensor, texts: Tensor) -> 
         places: the prompt of each, ``[N]``.
         texts: of all prompts, ``[P, D]`` of length one.
     """
-    parts = [to_floats(part).to(texts.device) for part in pictures.split(BATCH)]
+    parts = [from_uint8(part).to(texts.device) for part in pictures.split(BATCH)]
     features = F.normalize(torch.cat([loaded.retriever.embedder.images(part) for part in parts]).float(), dim=1)
     return {"n": len(pictures), **ranks(features, places, texts)}
 
@@ -131,7 +131,7 @@ def measure(
         def sample(path: str = str(database.path)) -> dict[str, Tensor]:
             other = load(ckpt, path)
             request = ways.texts(other, prompts * rounds, k=options["k"], seed=options["seed"])
-            return {"images": to_bytes(sample_request(other, request, settings).images)}
+            return {"images": to_uint8(sample_request(other, request, settings).images)}
 
         asked = {**protocol, "database": database.fingerprint}
         images = kept(folder / "samples" / f"{name}.safetensors", asked, sample)["images"]
@@ -141,7 +141,7 @@ def measure(
             "samples": content(loaded, images, places, texts),
             "real": content(loaded, *real_pictures(pictures_of, prompts), texts),
         }
-        shown[name] = to_floats(images[evenly(len(listed), SHOWN)])
+        shown[name] = from_uint8(images[evenly(len(listed), SHOWN)])
     write_json(folder / "results.json", results)
     del shown[WHOLE]
     save_png(picture(shown, [listed[n] for n in evenly(len(listed), SHOWN)]), folder / "styles.png")

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: its config, timings and image grids."""
+"""Callbacks for what a run writes beside its weights: image grids, timings, and the checkpoint of its last step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LOG = logging.getLogger(__name__)
 
 
 class ImageLogger(pl.Callback):
-    """Writes a grid of ``model.log_images(batch)`` every so many steps, from images spread over the validation set.
+    """Writes a grid of ``model.log_images(batch)`` at regular steps, for images spread over the validation set.
 
     Args:
-        every_n_steps: distance between grids; one more is written at the end.
-        max_images: rows of a grid.
+        every_n_steps: number of steps from one grid to the next; another grid is written at the end of training.
+        max_images: the largest number of rows in a grid.
 
     Raises:
-        ValueError: either is below 1.
+        ValueError: an argument is below 1.
     """
 
     def __init__(self, every_n_steps: int = 500, max_images: int = 8) -> None:
@@ -39,7 +39,7 @@ class ImageLogger(pl.Callback):
         self._last = -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Writes a grid where one is due."""
+        """Writes a grid every ``every_n_steps`` steps."""
         if trainer.global_step % self.every_n_steps == 0:
             self.write(trainer, pl_module)
 
@@ -74,48 +74,49 @@ class ImageLogger(pl.Callback):
         LOG.info("wrote %s (columns: %s)", path, ", ".join(self.order(columns)))
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
-        """Returns columns that the model itself cannot know."""
+        """Returns further columns by name, for a subclass to add what the model does not know."""
         return {}
 
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the columns from left to right."""
+        """Returns the columns in the order in which they are shown, from left to right."""
         return dict(columns)
 
 
 class LastStep(pl.Callback):
-    """Writes a checkpoint of the last step, which need not be a multiple of the interval.
+    """Writes a checkpoint of the last step, also if that step is no multiple of the checkpoint interval.
 
-    A run of so many steps is stored before Lightning counts the epoch as over, so it can go on in its midst.
+    A run that ends at ``max_steps`` is saved before Lightning counts the epoch as finished, so that a resumed run goes
+    on in the middle of this epoch.
 
     Args:
-        path: of the checkpoint.
+        path: file of the checkpoint.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._step = Path(path), -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Writes the checkpoint where the steps are used up."""
+        """Writes the checkpoint if this was step ``max_steps``."""
         if trainer.global_step == trainer.max_steps:
             self._write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Writes the checkpoint where training ends for another reason."""
+        """Writes the checkpoint if training ends for another reason."""
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if self._step != trainer.global_step:
             self._step = trainer.global_step
             trainer.save_checkpoint(self.path)
-            for other in trainer.checkpoint_callbacks:  # one that never wrote would overwrite it after the epoch's end
+            for other in trainer.checkpoint_callbacks:  # otherwise one that never wrote overwrites it after the epoch
                 other._last_checkpoint_saved = str(self.path)  # type: ignore[attr-defined]
 
 
 class Timings(pl.Callback):
-    """Logs step time, images per second, memory and learning rate.
+    """Logs step time, images per second, peak memory and learning rate.
 
     Args:
-        every_n_steps: length of the window that is averaged.
+        every_n_steps: number of steps that each logged value is the mean of.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
@@ -123,7 +124,7 @@ class Timings(pl.Callback):
         self._start, self._images = 0.0, 0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Starts a window."""
+        """Starts the clock, if it is not running."""
         if not self._start:
             self._start, self._images, self._first = time.perf_counter(), 0, trainer.global_step
 
@@ -135,7 +136,7 @@ class Timings(pl.Callback):
         batch: Any,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Ends a window where one is full."""
+        """Logs the values and stops the clock after ``every_n_steps`` steps."""
         self._images += len(batch["image"]) * trainer.world_size
         steps = trainer.global_step - self._first
         if steps < self.every_n_steps:

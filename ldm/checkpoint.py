@@ -1,4 +1,4 @@
-"""The only place that reads or writes weights: safe, strict, atomic; ``.ckpt`` and ``.safetensors``."""
+"""Reads and writes weights, as ``.ckpt`` or ``.safetensors``; the only module that does. No pickle can run code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ldm.files import atomic_path
 
 LOG = logging.getLogger(__name__)
-# What torch.load raises on a file that is cut short or no checkpoint at all.
+# The errors that torch.load raises for a truncated file, or for one that is no checkpoint.
 DAMAGED = (
     RuntimeError,
     EOFError,
@@ -38,15 +38,15 @@ DAMAGED = (
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint by name, on the CPU, in the type they are stored in.
+    """Returns the tensors of a checkpoint by name, on the CPU and in their stored dtype.
 
     Args:
-        path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; the tensors of a Lightning
-            checkpoint are those under ``state_dict``.
+        path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; of a Lightning checkpoint, the
+            tensors under ``state_dict`` are returned.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, truncated, or a pickle that asks for more than tensors and plain containers.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, is truncated, or names more than tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,9 +65,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _harmless() -> list[Any]:
-    """Returns what checkpoints of CompVis hold beside tensors and plain containers, none of which can run code.
+    """Returns further classes that CompVis' checkpoints contain, none of which can run code.
 
-    Their callbacks' states lie under the callback's class, and a cosine schedule's learning rates are numpy's numbers.
+    The states of callbacks have the callback's class as their key, and a cosine schedule's learning rates are numpy
+    scalars.
     """
     from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -79,7 +80,7 @@ def _harmless() -> list[Any]:
 def _read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
-            warnings.simplefilter("ignore")  # what torch has to say of a strange pickle, the error says
+            warnings.simplefilter("ignore")  # the error below says what torch warns of
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -106,13 +107,13 @@ def write_weights(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes tensors as ``.safetensors``, completely or not at all.
+    """Writes tensors as ``.safetensors``; an interrupted call leaves the old file as it was.
 
     Args:
-        path: target; its directory is made.
+        path: the file; its directory is created.
         state: tensors by name; shared storage is copied.
-        dtype: floating-point tensors are converted to it; ``None`` keeps theirs.
-        metadata: values are stored as JSON text.
+        dtype: floating-point tensors are converted to it; ``None`` keeps their dtype.
+        metadata: texts, or values that are stored as JSON.
     """
     tensors = {}
     for name, tensor in state.items():
@@ -133,10 +134,10 @@ def load_weights(
     """Loads ``state`` into ``module``, strictly.
 
     Args:
-        module: receives the weights.
-        state: tensors by name; float16 is widened to the module's own type.
-        source: named in errors.
-        allow: patterns (``fnmatch``) of names that may be missing from or superfluous in ``state``.
+        module: the module.
+        state: tensors by name, which are converted to the dtypes of the module.
+        source: name of the checkpoint in errors.
+        allow: patterns (``fnmatch``) of names that ``state`` may lack or have in excess.
 
     Raises:
         ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
@@ -153,7 +154,7 @@ def check_weights(
     source: str | Path = "checkpoint",
     allow: Sequence[str] = (),
 ) -> None:
-    """Checks that ``state`` fits ``module``, which may be on the meta device; see :func:`load_weights`.
+    """Checks that ``state`` fits ``module``, which may be on the meta device; for arguments see :func:`load_weights`.
 
     Raises:
         ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
@@ -177,9 +178,9 @@ def check_weights(
 
 
 def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors with the running average in place of the raw weights, and without the average's own names.
+    """Returns the tensors with the running average in place of the weights, and without the average's own names.
 
-    A state without an average is returned as it is.
+    A state without an average is returned unchanged.
     """
     plain = {name: value for name, value in state.items() if not name.startswith("model_ema.")}
     for name in plain:
@@ -190,15 +191,15 @@ def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def choose_weights(state: Mapping[str, Tensor], which: str) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint with the weights that were asked for.
+    """Returns the tensors of a checkpoint with the chosen weights.
 
     Args:
         state: tensors by name.
-        which: ``average`` (the running average as the weights; the weights where there is none), ``raw`` (the weights)
-            or ``both`` (the weights, and the average under its own names).
+        which: ``average`` (the running average in place of the weights, if there is one), ``raw`` (the weights) or
+            ``both`` (the weights, and the average under its own names).
 
     Raises:
-        ValueError: another word, or ``both`` of a checkpoint without an average.
+        ValueError: another word, or ``both`` for a checkpoint without an average.
     """
     averages = {name for name in state if name.startswith("model_ema.")}
     if which == "average":
@@ -213,9 +214,10 @@ def choose_weights(state: Mapping[str, Tensor], which: str) -> dict[str, Tensor]
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Writes tensors under ``state_dict`` of a ``.ckpt``, as CompVis and Lightning do, completely or not at all.
+    """Writes tensors under ``state_dict`` of a ``.ckpt``, as CompVis and Lightning do.
 
-    The step beside them, which CompVis' scripts name folders by, is 0: without optimisers, training starts anew.
+    An interrupted call leaves the old file as it was. ``global_step``, which CompVis' scripts need for the name of a
+    folder, is 0, because training starts again without optimisers.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""What every command line shares: options of all scripts, logging, and errors in one line."""
+"""Shared by all command lines: common options, logging, and errors of one line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from ldm.util import bytes_of, trust
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust PACKAGE``, which takes effect as it is read."""
+    """Adds the option ``--trust PACKAGE``, which takes effect while the command line is parsed."""
     parser.add_argument(
-        "--trust", action=_Trust, default=[], metavar="PACKAGE", help="a package that configs may name targets of"
+        "--trust",
+        action=_Trust,
+        default=[],
+        metavar="PACKAGE",
+        help="also accept classes of this package as targets in configs; may be repeated",
     )
 
 
@@ -33,7 +37,7 @@ class _Trust(argparse.Action):
 
 
 def seed_number(text: str) -> int:
-    """Returns a seed of the command line: a whole number that every generator takes, 0 to 2**32 - 1."""
+    """Returns the seed that a word of the command line stands for: a whole number from 0 to 2**32 - 1."""
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**32 - 1}, got '{text}'")
     return int(text)
@@ -95,24 +99,27 @@ def pixels_or_memory(text: str) -> int | str:
 
 
 def configure_logging() -> None:
-    """Sends our records of level INFO, and other libraries' warnings, to stderr; called once, by a script."""
+    """Sends this project's log from level INFO, and other libraries' from WARNING, to stderr. Scripts call it once."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in ("ldm", "rdm", "main"):
         logging.getLogger(name).setLevel(logging.INFO)
-    # Every retry of a download is a warning in one, every instruction set the processor lacks in the other.
+    # The first warns of every retry of a download, the second of every instruction set that the processor lacks.
     for name in ("huggingface_hub", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _in_words(error: Exception) -> str:
-    """Returns what an error says; for one of the system, the path first, and what to do."""
+    """Returns the text of an error; for an error of the operating system, the path, the reason and a remedy."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}; name another path, or change what is there"
     return str(error)
 
 
 def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a script's ``main``: bad input ends in one line and exit code 2, never in a traceback."""
+    """Decorates a script's ``main``: wrong input ends in one line on stderr and exit code 2 instead of a traceback.
+
+    With the environment variable ``LDM_TRACEBACK`` set, the traceback is shown.
+    """
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:

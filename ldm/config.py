@@ -1,29 +1,70 @@
-"""Reads configs: the only place, besides the scripts' door to it, that knows OmegaConf."""
+"""Reads and writes YAML configs; the only module that imports OmegaConf."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ldm.files import atomic_path
 from ldm.util import check_mapping, nearest
+
+SECTIONS = ("model", "data", "lightning")
+LIGHTNING = ("trainer", "callbacks", "checkpoint")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The config of a training run, with its sections checked.
+
+    Attributes:
+        content: the whole config, as the run folder keeps it.
+        model: ``target`` and ``params`` of the model, and ``base_learning_rate`` in CompVis' configs.
+        data: ``target`` and ``params`` of the data module.
+        trainer: arguments of Lightning's ``Trainer``.
+        callbacks: ``target`` and ``params`` of further callbacks, by a name of the user's.
+        checkpoint: arguments of Lightning's ``ModelCheckpoint``.
+    """
+
+    content: dict[str, Any]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    trainer: Mapping[str, Any]
+    callbacks: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+
+    @property
+    def monitor(self) -> str | None:
+        """Name of the logged value that picks the best checkpoint."""
+        return (self.model.get("params") or {}).get("monitor")
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The learning rate where the config states it outside of the model's ``params``, as CompVis' configs do."""
+        return self.model.get("base_learning_rate")
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch on one device."""
+        return (self.data.get("params") or {}).get("batch_size", 1)
 
 
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns YAML files merged from left to right, then the overrides, as plain containers.
+    """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
     Args:
         files: paths of YAML files.
-        overrides: words of the form ``model.params.k=8``.
+        overrides: settings of the form ``model.params.k=8``.
 
     Raises:
         FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
         ValueError: a file is not a YAML mapping, or an override has no ``=``.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     for file in files:
         if not Path(file).is_file():
             found = [str(path) for path in Path("configs").rglob("*.yaml")]
@@ -45,8 +86,34 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     return {str(key): value for key, value in config.items()}
 
 
+def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Returns the merged config of a training run; for the arguments see :func:`read_config`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an unknown or missing section, or one that is no mapping.
+    """
+    content = read_config(files, overrides)
+    check_keys(content, SECTIONS, "config")
+    for section in ("model", "data"):
+        if section not in content:
+            names = ", ".join(map(str, files))
+            raise ValueError(f"config {names}: section '{section}' is missing; give it with --base")
+        check_mapping(content[section], section)
+    lightning = content.get("lightning") or {}
+    check_keys(lightning, LIGHTNING, "lightning")
+    for name, part in lightning.items():
+        check_mapping(part, f"lightning.{name}")
+    parts = {name: lightning.get(name) or {} for name in LIGHTNING}
+    return RunConfig(content, content["model"] or {}, content["data"] or {}, **parts)
+
+
 def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """Raises ValueError for a key that is not known, naming the nearest one, and for what is no mapping."""
+    """Checks the keys of a mapping.
+
+    Raises:
+        ValueError: an unknown key, for which the error names the nearest known one; or no mapping.
+    """
     check_mapping(mapping, where)
     for key in mapping:
         if key not in known:
@@ -56,11 +123,7 @@ def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> Non
 
 
 def write_config(file: str | Path, config: dict[str, Any], comment: str = "") -> None:
-    """Writes a config as YAML below the lines of a comment, completely or not at all."""
-    from omegaconf import OmegaConf
-
-    from ldm.files import atomic_path
-
+    """Writes a config as YAML, below the lines of a comment. An interrupted call leaves the old file as it was."""
     with atomic_path(file) as temporary:
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Small files on disk: their hashes, and JSON cards written whole or not at all."""
+"""Files on disk: hashes, JSON files, downloads, and writing that leaves no half-written file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def file_hash(file: Path) -> str:
-    """Returns the SHA-256 of a file, or ``"no file"`` where there is none."""
+    """Returns the SHA-256 of a file, or ``"no file"`` if there is none."""
     if not file.is_file():
         return "no file"
     digest = hashlib.sha256()
@@ -23,10 +23,10 @@ def file_hash(file: Path) -> str:
 
 
 def check_hash(file: Path, expected: str, remedy: str) -> None:
-    """Checks that a file is the one whose hash a card holds.
+    """Checks that a file has the expected SHA-256.
 
     Raises:
-        ValueError: it is missing or damaged; names it.
+        ValueError: the file is missing or damaged; the error names it.
     """
     found = file_hash(file)
     if found != expected:
@@ -34,11 +34,11 @@ def check_hash(file: Path, expected: str, remedy: str) -> None:
 
 
 def read_json(file: Path, remedy: str) -> dict[str, Any]:
-    """Returns the content of a card.
+    """Returns the content of a JSON file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not a JSON object.
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no JSON object.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {file.parent}; {remedy}")
@@ -52,20 +52,20 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a card, whole or not at all."""
+    """Writes a JSON file; an interrupted call leaves the old file as it was."""
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def fetched(url: str, remedy: str) -> Path:
-    """Returns the copy in torch's cache of a file whose name ends in the beginning of its hash, fetched at first.
+    """Returns the path of a downloaded file in torch's cache; the first call downloads it.
 
     Args:
-        url: where it is.
-        remedy: what a user can do without a network.
+        url: address of the file, whose name ends in the first digits of its hash, which is checked.
+        remedy: what a user without a network can do, for the error.
 
     Raises:
-        ValueError: it cannot be fetched.
+        ValueError: the file cannot be downloaded.
     """
     from torch import hub
 
@@ -80,7 +80,7 @@ def fetched(url: str, remedy: str) -> Path:
 
 
 def read_text(file: str | Path) -> str:
-    """Returns what a UTF-8 text file holds.
+    """Returns the content of a UTF-8 text file.
 
     Raises:
         ValueError: not UTF-8.
@@ -93,7 +93,7 @@ def read_text(file: str | Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it is flushed and renamed to ``path``, on an error removed."""
+    """Yields a temporary path, whose file is flushed and renamed to ``path`` on success, and removed on an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

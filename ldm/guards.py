@@ -1,4 +1,4 @@
-"""What watches a run: it ends before numbers that are none reach its weights, and says what a person would look for."""
+"""Callbacks that stop a run before NaN or infinity reaches the weights, and warn of a discriminator that has won."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LOG = logging.getLogger(__name__)
 
 
 class FiniteSteps(pl.Callback):
-    """Ends a run whose loss or gradient is not finite, before the step is taken, and keeps the batch for inspection.
+    """Stops a run whose loss or gradient is not finite before the optimiser's step, and saves the batch.
 
-    The batch is ``non_finite_batch.safetensors``: its tensors as such, all else as text in the metadata.
+    ``non_finite_batch.safetensors`` holds the batch's tensors, and whatever else is in it as JSON in the metadata.
 
     Args:
-        run: folder of the run; the last good checkpoint is ``checkpoints/last.ckpt`` in it.
+        run: folder of the run, which holds the last good checkpoint as ``checkpoints/last.ckpt``.
     """
 
     def __init__(self, run: str | Path) -> None:
@@ -36,12 +36,12 @@ class FiniteSteps(pl.Callback):
         self._batch = batch if isinstance(batch, Mapping) else {"batch": batch}
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
-        """Ends the run where the loss is not finite."""
+        """Stops the run if the loss is not finite."""
         if not torch.isfinite(loss).all():
             self._end(trainer, f"loss is {loss.item()}")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:  # noqa: ARG002
-        """Ends the run where a gradient is not finite, unless a gradient scaler is about to leave out the step."""
+        """Stops the run if a gradient is not finite, except in float16, where the gradient scaler skips such a step."""
         gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         if trainer.precision == "16-mixed":
             return
@@ -64,14 +64,15 @@ class FiniteSteps(pl.Callback):
 
 
 class DiscriminatorWatch(pl.Callback):
-    """Says once that a discriminator has won: with saturated logits, the generator learns nothing from it any more.
+    """Warns once that the discriminator has won: its logits are saturated, and the generator learns nothing from it.
 
-    A hinge or vanilla loss of a discriminator that cannot tell is 1 or 0.69; under 0.05 it tells nearly every patch.
+    A discriminator that only guesses has a hinge loss of 1, or a vanilla loss of 0.69. One whose loss is below 0.05
+    recognises nearly every patch.
 
     Args:
-        every_n_steps: distance between looks.
-        patience: looks in a row at which the loss is under the threshold.
-        threshold: of the discriminator's loss, before its factor.
+        every_n_steps: number of steps from one check to the next.
+        patience: number of consecutive checks with a loss below the threshold that lead to the warning.
+        threshold: for the discriminator's loss, before it is multiplied by its factor.
     """
 
     def __init__(self, every_n_steps: int = 50, patience: int = 20, threshold: float = 0.05) -> None:
@@ -79,7 +80,7 @@ class DiscriminatorWatch(pl.Callback):
         self._won, self._looked = 0, -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Looks, where it is time."""
+        """Checks the logged loss every ``every_n_steps`` steps."""
         step = trainer.global_step
         if step % self.every_n_steps or step == self._looked or self._won >= self.patience:
             return
@@ -90,26 +91,26 @@ class DiscriminatorWatch(pl.Callback):
         self._won = self._won + 1 if logged["train/disc_loss"] < self.threshold * factor else 0
         if self._won >= self.patience:
             LOG.warning(
-                "step %d: the discriminator has won: its loss was under %.3g in %d looks in a row, its logits are %.3g "
-                "for images and %.3g for reconstructions; raise lr_g_factor, or go back and start it later",
+                "step %d: the discriminator has won: its loss was below %.3g in %d checks in a row, its logits are "
+                "%.3g for images and %.3g for reconstructions; raise lr_g_factor, or start the discriminator later",
                 *(step, self.threshold * factor, self.patience),
                 *(float(logged[f"train/logits_{kind}"]) for kind in ("real", "fake")),
             )
 
 
 class LatentStatistics(pl.Callback):
-    """Stores what a first stage's validation measures of its latents, so that nobody types a scale factor.
+    """Saves the statistics of a first stage's latents from each validation, so that nobody has to type a scale factor.
 
     Args:
-        path: JSON file: mean and standard deviation of all latents, the ``scale_factor`` that makes the latter 1
-            (Rombach et al. 2022, appendix G), and the step.
+        path: JSON file with the mean and the standard deviation of all latents, the ``scale_factor`` that makes the
+            standard deviation 1 (Rombach et al. 2022, appendix G), and the step.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Writes the file, in training."""
+        """Writes the file if the validation is part of training."""
         logged = trainer.callback_metrics
         if trainer.state.fn != "fit" or "val/latent_std" not in logged or not trainer.is_global_zero:
             return

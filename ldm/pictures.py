@@ -1,4 +1,4 @@
-"""Pictures as tensors: grids of them, and PNG files."""
+"""Pictures as tensors: 8-bit colours to and from numbers in [-1, 1], grids of pictures, and PNG files."""
 
 from __future__ import annotations
 
@@ -6,9 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.files import atomic_path
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Returns images of any shape in [-1, 1] as ``uint8``: clamped, and rounded to the nearest colour."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_uint8(pixels: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """Returns ``uint8`` pixels of any shape as ``float32`` in [-1, 1], of which :func:`to_uint8` is the inverse.
+
+    Args:
+        pixels: colours from 0 to 255.
+        memory_format: the result's; by default that of the pixels.
+    """
+    return pixels.to(torch.float32, memory_format=memory_format).div_(127.5).sub_(1.0)
 
 
 def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
@@ -27,14 +44,17 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
         for j in range(m):
             top, left = gap + i * (h + gap), gap + j * (w + gap)
             grid[:, top : top + h, left : left + w] = tiles[i, j]
-    return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return to_uint8(grid)
 
 
 def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
-    """Writes ``[3, H, W] uint8`` as a PNG file, completely or not at all; with texts under keywords of their own."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+    """Writes a picture as a PNG file; an interrupted call leaves no file, or the old one.
 
+    Args:
+        image: ``[3, H, W] uint8``.
+        path: the file.
+        texts: metadata of the file, by keyword.
+    """
     info = PngInfo()
     for keyword, text in (texts or {}).items():
         info.add_itxt(keyword, text)

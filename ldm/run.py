@@ -1,4 +1,4 @@
-"""A run: the folder that training writes, with its config and its weights; and the folder that it is exported to."""
+"""Reads and exports runs: folders with a config and weights, which training writes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ldm.config import read_config
 from ldm.files import atomic_path, read_json
 from ldm.util import check_mapping, instantiate_from_config
 
-# Beside the network: losses and the average are only trained with; the cond stage may bring weights of its own.
+# Names that a checkpoint may lack: losses and the running average are only used in training, and the cond stage may
+# load its weights from elsewhere.
 BESIDE = ("loss.*", "first_stage_model.loss.*", "model_ema.*", "cond_stage_model.*")
 
 
 def read_run(
     run: str | Path, checkpoint: str | Path | None = None, weights: str = "average"
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config and weights of a run or of a shipped folder, checked against each other.
+    """Returns the config and the weights of a run or of an exported folder, checked against each other.
 
     Args:
-        run: holds ``config.yaml`` and ``checkpoints/last.ckpt``, ``model.safetensors`` or ``model.ckpt``.
-        checkpoint: another file of weights.
+        run: folder with ``config.yaml`` and ``checkpoints/last.ckpt``, ``model.safetensors`` or ``model.ckpt``.
+        checkpoint: file of weights to use instead.
         weights: see :func:`choose_weights`.
 
     Raises:
-        FileNotFoundError: no config or no weights.
-        ValueError: a damaged checkpoint, or weights that it does not hold; weights of another architecture than the
-            config describes.
+        FileNotFoundError: there is no config, or there are no weights.
+        ValueError: the checkpoint is damaged, lacks the wanted weights, or does not fit the config.
     """
     run = Path(run)
     if not (run / "config.yaml").is_file():
@@ -46,18 +46,18 @@ def read_run(
 
 
 def weights_of(run: str | Path) -> Path:
-    """Returns where the weights of a run or of a shipped folder are, or would be."""
+    """Returns the path of the weights of a run or of an exported folder, whether it exists or not."""
     names = ("checkpoints/last.ckpt", "model.safetensors", "model.ckpt")
     return next((Path(run) / name for name in names if (Path(run) / name).is_file()), Path(run) / names[0])
 
 
 def described_model(model: Mapping[str, Any]) -> nn.Module:
-    """Returns the model of a config on the meta device: names and shapes, without reading a file of weights.
+    """Returns the model of a config on the meta device, with names and shapes, but without weights.
 
-    Numbers that are no weights (the noise schedule) are there. Losses and the cond stage are left out.
+    Buffers with known values, such as the noise schedule, hold them. Losses and the cond stage are left out.
 
     Raises:
-        ValueError: target or params are wrong, or not trusted.
+        ValueError: the target or the params are wrong, or the target is not trusted.
     """
     if not isinstance(model, Mapping):
         raise ValueError(f"model: expected a mapping with a 'target' key, got {model!r}")
@@ -78,10 +78,10 @@ def described_model(model: Mapping[str, Any]) -> nn.Module:
 
 
 def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], source: str | Path) -> nn.Module:
-    """Checks that weights are those of a config's model, and returns that model, see :func:`described_model`.
+    """Checks that weights fit a config's model, and returns that model as :func:`described_model` does.
 
     Raises:
-        ValueError: a wrong config, or weights of another architecture.
+        ValueError: the config is wrong, or the weights do not fit it.
     """
     built = described_model(model)
     check_weights(built, state, source=source, allow=(*getattr(built, "optional_names", ()), *BESIDE))
@@ -89,7 +89,7 @@ def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], sourc
 
 
 def without_paths(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns params that name no file of weights, neither their own nor the first stage's.
+    """Returns params without the names of weight files, neither the model's nor the first stage's.
 
     Raises:
         ValueError: the first stage's params are no mapping.
@@ -110,12 +110,12 @@ def export_run(
     half: bool = True,
     weights: str = "average",
 ) -> Path:
-    """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the weights' path.
+    """Writes ``model.safetensors`` and ``config.yaml`` of a run into a folder, and returns the path of the weights.
 
-    Losses and optimisers stay behind. With ``half``, networks are stored in float16, and what that cannot hold and the
-    module's own numbers (noise schedule, scale factor, decay) in float32. For ``weights`` see :func:`choose_weights`.
-    What a first stage's validation measured of its latents (``latents.json``) becomes metadata of the weights and a
-    comment in the config.
+    Losses and optimisers are left out. With ``half``, networks are stored in float16, except values that are too large
+    for it; the model's own numbers (noise schedule, scale factor, decay) stay in float32. For ``weights`` see
+    :func:`choose_weights`. The statistics of a first stage's latents (``latents.json``) become metadata of the weights
+    and a comment in the config.
 
     Raises:
         FileNotFoundError: the run has no config or checkpoint.
@@ -137,14 +137,14 @@ def export_run(
 
 
 def measured_latents(run: str | Path) -> dict[str, float]:
-    """Returns what a first stage's validation measured of its latents, of a run or of the folder it was exported to.
+    """Returns the statistics of a first stage's latents, of a run or of an exported folder.
 
     Returns:
-        ``latent_mean``, ``latent_std``, the ``scale_factor`` that makes the latter 1, and the ``step`` of the
-        validation; nothing where nothing was measured.
+        ``latent_mean``, ``latent_std``, the ``scale_factor`` that makes the standard deviation 1, and the ``step`` of
+        the validation that measured them; an empty dict if there was none.
 
     Raises:
-        ValueError: the run's file of them is damaged.
+        ValueError: the run's ``latents.json`` is damaged.
     """
     file, weights = Path(run) / "latents.json", weights_of(run)
     if file.is_file():
@@ -156,6 +156,6 @@ def measured_latents(run: str | Path) -> dict[str, float]:
 
 
 def _halved(tensor: Tensor) -> Tensor:
-    """Returns a tensor of floating-point numbers in float16, unless one of them is too large for it."""
+    """Returns a floating-point tensor in float16, or unchanged if one of its values is too large for that."""
     half = tensor.half() if tensor.is_floating_point() else tensor
     return half if torch.equal(half.isfinite(), tensor.isfinite()) else tensor

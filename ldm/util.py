@@ -1,4 +1,4 @@
-"""Small helpers every stage uses: building objects from configs, atomic files, one-line errors."""
+"""Builds objects from configs, and checks a config's names with errors of one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 LOG = logging.getLogger(__name__)
 
-# A config is data that may come from a stranger; a ``target`` may name only classes of these packages.
+# A config may come from a stranger, so that a ``target`` may name only classes of these packages.
 TRUSTED_PACKAGES = (
     "ldm",
     "rdm",
@@ -25,7 +25,8 @@ TRUSTED_PACKAGES = (
     "pytorch_lightning",
     "kornia",
 )
-# Targets of released configs whose classes do not work with Lightning 2 or download at construction: ours instead.
+# Targets in released configs whose classes need an older Lightning or download files when they are built, and the class
+# of this project that is built in their place.
 REPLACED = {
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
     "taming.modules.losses.lpips.LPIPS": "ldm.modules.losses.lpips.LPIPS",
@@ -35,18 +36,18 @@ REPLACED = {
     ),
 }
 
-# Types, as our signatures write them, that no text in a config stands for.
+# Types of parameters, as signatures write them, for which a config may not give a string.
 NUMBERS = ("int", "float", "bool", "int | float", "float | int")
 
-# What the user of this process trusts beside it, see `trust`.
+# Further packages that the user of this process trusts, see `trust`.
 _trusted: set[str] = set()
 
 
 def trust(*packages: str) -> None:
-    """Lets configs name what lies in further packages, for the rest of the process.
+    """Accepts targets in further packages for the rest of the process.
 
     Raises:
-        ValueError: not the dotted name of a package.
+        ValueError: a word is no dotted name of a package.
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
@@ -55,24 +56,24 @@ def trust(*packages: str) -> None:
 
 
 def trusted() -> tuple[str, ...]:
-    """Returns the packages that the user of this process trusts, for :func:`trust` in another one."""
+    """Returns the packages that were given to :func:`trust`, so that another process can trust them too."""
     return tuple(sorted(_trusted))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the known word most like ``word``, or ``""`` where none is like it."""
+    """Returns ``"; did you mean 'x'?"`` with the most similar known word, or ``""`` if no known word is similar."""
     match = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean '{match[0]}'?" if match else ""
 
 
 def get_obj_from_str(target: str) -> Any:
-    """Returns the object a dotted path names, e.g. ``"ldm.models.autoencoder.VQModel"``.
+    """Returns the object that a dotted path names, e.g. ``"ldm.models.autoencoder.VQModel"``.
 
-    A trusted package also holds functions that write or fetch files, and names that it imported from elsewhere: of
-    these packages, a target is a class of their own. Of those that the user trusts beside, it is whatever it names.
+    The built-in trusted packages also contain functions that write or download files, and names from elsewhere: only
+    classes that are defined in these packages are accepted. In packages that the user trusts, any object is accepted.
 
     Raises:
-        ValueError: the path is outside the trusted packages, or names nothing, or no class of theirs.
+        ValueError: the path lies outside the trusted packages, does not exist, or is no class of theirs.
     """
     if not _lies_in(target, (*TRUSTED_PACKAGES, *_trusted)):
         raise ValueError(
@@ -104,11 +105,11 @@ def _lies_in(name: str, packages: Iterable[str]) -> bool:
 
 
 def names_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns a package's ``__getattr__`` that imports a name when it is first used.
+    """Returns a ``__getattr__`` for a package, which imports each name at its first use.
 
     Args:
-        package: its name.
-        homes: each name, and the module of the package that defines it.
+        package: name of the package.
+        homes: for each name, the module of the package that defines it.
     """
 
     def get(name: str) -> Any:
@@ -120,11 +121,11 @@ def names_when_used(package: str, homes: Mapping[str, str]) -> Callable[[str], A
 
 
 def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
-    """Builds the object a ``{"target": ..., "params": {...}}`` mapping describes.
+    """Returns a new object of the class and with the arguments that ``{"target": ..., "params": {...}}`` names.
 
     Args:
         config: the mapping; ``params`` may be absent.
-        extra: further keyword arguments, stronger than ``params``.
+        extra: further keyword arguments, which win over ``params``.
 
     Raises:
         ValueError: no target, an untrusted or unknown target, or a parameter the target does not take.
@@ -148,16 +149,20 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
 
 
 def check_mapping(value: Any, where: str) -> None:
-    """Raises ValueError where a part of a config is neither absent nor a mapping."""
+    """Checks that a part of a config is a mapping or ``None``.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"{where}: got {value!r}, expected a mapping of names to values")
 
 
 def check_params(target: str, build: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    """Checks that ``build`` takes every name in ``params``, lacks none it needs, and gets no word for a number.
+    """Checks parameters against a callable's signature: no unknown or missing name, and no string for a number.
 
     Raises:
-        ValueError: names the first wrong or missing parameter, and the nearest known one.
+        ValueError: the error names the first wrong or missing parameter, and the most similar known one.
     """
     check_mapping(params, target)
     try:
@@ -183,7 +188,7 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
 
 
 def _parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Returns what a callable takes; the ``**options`` of one of our classes are arguments of the class it extends."""
+    """Returns a callable's parameters; ``**options`` of a class of this project stand for those of its base class."""
     found = list(inspect.signature(build).parameters.values())
     for base in getattr(build, "__mro__", ())[1:]:
         if "__init__" not in vars(base) or not any(p.kind is p.VAR_KEYWORD for p in found):
@@ -197,7 +202,7 @@ def _parameters(build: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def evenly(total: int, n: int) -> list[int]:
-    """Returns n numbers below a total, ascending and evenly spread from first to last; some twice where n is larger."""
+    """Returns n ascending numbers, evenly spread from 0 to ``total - 1``; some repeat if n is larger than the total."""
     return [place * (total - 1) // max(n - 1, 1) for place in range(n)]
 
 
@@ -205,7 +210,7 @@ def bytes_of(text: str) -> int:
     """Returns the number of bytes of a size such as ``1.5GB``, ``512M`` or ``2GiB``.
 
     Raises:
-        ValueError: not a size.
+        ValueError: the text is no size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG])(I?)B?", text.strip().upper())
     if found is None:

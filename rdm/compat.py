@@ -1,4 +1,4 @@
-"""CompVis' arguments in our terms: the one place behind the doors that knows their names."""
+"""Translates the arguments of CompVis' retrieval-augmented classes into those of this project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRIEVAL_ARGUMENTS = (
     *("k_nn", "query_key", "retrieval_encoder_cfg", "nn_key", "p_uncond", "guidance_vex_shape"),
     *DATABASE_ARGUMENTS,
 )
-UNET_TARGET = "rdm.modules.diffusionmodules.openaimodel.UNetModel"  # their other class takes no list of contexts
+UNET_TARGET = "rdm.modules.diffusionmodules.openaimodel.UNetModel"  # CompVis' U-Net in ldm takes no list of contexts
 UNCONDITIONAL = "__is_unconditional__"
 
 
@@ -30,17 +30,17 @@ def retrieval_arguments(
     conditioning_key: str | None,
     cond_stage_config: Mapping[str, Any] | str | None,
 ) -> dict[str, Any]:
-    """Returns arguments of ``RetrievalAugmentedDiffusion`` for those of CompVis' ``MinimalRETRODiffusion``.
+    """Returns the arguments of ``RetrievalAugmentedDiffusion`` for those of CompVis' ``MinimalRETRODiffusion``.
 
     Args:
-        k_nn: neighbours an image is given.
-        nn_key: where a batch holds their embeddings, ``[B, K, D]`` or ``[B, patches, K, D]``.
-        retrieval_encoder_cfg: an identity: the U-Net looks at raw vectors.
-        conditioning_key: ``retro_only``: it looks at nothing else.
-        cond_stage_config: ``__is_unconditional__``, for the same reason.
+        k_nn: number of neighbours of an image.
+        nn_key: key of a batch for their embeddings, ``[B, K, D]`` or ``[B, patches, K, D]``.
+        retrieval_encoder_cfg: must be an identity, because the U-Net is conditioned on raw vectors.
+        conditioning_key: must be ``retro_only``, because neighbours are the only condition.
+        cond_stage_config: must be ``__is_unconditional__``, for the same reason.
 
     Raises:
-        ValueError: a model that no release has: an encoder of neighbours, or another condition beside them.
+        ValueError: the neighbours are encoded, or there is another condition, which no released model has.
     """
     if retrieval_encoder_cfg.get("target") not in IDENTITIES:
         raise ValueError(f"retrieval_encoder_cfg: got {retrieval_encoder_cfg.get('target')}, expected {IDENTITIES[0]}")
@@ -59,18 +59,18 @@ def autoregression_arguments(
     permuter_config: Mapping[str, Any] | None,
     pkeep: float,
 ) -> dict[str, Any]:
-    """Returns arguments of ``RetrievalAugmentedTransformer`` for those of CompVis' ``LatentImageRETRO``.
+    """Returns the arguments of ``RetrievalAugmentedTransformer`` for those of CompVis' ``LatentImageRETRO``.
 
     Args:
-        nn_key: where a batch holds the neighbours' embeddings, ``[B, K, D]`` or ``[B, patches, K, D]``.
-        nn_encoder_cfg: an identity: the network looks at raw vectors.
-        nn_reshaper_cfg: puts the neighbours of all patches in a row, which is done anyway.
-        cond_stage_config: ``__is_unconditional__``: nothing but the start token stands before the codes.
-        permuter_config: an identity: codes are in the order of rows.
-        pkeep: 1: no code is replaced in training.
+        nn_key: key of a batch for the neighbours' embeddings, ``[B, K, D]`` or ``[B, patches, K, D]``.
+        nn_encoder_cfg: must be an identity, because the network is conditioned on raw vectors.
+        nn_reshaper_cfg: may only join the neighbours of all patches to one sequence, which is always done here.
+        cond_stage_config: must be ``__is_unconditional__``: only the start token precedes the codes.
+        permuter_config: must be an identity: the codes of an image are in row-major order.
+        pkeep: must be 1: no code is replaced in training.
 
     Raises:
-        ValueError: a model that no release has.
+        ValueError: an argument that no released model has.
     """
     for name, config, known in (
         ("nn_encoder_cfg", nn_encoder_cfg, IDENTITIES),
@@ -87,12 +87,15 @@ def autoregression_arguments(
 
 
 def say_where_neighbours_come_from(**given: Any) -> None:
-    """Logs which of CompVis' retrieval options were given: here a retriever stands beside the model, not in it."""
+    """Logs which of CompVis' retrieval options were given and are ignored, because a model here has no retriever."""
     names = [name for name, value in given.items() if value]
     if names:
-        LOG.warning("%s: not read; neighbours come from the batch, or from a Retriever", ", ".join(names))
+        LOG.warning("%s: ignored; the neighbours come from the batch, or from a Retriever", ", ".join(names))
 
 
 def flat_neighbours(neighbours: Tensor) -> Tensor:
-    """Returns ``[B, K, D]`` for CompVis' ``[B, patches, K, D]``; the former is returned as it is."""
+    """Returns neighbours ``[B, patches, K, D]``, as CompVis' data sets give them, as ``[B, patches K, D]``.
+
+    Neighbours ``[B, K, D]`` are returned unchanged.
+    """
     return neighbours.flatten(1, -2)

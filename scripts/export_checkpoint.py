@@ -1,4 +1,4 @@
-"""Turns a run into a folder to ship: ours, one for CompVis' code or one for diffusers; and diffusers' into ours."""
+"""Exports a run as safetensors, for CompVis' code or for diffusers, or imports a folder that diffusers wrote."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("run", help="folder with config.yaml and checkpoints/last.ckpt, model.safetensors or model.ckpt")
-    p.add_argument("--to", choices=("safetensors", "compvis", "diffusers"), default="safetensors", help="what to write")
-    p.add_argument("--from", dest="source", choices=("run", "diffusers"), default="run", help="what the folder holds")
-    p.add_argument("--checkpoint", help="another checkpoint of the run")
+    p.add_argument(
+        "--to", choices=("safetensors", "compvis", "diffusers"), default="safetensors", help="format of the output"
+    )
+    p.add_argument("--from", dest="source", choices=("run", "diffusers"), default="run", help="format of the input")
+    p.add_argument("--checkpoint", help="checkpoint to export in place of the run's last one")
     p.add_argument("--output", required=True, help="folder to write, e.g. models/rdm/mine")
     p.add_argument(
         "--weights",
         choices=("average", "raw", "both"),
         default="average",
-        help="the running average as the weights, the weights themselves, or both under their names",
+        help="average: the running average in place of the weights; raw: the weights; both: each under its own names",
     )
-    p.add_argument("--float32", action="store_true", help="keep full precision in --to safetensors")
+    p.add_argument("--float32", action="store_true", help="store safetensors in float32 in place of float16")
     add_trust_option(p)
     return p.parse_args()
 
 
 @command_line
 def main() -> None:
-    """Writes the folder."""
+    """The command ``python scripts/export_checkpoint.py``."""
     args = parse()
     if Path(args.output).resolve() == Path(args.run).resolve():
         raise ValueError(f"--output: got {args.output}, the folder that is read; give another, or its config is lost")
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def convert(args: argparse.Namespace) -> Path:
-    """Writes a run for CompVis' code or for diffusers, and returns what was written."""
+    """Writes a run for CompVis' code or for diffusers, and returns the path of the result."""
     from ldm.run import measured_latents, read_run
 
     config, state = read_run(args.run, args.checkpoint, args.weights)

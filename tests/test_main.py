@@ -19,7 +19,7 @@ from small_models import IDENTITY, unet
 import main
 from ldm.callbacks import ImageLogger
 from ldm.checkpoint import read_weights
-from ldm.config import write_config
+from ldm.config import read_run_config, write_config
 
 
 def test_settings_may_stand_anywhere() -> None:
@@ -77,7 +77,7 @@ def test_targets_of_compvis_are_reachable() -> None:
 def test_wrong_sections_are_named(config: dict, message: str, tmp_path: Path) -> None:
     write_config(tmp_path / "a.yaml", config)
     with pytest.raises(ValueError) as caught:
-        main.read_run_config([str(tmp_path / "a.yaml")], [])
+        read_run_config([tmp_path / "a.yaml"])
     assert message in str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config: str, tmp_path: Path
     assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
     assert metrics(parts) == metrics(whole) and [step for step, _ in metrics(whole)] == list(range(7))
     assert sorted(path.name for path in (whole / "images").iterdir()) == ["0000004.png", "0000007.png"]
-    assert main.read_run_config([str(whole / "config.yaml")], [])["lightning"]["trainer"]["max_steps"] == 7
+    assert read_run_config([whole / "config.yaml"]).trainer["max_steps"] == 7
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(config: str, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(config: str, tmp_path: Pa
 def test_without_t_a_run_is_validated_and_left_as_it_is(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = main.read_run_config([config], [])["data"]["params"]["validation"]
+    pictures = read_run_config([config]).data["params"]["validation"]
     test_set = f"data.params.test={{target: {pictures['target']}, params: {pictures['params']}}}"
     steps = "lightning.trainer.max_steps=2"
     main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(tmp_path / "run"), steps]))
@@ -207,9 +207,9 @@ def test_an_evil_checkpoint_is_not_resumed(config: str, tmp_path: Path) -> None:
 def test_the_rate_is_absolute_unless_scaling_is_asked_for(config: str) -> None:
     import pytorch_lightning as pl
 
-    settings = main.read_run_config([config], [])
+    settings = read_run_config([config])
     trainer = pl.Trainer(accelerator="cpu", logger=False, accumulate_grad_batches=3, enable_checkpointing=False)
-    model = main.instantiate_from_config(settings["model"])
+    model = main.instantiate_from_config(settings.model)
     main.set_learning_rate(model, settings, False, trainer)
     assert model.learning_rate == 1e-3
     main.set_learning_rate(model, settings, True, trainer)

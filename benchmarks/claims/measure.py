@@ -18,12 +18,11 @@ from torch import Tensor
 from benchmarks.claims.cases import TOP_M, Case
 from benchmarks.claims.runs import is_trained
 from benchmarks.claims.spaces import Setup, accuracy, quality, unit_texts
-from benchmarks.style_classifier import to_bytes, to_floats
 from benchmarks.styles import ranks
 from ldm.checkpoint import read_weights, write_weights
 from ldm.files import file_hash
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
-from ldm.pictures import image_grid, save_png
+from ldm.pictures import from_uint8, image_grid, save_png, to_uint8
 from ldm.util import evenly
 from rdm.loading import Loaded, load
 from rdm.retrieval.database.find import select_rows
@@ -117,7 +116,7 @@ class Bench:
         prompts = choose(setup, settings, self.n)
         samples = sample_case(loaded, prompts, settings, self.n, self.batch)
         seconds = time.perf_counter() - start
-        pictures = to_bytes(samples.images)
+        pictures = to_uint8(samples.images)
         features, called = setup.see(pictures)
         nearest = loaded.retriever.index.search(features["clip"].numpy(), 1).rows
         found = {"images": len(pictures), "sampling_seconds": round(seconds, 3), **quality(setup, features)}
@@ -136,7 +135,7 @@ class Bench:
 
     def show(self, case: Case, pictures: Tensor) -> None:
         """Writes the first images of a case as a picture."""
-        rows = to_floats(pictures[: len(pictures) // 4 * 4] if len(pictures) >= 4 else pictures)
+        rows = from_uint8(pictures[: len(pictures) // 4 * 4] if len(pictures) >= 4 else pictures)
         grid = rows.view(-1, min(4, len(rows)), *rows.shape[1:])
         name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in word) for word in case[:3])
         save_png(image_grid({"": grid}), self.folder / "pictures" / f"{name}.png")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims.measure import shown_key
-from benchmarks.style_classifier import to_floats
 from benchmarks.styles import picture
 from ldm.checkpoint import read_weights
-from ldm.pictures import save_png
+from ldm.pictures import from_uint8, save_png
 
 Lines = Sequence[Mapping[str, Any]]
 SPACES = ("pixels", "clip")
@@ -38,7 +37,7 @@ def compared(folder: Path, lines: Lines) -> list[Path]:
             key = shown_key(line["sha256"], line["settings"])
             file = folder / "shown" / f"{key}.safetensors"
             if line["question"] == question and line["case"] in cases and line["run"].endswith(RUN) and file.is_file():
-                columns[cases[line["case"]]] = to_floats(read_weights(file)["images"][:ROWS])
+                columns[cases[line["case"]]] = from_uint8(read_weights(file)["images"][:ROWS])
                 prompts = (line.get("prompts") or prompts)[:ROWS]
         if columns:
             rows = min(map(len, columns.values()))

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.style_classifier import judge, kept, to_bytes, to_floats
+from benchmarks.style_classifier import judge, kept
 from ldm.files import file_hash
+from ldm.pictures import from_uint8, to_uint8
 from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.features import device, feature_network
 from rdm.evaluate.metrics import Moments, density_coverage, frechet_distance, precision_recall
@@ -67,7 +68,7 @@ def seen(clip: Any, classifier: nn.Sequential, pictures: Tensor) -> tuple[dict[s
     near, body, called, place = [], [], [], device()
     classifier.to(place)
     for part in pictures.split(BATCH):
-        images = to_floats(part).to(place)
+        images = from_uint8(part).to(place)
         near.append(clip.see(images)[0].float().cpu())
         pooled = classifier[:-1](images)
         body.append(pooled.cpu())
@@ -93,7 +94,7 @@ def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
     asked = {"classifier": file_hash(folder / "classifier.safetensors"), "clip": clip.fingerprint}
     features, real, pictures = {}, {}, {}
     for part, images in data.items():
-        pictures[part] = torch.stack([to_bytes(images[n]["image"]) for n in range(len(images))])
+        pictures[part] = torch.stack([to_uint8(images[n]["image"]) for n in range(len(images))])
         features[part] = kept(
             folder / f"features-{part}.safetensors",
             {**asked, "n": len(images)},

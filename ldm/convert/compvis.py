@@ -14,7 +14,8 @@ from torch import Tensor
 from ldm.checkpoint import write_checkpoint
 from ldm.config import write_config
 from ldm.convert.autoencoder import with_plain_codes
-from ldm.convert.unet import check_network, one_width
+from ldm.convert.unet import network_class, one_width
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.encoders.clip import openai_model
 
 # The arguments that each of CompVis' classes takes; what we have beside them concerns training here and is left out.
@@ -112,16 +113,15 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     if params.get("given_betas") is not None:
         raise ValueError("given_betas: got a list, expected the name of a beta_schedule; CompVis' code reads no lists")
     network = params["unet_config"]
-    check_network(network)
+    kind = network_class(network)
     unet = network["params"]
     # Their class looks for the first among what it was given, and their scripts sample the size of the others.
     needed = {"timesteps": 1000, "image_size": unet["image_size"], "channels": unet["out_channels"]}
     names = [*DIFFUSION.split(), *arguments]
     found = {name: value for name, value in {**needed, **params}.items() if name in names}
     found["use_ema"] = averaged
-    found["unet_config"] = {"target": network["target"] if arguments else UNET_TARGET, "params": _unet(unet)}
-    if not arguments and unet.get("context_dim") is not None:  # their class takes no list
-        found["unet_config"]["params"]["context_dim"] = one_width(unet["context_dim"])
+    kept = {"target": network["target"], "params": _unet(unet)}
+    found["unet_config"] = kept if arguments else _plain_unet(kind, kept["params"])
     if "first_stage_config" in params:
         found["first_stage_config"] = first_stage_of_compvis(params["first_stage_config"], False)
         # Without a cond stage, tokens are given as they are; their word for none would also take the context away.
@@ -132,6 +132,29 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
         found.pop("scheduler_config", None)
     rate = model.get("base_learning_rate", params.get("learning_rate", 1e-4))
     return {"base_learning_rate": rate, "target": target, "params": found}
+
+
+def _plain_unet(kind: type[UNetModel], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a ``unet_config`` for latent-diffusion, whose class takes one context and has rules of its own.
+
+    Args:
+        kind: the class of the network, of which only latent-diffusion's rules can be written.
+        params: its arguments.
+
+    Raises:
+        ValueError: arguments that mean another network there.
+    """
+    found = dict(params)
+    if kind.id_kernel != UNetModel.id_kernel and found.get("n_embed") is not None:
+        raise ValueError(
+            f"unet_config: n_embed is {found['n_embed']}, expected none; the id_predictor of latent-diffusion has a "
+            f"kernel of {UNetModel.id_kernel}, this one of {kind.id_kernel}"
+        )
+    if not kind.upsample_heads:
+        found.pop("num_heads_upsample", None)
+    if found.get("context_dim") is not None:
+        found["context_dim"] = one_width(found["context_dim"])
+    return {"target": UNET_TARGET, "params": found}
 
 
 def _unet(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ldm.convert.autoencoder import (
     first_stage_to_diffusers,
     with_plain_codes,
 )
-from ldm.convert.unet import Names, check_network, check_values, unet_from_diffusers, unet_names, unet_to_diffusers
+from ldm.convert.unet import Names, check_values, network_class, unet_from_diffusers, unet_names, unet_to_diffusers
 from ldm.files import read_json, write_json
 from ldm.run import check_described, described_model, without_paths
 
@@ -62,7 +62,7 @@ def export_diffusers(
         return output
     if "first_stage_config" not in params or "unet_config" not in params:
         raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
-    check_network(params["unet_config"])
+    network_class(params["unet_config"])
     unet, first = params["unet_config"]["params"], params["first_stage_config"]
     described = unet_to_diffusers(unet)
     built: Any = check_described(model, state, "the run's checkpoint")

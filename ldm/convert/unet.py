@@ -94,14 +94,16 @@ def check_values(what: str, given: Mapping[str, Any], allowed: Mapping[str, tupl
             raise ValueError(f"{what}: {name} is {given[name]!r}, expected {values[0]!r}; there is no counterpart")
 
 
-def check_network(config: Mapping[str, Any]) -> None:
-    """Checks that a ``unet_config`` names our U-Net, under whichever name.
+def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
+    """Returns the class that a ``unet_config`` names: the U-Net, under the rules of ``ldm`` or of ``rdm``.
 
     Raises:
         ValueError: another network, which the names and options here do not describe.
     """
-    if get_obj_from_str(config["target"]) is not UNetModel:
+    found = get_obj_from_str(config["target"])
+    if not (isinstance(found, type) and issubclass(found, UNetModel)):
         raise ValueError(f"unet_config: got {config['target']}, expected a UNetModel; there is no counterpart")
+    return found
 
 
 def unet_to_diffusers(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ldm.pictures import from_uint8
+
 # What Pillow raises for a file that is not a picture, ends early, or is corrupt inside.
 _UNREADABLE = (
     OSError,
@@ -39,7 +41,7 @@ def decode_image(data: bytes, size: int) -> Tensor:
         ValueError: the bytes are no readable picture, or it has more than `MAX_PIXELS` pixels.
     """
     pixels = torch.from_numpy(np.array(centre_square(open_picture(data), size))).permute(2, 0, 1)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    return from_uint8(pixels, torch.contiguous_format)
 
 
 def open_picture(data: bytes) -> Image.Image:

@@ -1,7 +1,7 @@
 """Training of an autoencoder against a patch discriminator: two optimisers, one step each (Esser et al. 2021).
 
-Images are ``[B, 3, H, W]`` in [-1, 1]. Lightning's trainer refuses to clip and to accumulate gradients for two
-optimisers, so the model does both itself, with the trainer's settings.
+Images are ``[B, 3, H, W]`` in [-1, 1]. Lightning's trainer cannot clip or accumulate gradients with two optimisers, so
+the model does both, with the trainer's settings.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ LOG = logging.getLogger(__name__)
 
 
 class AdversarialAutoencoder(pl.LightningModule):
-    """Encoder, decoder and their training; a subclass puts its bottleneck between and then calls :meth:`complete`.
+    """Encoder, decoder and their training. A subclass adds the bottleneck and then calls :meth:`complete`.
 
     Args:
         ddconfig: arguments of encoder and decoder.
-        image_key: where a batch holds its images.
-        monitor: logged value that picks the best checkpoint.
+        image_key: key of a batch for the images.
+        monitor: name of the logged value that picks the best checkpoint.
         colorize_nlabels: number of channels of label maps, which are shown in random colours.
-        batch_resize_range: smallest and largest side; each training batch is resized to one of those 16 pixels apart.
+        batch_resize_range: smallest and largest side; each training batch is resized to one of the sides between them,
+            in steps of 16 pixels.
         scheduler_config: factor of the learning rate by step.
         learning_rate: of Adam, for generator and discriminator.
         lr_g_factor: factor of the generator's learning rate.
-        betas: of Adam, for the generator; the discriminator has (0.5, 0.9).
+        betas: of Adam, for the generator; those of the discriminator are (0.5, 0.9).
 
     Raises:
-        ValueError: unknown networks, or sides to resize to that do not fit them.
+        ValueError: unknown networks, or sides that do not fit them.
     """
 
     loss: Any
@@ -85,13 +86,14 @@ class AdversarialAutoencoder(pl.LightningModule):
         ignore_keys: Sequence[str],
         use_ema: bool = False,
     ) -> None:
-        """Adds what comes after the networks: their running average, the loss, the weights to start from.
+        """Adds the running average of the networks and the loss, and loads the initial weights.
 
         Args:
-            lossconfig: the loss; ``torch.nn.Identity`` (or none) for a model that only encodes and decodes.
-            ckpt_path: ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent. A running average that is
-                not kept here takes the place of the weights; one that the file lacks starts at them.
-            ignore_keys: beginnings of names that are not taken from the checkpoint.
+            lossconfig: the loss; ``torch.nn.Identity`` or None for a model that only encodes and decodes.
+            ckpt_path: ``.ckpt`` or ``.safetensors`` file of the initial weights, in which the loss's may be missing. If
+                it has a running average and ``use_ema`` is false, the average replaces the weights; if it has none and
+                ``use_ema`` is true, the average starts at the weights.
+            ignore_keys: beginnings of names that are not loaded from the checkpoint.
             use_ema: keep a running average of the weights, and validate with it.
         """
         if use_ema:
@@ -111,18 +113,18 @@ class AdversarialAutoencoder(pl.LightningModule):
 
     @abstractmethod
     def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Any]:
-        """Returns the reconstruction ``[B, 3, H, W]`` of a training batch, and what its loss wants to know."""
+        """Returns the reconstruction ``[B, 3, H, W]`` of a training batch, and further input for the loss."""
 
     @abstractmethod
     def latent(self, images: Tensor) -> Tensor:
-        """Returns the latent ``[B, C, h, w]`` that a diffusion model would be trained on."""
+        """Returns the latent ``[B, C, h, w]``, as a diffusion model is trained on it."""
 
     @abstractmethod
     def restore(self, latent: Tensor) -> Tensor:
-        """Returns the image ``[B, 3, H, W]`` of a latent, which the model is judged by."""
+        """Returns the image ``[B, 3, H, W]`` of a latent, for validation."""
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Returns ``[B, 3, H, W]``, from the latent that a diffusion model would be trained on."""
+        """Returns reconstructions ``[B, 3, H, W]`` by way of the latent that a diffusion model is trained on."""
         return self.restore(self.latent(images))
 
     def sides_between(self, low: int, high: int) -> range:
@@ -156,16 +158,16 @@ class AdversarialAutoencoder(pl.LightningModule):
         return self.decoder.conv_out.weight
 
     def configure_callbacks(self) -> list[Any]:
-        """Hides clipping and accumulation while the trainer looks for what it refuses; adds no callback."""
+        """Hides the settings for clipping and accumulation from the trainer's checks; adds no callback."""
         self._refused = self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches
         self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = None, 1
         return []
 
     def setup(self, stage: str) -> None:
-        """Checks, before training, that the model can be trained as it is set up; on several devices, lets it.
+        """Checks before training that loss and precision are possible, and configures training on several devices.
 
         Raises:
-            ValueError: no loss, or float16, whose scaled gradients need one optimiser.
+            ValueError: there is no loss, or the precision is float16, whose gradient scaling needs one optimiser.
         """
         self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = self._refused
         if stage != "fit":
@@ -181,7 +183,10 @@ class AdversarialAutoencoder(pl.LightningModule):
         LOG.info("distance of reconstructions: %s", self.loss.describe())
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Gradients of the generator, from ``disc_start`` on also of the discriminator, and a step where it is due."""
+        """Adds the gradients of a batch, and takes a step with those of ``accumulate_grad_batches`` batches.
+
+        The discriminator is trained from step ``disc_start`` on.
+        """
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
         images = self.resized(batch[self.image_key], batch_idx)
         # Dropout draws from torch's global generator, which no checkpoint holds.

@@ -25,14 +25,14 @@ class VQModel(AdversarialAutoencoder):
         ddconfig: arguments of encoder and decoder.
         n_embed: number of codes.
         embed_dim: width of a code.
-        lossconfig: the loss; ``torch.nn.Identity`` (or none) for a model that only encodes and decodes.
-        ckpt_path: weights to start from, ``.ckpt`` or ``.safetensors``; the loss's own weights may be absent.
-        ignore_keys: beginnings of names that are not taken from ``ckpt_path``.
+        lossconfig: the loss; ``torch.nn.Identity`` or None for a model that only encodes and decodes.
+        ckpt_path: ``.ckpt`` or ``.safetensors`` file of the initial weights, in which the loss's may be missing.
+        ignore_keys: beginnings of names that are not loaded from ``ckpt_path``.
         beta: weight of the commitment term.
-        warm_up_steps: train as a plain autoencoder for so many steps, then set the codes by k-means over latents:
-            a codebook from a cold start learns slowly and leaves codes unused.
-        remap: ``.npy`` file of the codes that are in use; code numbers count these.
-        sane_index_shape: give code numbers as ``[B, h, w]`` instead of ``[B h w]``.
+        warm_up_steps: number of steps of training as a plain autoencoder, after which k-means over latents initialises
+            the codes. A randomly initialised codebook learns slowly and leaves codes unused.
+        remap: ``.npy`` file of the codes that are in use; code numbers count only these.
+        sane_index_shape: return code numbers as ``[B, h, w]`` instead of ``[B h w]``.
         use_ema: keep a running average of the weights, and validate with it.
         codebook: how the codes are learned: ``kind``, ``decay``, ``restart_every`` of :class:`Codebook`.
         training: the other arguments of :class:`AdversarialAutoencoder`.
@@ -93,12 +93,12 @@ class VQModel(AdversarialAutoencoder):
 
     @property
     def warming(self) -> bool:
-        """Whether the model is in training and still without codes."""
+        """Whether the model is in training and its codes are not initialised yet."""
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         return fitting and self.global_step < self.warm_up_steps
 
     def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Returns reconstruction ``[B, 3, H, W]`` and codebook loss ``[]``; the codes are set as the warm-up ends."""
+        """Returns reconstruction ``[B, 3, H, W]`` and codebook loss ``[]``; initialises codes after the warm-up."""
         latent = self.encode(images)
         if self.warming:
             self._remember(latent)

@@ -38,9 +38,9 @@ class FirstStage:
 
 
 def frozen_first_stage(config: Mapping[str, Any]) -> Any:
-    """Returns the first stage of a ``{target, params}``, to be used and not trained: frozen, in evaluation mode.
+    """Returns the first stage of a ``{target, params}``, frozen and in evaluation mode.
 
-    Of one that was trained with a running average, the weights are the averaged ones, and the average is left out.
+    If it was trained with a running average, its weights are the averaged ones.
     """
     stage = instantiate_from_config(config).eval().requires_grad_(False)
     if getattr(stage, "model_ema", None) is not None:
@@ -50,15 +50,15 @@ def frozen_first_stage(config: Mapping[str, Any]) -> Any:
 
 
 def load_first_stage(path: str | Path, config: str | Path | None = None) -> FirstStage:
-    """Returns the first stage at a path, on the GPU where there is one.
+    """Returns the first stage at a path, on the GPU if there is one.
 
     Args:
-        path: a run folder, a folder with ``model.safetensors`` or ``model.ckpt``, or a file of weights; of a latent
-            diffusion model, the first stage inside it is taken.
-        config: the config of a file of weights; where not given, the ``config.yaml`` of its folder or of its run.
+        path: a run folder, a folder with ``model.safetensors`` or ``model.ckpt``, or a file of weights. For a latent
+            diffusion model, this is the first stage inside it.
+        config: the config of a file of weights; by default the ``config.yaml`` of its folder or its run.
 
     Raises:
-        FileNotFoundError: no weights, or no config beside them.
+        FileNotFoundError: there are no weights, or no config.
         ValueError: the weights do not fit the config.
     """
     path = Path(path)
@@ -89,10 +89,10 @@ def _config_beside(file: Path) -> Path:
 
 
 def _stage_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the ``{target, params}`` of the first stage in a config: the model itself, or inside it.
+    """Returns the ``{target, params}`` of the first stage in a config, which is the model or a part of it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the config has no first stage.
     """
     model = config.get("model", config)
     stage = (model.get("params") or {}).get("first_stage_config", model)

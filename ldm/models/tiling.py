@@ -1,11 +1,12 @@
-"""Large images through a first stage tile by tile, with blended seams, in the memory of one tile.
+"""Encodes and decodes large images tile by tile with blended seams, in the memory of one tile.
 
-What is exact: where only one tile reaches, the result *is* that tile's own result, and a purely convolutional network
-with a ``margin`` of its receptive field gives the untiled result everywhere. The first stages of latent diffusion are
-not purely convolutional: group norms and the attention in the middle look at the whole picture. Tiled, they look at one
-tile, so contrast and colour may differ from the untiled result, smoothly across seams. That need not be worse: the
-emoji VQ-f4, trained on 64 pixels, reconstructs a mosaic of 512 pixels at 21.5 dB as a whole, and at 22.5, 24.2 and
-25.7 dB in tiles of 256, 128 and 64. So tiles of about the size of the training pictures serve best.
+At a position that only one tile covers, the result is exactly that tile's own. A purely convolutional network with a
+``margin`` of its receptive field gives the untiled result everywhere. The first stages of latent diffusion are not
+purely convolutional: group norms and the attention in the middle depend on the whole picture. With tiles, they depend
+on one tile, so that contrast and colour can differ from the untiled result; they change smoothly across seams. The
+result can also be better: the emoji VQ-f4, trained on 64 pixels, reconstructs a mosaic of 512 pixels at 21.5 dB as a
+whole, and at 22.5, 24.2 and 25.7 dB in tiles of 256, 128 and 64. Tiles of about the size of the training pictures are
+best.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from torch import Tensor, nn
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import bytes_of
 
-# Tensors of the widest layer that live at once: skip connection, norm, activation, convolution, the kernels' own
-# copies, and what the allocator cannot use again; measured on a CPU as 6 for large tiles and 11 for small networks.
+# Number of tensors of the widest layer's size that are in memory at once: skip connection, norm, activation,
+# convolution, the kernels' own copies, and memory that the allocator cannot reuse. Measurements on a CPU gave 6 for
+# large tiles and 11 for small networks.
 ALIVE = 12
-DISTANCES = 3  # the same of distances between latents and codes, in taming's quantiser
+DISTANCES = 3  # the same number for the distances between latents and codes
 
 
 def starts(side: int, tile: int, overlap: int, step: int = 1) -> list[int]:
-    """Returns where tiles begin along one axis: evenly spread multiples of ``step``, the last one flush with the end.
+    """Returns the first positions of tiles along one axis: evenly spread multiples of ``step`` that cover the axis.
 
     Raises:
         ValueError: the overlap leaves a tile nothing of its own, or something is no multiple of ``step``.
@@ -68,20 +70,20 @@ def tiled(
 ) -> Tensor:
     """Returns ``fn(x)`` computed tile by tile: ``[B, C', H * scale, W * scale]``.
 
-    A position that one tile alone covers has exactly that tile's value; overlaps are blended linearly. ``x`` is handed
-    to ``fn`` as it is where it fits into one tile.
+    At a position that only one tile covers, the result is exactly that tile's own; overlaps are blended linearly. If
+    ``x`` fits into one tile, the result is ``fn(x)``.
 
     Args:
         fn: maps ``[B, C, h, w]`` to ``[B, C', h * scale, w * scale]``.
         x: ``[B, C, H, W]``.
-        tile: largest side of what ``fn`` gets.
+        tile: largest side of an input of ``fn``.
         overlap: smallest number of positions that neighbouring tiles share, at most half the tile.
-        scale: of the output: 8 for a decoder that upsamples eightfold, 1/8 for its encoder.
-        margin: positions of a tile's inner edges that count for nothing; at most half the overlap. At least the
+        scale: of the output: 8 for a decoder that upsamples by 8, 1/8 for its encoder.
+        margin: number of positions at a tile's inner edges that are ignored; at most half the overlap. A margin of the
             receptive field's radius makes a purely convolutional ``fn`` exact.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: the sizes do not fit together.
     """
     if 2 * margin > overlap:
         raise ValueError(f"margin: got {margin} with overlap {overlap}, expected at most half of it")
@@ -115,7 +117,7 @@ def encode_tiled(stage: Any, image: Tensor, tile: int | str | None) -> Any:
     Args:
         stage: a first stage.
         image: ``[B, 3, H, W]``.
-        tile: side in pixels, or the memory that a tile may take (``2GB``); ``None`` encodes the image as a whole.
+        tile: side in pixels, or the memory for a tile (``2GB``); ``None`` encodes the image as a whole.
     """
     if tile is None:
         return stage.encode(image)
@@ -146,11 +148,12 @@ def tile_side(stage: Any, tile: int | str, batch_size: int) -> int:
 
     Args:
         stage: the first stage.
-        tile: the side, or the memory that the activations of a batch of tiles may take.
-        batch_size: number of pictures at once.
+        tile: the side, or the memory for the activations of a batch of tiles.
+        batch_size: number of pictures in a batch.
 
     Raises:
-        ValueError: no multiple of the downsampling factor, smaller than 4 latents, or more than fits the memory.
+        ValueError: the side is no multiple of the downsampling factor or smaller than 4 latents, or the memory is too
+            small.
     """
     if isinstance(tile, str) and not tile.isdigit():
         return tile_within(stage, bytes_of(tile), batch_size)
@@ -165,10 +168,10 @@ def tile_side(stage: Any, tile: int | str, batch_size: int) -> int:
 
 @torch.no_grad()
 def bytes_per_pixel(stage: nn.Module) -> float:
-    """Returns about how many bytes one pixel of a tile takes while a first stage encodes or decodes it in float32.
+    """Returns an estimate of the bytes for a pixel of a tile that a first stage encodes or decodes in float32.
 
-    A small picture is sent through; the layer with the most activations counts, :data:`ALIVE` times, or the distances
-    of its latents to all codes, where these are more. The weights are not included.
+    A small picture is encoded and decoded. The estimate is :data:`ALIVE` times the activations of the largest layer, or
+    :data:`DISTANCES` times the distances of its latents to all codes if these are more. It does not include weights.
     """
     probe: Any = stage
     weight = next(stage.parameters(), None)
@@ -191,9 +194,9 @@ def bytes_per_pixel(stage: nn.Module) -> float:
 
 
 def tile_within(stage: nn.Module, limit: int, batch_size: int = 1) -> int:
-    """Returns the side in pixels of the largest tile that is encoded and decoded within ``limit`` bytes.
+    """Returns the side in pixels of the largest tile that can be encoded and decoded within ``limit`` bytes.
 
-    The limit holds for the activations; the weights, the picture itself and Python come on top.
+    The limit is for activations; it does not include the weights, the picture itself and Python.
 
     Raises:
         ValueError: not even the smallest tile fits.

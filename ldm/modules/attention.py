@@ -1,4 +1,4 @@
-"""Attention over tokens: the one kernel, and the transformer that lets a U-Net look at its context.
+"""Attention over tokens: the function that computes it, and the transformer for a U-Net's cross-attention.
 
 ``B`` batch, ``N`` tokens of the image (N = h * w), ``L`` tokens of the context, ``H`` heads, ``D`` width.
 """
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 
 class KeysValues(NamedTuple):
-    """What one cross-attention makes of its context."""
+    """Keys and values of a context in one cross-attention."""
 
     keys: Tensor
     """[B, L, H, D]."""
@@ -31,39 +31,39 @@ class KeysValues(NamedTuple):
 
 
 Tokens = Tensor | Sequence[Tensor]
-"""Context tokens [B, L, D]; a list gives each of a transformer's blocks its own."""
+"""Context tokens [B, L, D]; a list has one tensor for each block of a transformer."""
 Context = Tokens | Sequence[KeysValues] | None
-"""What a transformer looks at: tokens, or what its blocks made of them."""
+"""The context of a transformer: tokens, or the keys and values of its blocks."""
 
 
 class ProjectedContext(NamedTuple):
-    """A context as every cross-attention of a U-Net takes it, see :func:`project_context`."""
+    """The keys and values of a context in all cross-attentions of a U-Net, see :func:`project_context`."""
 
     layers: Sequence[Sequence[KeysValues] | None]
-    """For each of the U-Net's layers in order, what its transformer looks at; None where it has none."""
+    """For each layer of the U-Net in order, the keys and values of its transformer, or None without a transformer."""
 
 
-# On a CPU and in bfloat16, writing up to this many scores (queries x keys) per head out and going back through them is
-# 2 to 8 times faster than the fused kernel; without the way back 1.2 to 2.5 times, and slower on Intel's processors.
-# In float32 and float16 it is slower, in all sizes of note. benchmarks/attention.py measures it.
+# On a CPU in bfloat16 with at most this many scores (queries x keys) per head, plain matrix products are 2 to 8 times
+# faster than the fused kernel in a forward and backward pass. In a forward pass alone they are 1.2 to 2.5 times faster,
+# but slower on Intel's processors. In float32 and float16 they are slower. benchmarks/attention.py measures it.
 PLAIN_SCORES = 256 * 256
 
-# What xformers has kernels for.
+# The dtypes that xformers has kernels for.
 XFORMERS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Above so many, without gradients, it is fastest to go head by head, but for Intel's processors.
+# With more scores than this and without gradients, it is fastest to compute head by head, except on Intel's processors.
 PARTED_SCORES = 512 * 512
 
 
 @functools.cache
 def _xformers_attention() -> Callable[..., Tensor] | None:
-    """Returns xformers' memory-efficient attention; None where it is not installed or has no kernels for this GPU."""
+    """Returns xformers' memory-efficient attention, or None if it is not installed or has no kernels for this GPU."""
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError:
         return None
     q = torch.zeros(1, 8, 1, 32, dtype=torch.float16, device="cuda")
-    try:  # a wheel for another CUDA is installed and imported all the same
+    try:  # a wheel for another version of CUDA can be installed and imported without an error
         memory_efficient_attention(q, q, q)
     except (NotImplementedError, RuntimeError) as error:
         LOG.warning(
@@ -74,30 +74,30 @@ def _xformers_attention() -> Callable[..., Tensor] | None:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Returns softmax(q k^T / sqrt(D)) v, by xformers on CUDA where it has kernels, else by torch.
+    """Returns softmax(q k^T / sqrt(D)) v, computed by xformers on CUDA if it has kernels there, else by torch.
 
-    The environment variable ``LDM_ATTENTION`` forces one: ``plain`` (matrix products) or ``sdpa`` (torch's fused
-    kernels) everywhere, or ``xformers`` on CUDA (an error where it has no kernels). xformers has no kernels for
-    float64 or other devices; those use torch, and a CPU in bfloat16 the matrix products while there are few scores.
-    Where attention is causal, torch's kernels are taken in the place of xformers'.
+    The environment variable ``LDM_ATTENTION`` forces one implementation: ``plain`` (matrix products), ``sdpa`` (torch's
+    fused kernels), or on CUDA ``xformers`` (an error if it has no kernels). xformers has no kernels for float64 or for
+    other devices, which use torch's. A CPU in bfloat16 uses matrix products if there are few scores. Causal attention
+    uses torch's kernels.
 
     Args:
         q: queries [B, N, H, D].
         k: keys [B, L, H, D].
         v: values [B, L, H, D].
-        causal: the queries are the last N of L places in a row, and none sees the keys of later places.
+        causal: the queries are the last N of L places, and none attends to the keys of later places.
 
     Returns:
         [B, N, H, D], in the dtype of the queries.
 
     Raises:
-        ValueError: unknown ``LDM_ATTENTION``, or xformers asked for and not there.
+        ValueError: unknown ``LDM_ATTENTION``, or ``xformers`` without kernels.
     """
     choice = os.environ.get("LDM_ATTENTION", "")
     if choice not in ("", "plain", "sdpa", "xformers"):
         raise ValueError(f"LDM_ATTENTION is '{choice}', expected 'xformers', 'sdpa' or 'plain'; correct or unset it")
-    k, v = k.to(q.dtype), v.to(q.dtype)  # those of a context that was projected outside of autocast have another
-    causal = causal and q.shape[1] > 1  # the last place sees all
+    k, v = k.to(q.dtype), v.to(q.dtype)  # a context that was projected outside of autocast has another dtype
+    causal = causal and q.shape[1] > 1  # the last place attends to all
     if q.is_cuda and choice in ("", "xformers") and not causal:
         fast = _xformers_attention()
         if fast is None and choice:
@@ -154,7 +154,7 @@ class FeedForward(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from tokens to a context; without a context, to the tokens themselves."""
+    """Multi-head attention from tokens to a context or, without a context, to the tokens themselves."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | KeysValues | None = None, *, causal: bool = False) -> Tensor:
         """Returns [B, N, query_dim] for tokens x [B, N, query_dim] and a context [B, L, context_dim], or its keys.
 
-        With ``causal``, the tokens are the last N places of the context, and see none after their own.
+        With ``causal``, the tokens are the last N places of the context, and none attends to later places.
         """
         q = self.to_q(x).unflatten(-1, (self.heads, -1))
         seen = context if isinstance(context, KeysValues) else self.project(x if context is None else context)
@@ -231,7 +231,7 @@ class SpatialTransformer(nn.Module):
         d_head: channels of each head.
         depth: number of blocks.
         dropout: rate inside the blocks.
-        context_dim: width of the context tokens; None for self-attention; a list gives every block its own.
+        context_dim: width of the context tokens, or a list with one width for each block; None for self-attention.
         use_checkpoint: recompute the blocks in the backward pass to save memory.
 
     Raises:
@@ -265,12 +265,12 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        """Returns x [B, C, h, w] plus what the transformer made of it.
+        """Returns x [B, C, h, w] plus the output of the transformer.
 
         Args:
             x: feature map [B, C, h, w].
-            context: tokens [B, L, D] for all blocks, or a list with one such tensor for all or for each, or what
-                ``project`` made of either.
+            context: tokens [B, L, D] for all blocks, a list with one such tensor for all or for each block, or the
+                result of ``project``.
 
         Raises:
             ValueError: a list whose length is neither 1 nor the number of blocks.
@@ -297,14 +297,14 @@ class SpatialTransformer(nn.Module):
 def project_context(layers: Iterable[nn.Sequential], context: Tokens) -> ProjectedContext:
     """Returns a context's keys and values in every transformer of a U-Net's layers.
 
-    They hold as long as the weights do: make them anew for every sampling run.
+    They are valid until the weights change, so compute them for each sampling run.
     """
     transformers = ([part for part in layer if isinstance(part, SpatialTransformer)] for layer in layers)
     return ProjectedContext([found[0].project(context) if found else None for found in transformers])
 
 
 def list_context_widths(context_dim: int | Sequence[int] | None) -> list[int]:
-    """Returns the context widths as a list, empty where there is no context."""
+    """Returns the context widths as a list, which is empty without a context."""
     if context_dim is None:
         return []
     return [context_dim] if isinstance(context_dim, int) else [int(width) for width in context_dim]

@@ -1,11 +1,11 @@
-"""Linear layers and convolutions under torch's names and numbers, computed by what is fastest where they run.
+"""Linear layers, convolutions and norms with torch's names and results, which are faster than torch's on a CPU.
 
-On a CPU torch computes float32 matrix products with MKL, which on some processors reaches half of what oneDNN does
-(on others as much), and convolutions with oneDNN, which wants channels last and weights in an order of its own: for
-large weights and small feature maps, bringing them into that order costs more than the convolution. Elsewhere
-these are torch's own layers.
+On a CPU torch computes float32 matrix products with MKL, which is half as fast as oneDNN on some processors and as fast
+on others. It computes convolutions with oneDNN, which needs channels last and weights in a memory order of its own: for
+large weights and small feature maps, the reordering takes longer than the convolution. On other devices these layers
+call torch's. benchmarks/networks.py measures the differences.
 
-``B`` batch, ``C`` channels, ``H`` heads, ``N`` queries, ``L`` keys, ``D`` width. benchmarks/networks.py measures it.
+``B`` batch, ``C`` channels, ``H`` heads, ``N`` queries, ``L`` keys, ``D`` width.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Convolutions with so few pixels of so large weights are matrix products of the pixels' neighbourhoods.
+# A 3x3 convolution of at most so many pixels with at least so many weights is computed as one matrix product.
 FEW_PIXELS = 256
 LARGE_WEIGHT = 1 << 20
-# Below so many pixels torch's group norm goes through groups, above through pixels, where channels lie last.
+# With channels last, torch's group norm loops over groups below so many pixels, and over pixels from there on.
 FEW_ROWS = 1024
-# One picture's features of up to so many numbers stay in the cache while a group norm goes back through them.
+# Features of one image with up to so many numbers stay in the cache during the backward pass of a group norm.
 PICTURE = 1 << 22
-# A group's mean in standard deviations, from which on the float32 group norm of torch loses more than half a digit.
+# If a group's mean is more than so many standard deviations, torch's float32 group norm loses half a digit or more.
 LARGE_MEAN = 2.0
-# Queries of one matrix product of attention: its scores stay in the cache.
+# Number of queries in one matrix product of attention, so that its scores stay in the cache.
 QUERIES_AT_ONCE = 512
-# A product of so few rows waits for its weights. MKL reads them as they lie; oneDNN brings them into another order, and
-# takes up to four times as long.
+# A product of at most so many rows is bound by reading its weights. MKL reads them as they are; oneDNN reorders them
+# first and takes up to four times as long.
 FEW_TOKENS = 16
-# Products of MKL, of which torch's fused attention is made, reach their speed on Intel's own processors only.
-_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # earlier torch does not tell
+# torch's fused attention uses MKL's products, which are fast on Intel's own processors only.
+_capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # missing in earlier versions of torch
 INTEL = "intel" in str(_capabilities().get("cpu_name", "")).lower()
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Without AVX-512 or a successor oneDNN has no products of bfloat16, and calling it by name is an error.
+HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _onednn(x: Tensor, *others: Tensor | None) -> bool:
@@ -49,7 +51,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @torch.library.custom_op("ldm::linear", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` and its gradients with oneDNN's matrix product, which torch.compile leaves as it is."""
+    """``F.linear`` and its gradients with oneDNN's matrix product, as an operator that torch.compile does not trace."""
     return _product(x, weight, bias)
 
 
@@ -84,11 +86,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _linear(x, weight, bias)
     if x.numel() <= FEW_TOKENS * x.shape[-1]:
         return F.linear(x, weight, bias)
-    return _product(x, weight, bias)  # the same, called without detours
+    return _product(x, weight, bias)  # the same product without the cost of a custom operator
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, with :func:`linear`."""
+    """torch's linear layer, computed by :func:`linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., in_features] to [..., out_features]."""
@@ -96,21 +98,21 @@ class Linear(nn.Linear):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Returns a feature map [B, C, h, w] in the order of memory that convolutions like best where it is; else as it is.
+    """Returns a feature map [B, C, h, w] with channels last in memory if it is on a CPU, else unchanged.
 
-    On CUDA that is as given: torch's group norm there knows no other order.
+    On CUDA torch's group norm supports no channels-last order.
     """
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and x.device.type == "cpu" else x
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's group norm, which on a CPU has two weak spots where memory lies channels last.
+    """torch's group norm, without its two weaknesses on a CPU with channels last.
 
-    In float32 it loses digits where means are large beside deviations, as it takes the variance as a difference of
-    squares. The norm does not see what is added to a whole group, so there the mean of some pixels is subtracted
-    first. In bfloat16, of groups with few channels, it reads a few numbers at a time: with fewer than ``FEW_ROWS``
-    pixels always, and with more on the way back. There, bringing channels first and last again is up to ten times
-    faster.
+    In float32, torch's computes the variance as a difference of squares, which loses digits if a mean is large compared
+    to the standard deviation. The result does not change if a constant is added to a whole group, so in that case the
+    mean of some pixels is subtracted first. In bfloat16 with few channels in a group, torch's reads a few numbers at a
+    time: below ``FEW_ROWS`` pixels always, and above in the backward pass. In these cases, reordering the memory to
+    channels first and back is up to ten times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,14 +127,14 @@ class GroupNorm(nn.GroupNorm):
             some = x.detach()[:, :, :: max(1, x.shape[2] // 8), :: max(1, x.shape[3] // 8)]
             variance, mean = torch.var_mean(some.reshape(len(x), self.num_groups, -1), 2, correction=0)
             large = mean.square() > LARGE_MEAN**2 * variance
-            if large.any():  # of any image; the others stay as they are, to the last bit
+            if large.any():  # the other groups keep their values bit for bit
                 mean = mean.where(large, 0.0)
                 x = x - mean.repeat_interleave(x.shape[1] // self.num_groups, 1)[:, :, None, None]
         return super().forward(x)
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution; on a CPU its weight lies channels last, and products of matrices do what they do faster."""
+    """torch's convolution; on a CPU with a channels-last weight, and as a matrix product where that is faster."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,10 +166,11 @@ class Conv2d(nn.Conv2d):
 
 
 class UpsamplingConv2d(Conv2d):
-    """A 3x3 convolution of what has twice the size of its input, by repetition.
+    """Nearest-neighbour upsampling by 2 followed by a 3x3 convolution.
 
-    Of the nine pixels that it sees, only four differ: each of the four kinds of output pixels is a 2x2 convolution of
-    the input, which is less than half of the work. That pays where there are many pixels for the weights to be added.
+    Only four of the nine pixels that the convolution reads differ, so each of the four kinds of output pixels is a 2x2
+    convolution of the input, which is less than half of the work. This is faster if there are enough pixels to make up
+    for adding the weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,16 +187,16 @@ class UpsamplingConv2d(Conv2d):
 
 
 def _half(weight: Tensor, dim: int, phase: int) -> Tensor:
-    """Returns three weights along a dimension as the two that even (phase 0) or odd pixels see after repetition."""
+    """Returns two weights for three along a dimension: sums by the input pixel that an output of this phase reads."""
     first, middle, last = weight.unbind(dim)
     return torch.stack((first, middle + last) if phase == 0 else (first + middle, last), dim)
 
 
 def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt(D)) v [B, N, H, D] without gradients, one head and some queries at a time.
+    """Returns softmax(q k^T / sqrt(D)) v [B, N, H, D] without gradients, for one head and some queries at a time.
 
     Args:
-        q: queries [B, N, H, D], float32 or bfloat16, on a CPU with oneDNN.
+        q: queries [B, N, H, D], float32 or bfloat16, on a CPU whose oneDNN has products of that dtype.
         k: keys [B, L, H, D].
         v: values [B, L, H, D].
     """
@@ -209,16 +212,13 @@ def attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def can_attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether :func:`attend_in_parts` takes these, and is faster than torch's fused kernel.
+    """Whether :func:`attend_in_parts` supports these tensors and is faster than torch's fused kernel.
 
-    It needs a CPU with oneDNN, and no gradients, autocast or compilation; it is slower on Intel's processors.
+    It requires a CPU on which oneDNN has matrix products of the dtype, and no gradients, autocast or compilation. On
+    Intel's processors it is slower.
     """
-    if (
-        INTEL
-        or q.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or q.dtype not in (torch.float32, torch.bfloat16)
-    ):
+    dtypes = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
+    if INTEL or q.device.type != "cpu" or torch.compiler.is_compiling() or q.dtype not in dtypes:
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         return False

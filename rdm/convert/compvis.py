@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.convert.autoencoder import with_plain_codes
 from ldm.convert.compvis import SCHEDULERS, export_compvis, first_stage_of_compvis, write_compvis
-from ldm.convert.unet import check_network
+from ldm.convert.unet import network_class
 from rdm.compat import DATABASE_ARGUMENTS, IDENTITIES, RESHAPERS, RETRIEVAL_ARGUMENTS, UNCONDITIONAL, UNET_TARGET
+from rdm.modules.diffusionmodules.openaimodel import UNetModel
 
 LOG = logging.getLogger(__name__)
 
@@ -43,12 +44,16 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
 
 
 def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns what a user of CompVis' code has to know, and the model under CompVis' name and arguments."""
+    """Returns notes for a user of CompVis' code, and the model under CompVis' name and arguments."""
     notes, params = _notes(model), dict(model["params"])
     params.pop("use_neighbours", None)
     unet = {name: value for name, value in params["unet_config"]["params"].items() if name != "legacy"}
-    if unet.get("n_embed") is not None:
-        raise ValueError(f"unet_config: n_embed is {unet['n_embed']}, expected none; CompVis' network is another one")
+    kind = network_class(params["unet_config"])
+    if unet.get("n_embed") is not None and kind.id_kernel != UNetModel.id_kernel:
+        raise ValueError(
+            f"unet_config: n_embed is {unet['n_embed']}, expected none; the id_predictor of {UNET_TARGET} has a kernel "
+            f"of {UNetModel.id_kernel}, that of {params['unet_config']['target']} one of {kind.id_kernel}"
+        )
     width = unet["context_dim"]
     conditioner = params.pop("conditioner", None) or {}
     theirs = {
@@ -60,7 +65,6 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "cond_stage_key": "nixda",
         "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
     }
-    check_network(params["unet_config"])
     params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
     params["unet_config"] = {"target": UNET_TARGET, "params": unet}
     if not params.get("retrieval_cfg"):
@@ -81,7 +85,7 @@ def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor])
         "nn_reshaper_cfg": {"target": RESHAPERS[0]},
         "nn_encoder_cfg": {"target": IDENTITIES[1]},
         "transformer_config": dict(params["transformer_config"]),
-        # Their model calls the encoder of this class, not of the interface, which gives no codes.
+        # CompVis' model needs the encoder of this class, which returns codes; that of VQModelInterface does not.
         "first_stage_config": {**first, "target": "ldm.models.autoencoder.VQModel"},
         "cond_stage_config": UNCONDITIONAL,
         **({"scheduler_config": scheduler} if scheduler.get("target") in SCHEDULERS else {}),
@@ -93,10 +97,10 @@ def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor])
 
 
 def _notes(model: Mapping[str, Any]) -> str:
-    """Returns what a user of CompVis' code has to know of a model that looks at neighbours.
+    """Returns notes for a user of CompVis' code about a model that is conditioned on neighbours.
 
     Raises:
-        ValueError: it looks at none.
+        ValueError: the model is not conditioned on neighbours.
     """
     params = model["params"]
     if not params.get("use_neighbours", True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# What a pickle of numpy arrays, numbers and dictionaries names; none of it runs code. numpy 2 moved core to _core.
+# The names in a pickle of numpy arrays, numbers and dictionaries. None of them runs code. numpy 2 moved core to _core.
 _ARRAYS = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -21,13 +21,13 @@ _ARRAYS = {
 
 
 class _ArrayReader(pickle.Unpickler):
-    """Reads pickles of arrays and plain containers, and refuses whatever else they name."""
+    """Unpickler for arrays and plain containers, which refuses every other name."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what a pickle names.
+        """Returns the object of a name in the pickle.
 
         Raises:
-            UnpicklingError: anything that is not needed for arrays.
+            UnpicklingError: the name is not one that arrays need.
         """
         if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
@@ -35,19 +35,19 @@ class _ArrayReader(pickle.Unpickler):
 
 
 def read_nn_memory(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows of CompVis' ``nn_memory`` files, most popular first, and how often each is somebody's neighbour.
+    """Returns the database rows in one of CompVis' ``nn_memory`` files, and how often each row is a neighbour.
 
-    They are pickles of ``{"nn_memory": rows, "id_count": {row: count}}``; nothing in them is run.
+    The files are pickles of ``{"nn_memory": rows, "id_count": {row: count}}``. No code in them is run.
 
     Args:
-        file: such as ``in_imagenet.p``.
+        file: path such as ``in_imagenet.p``.
 
     Returns:
-        Rows ``[M] int64`` and counts ``[M] int64``.
+        Rows ``[M] int64``, the most frequent neighbour first, and their counts ``[M] int64``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, asks for more than arrays, or is none of these files.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, names more than arrays, or is no ``nn_memory`` file.
     """
     path = Path(file)
     if not path.is_file():

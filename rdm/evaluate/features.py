@@ -170,16 +170,11 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
 
     @torch.inference_mode()
     def see(images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = model(as_bytes(images).to(device()))
+        features, logits = model(to_uint8(images).to(device()))
         return features, logits
 
     words = "8 bits, whole picture to 299 x 299 pixels as TensorFlow 1 does, bilinear without antialiasing"
     return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Returns images ``[B, 3, H, W]`` in [-1, 1] as ``uint8``, as they are written to files."""
-    return ((images + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _fingerprint(words: str, state: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from ldm.metrics import l1, psnr, ssim
 from ldm.models.first_stage import FirstStage
 from ldm.models.tiling import decode_tiled, encode_tiled, tile_side
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.encoders.modules import OpenClipEmbedder
 from ldm.modules.losses.lpips import LPIPS
 from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
@@ -136,8 +137,6 @@ def reconstruction(stage: FirstStage, args: Mapping[str, Any]) -> dict[str, Any]
         ValueError: pictures, networks or tiles that do not fit.
         FileNotFoundError: no such pictures.
     """
-    from ldm.modules.encoders.modules import OpenClipEmbedder
-
     config = evaluation_data(stage, args["data"], args["split"], args["size"])
     try:
         dataset = instantiate_from_config(config)

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.files import atomic_path, file_hash, write_json
-from ldm.pictures import image_grid, save_png
+from ldm.pictures import from_uint8, image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.choices import WAYS
 from rdm.evaluate.nearest import (
@@ -282,7 +282,7 @@ def captioned(image: Tensor, text: str) -> Tensor:
     large = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     strip = Image.new("RGB", (large.shape[2], _STRIP), "white")
     ImageDraw.Draw(strip).text((0, 0), text, fill="black", font_size=11)
-    words = torch.from_numpy(np.array(strip)).permute(2, 0, 1).float() / 127.5 - 1
+    words = from_uint8(torch.from_numpy(np.array(strip)).permute(2, 0, 1))
     return torch.cat([large, words], dim=1)
 
 

@@ -19,9 +19,8 @@ from ldm.data.decode import open_picture
 from ldm.files import file_hash, read_json, read_text, write_json
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
-from ldm.pictures import image_grid, save_png
+from ldm.pictures import from_uint8, save_png, to_uint8
 from ldm.util import evenly, instantiate_from_config
-from rdm.evaluate.features import as_bytes
 from rdm.loading import Loaded, config_beside, model_config
 from rdm.retrieval.config import source_config
 from rdm.retrieval.queries import text_queries
@@ -193,7 +192,7 @@ class ModelSamples:
         """See :class:`rdm.evaluate.extract.Source`."""
         for first in range(start, self.n, size):
             request = self.request(first, min(first + size, self.n))
-            yield as_bytes(sample(self.loaded, request, self.settings).images) / 127.5 - 1.0
+            yield from_uint8(to_uint8(sample(self.loaded, request, self.settings).images))
 
 
 def _told(settings: Settings, kind: str) -> dict[str, Any]:
@@ -243,7 +242,7 @@ def write_samples(folder: Path, samples: ModelSamples) -> list[Path]:
     with tqdm(desc=f"samples, {folder.name}", total=len(files), initial=done, unit="img") as bar:
         for images in samples.batches(done, WRITTEN):
             for target, image in zip(files[done : done + len(images)], images, strict=True):
-                save_png(image_grid({"": image[None]}, gap=0), target)
+                save_png(to_uint8(image), target)
             done += len(images)
             write_json(file, {**card, "done": done})
             bar.update(len(images))

@@ -1,4 +1,4 @@
-"""What every model that looks at neighbours shares: the context, and the null that stands for none."""
+"""What every model with neighbours as its condition shares: their context, and the null context without them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ldm.util import check_params
 from rdm.modules.conditioner import Conditioner
 
 
-class LooksAtNeighbours:
-    """The part of a model that makes a context of a batch's neighbours; it knows nothing of databases.
+class NeighbourConditioned:
+    """Mixin for a model that is conditioned on the neighbours in its batch; it knows nothing of databases.
 
-    A model says once, after its own construction, what it looks at: :meth:`look_at`.
+    A model calls :meth:`set_conditioning` once, at the end of its constructor.
     """
 
     conditioner: Conditioner
@@ -23,19 +23,19 @@ class LooksAtNeighbours:
     use_neighbours: bool
     neighbours_key: str
 
-    def look_at(
+    def set_conditioning(
         self, conditioner: Mapping[str, Any] | None, p_uncond: float, use_neighbours: bool, neighbours_key: str
     ) -> None:
-        """Sets what the model looks at.
+        """Sets how neighbours become the context.
 
         Args:
             conditioner: arguments of :class:`Conditioner`.
-            p_uncond: probability of training an image with the null context, which is what guidance subtracts.
-            use_neighbours: ``False`` for the same network on the null context alone, the baseline without retrieval.
+            p_uncond: probability of training an image with the null context, as classifier-free guidance needs it.
+            use_neighbours: ``False`` gives the model the null context alone: the baseline without retrieval.
             neighbours_key: where a batch holds the embeddings ``[B, K, D]``.
 
         Raises:
-            ValueError: not a probability, or an unknown argument.
+            ValueError: ``p_uncond`` is no probability, or the conditioner has no such argument.
         """
         if not 0.0 <= p_uncond < 1.0:
             raise ValueError(f"p_uncond: got {p_uncond}, expected a probability below 1")
@@ -44,7 +44,7 @@ class LooksAtNeighbours:
         self.p_uncond, self.use_neighbours, self.neighbours_key = p_uncond, use_neighbours, neighbours_key
 
     def null_context(self, context: Tensor) -> Tensor:
-        """Returns the context that means "nothing known", of the same shape: zeros."""
+        """Returns the null context, which is zeros of the shape of the given one."""
         return torch.zeros_like(context)
 
     def context(self, batch: Mapping[str, Any]) -> Tensor:
@@ -61,6 +61,6 @@ class LooksAtNeighbours:
         return context if self.use_neighbours else self.null_context(context)
 
     def drop_context(self, context: Any, generator: torch.Generator) -> Any:
-        """Returns the context with the null in place of a share ``p_uncond`` of the images."""
+        """Returns the context ``[B, K, D]``, in which each image has the null context with probability ``p_uncond``."""
         dropped = torch.rand(len(context), generator=generator).to(context.device) < self.p_uncond
         return torch.where(dropped[:, None, None], self.null_context(context), context)

@@ -1,4 +1,4 @@
-"""The transformer over codes that looks at neighbours (Blattmann et al. 2022, section 3.1 and appendix).
+"""The transformer over codes with cross-attention to neighbours (Blattmann et al. 2022, section 3.1 and appendix).
 
 ``B`` batch, ``N`` tokens given, ``T`` places of a sequence, ``L`` context tokens, ``H`` heads, ``D`` width.
 """
@@ -16,15 +16,15 @@ from ldm.modules.layers import linear
 
 
 class Past:
-    """Keys and values of the tokens that a causal transformer was given so far, so that it is given each but once.
+    """Key-value cache of a causal transformer, so that each token is passed to it only once.
 
-    It holds for one batch, and as long as the weights do.
+    A cache is valid for one batch, and until the weights change.
 
     Args:
-        size: places there are in all, T.
+        size: number of places in a sequence, T.
 
     Attributes:
-        seen: tokens given so far; the transformer counts them.
+        seen: number of tokens that are cached, which the transformer updates.
     """
 
     def __init__(self, size: int) -> None:
@@ -32,7 +32,7 @@ class Past:
         self._kept: dict[nn.Module, KeysValues] = {}
 
     def extend(self, owner: nn.Module, new: KeysValues) -> KeysValues:
-        """Returns keys and values of all tokens so far for an attention, ``[B, seen + N, H, D]``, the new ones last."""
+        """Adds an attention's new keys and values, and returns all of them, ``[B, seen + N, H, D]``, in order."""
         end = self.seen + new.keys.shape[1]
         if owner not in self._kept:
             batch, _, heads, width = new.keys.shape
@@ -44,7 +44,7 @@ class Past:
 
 
 class Block(BasicTransformerBlock):
-    """Self-attention, attention to the context (without one, to the tokens again) and feed-forward."""
+    """Self-attention, cross-attention (without a context, self-attention again) and feed-forward."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Block(BasicTransformerBlock):
 
 
 class Pointwise(nn.Conv1d):
-    """A convolution of one place, which is a linear layer; its weight ``[D', D, 1]`` is that of checkpoints."""
+    """A 1x1 convolution computed as a linear layer, with the weight ``[D', D, 1]`` that checkpoints hold."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[B, N, D]`` to ``[B, N, D']``."""
@@ -84,23 +84,23 @@ class Pointwise(nn.Conv1d):
 
 
 class RetrievalPatchTransformer(nn.Module):
-    """Blocks over a sequence of codes, or of vectors, that look at a context. The arguments are CompVis'.
+    """Transformer over a sequence of codes or vectors, with a context. The arguments are CompVis'.
 
     Args:
-        in_channels: number of codes, special ones included; width of the vectors where ``continuous``.
+        in_channels: number of codes, including special ones; with ``continuous``, the width of the vectors.
         n_heads: attention heads.
         d_head: channels of each head.
         depth: number of blocks.
-        context_dim: width of the context tokens; None where there is no context.
+        context_dim: width of the context tokens; None without a context.
         dropout: rate inside the blocks.
-        positional_encodings: add a learned vector of each place.
-        sequence_length: places, T.
+        positional_encodings: add a learned vector for each place.
+        sequence_length: number of places, T.
         residual: add the input to the output.
         checkpoint: recompute the blocks in the backward pass to save memory.
-        out_channels: width of the output; ``in_channels`` where not given.
+        out_channels: width of the output; by default ``in_channels``.
         cross_attend: whether there is a context.
-        causal: no token sees those after it.
-        continuous: the input is vectors, not codes.
+        causal: whether a token attends to itself and earlier tokens only.
+        continuous: whether the input consists of vectors instead of codes.
 
     Raises:
         ValueError: options that contradict each other.
@@ -149,10 +149,10 @@ class RetrievalPatchTransformer(nn.Module):
     def project_context(self, context: Tensor) -> list[KeysValues]:
         """Returns each block's keys and values of context tokens ``[B, L, context_dim]``, which ``forward`` takes.
 
-        They hold as long as the weights do.
+        They are valid until the weights change.
 
         Raises:
-            ValueError: a context of another width.
+            ValueError: the context has another width.
         """
         if context.ndim != 3 or context.shape[2] != self.context_dim:
             raise ValueError(f"context has shape {list(context.shape)}, expected [B, L, {self.context_dim}]")
@@ -161,15 +161,15 @@ class RetrievalPatchTransformer(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | Sequence[KeysValues] | None = None, past: Past | None = None
     ) -> Tensor:
-        """Returns ``[B, N, out_channels]``: logits of the next code after each, where trained so.
+        """Returns ``[B, N, out_channels]``; in an autoregressive model, the logits of the code after each token.
 
         Args:
             x: codes ``[B, N] int64``, or vectors ``[B, N, in_channels]``.
             context: tokens ``[B, L, context_dim]``, or what :meth:`project_context` made of them.
-            past: what it was given before; x comes after that, and is added to it.
+            past: cache of the earlier tokens, to which x is added.
 
         Raises:
-            ValueError: no context for a network with one, or the reverse, or more tokens than places.
+            ValueError: a missing or superfluous context, or more tokens than places.
         """
         if (context is None) != (self.context_dim is None):
             got = "no context" if context is None else "a context"

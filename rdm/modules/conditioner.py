@@ -1,4 +1,4 @@
-"""What the denoiser may look at, made from a query and its neighbours."""
+"""Makes the context of a model from a query and its neighbours."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Conditioner(nn.Module):
-    """Neighbours (and, where asked, the query before them) as context tokens. It has no weights.
+    """Makes context tokens of neighbours, optionally with the query as the first token. It has no weights.
 
     Args:
-        k: neighbours a training image is given; sampling may give another number.
-        normalize: bring every vector to length ``scale``; raw vectors are passed on otherwise. The released RDM was
-            trained on raw vectors, the released 768-pixel model on normalised ones.
-        scale: length of a normalised vector; ``sqrt(D)`` gives its entries unit size.
-        include_query: the query takes the first place (text + neighbours).
+        k: number of neighbours of a training image; sampling may use another number.
+        normalize: scale every vector to length ``scale``; otherwise raw vectors are used. The released RDM was trained
+            on raw vectors, the released 768-pixel model on normalised ones.
+        scale: length of a normalised vector; with ``sqrt(D)``, its entries have a mean square of 1.
+        include_query: make the query the first token (text + neighbours).
     """
 
     def __init__(self, k: int = 4, normalize: bool = False, scale: float = 1.0, include_query: bool = False) -> None:
@@ -29,11 +29,11 @@ class Conditioner(nn.Module):
 
         Args:
             neighbours: ``[B, K, D]``; K may be 0 with a query.
-            query: ``[B, D]``; takes the first place where ``include_query`` says so.
-            include_query: stronger than the setting of the conditioner.
+            query: ``[B, D]``; the first token with ``include_query``.
+            include_query: replaces the conditioner's own setting.
 
         Raises:
-            ValueError: shapes that do not belong together, or a query asked for and not given.
+            ValueError: the shapes do not fit together, or the query is missing.
         """
         include = self.include_query if include_query is None else include_query
         tokens = neighbours

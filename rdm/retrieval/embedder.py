@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.pictures import from_uint8
+
 
 class Embedder(Protocol):
     """Maps images and texts to vectors of one space, as CLIP does.
@@ -66,8 +68,7 @@ def embed_ahead(
     for pixels, entries in batches:
         with torch.inference_mode():
             moved = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels
-            images = moved.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-            raw = embedder.images(images.div_(127.5).sub_(1.0))
+            raw = embedder.images(from_uint8(moved.permute(0, 3, 1, 2), torch.contiguous_format))
         if waiting is not None:
             yield _checked(embedder, waiting[0], [entry["image_id"] for entry in waiting[1]]), waiting[1]
         waiting = raw, entries

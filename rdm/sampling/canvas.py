@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.data.decode import centre_square, open_picture
 from ldm.models.diffusion.editing import Edit
+from ldm.pictures import from_uint8
 from rdm.sampling.settings import REPEATS
 
 
@@ -155,7 +156,7 @@ def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image
 
 def _pixels(picture: Image.Image) -> Tensor:
     """Returns a picture as a tensor ``[1, C, H, W]`` in [-1, 1]."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return from_uint8(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
 
 
 def _paint(mask: Image.Image, data: bytes, path: str, picture: Image.Image, picture_path: str) -> Tensor:

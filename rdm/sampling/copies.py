@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ldm.pictures import from_uint8, to_uint8
 from rdm.retrieval.embedder import Embedder, embed_images
 from rdm.retrieval.index.exact import unit_vectors
-from rdm.retrieval.patches.identity import to_pixels
 from rdm.retrieval.retriever import Retriever
 from rdm.sampling.settings import THRESHOLD
 
@@ -91,7 +90,7 @@ def embed_sample(image: Tensor, embedder: Embedder) -> np.ndarray:
 
 def as_written(image: Tensor) -> Tensor:
     """Returns an image ``[3, H, W]`` in [-1, 1] as a file of 8 bits gives it back."""
-    return torch.from_numpy(to_pixels(image)).permute(2, 0, 1).float() / 127.5 - 1
+    return from_uint8(to_uint8(image))
 
 
 def draw_checked(

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from ldm.pictures import image_grid
+from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
 from rdm.sampling.request import Request
@@ -143,4 +143,4 @@ class Pipeline(Loaded):
 
     def _pictures(self, request: Request, settings: Settings) -> list[Image.Image]:
         samples = sample(self, request, settings)
-        return [to_pil_image(image_grid({"": image[None]}, gap=0)) for image in samples.images]
+        return [to_pil_image(to_uint8(image)) for image in samples.images]

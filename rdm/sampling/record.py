@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
 from ldm.files import file_hash, read_json, write_json
-from ldm.pictures import image_grid, save_png
+from ldm.pictures import save_png, to_uint8
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.queries import text_queries
@@ -90,7 +90,7 @@ def save(
             record["score"] = next(each.score for each in samples.candidates[i] if each.seed == seed)
             record["candidates"] = [asdict(each) for each in samples.candidates[i]]
         file = outdir / f"{name}-{i:03d}.png"
-        save_png(image_grid({"": image[None]}, gap=0), file, {KEYWORD: json.dumps({**common, **record})})
+        save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
         for place, patch in enumerate(database.patches(rows) if neighbours else []):
             about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}

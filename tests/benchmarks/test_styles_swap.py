@@ -6,9 +6,10 @@ import pytest
 import torch
 from toy import rdm_config, ship
 
-from benchmarks.style_classifier import STYLES, called, confusion, kept, to_bytes, to_floats, train
+from benchmarks.style_classifier import STYLES, called, confusion, kept, train
 from benchmarks.styles import WHOLE, choose_prompts, content, measure, tables
 from ldm.checkpoint import read_weights, write_weights
+from ldm.pictures import from_uint8, to_uint8
 from ldm.util import instantiate_from_config
 from rdm.loading import Loaded, load
 
@@ -24,8 +25,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 def test_bytes_and_floats_are_the_same_pictures() -> None:
     pictures = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(to_bytes(to_floats(pictures)), pictures)
-    assert to_bytes(torch.tensor([-1.5, 0.0, 1.5])).tolist() == [0, 128, 255]
+    assert torch.equal(to_uint8(from_uint8(pictures)), pictures)
+    assert to_uint8(torch.tensor([-1.5, 0.0, 1.5])).tolist() == [0, 128, 255]
 
 
 def test_the_classifier_learns_what_is_in_the_pixels_and_repeats_itself() -> None:
@@ -54,8 +55,8 @@ def test_prompts_are_the_listed_ones_and_names_that_are_not_among_them() -> None
 
 def test_content_is_the_cosine_of_each_picture_and_its_prompt_and_the_place_of_that(system: Loaded) -> None:
     images = instantiate_from_config(system.data.dataset_configs["train"])
-    pictures = torch.stack([to_bytes(images[n]["image"]) for n in range(7)])
-    features = torch.nn.functional.normalize(system.retriever.embedder.images(to_floats(pictures)), dim=1)
+    pictures = torch.stack([to_uint8(images[n]["image"]) for n in range(7)])
+    features = torch.nn.functional.normalize(system.retriever.embedder.images(from_uint8(pictures)), dim=1)
     figures = content(system, pictures, torch.arange(7), features)  # each picture's own vector as its text
     assert figures == {"n": 7, "clip_score": 1.0, "first": 1.0, "in_five": 1.0}
     figures = content(system, pictures[:1].expand(7, -1, -1, -1), torch.arange(7), features)

@@ -71,5 +71,5 @@ def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) ->
 
 @pytest.mark.parametrize("wrong", [{"every_n_steps": 0}, {"max_images": 0}])
 def test_a_grid_every_no_steps_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="expected at least 1 of each"):
+    with pytest.raises(ValueError, match="every_n_steps=0|max_images=0"):
         ImageLogger(**wrong)

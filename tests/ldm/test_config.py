@@ -34,7 +34,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     yaml(tmp_path / "configs", "rdm.yaml", "a: 1")
-    with pytest.raises(FileNotFoundError, match=r"no config at configs/rmd.yaml; did you mean 'configs/rdm.yaml'\?"):
+    with pytest.raises(FileNotFoundError, match=r"configs/rmd.yaml.*'configs/rdm.yaml'"):
         read_config(["configs/rmd.yaml"])
 
 
@@ -56,18 +56,18 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: str, overrides: list
 
 def test_unknown_keys_name_the_nearest() -> None:
     check_keys({"model": 1}, ("model", "data"), "config")
-    with pytest.raises(ValueError, match=r"config: unknown key 'modle'; did you mean 'model'\?"):
+    with pytest.raises(ValueError, match=r"config: .*'modle'.*'model'"):
         check_keys({"modle": 1}, ("model", "data"), "config")
-    with pytest.raises(ValueError, match="config: unknown key 'xyz', expected model, data"):
+    with pytest.raises(ValueError, match="config: .*'xyz'.*model, data"):
         check_keys({"xyz": 1}, ("model", "data"), "config")
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xad\x00")
-    with pytest.raises(ValueError, match="config .*a.yaml: 'utf-8' codec can't decode"):
+    with pytest.raises(ValueError, match="a.yaml.*utf-8"):
         read_config([tmp_path / "a.yaml"])
 
 
 def test_a_section_that_is_no_mapping_is_named() -> None:
-    with pytest.raises(ValueError, match="lightning: got 'abc', expected a mapping"):
+    with pytest.raises(ValueError, match="lightning.*'abc'"):
         check_keys("abc", ("trainer",), "lightning")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Root(pl.LightningModule):
 def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(tmp_path: Path) -> None:
     data = DataModule(2, train=write_pictures(tmp_path / "pictures", 2))
     model = Root()
-    with pytest.raises(ValueError, match=r"step 0: the gradient of w is not finite; .* there is no checkpoint yet"):
+    with pytest.raises(ValueError, match=r"step 0.*gradient of w .*no checkpoint"):
         trainer(tmp_path / "run", 5, FiniteSteps(tmp_path / "run")).fit(model, datamodule=data)
     assert model.w.tolist() == [1, 1]
 
@@ -84,7 +85,7 @@ def test_a_gradient_is_looked_at_before_it_is_clipped(algorithm: str, factor: st
     model.decoder.conv_in.bias.register_hook(lambda gradient: gradient * float(factor))
     before = model.decoder.conv_in.bias.detach().clone()
     clip = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": algorithm}
-    with pytest.raises(ValueError, match=r"step 0: the gradient of decoder.conv_in.bias is not finite"):
+    with pytest.raises(ValueError, match=r"step 0.*decoder.conv_in.bias"):
         trainer(tmp_path / "run", 5, FiniteSteps(tmp_path / "run"), **clip).fit(model, datamodule=data)
     assert torch.equal(model.decoder.conv_in.bias, before)
 
@@ -117,8 +118,7 @@ def test_a_discriminator_that_has_won_is_reported_once(tmp_path: Path, caplog: p
 
     assert reports([0.01] * 4 + [0.9, 0.9] + [0.01] * 4) == []
     [message] = reports([0.9, 0.9] + [0.01] * 10)
-    assert message.startswith("step 8: the discriminator has won: its loss was under 0.05 in 3 looks in a row")
-    assert "2.5 for images and -3.5 for reconstructions" in message
+    assert re.findall(r"-?\d+(?:\.\d+)?", message) == ["8", "0.05", "3", "2.5", "-3.5"]  # step to logits
 
 
 def test_latents_are_measured_and_the_scale_factor_goes_with_the_weights(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_matches_original(schedule: dict) -> None:
 def test_last_cycle_goes_on_and_lists_agree() -> None:
     factor = LambdaLinearScheduler([0, 0], [0.0, 0.2], [1.0, 0.5], [0.0, 0.0], [10, 10])
     assert factor(20) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match=r"one entry a cycle in every list, got lists of lengths \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"\[1, 2\]"):
         LambdaLinearScheduler([0], [0.0, 0.2], [1.0, 0.5], [0.0, 0.0], [10, 10])
 
 

@@ -28,7 +28,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 def test_a_refusal_names_the_switch_that_lifts_it() -> None:
     config = {"target": "fractions.Fraction", "params": {"numerator": 3, "denominator": 6}}
-    with pytest.raises(ValueError, match="'fractions.Fraction' is not trusted; .*give --trust fractions$"):
+    with pytest.raises(ValueError, match="'fractions.Fraction'.*--trust fractions$"):
         instantiate_from_config(config)
     assert parse("--trust", "fractions").trust == ["fractions"]
     assert str(instantiate_from_config(config)) == "1/2"
@@ -38,7 +38,7 @@ def test_a_refusal_names_the_switch_that_lifts_it() -> None:
 
 def test_of_what_the_user_trusts_a_target_may_be_a_function() -> None:
     config = {"target": "ldm.util.nearest", "params": {"word": "on", "known": ["one"]}}
-    with pytest.raises(ValueError, match="'ldm.util.nearest' is a function"):
+    with pytest.raises(ValueError, match="'ldm.util.nearest'.*function"):
         instantiate_from_config(config)
     parse("--trust", "ldm.util")
     assert instantiate_from_config(config) == "; did you mean 'one'?"

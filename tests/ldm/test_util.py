@@ -28,7 +28,7 @@ def test_numbers_are_evenly_spread() -> None:
 @pytest.mark.parametrize("target", ["pathlib.Path.mkdir", "os.mkdir", "ldmx.evil", "torch.load", "builtins.eval"])
 def test_foreign_targets_are_refused_and_not_run(target: str, tmp_path: Path) -> None:
     made = tmp_path / "made"
-    with pytest.raises(ValueError, match="is not trusted; a config may name only ldm, rdm, main"):
+    with pytest.raises(ValueError, match="not trusted.*ldm, rdm, main"):
         instantiate_from_config({"target": target, "params": {"path": str(made)}})
     assert not made.exists()
 
@@ -36,7 +36,7 @@ def test_foreign_targets_are_refused_and_not_run(target: str, tmp_path: Path) ->
 def test_functions_of_trusted_packages_are_refused_and_not_run(tmp_path: Path) -> None:
     """One of ours would write any file with any content."""
     params = {"file": str(tmp_path / "made"), "config": {"a": 1}}
-    with pytest.raises(ValueError, match="'ldm.config.write_config' is a function, .*--trust ldm.config$"):
+    with pytest.raises(ValueError, match="'ldm.config.write_config'.*function.*--trust ldm.config$"):
         instantiate_from_config({"target": "ldm.config.write_config", "params": params})
     assert not (tmp_path / "made").exists()
 
@@ -93,7 +93,7 @@ def test_check_params_lists_what_is_known_where_nothing_is_near() -> None:
     def build(first: int, *, second: int = 0) -> None: ...
 
     check_params("build", build, {"first": 1})
-    with pytest.raises(ValueError, match="build has no parameter 'xyz', it takes first, second"):
+    with pytest.raises(ValueError, match="build.*'xyz'.*first, second"):
         check_params("build", build, {"first": 1, "xyz": 2})
 
 
@@ -158,7 +158,7 @@ def test_values_of_a_wrong_type_are_named(config: dict, message: str) -> None:
 @pytest.mark.parametrize("text", ["-1", "1.5", "x", str(2**32), "99999999999999999999"])
 def test_seeds_are_what_every_generator_takes(text: str) -> None:
     assert seed_number("4294967295") == 2**32 - 1
-    with pytest.raises(argparse.ArgumentTypeError, match=f"expected a whole number from 0 to 4294967295, got '{text}'"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"4294967295.*'{text}'"):
         seed_number(text)
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("größe")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     assert read_text(tmp_path / "a.txt") == "größe"
-    with pytest.raises(ValueError, match="b.txt: got bytes that are no UTF-8 text .* save it as UTF-8"):
+    with pytest.raises(ValueError, match="b.txt.*UTF-8"):
         read_text(tmp_path / "b.txt")
 
 

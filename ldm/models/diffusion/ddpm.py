@@ -28,30 +28,31 @@ class LatentDiffusion(DDPM):
     """A denoiser over the latents of a frozen first stage.
 
     Args:
-        first_stage_config: the autoencoder; its weights are part of this model's checkpoints. Of one that was trained
-            with a running average (``use_ema``), these are the averaged ones.
-        cond_stage_config: makes a context of what a batch holds; ``__is_first_stage__`` takes the first stage,
-            ``__is_unconditional__`` (or ``None``) nothing.
-        num_timesteps_cond: CompVis' noising of conditions, which none of its configs turns on; 1 or ``None``.
-        cond_stage_key: where a batch holds what the cond stage reads; ``class_label`` hands it the whole batch.
+        first_stage_config: the autoencoder. Its weights are part of this model's checkpoints; if it was trained with a
+            running average (``use_ema``), they are the averaged ones.
+        cond_stage_config: the encoder of the condition; ``__is_first_stage__`` for the first stage,
+            ``__is_unconditional__`` or ``None`` for no condition.
+        num_timesteps_cond: CompVis' noising of conditions, which none of its configs uses; must be 1 or ``None``.
+        cond_stage_key: key of a batch for the input of the cond stage; with ``class_label``, the input is the batch.
         cond_stage_trainable: train the cond stage too.
-        concat_mode: whether a condition joins the channels or is looked at, where ``conditioning_key`` is ``None``.
-        cond_stage_forward: name of the cond stage's method; ``encode``, or a call, where there is none.
-        conditioning_key: see :class:`DiffusionWrapper`. A ``hybrid`` needs a subclass whose ``context`` makes it.
-        scale_factor: latents are multiplied by it.
-        scale_by_std: measure it on the first training batch, so that latents have unit variance (Rombach et al. 2022,
-            appendix G), and store it in checkpoints.
-        ckpt_path: weights to start from.
-        ignore_keys: names in that file which start with one of these are left out.
-        load_only_unet: take the U-Net alone from that file.
-        cache_latents: keep the latent of every training image in memory, by its ``id``, once it is made: for a data set
-            that is not augmented and small enough. A KL first stage then gives its mode in every epoch.
-        first_stage_tile: encode and decode large images in tiles: their side in pixels, or the memory that one may take
-            (``2GB``); see :mod:`ldm.models.tiling` for what that changes.
-        options: arguments of :class:`DDPM`, of which ``clip_denoised`` has no effect: latents have no fixed range.
+        concat_mode: if ``conditioning_key`` is ``None``, concatenate the condition to the channels instead of using
+            cross-attention.
+        cond_stage_forward: name of the cond stage's method; by default ``encode`` if it has one, else its call.
+        conditioning_key: see :class:`DiffusionWrapper`. ``hybrid`` needs a subclass with its own ``context``.
+        scale_factor: factor of the latents.
+        scale_by_std: measure the scale factor on the first training batch, so that latents have unit variance (Rombach
+            et al. 2022, appendix G), and store it in checkpoints.
+        ckpt_path: file of the initial weights.
+        ignore_keys: beginnings of names that are not loaded from that file.
+        load_only_unet: load only the U-Net from that file.
+        cache_latents: keep the latent of every training image in memory, by its ``id``. This suits a small data set
+            without augmentation. A KL first stage then gives its mode in every epoch.
+        first_stage_tile: encode and decode large images in tiles with this side in pixels, or within this memory for a
+            tile (``2GB``); see :mod:`ldm.models.tiling` for what that changes.
+        options: arguments of :class:`DDPM`; ``clip_denoised`` has no effect, because latents have no fixed range.
 
     Raises:
-        ValueError: options that contradict each other, or weights that do not fit.
+        ValueError: options contradict each other, or the weights do not fit.
     """
 
     optional_names = (*DDPM.optional_names, "first_stage_model.model_ema.*")
@@ -113,7 +114,7 @@ class LatentDiffusion(DDPM):
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
     def train(self, mode: bool = True) -> LatentDiffusion:
-        """Sets the mode of all but the stages that never train."""
+        """Sets the mode of all parts except stages that are not trained, which stay in evaluation mode."""
         super().train(mode)
         self.first_stage_model.eval()
         if self.cond_stage_model is not None and not self.cond_stage_trainable:
@@ -139,27 +140,27 @@ class LatentDiffusion(DDPM):
         return decode_tiled(self.first_stage_model, latent / self.scale_factor, self.first_stage_tile)
 
     def context(self, batch: Mapping[str, Any]) -> Condition:
-        """Returns what the cond stage makes of a batch; none without a cond stage."""
+        """Returns the cond stage's output for a batch, or None without a cond stage."""
         if self.cond_stage_model is None:
             return None
         return self.encode_condition(batch if self.cond_stage_key == "class_label" else batch[self.cond_stage_key])
 
     def encode_condition(self, given: Any) -> Tensor:
-        """Returns the cond stage's output for what it reads (texts, classes, images): tokens, channels or classes."""
+        """Returns the cond stage's output for its input (texts, classes or images): tokens, channels or classes."""
         name = self.cond_stage_forward or ("encode" if hasattr(self.cond_stage_model, "encode") else "__call__")
         with torch.set_grad_enabled(self.cond_stage_trainable and torch.is_grad_enabled()):
             encoded = getattr(self.cond_stage_model, name)(given)
         return encoded.mode() if isinstance(encoded, DiagonalGaussianDistribution) else encoded
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Measures the scale factor at the start of a run that was neither resumed nor started from weights."""
+        """Measures the scale factor on the first batch of a run, unless it was resumed or has initial weights."""
         if not self._measured and self.global_step == 0 and isinstance(self.scale_factor, Tensor):
             self.scale_factor.copy_(1.0 / self.to_latent(batch[self.first_stage_key]).std())
             LOG.info("scale factor measured on the first batch: %.5f", float(self.scale_factor))
         self._measured = True
 
     def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
-        """Returns the latents ``[B, C, h, w]`` of a training batch, from memory where they are kept there."""
+        """Returns the latents ``[B, C, h, w]`` of a training batch, from the cache if there is one."""
         if self._latents is None:
             return super().training_latents(batch, generator)
         new = [i for i, name in enumerate(batch["id"]) if name not in self._latents]
@@ -169,6 +170,6 @@ class LatentDiffusion(DDPM):
         return torch.stack([self._latents[name] for name in batch["id"]]).to(self.device)
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters of the U-Net, and of the cond stage where it is trained."""
+        """Returns the parameters of the U-Net and, if it is trained, of the cond stage."""
         learned = list(self.cond_stage_model.parameters()) if self.cond_stage_trainable else []
         return [*super().trained_parameters(), *learned]

@@ -1,7 +1,7 @@
-"""A diffusion model in the space of its images, and all that does not depend on what that space is.
+"""A diffusion model of images, which is also the base class of latent diffusion.
 
-Images ``[B, C, H, W]`` in [-1, 1], times ``[B] int64`` in [0, T). "Latent" below is what the U-Net works on, which here
-is the image itself.
+Images ``[B, C, H, W]`` in [-1, 1], times ``[B] int64`` in [0, T). "Latent" below means the input of the U-Net, which is
+the image itself in this class.
 """
 
 from __future__ import annotations
@@ -33,48 +33,47 @@ LOG = logging.getLogger(__name__)
 class DDPM(pl.LightningModule):
     """A denoiser of images (Ho et al. 2020).
 
-    The arguments up to ``logvar_init`` are CompVis'. Of these ``image_size``, ``channels``, ``log_every_t`` and
-    ``use_positional_encodings`` are only kept for code that asks for them, and ``monitor`` for ``main.py``; they change
-    no number.
+    The arguments up to ``logvar_init`` are CompVis'. Of these, ``image_size``, ``channels``, ``log_every_t`` and
+    ``use_positional_encodings`` are only attributes for other code to read, as is ``monitor`` for ``main.py``.
 
     Args:
         unet_config: the U-Net.
         timesteps: T.
         beta_schedule: ``linear``, ``cosine``, ``sqrt_linear`` or ``sqrt``, see ``NoiseSchedule.from_name``.
         loss_type: ``l2`` or ``l1``.
-        ckpt_path: weights to start from.
-        ignore_keys: names in that file which start with one of these are left out.
-        load_only_unet: take the U-Net alone from that file.
-        monitor: logged value that picks the best checkpoint.
+        ckpt_path: file of the initial weights.
+        ignore_keys: beginnings of names that are not loaded from that file.
+        load_only_unet: load only the U-Net from that file.
+        monitor: name of the logged value that picks the best checkpoint.
         use_ema: keep a running average of the weights.
-        first_stage_key: where a batch holds its images.
+        first_stage_key: key of a batch for the images.
         image_size: side of a latent.
-        channels: of a latent.
+        channels: number of channels of a latent.
         log_every_t: steps between the intermediate results that CompVis' samplers keep.
-        clip_denoised: sampling keeps every estimate of x0 in [-1, 1].
-        linear_start: first number of the schedule's ramp.
-        linear_end: its last number.
+        clip_denoised: in sampling, clamp every estimate of x0 to [-1, 1].
+        linear_start: first value of the schedule, see ``NoiseSchedule.from_name``.
+        linear_end: last value of the schedule.
         cosine_s: offset of the cosine schedule.
         given_betas: T variances in place of a named schedule.
-        zero_terminal_snr: let the last time keep nothing of the image, see ``NoiseSchedule.with_zero_terminal_snr``.
-        original_elbo_weight: of the variational bound's loss.
-        v_posterior: weight of beta in the stored posterior variance, and so in that loss.
-        l_simple_weight: of the plain loss.
+        zero_terminal_snr: give the last time no signal, see ``NoiseSchedule.with_zero_terminal_snr``.
+        original_elbo_weight: weight of the variational bound in the loss.
+        v_posterior: weight of beta in the stored posterior variance, and thus in that bound.
+        l_simple_weight: weight of the plain error in the loss.
         conditioning_key: see :class:`DiffusionWrapper`.
-        parameterization: what the U-Net predicts: ``eps``, ``x0`` or ``v``.
+        parameterization: prediction of the U-Net: ``eps``, ``x0`` or ``v``.
         scheduler_config: factor of the learning rate by step.
-        use_positional_encodings: without effect, as in CompVis.
-        learn_logvar: learn the error's expected size at every time.
-        logvar_init: its logarithm, at first or always.
-        min_snr_gamma: keeps the least noisy times from taking most of the loss, see ``NoiseSchedule.min_snr_weights``.
+        use_positional_encodings: without effect, as in CompVis' code.
+        learn_logvar: learn the log variance of the error at every time.
+        logvar_init: initial log variance, or the constant one.
+        min_snr_gamma: limits the weight of the least noisy times, see ``NoiseSchedule.min_snr_weights``.
         ema_decay: of the running average.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
-        compile: let ``torch.compile`` compile the U-Net at its first use; a string names another backend than inductor.
-        seed: of noise and times; step n draws from (seed, n, rank), so a resumed run repeats nothing.
+        compile: compile the U-Net with ``torch.compile`` at its first use; a string names a backend.
+        seed: of noise and times; step n uses (seed, n, rank), so that a resumed run repeats none.
 
     Raises:
-        ValueError: an unknown parameterization, schedule or loss, or weights that do not fit.
+        ValueError: unknown parameterization, schedule or loss, or the weights do not fit.
     """
 
     # Patterns of names that a checkpoint may lack or have in excess.
@@ -125,7 +124,7 @@ class DDPM(pl.LightningModule):
         super().__init__()
         check_parameterization(parameterization)
         self.objective = Objective(loss_type, l_simple_weight, original_elbo_weight)
-        with torch.device("cpu"):  # numbers, not weights: they are known even on the meta device
+        with torch.device("cpu"):  # values, not weights, which are known also if the model is on the meta device
             if given_betas is None:
                 self.schedule = NoiseSchedule.from_name(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
             else:
@@ -156,7 +155,7 @@ class DDPM(pl.LightningModule):
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
-        """Loads weights; where the file has no average of them, the average starts at the weights themselves."""
+        """Loads weights; if the file has no running average, the average starts at the weights."""
         ignored = tuple(ignore_keys)
         state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
         if load_only_unet:
@@ -174,7 +173,7 @@ class DDPM(pl.LightningModule):
             self.model_ema = LitEma(self.model, decay=float(self.model_ema.decay))
 
     def to_latent(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
-        """Returns what the U-Net works on ``[B, C, h, w]``: the image."""
+        """Returns the input of the U-Net for an image, ``[B, C, h, w]``: the image itself."""
         return image
 
     def to_image(self, latent: Tensor) -> Tensor:
@@ -182,15 +181,15 @@ class DDPM(pl.LightningModule):
         return latent
 
     def context(self, batch: Mapping[str, Any]) -> Condition:  # noqa: ARG002 (for subclasses)
-        """Returns what the U-Net may look at; nothing here."""
+        """Returns the condition of a batch for the U-Net; None in this class."""
         return None
 
     def drop_context(self, context: Condition, generator: torch.Generator) -> Condition:  # noqa: ARG002
-        """Returns the context of a training step; subclasses drop it now and then, to train the null."""
+        """Returns the context of a training step; subclasses replace some by the null context, for guidance."""
         return context
 
     def predict_eps(self, x: Tensor, t: Tensor, context: Condition | ProjectedContext) -> Tensor:
-        """Returns the noise the model sees in ``x``, whatever it was trained to predict."""
+        """Returns the model's estimate of the noise in ``x``, whatever its parameterization."""
         return self.schedule.to_eps(self.parameterization, self.model(x, t, context).to(x.dtype), x, t)
 
     def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
@@ -291,25 +290,25 @@ class DDPM(pl.LightningModule):
         edit: Edit | None = None,
         **guidance: Any,
     ) -> Tensor:
-        """Returns images ``[B, C, H, W]`` in [-1, 1], image i from ``seeds[i]`` alone.
+        """Returns images ``[B, C, H, W]`` in [-1, 1], where image i depends on ``seeds[i]`` and its context alone.
 
         Args:
-            context: what the U-Net looks at, for every image, or none.
+            context: the condition of each image, or None.
             latent_shape: ``(C, h, w)``.
-            seeds: one an image.
+            seeds: one for each image.
             sampler: a name in ``SAMPLERS``.
-            steps: number of denoising steps; what the sampler needs where not given.
-            scale: of guidance; 1 for none.
-            null: the context that means nothing, for guidance.
-            eta: share of fresh noise a step; the sampler's own where not given.
+            steps: number of denoising steps; by default that of ``USUAL_STEPS`` for the sampler.
+            scale: scale of classifier-free guidance; 1 for none.
+            null: the null context, which guidance needs.
+            eta: amount of new noise in each step; by default the sampler's own.
             spacing: of the steps over time, see ``NoiseSchedule.timesteps``.
-            weaker: a model of fewer weights or less training with the same latents, to be led away from (autoguidance).
-            weaker_scale: how far, 1 for not at all.
-            edit: a picture to begin at, or to keep a part of.
+            weaker: a smaller or less trained model of the same latents, for autoguidance.
+            weaker_scale: scale of autoguidance; 1 for none.
+            edit: a picture for image-to-image, or one of which a part is kept (inpainting).
             guidance: further options of :func:`ldm.models.diffusion.guidance.guide`.
 
         Raises:
-            ValueError: an unknown sampler, not one seed an image, or an edit that does not fit.
+            ValueError: an unknown sampler, a wrong number of seeds, or an edit that does not fit.
         """
         if sampler not in SAMPLERS:
             raise ValueError(
@@ -341,7 +340,7 @@ class DDPM(pl.LightningModule):
         return {"inputs": images, "reconstructions": self.to_image(latent), "samples": samples}
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters that training changes."""
+        """Returns the parameters that are trained."""
         learned = [self.logvar] if isinstance(self.logvar, nn.Parameter) else []
         return [*self.model.parameters(), *learned]
 

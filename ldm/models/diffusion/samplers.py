@@ -1,13 +1,10 @@
-"""Samplers: pure functions from a denoiser and noise to a latent.
-
-All take ``(denoise, x, schedule, steps)`` first: the denoiser ``(x_t [B, C, h, w], t [B]) -> eps``, the noise to start
-from [B, C, h, w], the noise schedule, and the number of steps (or the times themselves, rising).
-"""
+"""Samplers: pure functions from a denoiser and noise to a latent, all of which are called as a :class:`Sampler`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +26,26 @@ from ldm.models.diffusion.stepping import (
 )
 
 
+class Sampler(Protocol):
+    """The call that all samplers share; their arguments are described once, in :func:`ddim`.
+
+    The default of ``eta`` is each sampler's own, and those that are deterministic refuse another.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        schedule: NoiseSchedule,
+        steps: Steps,
+        *,
+        eta: float = ...,
+        noise: Noise | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Returns the latent [B, C, h, w]."""
+
+
 @torch.no_grad()
 def ddim(
     denoise: Denoiser,
@@ -43,7 +60,7 @@ def ddim(
     """Returns the latent [B, C, h, w] by DDIM; the last step leads to ``alphas_cumprod[0]``, as in CompVis.
 
     Args:
-        denoise: the denoiser.
+        denoise: the denoiser, ``(x_t [B, C, h, w], t [B]) -> eps``.
         x: noise to start from [B, C, h, w].
         schedule: the noise schedule.
         steps: number of steps, or the times themselves, rising.
@@ -346,7 +363,7 @@ def clip_x0(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> D
     return clipped
 
 
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
+SAMPLERS: dict[str, Sampler] = {
     "ddim": ddim,
     "ddpm": ddpm,
     "plms": plms,

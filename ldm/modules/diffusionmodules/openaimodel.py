@@ -1,6 +1,7 @@
-"""The U-Net that denoises: residual blocks, attention, and a context it may look at.
+"""The denoising U-Net: residual blocks, self-attention, and cross-attention to a context.
 
-Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022; one class serves ``ldm`` and ``rdm``.
+Dhariwal & Nichol 2021 with the cross-attention of Rombach et al. 2022. CompVis' two repositories compute it differently
+in two places; this class follows latent-diffusion, and its subclass in ``rdm`` retrieval-augmented-diffusion-models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +37,10 @@ MakeLayer = Callable[..., nn.Module]
 
 
 def split_heads(channels: int, num_heads: int, num_head_channels: int) -> tuple[int, int]:
-    """Returns (heads, channels of a head); ``num_head_channels`` wins where it is not -1.
+    """Returns (heads, channels of a head); ``num_head_channels`` wins over ``num_heads`` unless it is -1.
 
     Raises:
-        ValueError: the channels do not split.
+        ValueError: the channels cannot be divided into such heads.
     """
     divisor = num_heads if num_head_channels == -1 else num_head_channels
     if divisor < 1 or channels % divisor:
@@ -51,19 +52,19 @@ def split_heads(channels: int, num_heads: int, num_head_channels: int) -> tuple[
 
 
 def make_transformer(channels: int, num_heads: int, num_head_channels: int, **options: Any) -> SpatialTransformer:
-    """Returns the transformer for a feature map of so many channels; options are SpatialTransformer's."""
+    """Returns the transformer for a feature map with these channels; options are SpatialTransformer's."""
     heads, width = split_heads(channels, num_heads, num_head_channels)
     return SpatialTransformer(channels, heads, width, **options)
 
 
 def make_attention(channels: int, num_heads: int, num_head_channels: int, **options: Any) -> AttentionBlock:
-    """Returns the attention block for a feature map of so many channels; options are AttentionBlock's."""
+    """Returns the attention block for a feature map with these channels; options are AttentionBlock's."""
     heads, _ = split_heads(channels, num_heads, num_head_channels)
     return AttentionBlock(channels, heads, **options)
 
 
 def resamplers(res: MakeLayer, inside_blocks: bool, **options: Any) -> tuple[MakeLayer, MakeLayer]:
-    """Returns what halves and what doubles the resolution; options are Downsample's and Upsample's."""
+    """Returns the functions that make down- and upsampling layers; options are Downsample's and Upsample's."""
     if inside_blocks:
         return functools.partial(res, down=True), functools.partial(res, up=True)
     return functools.partial(Downsample, **options), functools.partial(Upsample, **options)
@@ -77,10 +78,10 @@ def check_options(
     use_fp16: bool,
     dims: int,
 ) -> None:
-    """Checks options of the U-Net against each other.
+    """Checks options of the U-Net.
 
     Raises:
-        ValueError: options that contradict each other, or an unsupported one.
+        ValueError: two options contradict each other, or one is unsupported.
     """
     if use_spatial_transformer != (context_dim is not None):
         raise ValueError(
@@ -96,38 +97,44 @@ def check_options(
 
 
 class UNetModel(nn.Module):
-    """Predicts the noise (or x0) in x_t from time, and where given from context tokens or a class.
+    """Predicts the noise (or x0 or v) from x_t and the time, and optionally from context tokens and a class.
 
     Args:
-        image_size: latent size the model is trained at; informative, any size fits.
-        in_channels: channels of x_t, with those of a concatenated condition.
+        image_size: size of the latents in training, for information only; other sizes are possible.
+        in_channels: channels of x_t and of a concatenated condition together.
         model_channels: width of the first level, a multiple of 32.
         out_channels: channels of the prediction.
         num_res_blocks: residual blocks of each level.
-        attention_resolutions: downsampling factors (1, 2, 4 ...) at which there is attention.
+        attention_resolutions: downsampling factors (1, 2, 4 ...) of the levels with attention.
         dropout: rate inside the residual blocks.
         channel_mult: width of each level, in units of ``model_channels``.
-        conv_resample: resample with convolutions rather than by averaging and repetition.
+        conv_resample: resample with convolutions instead of averaging and repetition.
         dims: number of spatial dimensions.
-        num_classes: number of classes where labels ``y`` are an input.
-        use_checkpoint: recompute blocks in the backward pass: less memory, more time.
+        num_classes: number of classes, if the labels ``y`` are an input.
+        use_checkpoint: recompute blocks in the backward pass, which takes less memory and more time.
         use_fp16: must be False; use automatic mixed precision instead.
-        num_heads: attention heads, where ``num_head_channels`` is -1.
+        num_heads: number of attention heads, if ``num_head_channels`` is -1.
         num_head_channels: channels of each attention head; wins over ``num_heads``.
-        num_heads_upsample: heads of the decoder's attention blocks; -1 takes ``num_heads``.
-        use_scale_shift_norm: let time scale and shift norms instead of being added.
+        num_heads_upsample: number of heads in the decoder's attention blocks, if ``num_head_channels`` is -1 and the
+            class has ``upsample_heads``; -1 for ``num_heads``.
+        use_scale_shift_norm: scale and shift norms by the time embedding instead of adding it.
         resblock_updown: resample inside residual blocks.
         use_new_attention_order: channel order of attention blocks, see AttentionBlock.
         use_spatial_transformer: use transformers with cross-attention in place of attention blocks.
         transformer_depth: blocks of each transformer.
-        context_dim: width of the context tokens; a list gives each of a transformer's blocks its own context.
-        n_embed: predict logits over so many codebook entries rather than an image.
-        legacy: the first releases' rule for heads; without it ``num_heads_upsample`` has no effect.
-        run_without_timestep_conditioning: accept ``timesteps=None`` and run as at step 0.
+        context_dim: width of the context tokens; a list has one width, and one context, for each transformer block.
+        n_embed: predict logits over this number of codes with ``id_predictor``, instead of an image.
+        legacy: the rule of the first releases for heads; if False, ``num_heads_upsample`` has no effect.
+        run_without_timestep_conditioning: accept ``timesteps=None``, which means time 0.
 
     Raises:
-        ValueError: options that contradict each other.
+        ValueError: options contradict each other.
     """
+
+    upsample_heads: ClassVar[bool] = True
+    """Whether ``num_heads_upsample`` has an effect."""
+    id_kernel: ClassVar[int] = 1
+    """Kernel size of the convolution in ``id_predictor``, an odd number."""
 
     def __init__(
         self,
@@ -185,7 +192,7 @@ class UNetModel(nn.Module):
             attention, num_heads=num_heads, num_head_channels=num_head_channels, use_checkpoint=use_checkpoint
         )
         decoder_attention = attention
-        if legacy and not use_spatial_transformer and num_heads_upsample != -1:
+        if self.upsample_heads and legacy and not use_spatial_transformer and num_heads_upsample != -1:
             decoder_attention = functools.partial(attention, num_heads=num_heads_upsample)
         widths = [mult * model_channels for mult in channel_mult]
 
@@ -202,13 +209,14 @@ class UNetModel(nn.Module):
         head = conv_nd(dims, widths[0], out_channels, 3, padding=1)
         self.out = nn.Sequential(normalization(widths[0]), nn.SiLU(inplace=True), zero_module(head))
         if n_embed is not None:
-            self.id_predictor = nn.Sequential(normalization(widths[0]), conv_nd(dims, widths[0], n_embed, 1))
+            to_logits = conv_nd(dims, widths[0], n_embed, self.id_kernel, padding=self.id_kernel // 2)
+            self.id_predictor = nn.Sequential(normalization(widths[0]), to_logits)
 
     def project_context(self, context: Tokens) -> ProjectedContext:
-        """Returns the keys and values of context tokens, which ``forward`` takes in their place while weights stay.
+        """Returns the keys and values of context tokens, which ``forward`` accepts until the weights change.
 
         Raises:
-            ValueError: a context that does not fit the model.
+            ValueError: the context does not fit the model.
         """
         batch = len(context) if isinstance(context, Tensor) else len(context[0])
         check_context(context, self.context_widths, batch)
@@ -226,11 +234,11 @@ class UNetModel(nn.Module):
         Args:
             x: noisy latents [B, in_channels, h, w]; h and w multiples of 2 ** (levels - 1).
             timesteps: [B] int64 in [0, T), or fractional.
-            context: tokens [B, L, D], or a list of such, or what ``project_context`` made of either.
-            y: class labels [B] int64, exactly where the model was built with ``num_classes``.
+            context: tokens [B, L, D], a list of such tensors, or the result of ``project_context``.
+            y: class labels [B] int64, if and only if the model was built with ``num_classes``.
 
         Raises:
-            ValueError: an input that does not fit the model.
+            ValueError: an input does not fit the model.
         """
         self._check_inputs(x, timesteps, context, y)
         if timesteps is None:
@@ -268,22 +276,22 @@ class UNetModel(nn.Module):
 
 @dataclass(frozen=True)
 class Levels:
-    """What the encoder and the decoder of a U-Net have in common."""
+    """Options that the encoder and the decoder of a U-Net share."""
 
     widths: Sequence[int]
     """Channels of each level."""
     num_res_blocks: int
-    """Residual blocks of each level; the decoder has one more."""
+    """Residual blocks of each level of the encoder; the decoder has one more."""
     attended: Collection[int]
-    """Downsampling factors at which there is attention."""
+    """Downsampling factors of the levels with attention."""
     res: MakeLayer
-    """Makes a residual block from (channels, out_channels=...)."""
+    """Returns a residual block for (channels, out_channels=...)."""
 
 
 def down_path(
     levels: Levels, stem: nn.Module, stem_width: int, attention: MakeLayer, down: MakeLayer
 ) -> tuple[nn.ModuleList, list[int]]:
-    """Returns the encoder's blocks, and the channels of each block's output."""
+    """Returns the encoder's blocks and the number of output channels of each block."""
     blocks = nn.ModuleList([TimestepEmbedSequential(stem)])
     skips = [stem_width]
     for level, width in enumerate(levels.widths):

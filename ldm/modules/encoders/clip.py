@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.util import nearest
+
 LOG = logging.getLogger(__name__)
 PREPROCESSING = ("clip", "compvis")
 
@@ -196,8 +198,6 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
             )
         return open_clip.create_model(f"local-dir:{model}"), open_clip.get_tokenizer(f"local-dir:{model}")
     if model not in open_clip.list_models():
-        from ldm.util import nearest
-
         raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
     if pretrained is None:
         raise ValueError(f"embedder {model} has no weights; give 'pretrained': a tag or a file")

@@ -1,6 +1,6 @@
-"""Codes one after the other: pure functions from a predictor of the next code to sequences.
+"""Autoregressive sampling: pure functions from a predictor of the next code to sequences of codes.
 
-``B`` batch, ``V`` codes to choose from. What the predictor looks at, and guidance, are closed over before.
+``B`` batch, ``V`` number of different codes. The predictor holds the conditioning and the guidance.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 Predictor = Callable[[Tensor], Tensor]
-"""Codes [B, n] that come next in their sequences -> logits [B, V] of the code after them. It remembers the earlier."""
+"""Maps the next codes [B, n] of sequences to logits [B, V] of the code after them. It remembers earlier codes."""
 
 Noise = Callable[[Tensor], Tensor]
-"""Called with logits [B, V] for each code; returns fresh Gumbel noise of their shape."""
+"""Returns new Gumbel noise of the shape of its argument, the logits [B, V] of the next code."""
 
 
 def seeded_gumbel(seeds: Sequence[int]) -> Noise:
-    """Returns a source of noise, each image's from its own seed: whatever the batch, and whatever the device."""
+    """Returns a source of noise; that of an image depends on its seed alone, not on the batch or the device."""
     generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
     def noise(logits: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ def seeded_gumbel(seeds: Sequence[int]) -> Noise:
 
 
 def check_choice(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Checks how codes are to be chosen, see :func:`choose`.
+    """Checks the options of :func:`choose`.
 
     Raises:
-        ValueError: a number that chooses nothing.
+        ValueError: an option is out of range.
     """
     if not temperature >= 0:
         raise ValueError(f"temperature: got {temperature}, expected 0 (always the likeliest code) or more")
@@ -53,14 +53,14 @@ def autoregress(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Returns the codes that follow, ``[B, length] int64``.
+    """Returns the codes that follow the given ones, ``[B, length] int64``.
 
     Args:
         predict: the predictor.
-        start: what the sequences begin with, ``[B, n] int64``, n at least 1.
-        length: codes to choose, at least 1.
-        noise: source of the randomness.
-        temperature: see :func:`choose`, as the next two.
+        start: the first tokens of the sequences, ``[B, n] int64``, n at least 1.
+        length: number of codes to sample, at least 1.
+        noise: source of Gumbel noise.
+        temperature: see :func:`choose`.
         top_k: see there.
         top_p: see there.
     """
@@ -74,18 +74,18 @@ def autoregress(
 def choose(
     logits: Tensor, noise: Noise, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """Returns a code for each row of logits, ``[B] int64``, drawn from their softmax.
+    """Returns a code for each row of logits, ``[B] int64``, sampled from their softmax.
 
-    It is the largest of the logits plus Gumbel noise (Maddison et al. 2014, arXiv 1411.0030, section 2). Rounding,
-    which differs between batch sizes, changes that choice less often than one by the cumulated chances.
+    The code is the argmax of the logits plus Gumbel noise (Maddison et al. 2014, arXiv 1411.0030, section 2). Rounding,
+    which differs between batch sizes, changes this choice less often than one by cumulated probabilities.
 
     Args:
         logits: ``[B, V]``.
-        noise: source of the randomness.
-        temperature: logits are divided by it; 0 takes the likeliest code.
-        top_k: of the k likeliest codes alone.
-        top_p: of the fewest likeliest codes that have this share of the probability together (nucleus sampling,
-            Holtzman et al. 2020, section 3.1), after ``top_k``.
+        noise: source of Gumbel noise.
+        temperature: divisor of the logits; 0 takes the most probable code.
+        top_k: sample from the k most probable codes only.
+        top_p: after ``top_k``, sample from the smallest set of most probable codes whose total probability is at least
+            this (nucleus sampling, Holtzman et al. 2020, section 3.1).
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -24,41 +24,41 @@ from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
-from rdm.models.neighbours import LooksAtNeighbours
+from rdm.models.neighbours import NeighbourConditioned
 from rdm.modules.attention import Past
 
-AGREE = 0.9  # share of stored codes that a first stage must give again; other hardware rounds to some other ones
+AGREE = 0.9  # share of the stored codes that the first stage must reproduce; rounding differs between processors
 
 
-class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
+class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
     """A causal transformer over the codes of a first stage, which attends to the neighbours of the image.
 
-    A sequence begins with a token of its own (``sos_token``), whose number and that of ``mask_token`` checkpoints hold.
+    Every sequence begins with a start token, ``sos_token``. Its number and that of ``mask_token`` are in checkpoints.
 
     Args:
         transformer_config: the network: codes and two more tokens in, logits of codes out.
         first_stage_config: a VQ model; its weights, those of its running average where it has one, are part of this
             model's checkpoints.
-        conditioner: with the next three, see :meth:`LooksAtNeighbours.look_at`.
+        conditioner: with the next three, see :meth:`NeighbourConditioned.set_conditioning`.
         p_uncond: see there.
         use_neighbours: see there.
         neighbours_key: see there.
-        p_mask_max: each number of a training context becomes that of the mask token with a probability that every step
-            draws anew between 0 and this.
-        first_stage_key: where a batch holds its images.
-        codes_key: where a batch holds their codes, where it does: else they are made of the images.
-        monitor: logged value that picks the best checkpoint.
+        p_mask_max: in training, each number of the context is replaced by the number of the mask token, with a
+            probability that every step draws anew between 0 and this.
+        first_stage_key: key of a batch for the images.
+        codes_key: key of a batch for the images' codes; in a batch without it, the codes are computed.
+        monitor: name of the logged value that picks the best checkpoint.
         scheduler_config: factor of the learning rate by step.
         learning_rate: of AdamW.
         weight_decay: of AdamW, for matrices; biases, norms and embeddings do not decay.
         betas: of AdamW.
-        ckpt_path: weights to start from.
-        ignore_keys: names in that file which start with one of these are left out.
+        ckpt_path: file of the initial weights.
+        ignore_keys: beginnings of names that are not loaded from that file.
         first_stage_tile: encode and decode large images in tiles, see :mod:`ldm.models.tiling`.
-        seed: of all that training draws; step n draws from (seed, n, rank), so a resumed run repeats nothing.
+        seed: of all random numbers in training; step n uses (seed, n, rank), so that a resumed run repeats none.
 
     Raises:
-        ValueError: options that contradict each other, or weights that do not fit.
+        ValueError: options contradict each other, or the weights do not fit.
     """
 
     kind = "autoregression"
@@ -103,7 +103,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
             )
         self.register_buffer("sos_token", torch.tensor([codes + 1]))
         self.register_buffer("mask_token", torch.tensor([codes]))
-        self.look_at(conditioner, p_uncond, use_neighbours, neighbours_key)
+        self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
         self.p_mask_max, self.first_stage_key, self.codes_key = p_mask_max, first_stage_key, codes_key
         self.monitor, self.scheduler_config, self.seed = monitor, scheduler_config, seed
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -113,7 +113,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
             self.init_from_checkpoint(ckpt_path, ignore_keys)
 
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Loads weights, but for those whose names start with one of the keys."""
+        """Loads weights, except those whose names begin with one of the keys."""
         ignored = tuple(ignore_keys)
         state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
         load_weights(self, state, source=path, allow=[*self.optional_names, *(f"{name}*" for name in ignored)])
@@ -146,7 +146,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         return [self.first_stage_model.decoder]
 
     def train(self, mode: bool = True) -> RetrievalAugmentedTransformer:
-        """Sets the mode of all but the first stage."""
+        """Sets the mode of all parts except the first stage, which stays in evaluation mode."""
         super().train(mode)
         self.first_stage_model.eval()
         return self
@@ -167,15 +167,15 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         return decode_tiled(self.first_stage_model, latent, self.first_stage_tile)
 
     def batch_codes(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns the codes ``[B, T] int64`` of a batch: those it holds, or those of its images."""
+        """Returns the codes ``[B, T] int64`` of a batch, computed from the images if the batch holds none."""
         return batch[self.codes_key].long() if self.codes_key in batch else self.to_codes(batch[self.first_stage_key])
 
     def forward(self, codes: Tensor, context: Tensor) -> Tensor:
-        """Returns logits ``[B, T, V]`` of codes ``[B, T]``, each of the code in its place by those before it."""
+        """Returns logits ``[B, T, V]`` for codes ``[B, T]``: those of each code given the codes before it."""
         return self.transformer(torch.cat([self.start(len(codes)), codes[:, :-1]], dim=1), context)
 
     def start(self, batch: int) -> Tensor:
-        """Returns what every sequence begins with, ``[B, 1] int64``."""
+        """Returns the start token of every sequence, ``[B, 1] int64``."""
         return self.sos_token.expand(batch, 1)
 
     def loss(self, codes: Tensor, context: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         return F.cross_entropy(self(codes, context).flatten(0, 1).float(), codes.flatten())
 
     def mask_context(self, context: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns the context with some of its numbers masked, see ``p_mask_max``."""
+        """Returns the context with some of its numbers masked, as ``p_mask_max`` describes."""
         if not self.p_mask_max:
             return context
         share = self.p_mask_max * torch.rand((), generator=generator)
@@ -191,10 +191,10 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         return torch.where(masked.to(context.device), self.mask_token.to(context), context)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Checks once that the codes a run is given are those of this first stage.
+        """Checks on the first batch that its stored codes are those of this first stage.
 
         Raises:
-            ValueError: they are not.
+            ValueError: more than a few codes differ.
         """
         if self._codes_checked or self.codes_key not in batch:
             return
@@ -231,17 +231,17 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
     def predictor(
         self, context: Tensor, length: int, null: Tensor | None = None, scale: float = 1.0, **guidance: Any
     ) -> Predictor:
-        """Returns a predictor with the conditioning closed over, for one run over sequences of so many tokens.
+        """Returns a predictor that holds the conditioning, for one sampling run.
 
-        The context is projected here, once; keys and values of earlier tokens are kept. Guidance is that of
-        :func:`ldm.models.diffusion.guidance.guide`, on logits: null + scale * (logits - null).
+        The context is projected once, here, and the keys and values of earlier tokens are cached. Guidance is that of
+        :func:`ldm.models.diffusion.guidance.guide`, applied to logits: null + scale * (logits - null).
 
         Args:
             context: ``[B, L, D]``.
-            length: tokens of a sequence, with the one it begins with.
-            null: the context that means nothing, where the scale is not 1.
+            length: number of tokens in a sequence, including the start token.
+            null: the null context, which guidance needs.
             scale: of guidance; 1 for none.
-            guidance: ``part`` and ``part_scale``, see there.
+            guidance: ``part`` and ``part_scale`` of that function.
         """
         past = Past(length)
 
@@ -266,22 +266,22 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         top_p: float | None = None,
         **guidance: Any,
     ) -> Tensor:
-        """Returns codes ``[B, length] int64``, those of image i from ``seeds[i]`` and ``context[i]`` alone.
+        """Returns codes ``[B, length] int64``, where image i depends on ``seeds[i]`` and ``context[i]`` alone.
 
         Args:
-            context: what the network looks at, ``[B, L, D]``.
-            length: codes of an image.
-            seeds: one an image.
+            context: ``[B, L, D]``.
+            length: number of codes in an image.
+            seeds: one for each image.
             begin: the first codes of the images, ``[B, n]`` with n below the length; the rest is sampled.
             scale: of guidance; 1 for none.
-            null: the context that means nothing, for guidance.
-            temperature: see :func:`~rdm.models.autoregression.sampling.choose`, as the next two.
+            null: the null context, which guidance needs.
+            temperature: see :func:`~rdm.models.autoregression.sampling.choose`.
             top_k: see there.
             top_p: see there.
             guidance: see :meth:`predictor`.
 
         Raises:
-            ValueError: not one seed an image, or a choice that chooses nothing.
+            ValueError: the number of seeds is not that of the images, or an option of ``choose`` is out of range.
         """
         if len(context) != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {len(context)} contexts, expected one each")
@@ -295,12 +295,12 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
 
     @torch.no_grad()
     def sample(self, context: Tensor, latent_shape: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` in [-1, 1], image i from ``seeds[i]`` and ``context[i]`` alone.
+        """Returns images ``[B, 3, H, W]`` in [-1, 1], where image i depends on ``seeds[i]`` and ``context[i]`` alone.
 
         Args:
             context: ``[B, L, D]``.
             latent_shape: ``(C, h, w)``.
-            seeds: one an image.
+            seeds: one for each image.
             options: those of :meth:`sample_codes`.
         """
         size = tuple(latent_shape[1:])
@@ -315,7 +315,7 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
         return {"inputs": images, "reconstructions": self.to_image(codes, size), "samples": samples}
 
     def decay_groups(self) -> list[dict[str, Any]]:
-        """Returns the parameters that training changes in two groups: matrices decay, all others do not."""
+        """Returns the trained parameters in two groups: matrices, with weight decay, and all others, without."""
         matrices = [m.weight for m in self.transformer.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
         decaying = {id(weight) for weight in matrices}
         others = [parameter for parameter in self.transformer.parameters() if id(parameter) not in decaying]
@@ -335,8 +335,8 @@ class RetrievalAugmentedTransformer(LooksAtNeighbours, pl.LightningModule):
 class LatentImageRETRO(RetrievalAugmentedTransformer):
     """CompVis' name for the model and its arguments, see ``rdm.compat.autoregression_arguments``.
 
-    ``retrieval_cfg`` and ``nn_memory`` are not read: a retriever stands beside the model. ``options`` are those of
-    :class:`RetrievalAugmentedTransformer`.
+    ``retrieval_cfg`` and ``nn_memory`` are ignored, because the retriever is no part of the model. ``options`` are
+    those of :class:`RetrievalAugmentedTransformer`.
     """
 
     def __init__(
@@ -374,8 +374,8 @@ class LatentImageRETRO(RetrievalAugmentedTransformer):
             self.init_from_checkpoint(ckpt_path, ignore_keys)
 
     def context(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns the context ``[B, K, D]`` of all of a batch's neighbours, which may lie by patches."""
+        """Returns the context ``[B, K, D]`` of neighbours ``[B, K, D]`` or ``[B, patches, K / patches, D]``."""
         if self.neighbours_key not in batch:
-            return super().context(batch)  # which says so
+            return super().context(batch)  # raises the error
         context = self.conditioner(compat.flat_neighbours(batch[self.neighbours_key]).float())
         return context if self.use_neighbours else self.null_context(context)

@@ -1,6 +1,6 @@
-"""Retrieval-augmented diffusion (Blattmann et al. 2022): latent diffusion that looks at neighbours of each image.
+"""Retrieval-augmented diffusion (Blattmann et al. 2022): latent diffusion conditioned on each image's neighbours.
 
-The model takes neighbours from the batch; it knows nothing of databases.
+The model takes the neighbours from the batch; it knows nothing of databases.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.util import check_params
 from rdm import compat
-from rdm.models.neighbours import LooksAtNeighbours
+from rdm.models.neighbours import NeighbourConditioned
 
 
-class RetrievalAugmentedDiffusion(LooksAtNeighbours, LatentDiffusion):
+class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
     """Latent diffusion conditioned on the embeddings of an image's nearest neighbours by cross-attention.
 
     Args:
-        conditioner: with the next three, see :meth:`LooksAtNeighbours.look_at`.
+        conditioner: with the next three, see :meth:`NeighbourConditioned.set_conditioning`.
         p_uncond: see there.
         use_neighbours: see there.
         neighbours_key: see there.
@@ -43,7 +43,7 @@ class RetrievalAugmentedDiffusion(LooksAtNeighbours, LatentDiffusion):
     ) -> None:
         check_params("LatentDiffusion", LatentDiffusion, options)
         super().__init__(**{"conditioning_key": "crossattn", **options})
-        self.look_at(conditioner, p_uncond, use_neighbours, neighbours_key)
+        self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
 
     @property
     def latent_channels(self) -> int:
@@ -88,9 +88,10 @@ class RetrievalAugmentedDiffusion(LooksAtNeighbours, LatentDiffusion):
 class MinimalRETRODiffusion(RetrievalAugmentedDiffusion):
     """CompVis' name for the model and its arguments, see ``rdm.compat.retrieval_arguments``.
 
-    ``retrieval_cfg``, ``nn_memory`` and ``searcher_path`` are not read (a retriever stands beside the model),
-    nor is ``query_key``, as the query is no part of the context. ``options`` are those of
-    :class:`RetrievalAugmentedDiffusion`. Checkpoints hold ``unconditional_guidance_vex [D]``, the null's direction.
+    ``retrieval_cfg``, ``nn_memory`` and ``searcher_path`` are ignored, because the retriever is no part of the model;
+    so is ``query_key``, because the query is no part of the context. ``options`` are those of
+    :class:`RetrievalAugmentedDiffusion`. Checkpoints hold ``unconditional_guidance_vex [D]``, the direction of the null
+    context.
     """
 
     unconditional_guidance_vex: Tensor
@@ -125,12 +126,14 @@ class MinimalRETRODiffusion(RetrievalAugmentedDiffusion):
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
     def null_context(self, context: Tensor, length: float = 0.0) -> Tensor:
-        """Returns the null of the context's shape, of a length along the stored direction; releases use length 0."""
+        """Returns the null context: vectors of a length in the stored direction. CompVis' models use length 0."""
         stored = self.unconditional_guidance_vex
         direction = stored / stored.norm().clamp_min(torch.finfo(stored.dtype).tiny)  # zeros have none
         return (length * direction).to(context).expand_as(context)
 
     def context(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns the context ``[B, K, D]`` of a batch's neighbours, which may lie by patches."""
-        found = {name: compat.flat_neighbours(batch[name]) for name in (self.neighbours_key,) if name in batch}
-        return super().context({**batch, **found})
+        """Returns the context ``[B, K, D]`` of neighbours ``[B, K, D]`` or ``[B, patches, K / patches, D]``."""
+        key = self.neighbours_key
+        if key in batch:
+            batch = {**batch, key: compat.flat_neighbours(batch[key])}
+        return super().context(batch)

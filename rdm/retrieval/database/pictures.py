@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.pictures import from_uint8
 from rdm.retrieval.database.rows import RetrievalDatabase
 
 
@@ -20,7 +21,7 @@ def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor
     """
     scaled = []
     for patch in database.patches(rows):
-        image = torch.from_numpy(patch).permute(2, 0, 1)[None].float() / 127.5 - 1
+        image = from_uint8(torch.from_numpy(patch).permute(2, 0, 1)[None])
         if image.shape[2:] != (size, size):
             image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
         scaled.append(image[0])

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from ldm.pictures import to_uint8
 
 
 def ids_hash(ids: Iterable[str]) -> str:
@@ -28,7 +29,7 @@ def picture_hash(pixels: np.ndarray) -> str:
 
 def to_pixels(image: Tensor) -> np.ndarray:
     """Returns an image ``[3, H, W]`` in [-1, 1] as pixels ``[H, W, 3] uint8``."""
-    return ((image + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return to_uint8(image).permute(1, 2, 0).contiguous().numpy()
 
 
 def image_id(images: Any, index: int) -> str:

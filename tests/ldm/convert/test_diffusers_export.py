@@ -335,7 +335,7 @@ def test_a_first_stage_without_counterpart_is_refused(change: dict[str, Any], me
 
 def test_a_model_of_pixels_and_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
     pixel = {"target": "ldm.models.diffusion.ddpm.DDPM", "params": {"unet_config": {"target": NETWORK, "params": UNET}}}
-    with pytest.raises(ValueError, match="got ldm.models.diffusion.ddpm.DDPM, expected a latent diffusion model or"):
+    with pytest.raises(ValueError, match="got ldm.models.diffusion.ddpm.DDPM"):
         export_diffusers({"model": pixel}, {}, tmp_path)
     for text, message in (("{", "config.json is not JSON"), ("[]", "config.json holds a list, expected an object")):
         (tmp_path / "vae").mkdir(exist_ok=True)

@@ -127,9 +127,9 @@ def test_mistakes_are_named() -> None:
         DataModule(0, train=emoji())
     with pytest.raises(ValueError, match="got no dataset"):
         DataModule(4)
-    with pytest.raises(ValueError, match="got 139 training images per device, expected at least batch_size=140"):
+    with pytest.raises(ValueError, match="139 .*batch_size=140"):
         loader_of(batch_size=140)
-    with pytest.raises(ValueError, match="the data config has no train set; it has validation"):
+    with pytest.raises(ValueError, match="train set.*validation"):
         DataModule(4, validation=emoji()).train_dataloader()
     misspelt = {"target": "ldm.data.ParquetImages", "params": {"files": "x", "sise": 8}}
     with pytest.raises(ValueError, match="sise"):

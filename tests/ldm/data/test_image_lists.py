@@ -36,7 +36,7 @@ def test_a_range_keeps_classes_and_a_file_names_them(root: Path, tmp_path: Path)
     pictures = ImageFolder(str(root), 8, classes=[1, 3], class_names=str(names))
     items = [pictures.metadata(i) for i in range(len(pictures))]
     assert [(i["class_id"], i["caption"]) for i in items] == [("n02", "dog, domestic dog"), ("n03", "cat")]
-    with pytest.raises(ValueError, match="no name of class 'n01'"):
+    with pytest.raises(ValueError, match="'n01'"):
         ImageFolder(str(root), 8, class_names=str(names))
 
 

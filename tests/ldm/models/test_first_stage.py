@@ -46,7 +46,7 @@ def test_folders_runs_and_files_are_read(tmp_path: Path, state: dict[str, Tensor
     assert same(tmp_path / "run", state)
     assert same(tmp_path / "run" / "checkpoints" / "last.ckpt", state)
     assert same(tmp_path / "released" / "model.ckpt", state, tmp_path / "run" / "config.yaml")
-    with pytest.raises(FileNotFoundError, match="give its config with --config"):
+    with pytest.raises(FileNotFoundError, match="--config"):
         load_first_stage(tmp_path / "released" / "model.ckpt")
     with pytest.raises(FileNotFoundError, match="no weights of a first stage at"):
         load_first_stage(tmp_path / "nowhere")
@@ -68,7 +68,7 @@ def test_the_stage_inside_a_diffusion_model_and_the_running_average_are_taken(
     assert same(tmp_path / "run", state)
     write_config(tmp_path / "other" / "config.yaml", {"model": {"target": "torch.nn.Identity"}})
     write_weights(tmp_path / "other" / "model.safetensors", state)
-    with pytest.raises(ValueError, match=r"the config's model is torch.nn.Identity, expected a first stage"):
+    with pytest.raises(ValueError, match=r"torch.nn.Identity"):
         load_first_stage(tmp_path / "other")
 
 

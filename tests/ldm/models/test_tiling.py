@@ -46,7 +46,7 @@ def test_tiles_cover_everything_and_overlap_enough(side: int, tile: int, overlap
 def test_sizes_that_do_not_fit_are_refused(sizes: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         starts(*sizes)
-    with pytest.raises(ValueError, match="margin: got 3 with overlap 4"):
+    with pytest.raises(ValueError, match="margin.* 3 .*overlap 4"):
         tiled(lambda x: x, picture(), 16, 4, margin=3)
 
 
@@ -119,7 +119,7 @@ def test_memory_makes_the_tile(stage: nn.Module) -> None:
     with pytest.raises(ValueError, match="lower the batch size"):
         tile_within(stage, 1000)
     for wrong in (31, 4):
-        with pytest.raises(ValueError, match="expected a multiple of the first stage's downsampling factor 2"):
+        with pytest.raises(ValueError, match="factor 2"):
             tile_side(stage, wrong, 1)
     assert [bytes_of(text) for text in ("2GB", "1.5M", "1 GiB")] == [2_000_000_000, 1_500_000, 2**30]
     with pytest.raises(ValueError, match="got '3 apples'"):

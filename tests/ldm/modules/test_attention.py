@@ -54,6 +54,20 @@ def test_every_kernel_gives_the_same_numbers_and_gradients(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_scores_give_the_same_numbers_on_every_processor(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.modules.attention.PARTED_SCORES", 0)
+    q, k, v = (normal(2, size, 3, 8, seed=i).to(dtype) for i, size in enumerate((9, 7, 7)))
+    got = attend(q, k, v)
+    weights = torch.einsum("bnhd,blhd->bhnl", q.float(), k.float()).div(8**0.5).softmax(-1)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    expected = torch.einsum("bhnl,blhd->bnhd", weights, v.float())
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "length"), [(6, 6), (1, 6), (4, 6)])
 def test_causal_queries_see_no_later_keys(
     dtype: torch.dtype, n: int, length: int, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +100,7 @@ def test_a_context_projected_outside_of_autocast_is_seen_inside(choice: str, mon
 def test_unknown_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     q = normal(1, 4, 1, 8)
     monkeypatch.setenv("LDM_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="LDM_ATTENTION is 'flash', expected 'xformers', 'sdpa' or 'plain'"):
+    with pytest.raises(ValueError, match="LDM_ATTENTION.*'flash'.*'xformers', 'sdpa' or 'plain'"):
         attend(q, q, q)
 
 
@@ -130,7 +144,7 @@ def test_a_context_may_be_projected_beforehand() -> None:
     assert torch.equal(raw, projected)
     (expected,) = torch.autograd.grad(raw.square().sum(), image)
     assert torch.equal(torch.autograd.grad(projected.square().sum(), image)[0], expected)
-    with pytest.raises(ValueError, match="got 3 contexts, expected one for each of 2 blocks"):
+    with pytest.raises(ValueError, match="3 contexts.*2 blocks"):
         transformer.project([context] * 3)
 
 
@@ -165,7 +179,7 @@ def test_one_context_serves_all_blocks_and_a_list_each_its_own() -> None:
     assert torch.equal(transformer(x, [context, context]), out)
     assert torch.equal(transformer(x, [context]), out)
     assert not torch.allclose(transformer(x, [context, -context]), out)
-    with pytest.raises(ValueError, match="got 3 contexts, expected one for each of 2 blocks"):
+    with pytest.raises(ValueError, match="3 contexts.*2 blocks"):
         transformer(x, [context] * 3)
-    with pytest.raises(ValueError, match="context_dim lists 3 widths"):
+    with pytest.raises(ValueError, match="context_dim.* 3 "):
         SpatialTransformer(32, 2, 16, depth=2, context_dim=[8, 8, 8])

@@ -67,7 +67,7 @@ def test_weights_are_swapped_and_come_back_even_after_an_error() -> None:
     assert float(model.weight.detach().mean()) == 3.0
     ema.restore(model.parameters())
     assert torch.equal(model.weight, own)
-    with pytest.raises(ValueError, match="got 2 parameters to restore, expected the 0 stored"):
+    with pytest.raises(ValueError, match="2 parameters .* 0 stored"):
         ema.restore(model.parameters())
 
 

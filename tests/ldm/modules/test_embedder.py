@@ -73,7 +73,7 @@ def test_wrong_inputs_are_refused(clip: str) -> None:
     with pytest.raises(ValueError, match=r"images: got shape \(3, 8, 8\), expected \[B, 3, H, W\]"):
         embedder.images(torch.zeros(3, 8, 8))
     assert torch.isfinite(embedder.texts(["a b c d e f"])).all()
-    with pytest.raises(ValueError, match="has 9 tokens, the model reads 8; shorten it"):
+    with pytest.raises(ValueError, match="9 tokens.* 8"):
         embedder.texts(["cat", "a b c d e f g"])
 
 
@@ -103,7 +103,7 @@ def test_wrong_names_are_refused(options: dict, error: type[Exception], message:
 
 
 def test_a_folder_takes_no_second_weights(clip: str) -> None:
-    with pytest.raises(ValueError, match="holds its own weights; got pretrained=openai, expected none"):
+    with pytest.raises(ValueError, match="pretrained=openai"):
         OpenClipEmbedder(clip, "openai")
 
 
@@ -114,7 +114,7 @@ def test_compvis_text_condition_repeats_a_normalised_vector(clip: str) -> None:
     assert tokens.shape == (2, 3, 8) and torch.equal(tokens[:, 0], tokens[:, 2])
     assert torch.allclose(tokens[:, 0], raw / raw.norm(dim=1, keepdim=True), atol=1e-6)
     assert torch.allclose(FrozenCLIPTextEmbedder(clip, normalize=False)("two dogs"), raw[1:], atol=1e-6)
-    with pytest.raises(ValueError, match="max_length: got 77, expected 8"):
+    with pytest.raises(ValueError, match="max_length.*77.* 8"):
         FrozenCLIPTextEmbedder(clip, max_length=77)
 
 
@@ -122,7 +122,7 @@ def test_compvis_image_embedder_uses_compvis_preprocessing(clip: str) -> None:
     images = pictures(2, 15, 22)
     embedder = FrozenClipImageEmbedder(clip)
     assert torch.equal(embedder(images), OpenClipEmbedder(clip, preprocessing="compvis").images(images))
-    with pytest.raises(ValueError, match="jit=False, antialias=True; expected false"):
+    with pytest.raises(ValueError, match="antialias=True"):
         FrozenClipImageEmbedder(clip, antialias=True)
 
 

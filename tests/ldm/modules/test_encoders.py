@@ -23,7 +23,7 @@ def test_bert_embedder_matches_original() -> None:
     tokens, embedder = case.part("in")["tokens"], case.build()
     case.check("z", embedder.encode(tokens))
     case.check("logits", embedder.transformer(tokens))
-    with pytest.raises(ValueError, match="got 13 tokens, expected at most max_seq_len=12"):
+    with pytest.raises(ValueError, match="13 tokens.*max_seq_len=12"):
         embedder(tokens[:, :1].expand(2, 13))
     plain = TransformerEmbedder(32, 1, 40, 12)
     plain.load_state_dict(case.weights)

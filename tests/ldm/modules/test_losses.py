@@ -188,12 +188,12 @@ def test_losses_refuse_unknown_kinds_and_a_missing_network(build: type[Adversari
         build(0, disc_loss="wgan")
     with pytest.raises(ValueError, match="no perceptual network is configured"):
         build(0, perceptual_weight=1.0)
-    with pytest.raises(ValueError, match="disc_conditional: got true, expected false"):
+    with pytest.raises(ValueError, match="disc_conditional.*true"):
         build(0, disc_conditional=True)
 
 
 def test_perceptual_kinds_beside_lpips_are_refused() -> None:
-    with pytest.raises(ValueError, match="perceptual_loss: got 'clips', expected 'lpips'"):
+    with pytest.raises(ValueError, match="perceptual_loss.*'clips'.*'lpips'"):
         VQLPIPSWithDiscriminator(0, perceptual_loss="clips")
 
 
@@ -201,7 +201,7 @@ def test_lpips_reads_its_weights_from_a_released_first_stage(tmp_path: Path) -> 
     torch.manual_seed(0)
     network = LPIPS()
     x, y = torch.rand(2, 2, 3, 16, 16)
-    with pytest.raises(ValueError, match="LPIPS has no weights; give 'weights'"):
+    with pytest.raises(ValueError, match="LPIPS.*'weights'"):
         network(x, y)
     state = {name: value.abs() if name.startswith("lin") else value for name, value in network.state_dict().items()}
     inside = {f"loss.perceptual_loss.{name}": value for name, value in state.items()}

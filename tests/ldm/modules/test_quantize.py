@@ -99,7 +99,7 @@ def test_codes_are_set_to_the_centres_of_clusters() -> None:
     codebook.cluster((centres[:, None] + noise).flatten(0, 1))
     codes = codebook.embedding.weight.detach()
     assert torch.allclose(codes[codes[:, 0].argsort()], centres + noise.mean(1), atol=1e-5)
-    with pytest.raises(ValueError, match="got 1 latents to make 2 codes from"):
+    with pytest.raises(ValueError, match="1 latents .* 2 codes"):
         codebook.cluster(torch.zeros(1, 3))
 
 
@@ -141,13 +141,13 @@ def test_usage_counts_codes_over_batches_and_survives_a_checkpoint() -> None:
 
 
 def test_wrong_options_are_refused() -> None:
-    with pytest.raises(ValueError, match="codebook.kind: got 'vq', expected plain, ema, cosine, simvq"):
+    with pytest.raises(ValueError, match="codebook.kind.*'vq'.*plain, ema, cosine, simvq"):
         VQModel(DDCONFIG, 8, 3, codebook={"kind": "vq"})
     with pytest.raises(
         ValueError, match="model.params.codebook has no parameter 'restart'; did you mean 'restart_ever"
     ):
         VQModel(DDCONFIG, 8, 3, codebook={"restart": 5})
-    with pytest.raises(ValueError, match="remap: got it for codes that are still to be learned"):
+    with pytest.raises(ValueError, match="^remap"):
         Codebook(8, 3, remap="used.npy", restart_every=5)
 
 

@@ -81,7 +81,7 @@ def test_a_projected_context_gives_the_same_numbers(widths: int | list[int]) -> 
     context = torch.randn(3, 2, 8) if widths == 8 else [torch.randn(3, 2, 8), torch.randn(3, 5, 6)]
     projected = model.project_context(context)
     assert torch.equal(model(x, t, projected), model(x, t, context))
-    with pytest.raises(ValueError, match="context was projected for a batch of 3, expected 2; project it anew"):
+    with pytest.raises(ValueError, match="context.*batch of 3, expected 2"):
         model(x[:2], t[:2], projected)
     with pytest.raises(ValueError, match=r"expected \[3, L, 8\]"):
         model.project_context(torch.randn(3, 2, 9))

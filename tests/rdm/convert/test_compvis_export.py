@@ -181,8 +181,31 @@ def test_a_list_of_one_context_and_what_their_network_lacks(tmp_path: Path) -> N
     network["params"]["n_embed"] = 5
     with pytest.raises(ValueError, match="n_embed is 5"):
         export_model({**OURS, "params": params}, {}, tmp_path)
-    with pytest.raises(ValueError, match="use_neighbours is false"):
+    params["unet_config"] = {**network, "target": UNET_TARGET}  # under their rules already
+    export_model({**OURS, "params": params}, {}, tmp_path)
+    assert read_config([tmp_path / "config.yaml"])["model"]["params"]["unet_config"]["params"]["n_embed"] == 5
+    with pytest.raises(ValueError, match="use_neighbours"):
         export_model({**OURS, "params": {**params, "use_neighbours": False}}, {}, tmp_path)
+
+
+def test_a_network_under_the_rules_of_rdm_is_written_for_latent_diffusion(tmp_path: Path) -> None:
+    """Their class has other rules: what has no effect here is left out, and what is another network is refused."""
+    params = {"image_size": 4, "in_channels": 3, "out_channels": 3, "model_channels": 32, "num_res_blocks": 1}
+    params |= {"attention_resolutions": [1], "channel_mult": [1], "num_heads": 4, "num_heads_upsample": 2}
+    network = {"target": UNET_TARGET, "params": params}
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    described = {"target": target, "params": {"unet_config": network, "first_stage_config": VQ, "use_ema": False}}
+    model = instantiate_from_config(described).eval()
+    randomise(model)
+    file = export_model(described, model.state_dict(), tmp_path)
+    got = read_config([tmp_path / "config.yaml"])["model"]
+    assert got["params"]["unet_config"]["target"] == "ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    assert "num_heads_upsample" not in got["params"]["unet_config"]["params"]
+    back = instantiate_from_config({**got, "params": {**got["params"], "ckpt_path": str(file)}}).eval()
+    assert torch.equal(predicted(back), predicted(model))
+    params["n_embed"] = 5
+    with pytest.raises(ValueError, match="n_embed is 5"):
+        export_model(described, {}, tmp_path)
 
 
 def test_a_model_without_retrieval_and_a_first_stage(tmp_path: Path) -> None:
@@ -281,7 +304,7 @@ def test_where_their_database_lies_is_kept() -> None:
 def test_another_network_is_not_passed_off_as_theirs(target: str, tmp_path: Path) -> None:
     network = {"target": "torch.nn.Identity", "params": unet(8)["params"]}
     params = {"unet_config": network, "first_stage_config": VQ}
-    with pytest.raises(ValueError, match=r"unet_config: got torch.nn.Identity, expected a UNetModel"):
+    with pytest.raises(ValueError, match=r"unet_config.*torch.nn.Identity"):
         export_model({"target": target, "params": params}, {}, tmp_path)
 
 
@@ -304,14 +327,14 @@ def test_codes_learned_in_other_ways_become_the_codes_they_make(kind: str, tmp_p
 
 
 def test_both_weights_want_an_average() -> None:
-    with pytest.raises(ValueError, match="no running average; ask for average or raw"):
+    with pytest.raises(ValueError, match="both.*no running average"):
         choose_weights({"model.weight": torch.ones(1)}, "both")
-    with pytest.raises(ValueError, match="got 'ema', expected average, raw or both"):
+    with pytest.raises(ValueError, match="'ema'.*average, raw or both"):
         choose_weights({}, "ema")
 
 
 def test_a_folder_without_config_or_weights_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no config.yaml in .*; expected a run folder"):
+    with pytest.raises(FileNotFoundError, match=r"no config.yaml in"):
         read_run(tmp_path)
     write_config(tmp_path / "config.yaml", {"model": VQ})
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*last.ckpt"):

@@ -68,5 +68,5 @@ def test_a_released_config_comes_out_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_model_without_neighbours_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="use_neighbours is false"):
+    with pytest.raises(ValueError, match="use_neighbours"):
         export_model({**OURS, "params": OURS["params"] | {"use_neighbours": False}}, {}, tmp_path)

@@ -186,7 +186,7 @@ def test_codes_of_a_batch_stand_in_for_its_images_and_are_checked_once() -> None
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model.to_codes(image), codes)
     wrong = {**batch, "codes": (codes + 1) % 8}
-    with pytest.raises(ValueError, match="0% of the batch's codes are those that this model's first stage gives"):
+    with pytest.raises(ValueError, match="0% .*codes"):
         model.on_train_batch_start(wrong, 0)
     model.on_train_batch_start({**batch, "codes": codes}, 0)
     model.on_train_batch_start(wrong, 1)  # a look at the first batch is enough
@@ -254,7 +254,7 @@ def test_wrong_options_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             model.sample_codes(context, 16, [0, 1], **options)
-    with pytest.raises(ValueError, match="got 3 seeds for 2 contexts, expected one each"):
+    with pytest.raises(ValueError, match="3 seeds.*2 contexts"):
         model.sample_codes(context, 16, [0, 1, 2])
-    with pytest.raises(ValueError, match="p_uncond: got 1.0, expected a probability below 1"):
+    with pytest.raises(ValueError, match="p_uncond.*1.0"):
         make(p_uncond=1.0)

@@ -29,7 +29,7 @@ def test_context_is_the_first_k_neighbours() -> None:
     neighbours = draw(3, 5, 6)
     assert torch.equal(model.context({"neighbours": neighbours}), neighbours[:, :2])
     assert torch.equal(model.null_context(neighbours), torch.zeros(3, 5, 6))
-    with pytest.raises(ValueError, match=r"neighbours: got \(3, 1, 6\), expected \[B, 2, D\]; set data.params.k to 2"):
+    with pytest.raises(ValueError, match=r"neighbours.*\(3, 1, 6\).*\[B, 2, D\].*data.params.k"):
         model.context({"neighbours": neighbours[:, :1]})
     with pytest.raises(ValueError, match="neighbours: got none"):
         model.context({"image": neighbours})
@@ -93,9 +93,9 @@ def test_names_add_nothing_and_the_released_null_is_accepted(tmp_path: Path) -> 
 
 
 def test_wrong_options_are_named() -> None:
-    with pytest.raises(ValueError, match=r"p_uncond: got 1.0, expected a probability below 1"):
+    with pytest.raises(ValueError, match=r"p_uncond.*1.0"):
         make(p_uncond=1.0)
-    with pytest.raises(ValueError, match="LatentDiffusion has no parameter 'ema_dcay'; did you mean 'ema_decay'"):
+    with pytest.raises(ValueError, match="LatentDiffusion.*'ema_dcay'.*'ema_decay'"):
         make(ema_dcay=0.9)
-    with pytest.raises(ValueError, match="conditioner has no parameter 'kk'"):
+    with pytest.raises(ValueError, match="conditioner.*'kk'"):
         RetrievalAugmentedDiffusion({"kk": 3}, unet_config=unet(6), first_stage_config=IDENTITY)

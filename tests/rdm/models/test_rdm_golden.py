@@ -163,7 +163,7 @@ def test_what_no_release_has_is_refused(caplog: pytest.LogCaptureFixture) -> Non
             instantiate_from_config({"target": target, "params": RETRO | wrong})
     with caplog.at_level(logging.WARNING):
         MinimalRETRODiffusion(**RETRO, nn_memory="memory.p")
-    assert "nn_memory: not read" in caplog.text
+    assert "nn_memory" in caplog.text
 
 
 def test_embeddings_pass_as_they_are() -> None:

@@ -34,13 +34,13 @@ def test_the_query_takes_the_first_place_where_asked() -> None:
 
 def test_what_does_not_belong_together_is_refused() -> None:
     conditioner = Conditioner(include_query=True)
-    with pytest.raises(ValueError, match=r"query: got None, expected \[B, D\] beside neighbours \(2, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"query.*None.*\(2, 2, 3\)"):
         conditioner(NEIGHBOURS)
     with pytest.raises(ValueError, match=r"query: got \(2, 4\)"):
         conditioner(NEIGHBOURS, torch.zeros(2, 4))
     for wrong in (NEIGHBOURS[:, :0], NEIGHBOURS[0]):
-        with pytest.raises(ValueError, match="with at least one token"):
+        with pytest.raises(ValueError, match=r"context.*\[B, L, D\]"):
             Conditioner()(wrong)
     for options in ({"k": 0}, {"scale": 0.0}):
-        with pytest.raises(ValueError, match="expected k >= 1 and scale > 0"):
+        with pytest.raises(ValueError, match="conditioner.*k=.*scale="):
             Conditioner(**options)

@@ -52,11 +52,9 @@ def test_a_condition_enters_as_its_key_says() -> None:
         wrapper = DiffusionWrapper(config, key)
         randomise(wrapper)
         assert torch.equal(wrapper(x, t, condition), wrapper.diffusion_model(inputs, t, **options)), key
-    with pytest.raises(
-        ValueError, match="conditioning_key: got 'crossatn', expected one of .* did you mean 'crossattn'"
-    ):
+    with pytest.raises(ValueError, match="conditioning_key.*'crossatn'.*'crossattn'"):
         DiffusionWrapper(unet(6), "crossatn")
-    with pytest.raises(ValueError, match="got Tensor, expected what conditioning_key 'None' names"):
+    with pytest.raises(ValueError, match="Tensor.*conditioning_key 'None'"):
         wrapper(x, t, tokens)
 
 
@@ -203,7 +201,7 @@ def test_logvar_is_learned_where_asked() -> None:
     terms = model.losses(x0, None, t, noise)
     error = (model.model(model.schedule.add_noise(x0, noise, t), t) - noise).abs().mean((1, 2, 3))
     assert torch.allclose(terms["loss"], 0.5 * (error / torch.tensor(0.2).exp() + 0.2))
-    with pytest.raises(ValueError, match="loss_type: got 'l3', expected l1 or l2"):
+    with pytest.raises(ValueError, match="loss_type.*'l3'.*l1 or l2"):
         make(loss_type="l3")
 
 
@@ -245,9 +243,9 @@ def test_a_scale_that_came_with_weights_is_kept(tmp_path: Path) -> None:
     assert torch.equal(loaded.scale_factor, source.scale_factor)
     with pytest.raises(ValueError, match="1 unexpected: scale_factor"):
         make(ckpt_path=str(file))
-    with pytest.raises(ValueError, match="scale_factor: got 0.5, expected 1 with scale_by_std"):
+    with pytest.raises(ValueError, match="scale_factor.*0.5.*scale_by_std"):
         make(scale_by_std=True, scale_factor=0.5)
-    with pytest.raises(ValueError, match="num_timesteps_cond: got 4, expected 1"):
+    with pytest.raises(ValueError, match="num_timesteps_cond.* 4"):
         make(num_timesteps_cond=4)
 
 

@@ -147,9 +147,9 @@ def test_an_image_depends_on_its_seed_alone(sampler: str, eta: float) -> None:
 
 def test_sampling_refuses_what_does_not_fit() -> None:
     model = make()
-    with pytest.raises(ValueError, match=r"unknown sampler 'ddimm'; did you mean 'ddim'\?"):
+    with pytest.raises(ValueError, match=r"'ddimm'.*'ddim'"):
         model.sample(None, (3, 8, 8), [0], sampler="ddimm")
-    with pytest.raises(ValueError, match="got 1 seeds for 2 contexts, expected one each"):
+    with pytest.raises(ValueError, match="1 seeds.*2 contexts"):
         model.sample(torch.zeros(2, 1, 4), (3, 8, 8), [0])
     with pytest.raises(ValueError, match="parameterization"):
         make(parameterization="noise")

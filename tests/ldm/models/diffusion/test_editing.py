@@ -182,5 +182,5 @@ def test_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             edit.begin(x0, SCHEDULE, [1, 5], [0], denoise)
-    with pytest.raises(ValueError, match="got 0 passes, expected at least 1"):
+    with pytest.raises(ValueError, match="0 passes"):
         invert(denoise, x0, SCHEDULE, 5, passes=0)

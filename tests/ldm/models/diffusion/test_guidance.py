@@ -103,13 +103,13 @@ def test_the_context_is_projected_once_for_all_steps(scale: float, batch: int) -
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match="guidance scale is 2.0, expected 1 without"):
+    with pytest.raises(ValueError, match="scale is 2.0"):
         guide(Model(), CONTEXT, None, 2.0)
-    with pytest.raises(ValueError, match=r"null context has shape \[1, 3, 2\], expected that of the context"):
+    with pytest.raises(ValueError, match=r"null context.*\[1, 3, 2\]"):
         guide(Model(), CONTEXT, torch.zeros(1, 3, 2), 2.0)
-    with pytest.raises(ValueError, match="rescale is 1.5, expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match="rescale is 1.5"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=1.5)
-    with pytest.raises(ValueError, match="rescale is 0.5 without noise levels, expected those of the schedule"):
+    with pytest.raises(ValueError, match="rescale is 0.5.*noise levels"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=0.5)
-    with pytest.raises(ValueError, match=r"part has shape \[3, 3, 2\], expected that of the context, \[3, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"part.*\[3, 3, 2\].*\[3, 2, 2\]"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, part=torch.zeros(3, 3, 2))

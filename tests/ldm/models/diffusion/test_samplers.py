@@ -187,18 +187,18 @@ def test_goes_on_from_what_an_observer_puts_in_the_place_of_x(name: str) -> None
 
 def test_refuses() -> None:
     denoise, x = exact_denoiser(0.5), start()
-    with pytest.raises(ValueError, match="eta is 0.5, expected a source of noise"):
+    with pytest.raises(ValueError, match="eta is 0.5.*noise"):
         ddim(denoise, x, SCHEDULE, 5, eta=0.5)
-    with pytest.raises(ValueError, match="eta is 1.0, expected a source of noise"):
+    with pytest.raises(ValueError, match="eta is 1.0.*noise"):
         ddpm(denoise, x, SCHEDULE, 5)
-    with pytest.raises(ValueError, match="eta is 1.0, expected a source of noise"):
+    with pytest.raises(ValueError, match="eta is 1.0.*noise"):
         dpmpp_2m_sde(denoise, x, SCHEDULE, 5)
     for name in ("plms", "heun", "dpmpp_2m", "unipc"):
-        with pytest.raises(ValueError, match=f"expected 0 for {name}"):
+        with pytest.raises(ValueError, match=f"eta.*{name}"):
             SAMPLERS[name](denoise, x, SCHEDULE, 5, eta=0.5)
-    with pytest.raises(ValueError, match="got order 4, expected 1, 2 or 3"):
+    with pytest.raises(ValueError, match="order 4.*1, 2 or 3"):
         unipc(denoise, x, SCHEDULE, 5, order=4)
-    with pytest.raises(ValueError, match="expected 1 to 1000"):
+    with pytest.raises(ValueError, match="1 to 1000"):
         ddim(denoise, x, SCHEDULE, 1001)
     with pytest.raises(ValueError, match="expected rising ones"):
         ddim(denoise, x, SCHEDULE, [5, 3])

@@ -59,7 +59,7 @@ def test_every_count_gives_that_many_steps(total: int) -> None:
         if total % count == 0 and count < total:
             assert torch.equal(times, torch.arange(0, total, total // count) + 1)
     for wrong in (0, total + 1):
-        with pytest.raises(ValueError, match=f"got {wrong} sampling steps, expected 1 to {total}"):
+        with pytest.raises(ValueError, match=f"got {wrong} .*1 to {total}"):
             schedule.timesteps(wrong)
 
 
@@ -129,7 +129,7 @@ def test_min_snr_weights_bound_the_share_of_every_time() -> None:
         squares = (output - schedule.target(parameterization, x0, noise, t)).square().mean((1, 2, 3))
         got = schedule.min_snr_weights(parameterization, 5.0) * squares
         torch.testing.assert_close(got, expected, rtol=2e-3, atol=0)
-    with pytest.raises(ValueError, match="min_snr_gamma: got 0, expected a positive number"):
+    with pytest.raises(ValueError, match="min_snr_gamma.* 0"):
         schedule.min_snr_weights("eps", 0)
 
 
@@ -161,10 +161,10 @@ def test_zero_terminal_snr_keeps_the_start_and_loses_the_end() -> None:
     before, after = schedule.alphas_cumprod.sqrt(), changed.alphas_cumprod.sqrt()
     ratio = (after[1:] - after[0]) / (before[1:] - before[0])  # shifted and scaled: the same for all
     torch.testing.assert_close(ratio, ratio[-1].expand(999))
-    with pytest.raises(ValueError, match="zero_terminal_snr: got parameterization eps, expected v or x0"):
+    with pytest.raises(ValueError, match="zero_terminal_snr.*eps.*v or x0"):
         schedule.with_zero_terminal_snr("eps")
 
 
 def test_refuses_an_unknown_spacing() -> None:
-    with pytest.raises(ValueError, match="spacing is 'even', expected uniform, trailing, karras, quad"):
+    with pytest.raises(ValueError, match="spacing.*'even'.*uniform, trailing, karras, quad"):
         NoiseSchedule.linear(10).timesteps(5, "even")
