@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.util import instantiate_from_config
+
 DDCONFIG: dict[str, Any] = {
     "double_z": False,
     "z_channels": 3,
@@ -54,3 +56,31 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(0.0, 0.2, generator=generator)
+
+
+RDM: dict[str, Any] = {
+    "target": "rdm.models.diffusion.ddpm.RetrievalAugmentedDiffusion",
+    "params": {
+        "learning_rate": 2.0e-4,
+        "weight_decay": 0.02,
+        "seed": 3,
+        "ema_decay": 0.99,
+        "conditioner": {"k": 2, "normalize": True, "scale": 4.0},
+        "p_uncond": 0.2,
+        "timesteps": 10,
+        "linear_start": 0.0015,
+        "scale_by_std": True,
+        "cache_latents": True,
+        "unet_config": unet(context_dim=8),
+        "first_stage_config": VQ,
+    },
+}
+
+
+def trained_rdm() -> Any:
+    """Returns a model whose running average is another than its weights."""
+    model = instantiate_from_config(RDM)
+    model.scale_factor.fill_(1.7)
+    model.model_ema(model.model)
+    randomise(model)
+    return model

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_weights, read_weights
 from ldm.files import fetched
 from ldm.modules.encoders.modules import OpenClipEmbedder
+from ldm.pictures import to_uint8
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 UNIT = "unit:"

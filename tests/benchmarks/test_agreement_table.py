@@ -15,8 +15,9 @@ from benchmarks.agreement.networks import CLASSIFIER, classifier, emoji_clip
 from benchmarks.agreement.pair import ROOT, SEED, Pair, pixels, write_pair
 from benchmarks.agreement.table import Row, compared, flat, table
 from benchmarks.agreement.theirs import Figure, definitions, figures, torchmetrics
+from ldm.pictures import to_uint8
 from rdm.evaluate import Moments, frechet_distance
-from rdm.evaluate.features import as_bytes, feature_network
+from rdm.evaluate.features import feature_network
 from rdm.evaluate.metrics import cmmd, density_coverage, inception_score, kernel_distance, precision_recall
 
 N = 12
@@ -107,4 +108,4 @@ def test_random_weights_are_the_same_each_time(pair: Pair, tmp_path: Path) -> No
     classifier(shown, tmp_path / "a.safetensors")
     classifier(shown, tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert torch.equal(as_bytes(shown / 127.5 - 1), shown)  # nothing is lost between the two forms of pictures
+    assert torch.equal(to_uint8(shown / 127.5 - 1), shown)  # nothing is lost between the two forms of pictures

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from small_models import DDCONFIG, VQ, unet
-from test_compvis_export import OURS, trained
+from small_models import RDM as OURS
+from small_models import trained_rdm as trained
 
 from ldm.checkpoint import choose_weights, read_weights, write_checkpoint, write_weights
 from ldm.config import write_config

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import RDM as OURS
 from small_models import VQ, randomise, unet
+from small_models import trained_rdm as trained
 from test_checkpoint_names import LAYOUTS, LPIPS, layout
 from test_checkpoint_names import OURS as LAYOUT_OF
 
@@ -26,23 +28,6 @@ RELEASED = [
     for name in (path.name.removesuffix(".json.gz") for path in LAYOUTS)
     if name != LPIPS and "transformer_config" not in layout(name)["config"]["params"]  # see test_rarm_export.py
 ]
-OURS = {
-    "target": "rdm.models.diffusion.ddpm.RetrievalAugmentedDiffusion",
-    "params": {
-        "learning_rate": 2.0e-4,
-        "weight_decay": 0.02,
-        "seed": 3,
-        "ema_decay": 0.99,
-        "conditioner": {"k": 2, "normalize": True, "scale": 4.0},
-        "p_uncond": 0.2,
-        "timesteps": 10,
-        "linear_start": 0.0015,
-        "scale_by_std": True,
-        "cache_latents": True,
-        "unet_config": unet(context_dim=8),
-        "first_stage_config": VQ,
-    },
-}
 # What CompVis' MinimalRETRODiffusion, LatentDiffusion and DDPM take of it.
 THEIR_PARAMS = {
     "k_nn": 2,
@@ -60,15 +45,6 @@ THEIR_PARAMS = {
     "image_size": 4,
     "channels": 3,
 }
-
-
-def trained() -> Any:
-    """Returns a model whose running average is another than its weights."""
-    model = instantiate_from_config(OURS)
-    model.scale_factor.fill_(1.7)
-    model.model_ema(model.model)
-    randomise(model)
-    return model
 
 
 def test_an_rdm_has_their_target_and_arguments_only_and_comes_back_bit_equal(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from torchvision.models import get_model
 
 from ldm.checkpoint import write_weights
 from ldm.modules.encoders.modules import OpenClipEmbedder
-from rdm.evaluate.features import MEAN, STD, as_bytes, feature_network
+from ldm.pictures import to_uint8
+from rdm.evaluate.features import MEAN, STD, feature_network
 
 IMAGES = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -87,8 +88,8 @@ def test_inception_is_torch_fidelitys(untrained: Path) -> None:
 
 def test_bytes_are_those_of_files() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(as_bytes(every / 127.5 - 1), every)
-    assert as_bytes(torch.tensor([-1.2, 1.2, 0.001])).tolist() == [0, 255, 128]
+    assert torch.equal(to_uint8(every / 127.5 - 1), every)
+    assert to_uint8(torch.tensor([-1.2, 1.2, 0.001])).tolist() == [0, 255, 128]
 
 
 def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
