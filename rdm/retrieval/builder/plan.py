@@ -43,7 +43,7 @@ class Plan:
         items: number of pictures to embed.
         shard_rows: pictures per shard.
         patches: the complete policy of patches.
-        columns: text columns of the source beside those that every database has.
+        columns: text columns of the source in addition to those of every database.
         first: number of the first shard.
         ids: of an append: the hash of the ids of its pictures.
         base: of an append: the fingerprint of the database that it extends.
