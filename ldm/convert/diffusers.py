@@ -2,8 +2,8 @@
 
 ``unet/`` is a ``UNet2DConditionModel``, ``vqvae/`` a ``VQModel`` or ``vae/`` an ``AutoencoderKL``, ``scheduler/`` a
 ``DDIMScheduler``. The folder also holds this project's ``config.yaml``, and ``other.safetensors`` with weights that
-have no place in these (a text encoder, a learned variance), so that importing it is exact. Without these two, the config
-is derived from diffusers' own.
+have no place in these (a text encoder, a learned variance), so that importing it is exact. Without these two, the
+config is derived from diffusers' own.
 """
 
 from __future__ import annotations
