@@ -1,4 +1,4 @@
-"""First stages in the terms of diffusers' ``VQModel`` and ``AutoencoderKL``: their options and names of weights."""
+"""Translates first stages' options and weight names to and from diffusers' ``VQModel`` and ``AutoencoderKL``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-# What a config of diffusers' classes means where it leaves an option out.
+# Defaults of diffusers' classes.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -132,7 +132,7 @@ def first_stage_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_stage_names(dd: Mapping[str, Any]) -> Names:
-    """Returns the beginnings of a first stage's names and what diffusers calls them; the rest is the same."""
+    """Returns prefixes of a first stage's weight names with those of diffusers; the rest of each name is the same."""
     levels, blocks = len(dd["ch_mult"]), int(dd["num_res_blocks"])
     attended = _attended(dd)
     found: Names = {}
@@ -195,7 +195,7 @@ def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
 
 
 def _attended(dd: Mapping[str, Any]) -> list[bool]:
-    """Returns whether there is attention, for every level."""
+    """Returns for each level whether it has attention."""
     there = dd.get("attn_type", "vanilla") != "none"
     levels = range(len(dd["ch_mult"]))
     return [there and dd["resolution"] >> level in list(dd["attn_resolutions"]) for level in levels]

@@ -1,6 +1,6 @@
-"""Latent diffusion models as CompVis' own code loads them: ``model.ckpt``, and a config of its targets and arguments.
+"""Exports latent diffusion models for CompVis' code: ``model.ckpt``, and a config with its targets and arguments.
 
-What is retrieval's own is translated in ``rdm.compat`` before.
+Arguments of retrieval-augmented models are translated before, in ``rdm.convert.compvis``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldm.convert.unet import network_class, one_width
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.encoders.clip import openai_model
 
-# The arguments that each of CompVis' classes takes; what we have beside them concerns training here and is left out.
+# The arguments of CompVis' classes. Further arguments of this project's classes concern training and are left out.
 DIFFUSION = """
     timesteps beta_schedule loss_type monitor use_ema first_stage_key image_size channels log_every_t clip_denoised
     linear_start linear_end cosine_s given_betas original_elbo_weight v_posterior l_simple_weight parameterization
@@ -51,7 +51,7 @@ CONDITIONS = {
     f"{ENCODERS}FrozenCLIPTextEmbedder": "version device max_length n_repeat normalize",
     f"{ENCODERS}FrozenClipImageEmbedder": "model jit device antialias",
 }
-# Losses are not exported; their CLIP brings weights under names of its own.
+# Losses are not exported, nor is CLIP, whose weights CompVis' code loads under other names.
 LEFT = ("loss.", "first_stage_model.loss.", "cond_stage_model.embedder.")
 UNCONDITIONAL = "__is_unconditional__"
 IDENTITY = {"target": "torch.nn.Identity"}
@@ -69,13 +69,13 @@ def export_compvis(
 
     Args:
         model: target and params of a latent diffusion model or a first stage; see :func:`compvis_model`.
-        state: its weights; an average is used by CompVis' code where its names are there.
+        state: its weights; CompVis' code uses a running average if the state has one.
         output: the folder.
         arguments: names of further arguments of the model's class.
         notes: comment lines for the config.
 
     Raises:
-        ValueError: something CompVis' code has no counterpart for.
+        ValueError: CompVis' code has no counterpart for a class or an option.
     """
     output = Path(output)
     averaged = any(name.startswith("model_ema.") for name in state)
@@ -85,7 +85,7 @@ def export_compvis(
 
 
 def write_compvis(config: dict[str, Any], state: Mapping[str, Tensor], output: Path, notes: str = "") -> Path:
-    """Writes ``model.ckpt`` in float32, and ``config.yaml`` below the lines of the notes; returns the first's path."""
+    """Writes ``model.ckpt`` in float32 and ``config.yaml`` with notes as comments; returns the first's path."""
     kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(LEFT)}
     write_checkpoint(output / "model.ckpt", kept)
     write_config(output / "config.yaml", config, notes)
@@ -93,15 +93,15 @@ def write_compvis(config: dict[str, Any], state: Mapping[str, Tensor], output: P
 
 
 def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns target and params in CompVis' names, and nothing that its code does not know.
+    """Returns target and params in CompVis' names, without arguments that its code does not have.
 
     Args:
-        model: ours, or one of CompVis' name and arguments already.
-        averaged: whether the checkpoint holds a running average; without one CompVis' code must not look for it.
-        arguments: names of further arguments of the model's class, which makes it one that CompVis' code has.
+        model: target and params of this project, or of CompVis' code already.
+        averaged: whether the checkpoint holds a running average, which CompVis' code then loads.
+        arguments: names of further arguments of the model's class; with these, any class is accepted.
 
     Raises:
-        ValueError: something CompVis' code has no counterpart for.
+        ValueError: CompVis' code has no counterpart for a class or an option.
     """
     target, params = str(model["target"]), dict(model["params"])
     if target.startswith(AUTOENCODERS):
@@ -115,7 +115,7 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     network = params["unet_config"]
     kind = network_class(network)
     unet = network["params"]
-    # Their class looks for the first among what it was given, and their scripts sample the size of the others.
+    # CompVis' class requires the first, and CompVis' scripts sample latents of the size of the others.
     needed = {"timesteps": 1000, "image_size": unet["image_size"], "channels": unet["out_channels"]}
     names = [*DIFFUSION.split(), *arguments]
     found = {name: value for name, value in {**needed, **params}.items() if name in names}
@@ -124,7 +124,7 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
     found["unet_config"] = kept if arguments else _plain_unet(kind, kept["params"])
     if "first_stage_config" in params:
         found["first_stage_config"] = first_stage_of_compvis(params["first_stage_config"], False)
-        # Without a cond stage, tokens are given as they are; their word for none would also take the context away.
+        # Without a cond stage, the context is given as tokens; CompVis' word for none would remove it.
         none = IDENTITY if params.get("conditioning_key") and not arguments else UNCONDITIONAL
         found["cond_stage_config"] = _condition(params.get("cond_stage_config") or none)
     scheduler = params.get("scheduler_config")

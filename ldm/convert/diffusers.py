@@ -1,8 +1,9 @@
-"""Latent diffusion models as folders that diffusers loads, and back; the package itself is not needed.
+"""Exports latent diffusion models to folders for diffusers, and imports such folders, without needing diffusers.
 
 ``unet/`` is a ``UNet2DConditionModel``, ``vqvae/`` a ``VQModel`` or ``vae/`` an ``AutoencoderKL``, ``scheduler/`` a
-``DDIMScheduler``. Our ``config.yaml`` beside them, and ``other.safetensors`` with what has no place in these (a text
-encoder, a learned variance), make the way back exact; without them the config is read from diffusers' own.
+``DDIMScheduler``. The folder also holds this project's ``config.yaml``, and ``other.safetensors`` with weights that
+have no place in these (a text encoder, a learned variance), so that importing it is exact. Without these two, the
+config is derived from diffusers' own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ldm.run import check_described, described_model, without_paths
 LOG = logging.getLogger(__name__)
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
 WEIGHTS, OTHER = "diffusion_pytorch_model.safetensors", "other.safetensors"
-SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # the same numbers under another name
+SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear"}  # ours and diffusers' names of the same schedules
 READ_SCHEDULES = {theirs: ours for ours, theirs in SCHEDULES.items()} | {"squaredcos_cap_v2": "cosine"}
 OLDER_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # in autoencoders
 REMEDY = "expected a folder that diffusers wrote"
@@ -45,13 +46,13 @@ def export_diffusers(
     """Writes a model as a folder for diffusers and returns the folder.
 
     Args:
-        config: ``model`` and what else a run's config holds.
+        config: the config of a run, with ``model``.
         state: its weights by name, without a running average.
         output: the folder.
-        scale_factor: latents of a first stage alone are to be multiplied by it; a diffusion model has its own.
+        scale_factor: factor of the latents, for a first stage alone; a diffusion model has its own.
 
     Raises:
-        ValueError: an option that diffusers has no counterpart for, named; or weights that do not fit the config.
+        ValueError: diffusers has no counterpart for an option, or the weights do not fit the config.
     """
     output = Path(output)
     model, state = with_plain_codes(config["model"], state)

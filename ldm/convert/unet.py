@@ -1,4 +1,4 @@
-"""The U-Net in the terms of diffusers' ``UNet2DConditionModel``: its options and the names of its weights."""
+"""Translates the U-Net's options and weight names to and from those of diffusers' ``UNet2DConditionModel``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.util import get_obj_from_str
 
 Names = dict[str, str]
 
-# Options that diffusers' class has no counterpart for: the only value that can be exported.
+# Options without a counterpart in diffusers' class, and the values with which they can be exported.
 WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
     "use_spatial_transformer": (True,),
     "conv_resample": (True,),
@@ -19,7 +19,7 @@ WITHOUT_COUNTERPART: dict[str, tuple[Any, ...]] = {
     "n_embed": (None,),
     "run_without_timestep_conditioning": (False, None),
 }
-# Options of diffusers' class that the U-Net has no counterpart for: the values it can be read with.
+# Options of diffusers' class without a counterpart here, and the values with which they can be imported.
 FIXED: dict[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DConditionModel",),
     "center_input_sample": (False,),
@@ -53,7 +53,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,),
 }
-# What a config of diffusers' class means where it leaves an option out.
+# Defaults of diffusers' class.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 4,
     "out_channels": 4,
@@ -84,10 +84,10 @@ ENDS = {
 
 
 def check_values(what: str, given: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Checks options that have to have one value.
+    """Checks that options have one of their allowed values.
 
     Raises:
-        ValueError: names the first one that has another.
+        ValueError: an option has another value; the error names it.
     """
     for name, values in allowed.items():
         if name in given and given[name] not in values:
@@ -107,10 +107,10 @@ def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
 
 
 def unet_to_diffusers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns diffusers' config of a U-Net with such arguments.
+    """Returns diffusers' config for a U-Net with these arguments.
 
     Raises:
-        ValueError: an option that ``UNet2DConditionModel`` has no counterpart for.
+        ValueError: ``UNet2DConditionModel`` has no counterpart for an option.
     """
     check_values("unet_config", {"use_spatial_transformer": False, **params}, WITHOUT_COUNTERPART)
     context = one_width(params.get("context_dim"))
@@ -129,7 +129,7 @@ def unet_to_diffusers(params: Mapping[str, Any]) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if there else "DownBlock2D" for there in attended],
         "up_block_types": ["CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(attended)],
         "mid_block_type": "UNetMidBlock2DCrossAttn",
-        # The number of heads: diffusers keeps a name that was wrong from its beginning.
+        # This is the number of heads, in spite of the name in diffusers.
         "attention_head_dim": [heads if head == -1 else max(width // head, 1) for width in widths],
         "cross_attention_dim": context,
         "transformer_layers_per_block": params.get("transformer_depth", 1),
@@ -148,7 +148,7 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the U-Net's arguments for a config of ``UNet2DConditionModel``.
 
     Raises:
-        ValueError: an option that the U-Net has no counterpart for.
+        ValueError: the U-Net has no counterpart for an option.
     """
     config = {**DEFAULTS, **config}
     check_values("unet/config.json", config, FIXED)
@@ -166,7 +166,7 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("unet/config.json: down_block_types and up_block_types attend at different levels")
     if any(width % base for width in widths):
         raise ValueError(f"unet/config.json: block_out_channels is {widths}, expected multiples of the first")
-    # The last level's are also those of the middle; a level without attention has none, whatever is written there.
+    # The middle block has the heads of the last level. The heads of other levels matter only if there is attention.
     attended = [kind.startswith("Cross") for kind in down[:-1]] + [True]
     pairs = [pair for pair, there in zip(zip(widths, heads, strict=True), attended, strict=True) if there]
     sizes, counts = {width // count for width, count in pairs}, {count for _, count in pairs}
@@ -192,10 +192,10 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_width(context_dim: Any) -> int:
-    """Returns the width of the one context of a U-Net, which may be written as a list of it.
+    """Returns the width of a U-Net's only context, which may be given as a list of one number.
 
     Raises:
-        ValueError: there are several, or none.
+        ValueError: there are several contexts, or none.
     """
     found = [context_dim] if isinstance(context_dim, int) else list(context_dim or ())
     if len(found) != 1:
@@ -204,7 +204,7 @@ def one_width(context_dim: Any) -> int:
 
 
 def unet_names(params: Mapping[str, Any]) -> Names:
-    """Returns the beginnings of the U-Net's names and what diffusers calls them; the rest of a name is the same."""
+    """Returns prefixes of the U-Net's weight names with those of diffusers; the rest of each name is the same."""
     blocks = int(params["num_res_blocks"])
     attended = _attended(params)
     last = len(attended) - 1
@@ -234,7 +234,7 @@ def unet_names(params: Mapping[str, Any]) -> Names:
 
 
 def _attended(params: Mapping[str, Any]) -> list[bool]:
-    """Returns whether there is attention, for every level."""
+    """Returns for each level whether it has attention."""
     levels = range(len(params.get("channel_mult", (1, 2, 4, 8))))
     return [2**level in list(params["attention_resolutions"]) for level in levels]
 
@@ -244,7 +244,7 @@ def _each(value: Any, count: int) -> list[int]:
 
 
 def _same(name: str, value: Any) -> int:
-    """Returns the one number of an option that diffusers lets differ by level."""
+    """Returns the value of an option that diffusers allows to differ by level, but that must not differ here."""
     if isinstance(value, int):
         return value
     if len({*value}) != 1 or not isinstance(value[0], int):
