@@ -36,6 +36,14 @@ class _Trust(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Formats ``--help`` with the defaults of options, where these say something: no None, False or empty list."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_something = action.default not in (None, False, []) and action.default is not argparse.SUPPRESS
+        return super()._get_help_string(action) if says_something else action.help
+
+
 def seed_number(text: str) -> int:
     """Returns the seed that a word of the command line stands for: a whole number from 0 to 2**32 - 1."""
     if not text.isdecimal() or int(text) >= 2**32:

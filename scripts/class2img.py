@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line, positive
+from ldm.command_line import HelpFormatter, command_line, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import POOL, Settings
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument(
         "--class",
         dest="classes",
@@ -25,7 +25,12 @@ def parse() -> argparse.Namespace:
         help="a class, such as animal-bird; may be given several times",
     )
     p.add_argument("--by", choices=("text", "label"), default="text", help="how the rows of a class are found")
-    p.add_argument("--pool", type=positive, default=POOL, help="with --by text: neighbours are drawn from so many rows")
+    p.add_argument(
+        "--pool",
+        type=positive,
+        default=POOL,
+        help="with --by text: number of nearest rows that the neighbours are drawn from",
+    )
     add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
     return p.parse_args()
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from ldm.command_line import command_line, finite
+from ldm.command_line import HelpFormatter, command_line, finite
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
@@ -38,7 +38,7 @@ def train(minutes: float, run: Path) -> None:
 @command_line
 def main() -> None:
     """The command behind ``make demo``."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--minutes", type=finite, default=5.0, help="training time; 0 shows the shipped model only")
     p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
     args = p.parse_args()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line, finite, fraction, positive
+from ldm.command_line import HelpFormatter, command_line, finite, fraction, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS, Settings
 
@@ -18,24 +18,33 @@ WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--image", required=True, metavar="FILE", help="the picture")
-    p.add_argument("--prompt", metavar="TEXT", help="what is painted")
+    p.add_argument("--prompt", metavar="TEXT", help="a text: the model sees its neighbours while it paints")
     p.add_argument("--mask", metavar="FILE", help="a picture of the same size: white is repainted, black stays")
     p.add_argument(
-        "--outpaint", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="extend by so many pixels"
+        "--outpaint",
+        type=int,
+        nargs=4,
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="extend the picture by these numbers of pixels",
     )
     p.add_argument("--strength", type=fraction, help="how much is repainted: 0 nothing, 1 all; 1 if not given")
     p.add_argument("--invert", action="store_true", help="start from the noise that leads to the picture")
     p.add_argument(
-        "--repeats", type=positive, default=REPEATS, help="with a mask: sample each step so often, to fit what stays"
+        "--repeats",
+        type=positive,
+        default=REPEATS,
+        help="with a mask: number of times that each step is sampled, so that new and old parts fit",
     )
     p.add_argument("--size", type=positive, help="scale the centre square of picture and mask to this side in pixels")
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the prompt alone, without neighbours")
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")
     p.add_argument("--negative", metavar="TEXT", help="look neighbours up away from this text")
-    p.add_argument("--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="of --negative; the prompt has 1")
+    p.add_argument(
+        "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
+    )
     add_sampling_options(p, outdir="outputs/edit", n_samples=1)
     return p.parse_args()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm.command_line import command_line, fraction_or_count
+from ldm.command_line import HelpFormatter, command_line, fraction_or_count
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import TOP_M, Settings
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument(
         "--top_m",
         type=fraction_or_count,
@@ -36,9 +36,13 @@ def parse() -> argparse.Namespace:
     of.add_argument("--from-image", metavar="PNG", help="make this image again from its record, with its own settings")
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="with --caption: the model sees the text alone")
-    seen.add_argument("--omit_query", action="store_true", help="with --caption: it sees the --knn neighbours alone")
+    seen.add_argument(
+        "--omit_query", action="store_true", help="with --caption: the model sees the --knn neighbours alone"
+    )
     seen.add_argument("--only_picture", action="store_true", help="with --image: the model sees the picture alone")
-    seen.add_argument("--use_query", action="store_true", help="with --image: it sees the picture and its neighbours")
+    seen.add_argument(
+        "--use_query", action="store_true", help="with --image: the model sees the picture and then its neighbours"
+    )
     add_sampling_options(p, outdir="outputs/sample", n_samples=8)
     return p.parse_args()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import command_line, finite
+from ldm.command_line import HelpFormatter, command_line, finite
 from ldm.files import read_text
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
@@ -12,10 +12,12 @@ from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
     p.add_argument("--from-file", metavar="FILE", help="a file with one prompt in each line")
-    p.add_argument("--to", metavar="TEXT", help="make a strip of --n_samples images on the way from --prompt to this")
+    p.add_argument(
+        "--to", metavar="TEXT", help="make a strip of --n_samples images that leads from --prompt to this text"
+    )
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the text alone, without neighbours")
     seen.add_argument(
@@ -25,9 +27,16 @@ def parse() -> argparse.Namespace:
         "--omit_query", action="store_true", help="the model sees the neighbours alone; this is the default"
     )
     p.add_argument("--image", metavar="FILE", help="look neighbours up between the text and this picture")
-    p.add_argument("--image_weight", type=finite, default=IMAGE_WEIGHT, help="of --image; the text has 1")
+    p.add_argument(
+        "--image_weight",
+        type=finite,
+        default=IMAGE_WEIGHT,
+        help="weight of --image in the query; the text has weight 1",
+    )
     p.add_argument("--negative", metavar="TEXT", help="look neighbours up away from this text")
-    p.add_argument("--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="of --negative; the prompt has 1")
+    p.add_argument(
+        "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
+    )
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
     return p.parse_args()
 

@@ -11,6 +11,7 @@ from documents import PAGES, ROOT, commands, read
 from parsers import options_of
 
 from benchmarks.gallery import read_picture
+from rdm.sampling.settings import DEFAULTS, OPTIONS
 
 EVERY_PAGE = sorted(
     path.relative_to(ROOT).as_posix()
@@ -43,6 +44,16 @@ def test_a_page_explains_every_option_of_its_scripts(page: str) -> None:
     named = set(re.findall(r"--[A-Za-z][\w-]*", text))
     for script in EXPLAINED[page]:
         assert not options_of(script) - named, script
+
+
+def test_the_page_of_options_states_the_defaults() -> None:
+    """Of every setting that has one; where there is none, the page says what happens."""
+    rows = re.findall(r"^\| `--([\w-]+)[^|]*\|[^|]*\| ([^|]*) \|$", read("docs/sampling.md"), re.MULTILINE)
+    stated = dict(reversed(rows))
+    for name, known in OPTIONS.items():
+        if DEFAULTS[name] not in (None, False, 0):
+            flag = known.flags[0] if known.flags else f"--{name}"
+            assert str(DEFAULTS[name]).removesuffix(".0") in stated[flag.removeprefix("--")], name
 
 
 def test_every_way_in_the_readme_has_the_picture_that_its_command_made() -> None:

@@ -7,22 +7,38 @@ from collections.abc import Callable
 from typing import Any
 
 from ldm.command_line import add_trust_option, folder, positive, seed_number
-from rdm.sampling.settings import DEFAULTS, OPTIONS, Value
+from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of what becomes of finished images
+TITLES = {
+    None: "sampling",
+    DIFFUSION: "sampling with a diffusion model",
+    AUTOREGRESSION: "sampling with an autoregressive model",
+}
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
     """Adds what the scripts that sample share."""
-    p = parser
-    p.add_argument("--outdir", type=folder, default=outdir, help="folder for the images, the grid and the JSON record")
-    add_model_options(p)
-    p.add_argument("--n_samples", type=positive, default=n_samples, help="images of each query")
-    p.add_argument("--n_iter", type=positive, default=1, help="rounds of --n_samples images each; seeds count on")
-    p.add_argument("--n_rows", type=positive, metavar="N", help="make the grid of the images alone, with N in a row")
+    p = parser.add_argument_group("output")
+    p.add_argument("--n_samples", type=positive, default=n_samples, help="number of images of each query")
     p.add_argument(
-        "--save_neighbours", "--save_nns", action="store_true", help="also write the neighbours' pictures as files"
+        "--n_iter", type=positive, default=1, help="number of rounds of --n_samples images; the seeds continue"
     )
+    p.add_argument("--outdir", type=folder, default=outdir, help="folder for the images, the grid and the JSON record")
+    p.add_argument(
+        "--n_rows",
+        type=positive,
+        metavar="N",
+        help="make the grid of the images without their neighbours, with N images in a row",
+    )
+    p.add_argument(
+        "--save_neighbours",
+        "--save_nns",
+        action="store_true",
+        help="also write the pictures of the neighbours as files",
+    )
+    add_model_options(parser)
+    p = parser.add_argument_group("copies of database rows")
     for name in COPIES:
         _add(p, name)
     p.add_argument(
@@ -37,34 +53,53 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds which model samples, with which database, and how."""
-    p = parser
-    p.add_argument("--ckpt", help="checkpoint or run folder; else the newest run of --model, else the shipped model")
+    p = parser.add_argument_group("model and database")
     p.add_argument(
-        "--model", dest="ckpt", choices=("rdm", "rarm"), help="the diffusion (rdm) or the autoregressive model (rarm)"
+        "--ckpt", help="a checkpoint or run folder; if not given, the newest run of --model, else the shipped model"
     )
-    p.add_argument("--config", help="config of the model; else the one beside the checkpoint")
+    p.add_argument(
+        "--model",
+        dest="ckpt",
+        choices=("rdm", "rarm"),
+        help="the newest or the shipped model of a kind: the diffusion model (rdm) or the autoregressive one (rarm)",
+    )
+    p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
     p.add_argument("--database", help="another database than the model's, made by the same embedder")
     p.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="take neighbours only from rows with this metadata; may be given several times",
+        help="take neighbours only from rows with this metadata, such as licence=MIT; may be given several times",
     )
     p.add_argument(
-        "--knn", "--k_nn", type=positive, help="neighbours of each image; as many as in training if not given"
+        "--knn",
+        "--k_nn",
+        type=positive,
+        help="number of neighbours of each image; if not given, as many as in training",
     )
-    p.add_argument("--seed", type=seed_number, default=0, help="seed of the first image; image i has --seed + i")
-    for name in OPTIONS:
-        if name not in COPIES:
-            _add(p, name)
-    p.add_argument(
-        "--plms", action="store_const", dest="sampler", const="plms", default=argparse.SUPPRESS, help="--sampler plms"
-    )
-    add_trust_option(p)
+    add_trust_option(parser)
+    for kind, title in TITLES.items():
+        p = parser.add_argument_group(title)
+        if kind is None:
+            p.add_argument(
+                "--seed", type=seed_number, default=0, help="seed of the first image; image i has the seed --seed + i"
+            )
+        for name, known in OPTIONS.items():
+            if known.kind == kind and name not in COPIES:
+                _add(p, name)
+        if kind == DIFFUSION:
+            p.add_argument(
+                "--plms",
+                action="store_const",
+                dest="sampler",
+                const="plms",
+                default=argparse.SUPPRESS,
+                help="short for --sampler plms",
+            )
 
 
-def _add(parser: argparse.ArgumentParser, name: str) -> None:
+def _add(group: argparse._ArgumentGroup, name: str) -> None:
     """Adds the command-line option of a setting."""
     known, more = OPTIONS[name], dict(OPTIONS[name].command_line)
     if isinstance(more.get("nargs"), int):
@@ -72,7 +107,7 @@ def _add(parser: argparse.ArgumentParser, name: str) -> None:
     elif "action" not in more:
         more["type"] = _reader(known.value)
     flags = known.flags or (f"--{name}",)
-    parser.add_argument(*flags, dest=name, default=DEFAULTS[name], help=known.what, **more)
+    group.add_argument(*flags, dest=name, default=DEFAULTS[name], help=known.what, **more)
 
 
 def _reader(value: Value) -> Callable[[str], Any]:

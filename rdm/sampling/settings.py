@@ -121,74 +121,86 @@ class Settings:
         ValueError: a value that makes no image.
     """
 
-    height: int | None = option(None, "height in pixels; as trained if not given", COUNT, "--H", "--height")
-    width: int | None = option(None, "width in pixels; as trained if not given", COUNT, "--W", "--width")
+    height: int | None = option(
+        None, "height of the images in pixels; if not given, that of training", COUNT, "--H", "--height"
+    )
+    width: int | None = option(
+        None, "width of the images in pixels; if not given, that of training", COUNT, "--W", "--width"
+    )
     scale: float = option(
         2.0, "scale of classifier-free guidance; 1 samples without guidance", NUMBER, "--scale", "--guidance_scale"
     )
     text_scale: float | None = option(
-        None, "guidance scale of the text or picture where the model sees it with its neighbours (--use_query); "
-        "--scale is then that of the neighbours", NUMBER,
-    )  # fmt: skip
+        None, "with --use_query: guidance scale of the text or picture; --scale is then that of its neighbours", NUMBER
+    )
     rescale: float = option(
-        0.0, "how far guided images are brought back to the contrast of unguided ones", SHARE, kind=DIFFUSION
+        0.0,
+        "how far guided images are brought back to the contrast of unguided ones, from 0 to 1",
+        SHARE,
+        kind=DIFFUSION,
     )
     interval: tuple[int, int] | None = option(
-        None, "guidance is used at these diffusion times only", TIMES, kind=DIFFUSION, nargs=2,
+        None, "use guidance only at the diffusion times from FIRST to LAST", TIMES, kind=DIFFUSION, nargs=2,
         metavar=("FIRST", "LAST"),
     )  # fmt: skip
     weaker: str | None = option(
-        None, "checkpoint of a weaker model, for autoguidance away from it", TEXT, kind=DIFFUSION, metavar="CKPT"
+        None,
+        "checkpoint of a weaker model; samples are guided away from what it would do (autoguidance)",
+        TEXT,
+        kind=DIFFUSION,
+        metavar="CKPT",
     )
     weaker_scale: float = option(2.0, "scale of autoguidance; 1 samples without it", NUMBER, kind=DIFFUSION)
     sampler: str | None = option(
-        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; unipc if not given, ddim for edits", TEXT,
+        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; if not given, unipc, and ddim for edits", TEXT,
         kind=DIFFUSION,
     )  # fmt: skip
     steps: int | None = option(
-        None, "denoising steps; as many as the sampler needs if not given", COUNT, "--steps", "--ddim_steps",
+        None, "number of denoising steps; if not given, as many as the sampler needs", COUNT, "--steps", "--ddim_steps",
         kind=DIFFUSION,
     )  # fmt: skip
     eta: float | None = option(
-        None, "share of fresh noise in each step; the sampler's own if not given", SHARE, "--eta", "--ddim_eta",
+        None, "share of fresh noise in each step, 0 to 1; the sampler's own if not given", SHARE, "--eta", "--ddim_eta",
         kind=DIFFUSION,
     )  # fmt: skip
     spacing: str = option(
         "uniform", "spacing of the steps over time: uniform, trailing, karras or quad", TEXT, kind=DIFFUSION
     )
     temperature: float = option(
-        1.0, "temperature of the codes of an autoregressive model; 0 takes the likeliest", NUMBER, kind=AUTOREGRESSION
+        1.0, "temperature of the codes; 0 takes the likeliest code each time", NUMBER, kind=AUTOREGRESSION
     )
     top_k: int | None = option(
-        None, "an autoregressive model chooses among this many likeliest codes", COUNT, kind=AUTOREGRESSION
+        None, "choose each code among this number of likeliest codes", COUNT, kind=AUTOREGRESSION
     )
     top_p: float | None = option(
-        None, "an autoregressive model chooses among the likeliest codes that have this probability together", SHARE,
+        None, "choose each code among the likeliest codes that have this probability together", SHARE,
         kind=AUTOREGRESSION,
     )  # fmt: skip
     best_of: int = option(
-        1, "draw N images for each request, with further seeds, and keep the one nearest to the request by CLIP",
+        1, "draw N images for each one, with further seeds, and keep the one that is nearest to the query by CLIP",
         COUNT, metavar="N",
     )  # fmt: skip
     copy_threshold: float | None = option(
         THRESHOLD, "similarity to a database row from which an image is marked as its copy", NUMBER_OR_NONE
     )
     reject_copies: int = option(
-        0, "draw an image that is marked as a copy again, at most TIMES times (5 where no number is given)",
+        0, "draw an image that is marked as a copy again, at most TIMES times (5 times if no number is given)",
         COUNT_OR_NONE, "--reject-copies", nargs="?", const=5, metavar="TIMES",
     )  # fmt: skip
     batch_size: int | None = option(
-        None, "images sampled together; if not given 1 (autoregressive model: 4) on a CPU and 8 on a GPU", COUNT
+        None,
+        "number of images sampled together; if not given, 1 on a CPU (autoregressive model: 4) and 8 on a GPU",
+        COUNT,
     )
     tile: int | str | None = option(
-        None, "the first stage decodes in tiles with this side in pixels, or in tiles that fit a memory such as 2GB",
+        None, "decode in tiles: their side in pixels, or the memory that they may take, such as 2GB",
         SIDE_OR_MEMORY, metavar="SIDE",
     )  # fmt: skip
     precision: str = option(
-        "32", "of the networks; bf16 is faster on processors that compute in it", PRECISION, choices=PRECISIONS
+        "32", "precision of the networks; bf16 is faster on processors that have it", PRECISION, choices=PRECISIONS
     )
     compile: bool | str = option(
-        False, "compile the networks: this takes minutes at first and is then faster", SWITCH, action="store_true"
+        False, "compile the networks, which takes minutes at first and then samples faster", SWITCH, action="store_true"
     )
 
     def __post_init__(self) -> None:
