@@ -158,7 +158,8 @@ class Codebook(VectorQuantizer2):
         generator, size = torch.Generator().manual_seed(0), self.n_e
         if len(latents) < size:
             raise ValueError(
-                f"got {len(latents)} latents, expected at least as many as codes, {size}; use a larger batch or more warm_up_steps"
+                f"got {len(latents)} latents for {size} codes, expected one for each; use a larger batch or more "
+                "warm_up_steps"
             )
         latents = latents[torch.randperm(len(latents), generator=generator)[: 100 * size].to(latents.device)].float()
         latents = F.normalize(latents, dim=1) if self.kind == "cosine" else latents
