@@ -132,7 +132,7 @@ class ClipDistance(FeatureDistance):
         self.layers, self.side = list(layers), None if hasattr(visual, "layer4") else embedder.image_size
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns one ``[B, C, h, w]`` a layer."""
+        """Returns the features ``[B, C, h, w]`` of each layer."""
         if self.side is not None and images.shape[2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
         visual = self.__dict__["network"]
@@ -169,5 +169,5 @@ class TorchvisionDistance(FeatureDistance):
         super().__init__(extractor, name, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns one ``[B, C, h, w]`` a layer."""
+        """Returns the features ``[B, C, h, w]`` of each layer."""
         return list(self.__dict__["network"](images).values())
