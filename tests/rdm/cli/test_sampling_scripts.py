@@ -205,7 +205,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         (
             "txt2img.py",
             ["--prompt", "flag", "--to", "pirate", "--best_of", "2"],
-            "error: got best_of=2 for images of one seed, expected 1",
+            "error: got best_of=2 for images that share one seed, expected 1",
         ),
         (
             "sample.py",
