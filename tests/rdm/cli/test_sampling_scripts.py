@@ -229,4 +229,4 @@ def test_guidance_by_an_untrained_null_is_said(
     run(*words, "--scale", 1)
     assert "null" not in caplog.text
     run(*words, "--scale", 2)
-    assert "a null that was never trained (p_uncond is 0); scale 1 does without" in caplog.text
+    assert "p_uncond is 0" in caplog.text

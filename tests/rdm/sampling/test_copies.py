@@ -103,7 +103,7 @@ def test_a_copy_is_marked_in_record_sheet_and_log(
     assert found["row"] == row and found["threshold"] == threshold and found["likeness"] == scores[2]
     assert found["uri"] == loaded.retriever.database.metadata([row])[0]["uri"]
     assert records[copy]["neighbours"][1]["likeness"] == samples.copies[copy].neighbours[1]
-    assert f"1 of 3 images are marked as copies: flags-{copy:03d}.png of {found['uri']}" in caplog.text
+    assert f"1 of 3 images are flagged as copies: flags-{copy:03d}.png of {found['uri']}" in caplog.text
     sheet = np.asarray(Image.open(grid))
     left = [sheet[i * 18 + 1 : i * 18 + 17, 0].tolist() for i in range(3)]  # the gap beside each sample
     assert left == [[[220, 0, 0] if i == copy else [255] * 3] * 16 for i in range(3)]

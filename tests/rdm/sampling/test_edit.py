@@ -179,7 +179,7 @@ def test_a_picture_is_scaled_with_its_mask(files: Path) -> None:
         ({}, "got none, expected one of mask, outpaint and invert, or a strength alone"),
         ({"mask": "mask.png", "invert": True}, "got mask and invert, expected one of"),
         ({"mask": "small.png"}, r"mask .*small\.png has 8x16 pixels, expected the 16x16 of .*a\.png"),
-        ({"mask": "white.png"}, "the mask is white all over, .*; give a prompt"),
+        ({"mask": "white.png"}, "mask is white .*; give a prompt"),
         ({"mask": "clear.png"}, r"mask .*clear\.png is transparent in places"),
         ({"mask": "text.png"}, r"text\.png: unreadable image"),
         ({"mask": "none.png"}, r"no picture at .*none\.png"),
