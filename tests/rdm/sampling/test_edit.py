@@ -101,7 +101,7 @@ def test_an_inversion_gives_the_picture_back(loaded: Loaded, files: Path) -> Non
     assert errors[0] < 0.01 < errors[1]
     assert fidelity(samples, loaded) == pytest.approx([float(psnr(alone, samples.request.canvas.picture))] * 2, abs=0.1)
     assert other.request.canvas.about["inverted_with_rows"] == samples.request.retrieved.rows[0].tolist()
-    with pytest.raises(ValueError, match="made of no picture"):
+    with pytest.raises(ValueError, match="without a picture"):
         fidelity(draw(ways.texts, loaded, ["white flag"], **FAST), loaded)
 
 
