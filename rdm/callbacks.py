@@ -1,4 +1,4 @@
-"""Image grids that also show the neighbours of each image."""
+"""The image logger of retrieval-augmented models, whose grids also show the neighbours."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rdm.retrieval.database.pictures import pictures
 
 
 class RetrievalImageLogger(ImageLogger):
-    """Writes grids with a row for each image: input, neighbours, reconstruction and sample."""
+    """Logs grids of the input, its neighbours, the reconstruction and the sample, side by side."""
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns the neighbours' pictures ``[N, K, 3, H, W]``, cropped from the database's source."""
+        """Returns the pictures of the neighbours, ``[N, K, 3, H, W]``, read from the source of the database."""
         rows = batch["neighbour_rows"]
-        data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare it
+        data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare this attribute
         size = batch["image"].shape[-1]
         return {"neighbours": pictures(data.database, rows.numpy(), size)}
 
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the columns in the order inputs, neighbours, reconstructions, samples."""
+        """Returns the columns in the order of the grid; the neighbours follow the input."""
         return {name: columns[name] for name in ("inputs", "neighbours", "reconstructions", "samples")}
