@@ -3,9 +3,7 @@
 import os
 import random
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # read by torch and faiss as they load, here, in workers and in the tests' processes
-)
+os.environ["OMP_NUM_THREADS"] = "1"  # read as torch and faiss load: here, in workers, in the processes of tests
 
 import golden_cases  # noqa: E402
 import numpy as np  # noqa: E402
