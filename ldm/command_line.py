@@ -36,6 +36,21 @@ class _Trust(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Parses a command line in which ``-`` and ``_`` are interchangeable within the names of options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Returns what the options say, and the words that are none of them."""
+        words = sys.argv[1:] if args is None else args
+        known = {name.replace("-", "_"): name for name in self._option_string_actions}
+
+        def spelt(word: str) -> str:
+            name, equals, value = word.partition("=")
+            return known.get(name.replace("-", "_"), name) + equals + value if name.startswith("--") else word
+
+        return super().parse_known_args([spelt(word) for word in words], namespace)
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Formats ``--help`` with the defaults of options, where these say something: no None, False or empty list."""
 

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument(
-        "--top_m",
-        type=fraction_or_count,
-        default=TOP_M,
-        help="draw from the most popular rows: a fraction (0.2) or a number (500)",
-    )
+    what = "draw from the most popular rows: a fraction (0.2) or a number (500)"
+    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=what)
     p.add_argument("--use_weights", action="store_true", help="draw rows in proportion to their popularity")
     of = p.add_mutually_exclusive_group()
     of.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
@@ -86,8 +82,7 @@ def main() -> None:
     else:
         pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
         samples = sample(pipeline, request_of(pipeline, args), settings)
-    name = "again" if args.from_image else "sample"
-    print(save(samples, pipeline, args.outdir, name, **saving_options(args)))
+    print(save(samples, pipeline, args.outdir, "again" if args.from_image else "sample", **saving_options(args)))
 
 
 if __name__ == "__main__":

@@ -216,6 +216,16 @@ def test_a_circle_is_found() -> None:
     assert sorted(circles(imports_of(sources))) == ["a -> b.c -> d -> a", "b.c -> d -> a -> b.c", "d -> a -> b.c -> d"]
 
 
+def test_the_tables_name_no_file_that_is_gone_and_no_door_that_is_not_used() -> None:
+    named = [*ONLY, *(path for doors in (*DOORS.values(), *CALLS.values()) for path in doors), *COMPVIS_SIGNATURES]
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    sources = {path: sorted(imported(ast.parse((ROOT / path).read_text(encoding="utf-8")))) for path in SOURCES}
+    for module, doors in DOORS.items():
+        for door in doors:
+            names = [name for path, found in sources.items() if path.startswith(door) for name in found]
+            assert any(below(name, module) for name in names), f"{door} does not import {module}"
+
+
 def test_every_config_starts_with_a_comment() -> None:
     configs = [path for path in (ROOT / "configs").rglob("*.yaml")]
     assert configs

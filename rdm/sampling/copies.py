@@ -8,7 +8,7 @@ descriptor. What no row shows is not found: pictures that the model was trained 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,12 +18,10 @@ from ldm.pictures import from_uint8, to_uint8
 from rdm.retrieval.embedder import Embedder, embed_images
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.retriever import Retriever
+from rdm.sampling.generate import Draw
 from rdm.sampling.settings import THRESHOLD
 
 DIGITS = 4  # of a likeness: what lies beyond differs between machines
-
-Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
-"""(places of the images, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,11 @@ from tqdm import tqdm
 
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.loading import Loaded, Model, as_diffusion, config_beside, load_model
+from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
+
+Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
+"""(places of images in a request, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
 
 
 def generate(
@@ -55,6 +59,29 @@ def generate(
             batch = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         images.append(batch[: len(seeds) - start].float().clamp(-1, 1).cpu())
     return torch.cat(images)
+
+
+def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
+    """Returns what draws images of a request: a function of their places in the request and of a seed for each.
+
+    Raises:
+        ValueError: a size that the model cannot make, or a weaker model of another kind.
+    """
+    model, canvas = loaded.model, request.canvas
+    size = (settings.height, settings.width) if canvas is None else canvas.picture.shape[2:]
+    shape, context = loaded.latent_shape_of(*size), request.context(model.conditioner)
+    part = None if settings.text_scale is None else context[:, :1]
+    options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
+    if settings.weaker is not None:
+        options["weaker"] = load_weaker(settings.weaker)
+
+    def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        rows = list(places)
+        some = None if part is None else part[rows]
+        images = generate(model, context[rows], shape, seeds, settings, some, **options)
+        return images if canvas is None else canvas.paste(images)
+
+    return draw
 
 
 def load_weaker(path: str) -> Model:

@@ -15,7 +15,8 @@ from torch import Tensor
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.queries import mix
 from rdm.retrieval.retriever import Retriever
-from rdm.sampling.copies import DIGITS, CopyCheck, Draw, Likeness, draw_checked, embed_sample
+from rdm.sampling.copies import DIGITS, CopyCheck, Likeness, draw_checked, embed_sample
+from rdm.sampling.generate import Draw
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 

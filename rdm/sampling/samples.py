@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from rdm.loading import Loaded, find_checkpoint
 from rdm.sampling.copies import CopyCheck, Likeness
-from rdm.sampling.generate import generate, load_weaker, prepared
+from rdm.sampling.generate import drawing, prepared
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import EDIT_SAMPLER, Settings
@@ -48,32 +47,12 @@ def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
             make; or several candidates that would be one image.
     """
     settings = settings_of(loaded, request, settings)
-    canvas, model = request.canvas, loaded.model
-    if canvas is None:
-        shape = loaded.latent_shape_of(settings.height, settings.width)
-    else:
-        shape = loaded.latent_shape_of(*canvas.picture.shape[2:])
-    context = request.context(model.conditioner)
-    part = None if settings.text_scale is None else context[:, :1]
-    weaker = {} if settings.weaker is None else {"weaker": load_weaker(settings.weaker)}
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
+    neighbours, retriever = request.retrieved.embeddings, loaded.retriever
     with prepared(loaded, settings):
-        edit = {} if canvas is None else {"edit": canvas.edit(model)}
-
-        def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
-            rows = list(places)
-            some = None if part is None else part[rows]
-            images = generate(model, context[rows], shape, seeds, settings, some, **weaker, **edit)
-            return images if canvas is None else canvas.paste(images)
-
+        draw = drawing(loaded, request, settings)
         images, seeds, copies, candidates = draw_best(
-            draw,
-            request.seeds,
-            request.retrieved.embeddings,
-            loaded.retriever,
-            check,
-            settings.best_of,
-            request.queries,
+            draw, request.seeds, neighbours, retriever, check, settings.best_of, request.queries
         )
     return Samples(images, request, settings, seeds, copies, candidates)
 

@@ -1,14 +1,11 @@
 """Objects from configs, atomic files, one-line errors."""
 
-import argparse
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 
-from ldm.command_line import command_line, seed_number
-from ldm.files import atomic_path, read_text
+from ldm.files import atomic_path
 from ldm.util import check_params, evenly, get_obj_from_str, instantiate_from_config, nearest
 
 
@@ -110,30 +107,6 @@ def test_atomic_path_leaves_the_complete_file_or_the_old_one(tmp_path: Path) -> 
     assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
 
 
-def test_bad_input_ends_in_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
-
-    def fail(error: BaseException) -> None:
-        raise error
-
-    run = command_line(fail)
-    for error, code, text in (
-        (ValueError("k is 0,\n  expected 1"), 2, "error: k is 0, expected 1\n"),
-        (FileNotFoundError("no file"), 2, "error: no file\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            run(error)
-        assert (caught.value.code, capsys.readouterr().err) == (code, text)
-    with pytest.raises(TypeError, match="a bug"):  # not the user's fault: the traceback stays
-        run(TypeError("a bug"))
-    monkeypatch.setenv("LDM_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="k is 0"):
-        run(ValueError("k is 0"))
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -153,31 +126,3 @@ def test_values_of_a_wrong_type_are_named(config: dict, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         instantiate_from_config(config)
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["-1", "1.5", "x", str(2**32), "99999999999999999999"])
-def test_seeds_are_what_every_generator_takes(text: str) -> None:
-    assert seed_number("4294967295") == 2**32 - 1
-    with pytest.raises(argparse.ArgumentTypeError, match=f"4294967295.*'{text}'"):
-        seed_number(text)
-
-
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("größe")
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
-    assert read_text(tmp_path / "a.txt") == "größe"
-    with pytest.raises(ValueError, match="b.txt.*UTF-8"):
-        read_text(tmp_path / "b.txt")
-
-
-def test_errors_of_the_system_name_the_path_and_a_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-
-    @command_line
-    def main() -> None:
-        (tmp_path / "file" / "folder").mkdir()
-
-    with pytest.raises(SystemExit) as caught:
-        main()
-    message = f"error: {tmp_path / 'file' / 'folder'}: not a directory; name another path, or change what is there"
-    assert caught.value.code == 2 and capsys.readouterr().err.strip() == message
