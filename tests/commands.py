@@ -18,11 +18,11 @@ PACKAGES = ("torch", "faiss", "open_clip", "pytorch_lightning", "torchmetrics", 
 
 
 class Commands:
-    """The process, which works in a folder. ``run`` gives the exit code of a command and what it printed."""
+    """The process. ``run`` gives the exit code of a command and what it printed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> "Commands":
@@ -32,23 +32,24 @@ class Commands:
         del kind, error, trace
         self.process.communicate()
 
-    def run(self, words: list[str]) -> tuple[int, str]:
-        """Runs a script with its arguments."""
+    def run(self, words: list[str], folder: Path) -> tuple[int, str]:
+        """Runs a script with its arguments in a folder."""
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
-        stdin.write(json.dumps(words) + "\n")
+        stdin.write(json.dumps([words, str(folder)]) + "\n")
         stdin.flush()
         code, said = json.loads(stdout.readline())
         return code, said
 
 
-def in_fork(words: list[str]) -> tuple[int, str]:
-    """Runs a script in a fork of this process."""
+def in_fork(words: list[str], folder: str) -> tuple[int, str]:
+    """Runs a script in a fork of this process, in a folder."""
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if not child:
             for stream in (1, 2):
                 os.dup2(output.fileno(), stream)
+            os.chdir(folder)
             os._exit(as_main(words))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
@@ -75,5 +76,5 @@ if __name__ == "__main__":
     for package in PACKAGES:
         importlib.import_module(package)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(in_fork(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(in_fork(*json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -59,7 +59,7 @@ class GoldenCase:
         else:
             ratio = error_of(got, expected) / stated.get("rtol_of_max", stated.get(f"rtol_of_max_{kind}"))
         ratio = math.inf if math.isnan(ratio) else ratio
-        WORST[self.name] = max(WORST.get(self.name, (0.0, name)), (ratio, name))
+        note(self.name, ratio, name)
         assert ratio <= 1, f"{self.name}: the error of {name} is {ratio:.3g} of its tolerance"
 
 
@@ -72,6 +72,23 @@ def load_golden(name: str) -> GoldenCase:
 def golden_names(prefix: str) -> list[str]:
     """Returns the sorted names of all cases which start with ``prefix``."""
     return sorted(path.stem for path in GOLDEN.glob(f"{prefix}*.json"))
+
+
+def note(case: str, ratio: float, name: str) -> None:
+    """Keeps the worst error of a case."""
+    WORST[case] = max(WORST.get(case, (0.0, name)), (ratio, name))
+
+
+def compared() -> dict[str, Any]:
+    """Returns what was compared so far, for another process."""
+    return {"worst": dict(WORST), "layouts": sorted(LAYOUTS_BUILT)}
+
+
+def add(other: dict[str, Any]) -> None:
+    """Adds what another process compared."""
+    for case, (ratio, name) in other.get("worst", {}).items():
+        note(case, ratio, name)
+    LAYOUTS_BUILT.update(other.get("layouts", []))
 
 
 def summary() -> str:

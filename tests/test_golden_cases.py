@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import golden_cases
@@ -35,6 +36,22 @@ def test_errors_are_measured_as_the_case_states_and_the_worst_is_told() -> None:
     with pytest.raises(AssertionError, match="each: the error of y is 15 of"):
         case("each", elementwise_rel=0.1).check("y", near)
     assert "(each: y)" in summary()
+
+
+def test_what_several_processes_compared_is_told_as_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for value, layout in ((2.1, "kl-f4"), (2.2, "kl-f8"), (2.0, "kl-f4")):
+        monkeypatch.setattr(golden_cases, "WORST", {})
+        monkeypatch.setattr(golden_cases, "LAYOUTS_BUILT", {layout})
+        case(f"by {layout}", rtol_of_max=0.4).check("y", torch.tensor([value, 0.1]))
+        found.append(json.loads(json.dumps(golden_cases.compared())))
+    for each in (*found[:2], {}):
+        golden_cases.add(each)
+    assert golden_cases.compared() == {
+        "worst": {"by kl-f4": (pytest.approx(0.125), "y"), "by kl-f8": (pytest.approx(0.25), "y")},
+        "layouts": ["kl-f4", "kl-f8"],
+    }
+    assert summary().startswith("2 of ") and summary().endswith("(by kl-f8: y), 2 released layouts built")
 
 
 @pytest.mark.parametrize(

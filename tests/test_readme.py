@@ -1,6 +1,7 @@
 """Runs the commands of the README and of the pages in docs/, shrunk to a few steps, in a folder of their own."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,21 @@ SMALLER = {
 # Pages whose commands build on one another; the second one goes without what the first ones have run.
 TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
 ALONE = "docs/training.md"
+
+
+def parts() -> dict[str, list[list[str]]]:
+    """The commands of the pages in parts that need nothing of one another, by what each begins with.
+
+    A part begins at the README's first command and, as sampling takes the shipped model, at every training.
+    """
+    together = [command for page in TOGETHER for command in commands(page)]
+    alone = [command for command in commands(ALONE) if command not in together]
+    found: list[list[list[str]]] = [[]]
+    for command in together + alone:
+        if command[0] == "main.py":
+            found.append([])
+        found[-1].append(command)
+    return {part[0][part[0].index("--base") + 1 if part[0][0] == "main.py" else 0]: part for part in found}
 
 
 def shrink(command: list[str], folder: Path) -> list[str]:
@@ -60,22 +76,25 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(found: list[list[str]], folder: Path) -> None:
+@pytest.fixture(scope="module")
+def process() -> Iterator[Commands]:
+    """The process whose forks run the commands."""
+    with Commands() as started:
+        yield started
+
+
+def run(process: Commands, found: list[list[str]], folder: Path) -> None:
     """Runs commands one after another."""
-    with Commands(folder) as process:
-        for command in found:
-            code, said = process.run(shrink(command, folder))
-            assert code == 0, f"{command}: {said[-2000:]}"
+    for command in found:
+        code, said = process.run(shrink(command, folder), folder)
+        assert code == 0, f"{command}: {said[-2000:]}"
 
 
-def check_records(folder: Path) -> None:
-    """Makes images of an earlier version again, from their records of format 1, with the shipped models."""
-    for image in sorted((ROOT / "tests/records").glob("*.png")):
-        made = folder / "outputs" / image.stem
-        run([["scripts/sample.py", "--from-image", str(image), "--outdir", str(made)]], folder)
-        before, after = (np.asarray(Image.open(file)).astype(int) for file in (image, made / "again-000.png"))
-        # Equal to the bit on a processor of the same kind; another one rounds otherwise.
-        assert (abs(after - before) <= 2).mean() > 0.99, image.stem
+def run_program(process: Commands, blocks: list[str], sizes: list[tuple[int, int]], folder: Path) -> None:
+    """Runs blocks of Python as one program, whose images have to be of these sizes."""
+    check = f"assert [image.size for image in images] == {sizes}, images"
+    (folder / "program.py").write_text("\n".join([*blocks, check, ""]))
+    run(process, [["program.py"]], folder)
 
 
 def exported_run(folder: Path) -> Path:
@@ -90,12 +109,15 @@ def test_the_pages_have_commands_of_every_script_to_run() -> None:
     assert not commands("docs/sampling.md")  # the gallery runs what is shown there
 
 
-def test_sampling_training_and_exports_do_what_the_pages_say(folder: Path) -> None:
-    found = [command for page in TOGETHER for command in commands(page)]
-    training = [command[0] for command in found].index("main.py")
-    run(found[:training], folder)  # with the shipped model, as there is no run yet
-    check_records(folder)
-    run(found[training:], folder)
+def test_the_parts_are_all_commands() -> None:
+    found = [command for part in parts().values() for command in part]
+    assert all(command in found for page in (*TOGETHER, ALONE) for command in commands(page))
+    assert list(parts()) == ["scripts/txt2img.py", "configs/rdm.yaml", "configs/clip/emoji.yaml", next(iter(SMALLER))]
+
+
+def test_sampling_does_what_the_pages_say(process: Commands, folder: Path) -> None:
+    """With the shipped model, as there is no run yet."""
+    run(process, parts()["scripts/txt2img.py"], folder)
     for name in ("txt2img", "class2img", "sample"):
         assert Image.open(folder / f"outputs/{name}/{name}-001.png").size == (64, 64)
         grid = Image.open(folder / f"outputs/{name}/{name}-grid.png")
@@ -105,12 +127,22 @@ def test_sampling_training_and_exports_do_what_the_pages_say(folder: Path) -> No
         )
     first, again = (folder / f"outputs/sample/{name}-000.png" for name in ("sample", "again"))
     assert again.read_bytes() == first.read_bytes()
-    program = "\n".join(block for page in PAGES for block in blocks(page, "python"))
-    sizes = "assert [image.size for image in images] == [(64, 64)] * 4, images"
-    (folder / "program.py").write_text(f"{program}\n{sizes}\n")
-    with Commands(folder) as process:
-        code, said = process.run(["program.py"])
-    assert code == 0, said[-2000:]
+    run_program(process, [block for page in PAGES for block in blocks(page, "python")], [(64, 64)] * 4, folder)
+
+
+def test_images_of_earlier_versions_are_made_again(process: Commands, folder: Path) -> None:
+    """From their records of format 1, with the shipped models."""
+    for image in sorted((ROOT / "tests/records").glob("*.png")):
+        made = folder / "outputs" / image.stem
+        run(process, [["scripts/sample.py", "--from-image", str(image), "--outdir", str(made)]], folder)
+        before, after = (np.asarray(Image.open(file)).astype(int) for file in (image, made / "again-000.png"))
+        # Equal to the bit on a processor of the same kind; another one rounds otherwise.
+        assert (abs(after - before) <= 2).mean() > 0.99, image.stem
+
+
+def test_training_and_exports_do_what_the_pages_say(process: Commands, folder: Path) -> None:
+    run(process, parts()["configs/rdm.yaml"], folder)
+    run_program(process, blocks("README.md", "python"), [(64, 64)] * 2, folder)  # of the run
     assert read_weights(folder / "exported/compvis/model.ckpt").keys() > {"betas", "unconditional_guidance_vex"}
     ours, back = (read_weights(file) for file in (exported_run(folder), folder / "models/rdm/mine/model.safetensors"))
     name = "model.diffusion_model.out.2.weight"
@@ -118,9 +150,12 @@ def test_sampling_training_and_exports_do_what_the_pages_say(folder: Path) -> No
     assert (folder / "data/databases/emoji/neighbours/train/neighbours.npy").is_file()
 
 
-def test_the_other_stages_do_what_the_pages_say(folder: Path) -> None:
-    before = [command for page in TOGETHER for command in commands(page)]
-    run([command for command in commands(ALONE) if command not in before], folder)
+def test_a_clip_is_trained_as_the_pages_say(process: Commands, folder: Path) -> None:
+    run(process, parts()["configs/clip/emoji.yaml"], folder)
+    assert len(list((folder / "logs").glob("*_emoji/open_clip/open_clip_model.safetensors"))) == 1
+
+
+def test_a_first_stage_is_trained_and_evaluated_as_the_pages_say(process: Commands, folder: Path) -> None:
+    run(process, parts()["configs/first_stage/emoji-vq-f4.yaml"], folder)
     assert json.loads((folder / "outputs/evaluate/results.json").read_text())["figures"]["psnr"] > 0
     assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
-    assert len(list((folder / "logs").glob("*_emoji/open_clip/open_clip_model.safetensors"))) == 1
