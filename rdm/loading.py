@@ -131,7 +131,8 @@ def load(
 
     Args:
         checkpoint: file or folder; see :func:`find_checkpoint`.
-        database: another database than the one of the model's config, made by the same embedder.
+        database: another database than the one of the model's config, made by the same embedder. The pictures of the
+            model's own database are then not needed.
         only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
         config: file with the config of the model; the one beside the checkpoint if not given.
 
@@ -146,7 +147,8 @@ def load(
         raise ValueError(f"the config of {path} has no 'data', which names embedder and database; give a whole run's")
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    data.prepare_retrieval()
+    if database is None or Path(database) == Path(data.database_config["path"]):
+        data.prepare_retrieval()
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(partial(load_embedder, data.embedder_config), opened, partial(_open_index, opened), rows)
