@@ -1,4 +1,4 @@
-"""Figures of a model, and beside them all it takes to get them again: results.json and pictures."""
+"""Evaluates a model or pictures; results.json has the figures, and all settings needed to make them again."""
 
 from __future__ import annotations
 
