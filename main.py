@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.command_line import add_trust_option, command_line, seed_number
+from ldm.command_line import HelpFormatter, add_trust_option, command_line, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
@@ -71,11 +71,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "default": False,
         "metavar": "BOOL",
     }
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    p.add_argument(
+        "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right; later ones win"
     )
-    p.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
-    p.add_argument("-t", "--train", **flag, help="train the model; without this option it is validated")
+    p.add_argument("-t", "--train", **flag, help="train the model; without this option, it is only validated")
     p.add_argument("--no-test", **flag, help="skip the test set")
     p.add_argument(
         "-r",
@@ -84,7 +84,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="RUN",
         help="continue the run in this folder, or from this checkpoint, with the run's own config",
     )
-    p.add_argument("-n", "--name", default="", help="name of the run; if empty, the name of the first config")
+    p.add_argument("-n", "--name", default="", help="name of the run; if not given, that of the first config")
     p.add_argument("-f", "--postfix", default="", help="text that is appended to the name")
     p.add_argument("-p", "--project", default="", help="folder of the run, in place of <logdir>/<time>_<name>")
     p.add_argument("-l", "--logdir", default="logs", help="folder in which run folders are created")
@@ -96,10 +96,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="seed of the initial weights; see data.params.seed for the data order, model.params.seed for the noise",
     )
     p.add_argument(
-        "--scale_lr", **flag, help="multiply the learning rate by number of devices x batch size x accumulated batches"
+        "--scale_lr",
+        **flag,
+        help="multiply the learning rate by the numbers of devices, of pictures in a batch, and of accumulated batches",
     )
     p.add_argument(
-        "--gpus", type=gpu_numbers, default="", help="GPUs to use, e.g. '0,' or '0,1'; if empty, Lightning chooses"
+        "--gpus",
+        type=gpu_numbers,
+        default="",
+        help="numbers of the GPUs to use, such as '0' or '0,1'; if not given, all that are there, or the CPU",
     )
     add_trust_option(p)
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace those of the configs")

@@ -52,10 +52,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Formats ``--help`` with the defaults of options, where these say something: no None, False or empty list."""
+    """Formats ``--help`` with the defaults of options where they say something: no None, False, empty text or list."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_something = action.default not in (None, False, []) and action.default is not argparse.SUPPRESS
+        says_something = action.default not in (None, False, "", []) and action.default is not argparse.SUPPRESS
         return super()._get_help_string(action) if says_something else action.help
 
 

@@ -135,10 +135,11 @@ def load(
     """Loads a model that is ready to sample. Its database is built if it is missing.
 
     Args:
-        checkpoint: file or folder, see :func:`find_checkpoint`.
-        database: folder of a database to use instead of that of the config; the same embedder must have made it.
-        only: ``COLUMN=VALUE`` rules that restrict neighbours to some of the rows, such as ``licence=CC0-1.0``.
-        config: file of the model's config; if not given, the one beside the checkpoint.
+        checkpoint: file or folder; see :func:`find_checkpoint`.
+        database: another database than the one of the model's config, made by the same embedder. The pictures of the
+            model's own database are then not needed.
+        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
+        config: file with the config of the model; the one beside the checkpoint if not given.
 
     Raises:
         FileNotFoundError: the checkpoint, config or database does not exist.
@@ -153,7 +154,8 @@ def load(
         )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    data.prepare_retrieval()
+    if database is None or Path(database) == Path(data.database_config["path"]):
+        data.prepare_retrieval()
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(partial(load_embedder, data.embedder_config), opened, partial(_open_index, opened), rows)

@@ -1,8 +1,8 @@
 """Edits of a picture: inpainting (--mask), outpainting (--outpaint), image-to-image (--strength), inversion (--invert).
 
-The model sees the neighbours of --prompt or, without it, those of what stays of the picture. --invert finds the noise
-that leads to the picture and samples from it under the prompt; without a prompt it gives the picture back and prints
-how well. The sides of the picture have to be multiples of what the model divides them by (16 for the shipped model).
+The model sees the neighbours of --prompt or, without it, the neighbours of the part that is kept. --invert finds the
+noise that leads to the picture and samples from it under the prompt; without a prompt it gives the picture back and
+prints how well. The sides of the picture must be multiples of 16 for the shipped model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
         type=int,
         nargs=4,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="extend the picture by these numbers of pixels",
+        help="extend the picture by this many pixels at each side",
     )
     p.add_argument("--strength", type=fraction, help="how much is repainted: 0 nothing, 1 all; 1 if not given")
     p.add_argument("--invert", action="store_true", help="start from the noise that leads to the picture")
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the prompt alone, without neighbours")
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")
-    p.add_argument("--negative", metavar="TEXT", help="look neighbours up away from this text")
+    p.add_argument("--negative", metavar="TEXT", help="move the query away from this text")
     p.add_argument(
         "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
     )

@@ -5,26 +5,30 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.command_line import add_trust_option, command_line
+from ldm.command_line import HelpFormatter, add_trust_option, command_line
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("run", help="folder with config.yaml and checkpoints/last.ckpt, model.safetensors or model.ckpt")
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p.add_argument("run", help="run folder or exported folder; with --from diffusers, the folder that diffusers wrote")
     p.add_argument(
         "--to", choices=("safetensors", "compvis", "diffusers"), default="safetensors", help="format of the output"
     )
     p.add_argument("--from", dest="source", choices=("run", "diffusers"), default="run", help="format of the input")
-    p.add_argument("--checkpoint", help="checkpoint to export in place of the run's last one")
+    p.add_argument("--checkpoint", help="checkpoint to export; the run's last one if not given")
     p.add_argument("--output", required=True, help="folder to write, e.g. models/rdm/mine")
     p.add_argument(
         "--weights",
         choices=("average", "raw", "both"),
         default="average",
-        help="average: the running average in place of the weights; raw: the weights; both: each under its own names",
+        help="average: export the EMA weights; raw: the weights of the last step; both: both, under their names",
     )
-    p.add_argument("--float32", action="store_true", help="store safetensors in float32 in place of float16")
+    p.add_argument(
+        "--float32",
+        action="store_true",
+        help="with --to safetensors: keep float32, which is otherwise rounded to float16",
+    )
     add_trust_option(p)
     return p.parse_args()
 
@@ -37,7 +41,9 @@ def main() -> None:
         raise ValueError(f"--output: got {args.output}, the folder that is read; give another, or its config is lost")
     if args.source == "diffusers":
         if args.to != "safetensors" or args.checkpoint or args.weights != "average":
-            raise ValueError("--from diffusers gives our own folder: leave out --to, --checkpoint and --weights")
+            raise ValueError(
+                "--from diffusers writes safetensors and config.yaml: leave out --to, --checkpoint and --weights"
+            )
         from ldm.checkpoint import write_weights
         from ldm.config import write_config
         from ldm.convert.diffusers import import_diffusers, scale_of_diffusers

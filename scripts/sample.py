@@ -1,6 +1,6 @@
 """Unconditional samples: neighbours of popular database rows condition the model (Blattmann et al. 2022, section 3.2).
 
-Other queries take their place on request: --image makes variations of a picture, --rows makes images of database rows,
+Other options replace the random rows: --image makes variations of a picture, --rows makes images of database rows,
 and --caption makes images of a text and its --knn - 1 nearest neighbours, as CompVis' script of this name does.
 --from-image makes an image again from the record that it carries.
 """

@@ -12,24 +12,29 @@ def parse_args() -> argparse.Namespace:
     """Returns the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
-        "--config", help="training config; builds the tables of all its data sets, and the database if missing"
+        "--config", help="training config: makes the tables of all its data sets, and the database if it is missing"
     )
-    parser.add_argument("--database", help="instead of --config: folder of a finished database")
-    parser.add_argument("--images", help="with --database: image folder, Parquet file(s) or tar shards")
-    parser.add_argument("--split", help="with --database: use only rows of this split")
+    parser.add_argument("--database", help="in place of --config: folder of a finished database")
+    parser.add_argument(
+        "--images", help="with --database: pictures that get neighbours: image folder, Parquet files or tar shards"
+    )
+    parser.add_argument("--split", help="with --images: only the pictures of this split, of Parquet files")
     parser.add_argument(
         "--output", help="with --database: folder of the table; neighbours/train in the database if not given"
     )
-    parser.add_argument("--k", type=positive, help="neighbours per picture; the config's value or 20 if not given")
+    parser.add_argument(
+        "--k", type=positive, help="neighbours that are stored for each picture; the config's value or 20 if not given"
+    )
     parser.add_argument(
         "--near-duplicate",
         type=finite,
-        help="leave out rows at least this similar; the config's value or 0.999 if not given",
+        help="a row is no neighbour of a picture if their cosine similarity is at least this; the config's value or "
+        "0.999 if not given",
     )
     parser.add_argument(
         "--patches-per-side",
         type=positive,
-        help="find neighbours of each of n x n patches of a picture; the config's value or 1 if not given",
+        help="cut each picture into N x N patches with neighbours of their own; the config's value or 1 if not given",
     )
     add_embedding_options(parser, "--database")
     return parser.parse_args()

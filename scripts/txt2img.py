@@ -26,14 +26,14 @@ def parse() -> argparse.Namespace:
     seen.add_argument(
         "--omit_query", action="store_true", help="the model sees the neighbours alone; this is the default"
     )
-    p.add_argument("--image", metavar="FILE", help="look neighbours up between the text and this picture")
+    p.add_argument("--image", metavar="FILE", help="mix this picture into the query")
     p.add_argument(
         "--image_weight",
         type=finite,
         default=IMAGE_WEIGHT,
         help="weight of --image in the query; the text has weight 1",
     )
-    p.add_argument("--negative", metavar="TEXT", help="look neighbours up away from this text")
+    p.add_argument("--negative", metavar="TEXT", help="move the query away from this text")
     p.add_argument(
         "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
     )

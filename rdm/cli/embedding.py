@@ -12,18 +12,27 @@ def add_ray_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="embed on the machines of a Ray cluster: 'local' starts a cluster on this machine, 'auto' joins the "
-        "cluster that runs on this machine, HOST:PORT is the head node of a cluster that this machine belongs to; all "
-        "machines need the pictures and the database in the same folders, and each one embeds whole shards "
-        "(shard_rows of the config)",
+        help="embed on the machines of a Ray cluster: 'local' starts one here, 'auto' uses the one that runs here, "
+        "HOST:PORT is the head of one that this machine is part of; all machines must see the pictures and the "
+        "database in the same folders, and each machine embeds whole shards (shard_rows of the config)",
     )
 
 
 def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     """Adds the options that the embedding scripts share. They apply to the option ``beside`` or to a config."""
     p = parser
-    p.add_argument("--size", type=positive, default=256, help=f"with {beside}: side of the pictures in pixels")
-    p.add_argument("--embedder", default="models/clip/emoji", help=f"with {beside}: open_clip folder or architecture")
-    p.add_argument("--pretrained", help=f"with {beside}: name of the weights in open_clip")
+    p.add_argument(
+        "--size", type=positive, default=256, help=f"with {beside}: side in pixels to which pictures are scaled"
+    )
+    p.add_argument(
+        "--embedder",
+        default="models/clip/emoji",
+        help=f"with {beside}: CLIP: its folder, or the name of an open_clip model",
+    )
+    p.add_argument(
+        "--pretrained", help=f"with {beside}: open_clip's name of the weights, if --embedder is the name of a model"
+    )
     add_trust_option(p)
-    p.add_argument("overrides", nargs="*", help="with --config: changes of its entries, as key.path=value")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="with --config: settings that replace those of the config"
+    )

@@ -80,7 +80,7 @@ FACTORS = {"none": 1.0, "d-run": 0.5, "d-again": 0.5}
     [
         (("--to", "compvis", "--weights", "both"), "the checkpoint has no running average"),
         (("--to", "diffusers", "--weights", "both"), "no running average|one set of weights"),
-        (("--from", "diffusers", "--to", "compvis"), "--from diffusers gives our own folder"),
+        (("--from", "diffusers", "--to", "compvis"), "--from diffusers writes safetensors"),
     ],
 )
 def test_the_script_refuses_what_cannot_be(
