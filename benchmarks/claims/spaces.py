@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.style_classifier import judge, kept
+from benchmarks.style_classifier import cached, judge
 from ldm.files import file_hash
 from ldm.pictures import from_uint8, to_uint8
 from ldm.util import evenly, instantiate_from_config
@@ -95,7 +95,7 @@ def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
     features, real, pictures = {}, {}, {}
     for part, images in data.items():
         pictures[part] = torch.stack([to_uint8(images[n]["image"]) for n in range(len(images))])
-        features[part] = kept(
+        features[part] = cached(
             folder / f"features-{part}.safetensors",
             {**asked, "n": len(images)},
             lambda shown=pictures[part]: seen(clip, classifier, shown)[0],  # type: ignore[misc]

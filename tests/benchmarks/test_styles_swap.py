@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import rdm_config, ship
 
-from benchmarks.style_classifier import STYLES, called, confusion, kept, train
+from benchmarks.style_classifier import STYLES, cached, confusion, predict, train
 from benchmarks.styles import WHOLE, choose_prompts, content, measure, tables
 from ldm.checkpoint import read_weights, write_weights
 from ldm.pictures import from_uint8, to_uint8
@@ -37,7 +37,7 @@ def test_the_classifier_learns_what_is_in_the_pixels_and_repeats_itself() -> Non
     pictures[labels == 2] = pictures[labels == 2][..., ::2].repeat_interleave(2, dim=3)  # coarser
     first, again = (train(pictures[:90], labels[:90], 3, epochs=40) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    counts = confusion(labels[90:], called(first, pictures[90:]), 3)
+    counts = confusion(labels[90:], predict(first, pictures[90:]), 3)
     assert counts.sum(1).tolist() == [10, 10, 10] and counts.trace() >= 27
 
 
@@ -72,7 +72,7 @@ def test_what_is_kept_is_made_again_for_other_settings_only(tmp_path: Path) -> N
         made.append(len(made))
         return {"number": torch.tensor(made[-1])}
 
-    found = [int(kept(tmp_path / "a.safetensors", {"steps": steps}, make)["number"]) for steps in (1, 1, 2, 2, 1)]
+    found = [int(cached(tmp_path / "a.safetensors", {"steps": steps}, make)["number"]) for steps in (1, 1, 2, 2, 1)]
     assert found == [0, 0, 1, 1, 2]
 
 
