@@ -132,7 +132,7 @@ def make(entry: Entry, folder: Path) -> None:
     for name in LINKS:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(ROOT / name)
-    environment, made, about = {**os.environ, "PYTHONPATH": str(ROOT)}, [], PngInfo()
+    environment, results, about = {**os.environ, "PYTHONPATH": str(ROOT)}, [], PngInfo()
     about.add_itxt(KEYWORD, entry.command)
     for command, file in entry.steps:
         words = [sys.executable, *(["-c", command] if entry.is_code else shlex.split(command)[1:])]
@@ -143,8 +143,8 @@ def make(entry: Entry, folder: Path) -> None:
             raise ValueError(f"{entry.name}: {(done.stderr.splitlines() or ['no message'])[-1]}")
         if file is not None:
             with Image.open(folder / done.stdout.splitlines()[-1]) as picture:
-                made.append((picture.copy(), file))
-    for picture, file in made:
+                results.append((picture.copy(), file))
+    for picture, file in results:
         with atomic_path(file) as temporary:
             picture.save(temporary, format="png", optimize=True, pnginfo=about)
 

@@ -10,7 +10,7 @@ import torch
 from toy import ROOT, rdm_config, ship
 
 from benchmarks.claims.cases import Case, all_cases, by_class, popular, text
-from benchmarks.claims.measure import Bench, choose, measure_all, read_lines, restricted
+from benchmarks.claims.measure import Bench, choose_prompts, measure_all, read_lines, restricted
 from benchmarks.claims.runs import CONFIGS, all_runs, command, is_trained, metrics, train
 from benchmarks.claims.spaces import Setup, accuracy, set_up
 from ldm.config import read_config
@@ -141,9 +141,9 @@ def test_rows_of_smaller_shares_are_among_those_of_larger_ones(system: tuple[Pat
 def test_prompts_are_evenly_spread_and_of_both_parts(system: tuple[Path, Setup]) -> None:
     setup = system[1]
     assert len(setup.names["train"]) == len(setup.names["held"]) == 6
-    chosen = choose(setup, text("all"), 100)
+    chosen = choose_prompts(setup, text("all"), 100)
     assert chosen[::2] == setup.names["train"] and chosen[1::2] == setup.names["held"]
-    assert len(choose(setup, text("held"), 4)) == 4 and choose(setup, popular(), 4) == []
+    assert len(choose_prompts(setup, text("held"), 4)) == 4 and choose_prompts(setup, popular(), 4) == []
 
 
 def test_balanced_accuracy_counts_classes_alike() -> None:
