@@ -1,4 +1,4 @@
-"""The comparison of databases of one style each, on a tiny system with real pictures."""
+"""The comparison of databases of one style each, with a tiny model and real pictures."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rdm.loading import Loaded, load
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """A tiny model that hangs on its neighbours more than random weights do."""
+    """A tiny model that depends on its neighbours more than random weights do."""
     folder = tmp_path_factory.mktemp("system")
     file = ship(folder / "model", rdm_config(folder)) / "model.safetensors"
     write_weights(file, {name: (30 if ".attn2." in name else 1) * value for name, value in read_weights(file).items()})
