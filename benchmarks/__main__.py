@@ -1,4 +1,4 @@
-"""Run every benchmark: `python -m benchmarks [name ...]`; one JSON line each."""
+"""Runs the benchmarks: `python -m benchmarks [name ...]` prints one line of JSON for each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
 
 
 def main() -> None:
-    """Run the benchmarks named on the command line, or all."""
+    """Runs the benchmarks that the command line names, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="name", help=f"any of: {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"benchmarks to run: {', '.join(BENCHMARKS)}; all if none is given"
+    )
     names = parser.parse_args().names or list(BENCHMARKS)
     for name in names:
         if name not in BENCHMARKS:
-            parser.error(f"no benchmark '{name}'; there are {', '.join(BENCHMARKS)}")
+            parser.error(f"no benchmark '{name}', expected one of {', '.join(BENCHMARKS)}")
         print(json.dumps({"benchmark": name, **BENCHMARKS[name]()}), flush=True)
 
 

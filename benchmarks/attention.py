@@ -1,6 +1,7 @@
-"""Attention written out against torch's fused kernel: up to how many scores is the former faster on this machine?
+"""Compares attention as plain matrix products with torch's fused kernel, for several numbers of queries and keys.
 
-The answer for a CPU, in bfloat16, is the constant `PLAIN_SCORES` of `ldm.modules.attention`.
+The constant `PLAIN_SCORES` of `ldm.modules.attention` is the number of scores up to which the plain products are faster
+on a CPU in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROUNDS, SECONDS = 9, 0.02
 
 @contextmanager
 def kernel(name: str) -> Iterator[None]:
-    """Forces a kernel of `attend`."""
+    """Forces `attend` to use a kernel."""
     before = os.environ.get("LDM_ATTENTION", "")
     os.environ["LDM_ATTENTION"] = name
     try:
@@ -33,7 +34,7 @@ def kernel(name: str) -> Iterator[None]:
 
 
 def duration(call: Callable[[], object], times: int) -> float:
-    """Seconds of one call, as the mean of so many."""
+    """Returns the mean seconds of a call over a number of calls."""
     start = time.perf_counter()
     for _ in range(times):
         call()
@@ -41,7 +42,7 @@ def duration(call: Callable[[], object], times: int) -> float:
 
 
 def ratio(call: Callable[[], object]) -> float:
-    """Time of the fused kernel over that of the products written out, medians of `ROUNDS` alternating rounds."""
+    """Returns the time of the fused kernel divided by that of the plain products, as medians of alternating rounds."""
     seconds: dict[str, list[float]] = {"sdpa": [], "plain": []}
     for name in seconds:
         with kernel(name):
@@ -55,9 +56,9 @@ def ratio(call: Callable[[], object]) -> float:
 
 
 def run() -> dict[str, float]:
-    """Ratios above 1 where writing the scores out is faster, by queries x keys, dtype, and with the backward pass."""
+    """Returns the ratios by queries x keys, dtype and pass; plain products are faster where a ratio is above 1."""
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    ratios = {}
     for n, length in SIZES:
         for dtype in (torch.float32, torch.bfloat16):
             q, k, v = (
@@ -73,6 +74,6 @@ def run() -> dict[str, float]:
                 torch.autograd.grad(attend(q, k, v).sum(), (q, k, v))
 
             name = f"{n}x{length}_{str(dtype).removeprefix('torch.')}"
-            found[f"{name}_forward"] = round(ratio(forward), 2)
-            found[f"{name}_forward_backward"] = round(ratio(both), 2)
-    return found
+            ratios[f"{name}_forward"] = round(ratio(forward), 2)
+            ratios[f"{name}_forward_backward"] = round(ratio(both), 2)
+    return ratios

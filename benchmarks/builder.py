@@ -1,6 +1,8 @@
-"""Pictures per second of a database's build, against its embedder alone on pictures that lie in memory.
+"""Measures how many pictures per second a database build takes in, in comparison with its embedder alone.
 
-`python -m benchmarks.builder --embedder FOLDER --files PATH` takes another CLIP and other Parquet files.
+The embedder alone gets pictures that are already in memory.
+
+`python -m benchmarks.builder --embedder FOLDER --files PATH` measures another CLIP and other Parquet files.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ BATCH, SHARD_ROWS, ROUNDS = 256, 1024, 3
 
 
 def compare(embedder_of: dict[str, Any], source: dict[str, Any], rounds: int) -> dict[str, float]:
-    """Returns images per second of both ways, medians of alternating rounds over all pictures, and their ratio."""
+    """Returns the images per second of embedder and build, as medians of alternating rounds, and their ratio."""
     embedder, images = load_embedder(embedder_of), instantiate_from_config(source)
     batch = torch.stack([images[number]["image"] for number in range(BATCH)])
 
@@ -40,7 +42,7 @@ def compare(embedder_of: dict[str, Any], source: dict[str, Any], rounds: int) ->
             build_database(Path(folder) / "database", source, embedder, **options)
 
     with torch.inference_mode():
-        embedder.images(batch)  # the first call of a network is slow
+        embedder.images(batch)  # warm-up, because the first call of a network is slow
     seconds: dict[str, list[float]] = {"bare": [], "build": []}
     for _ in range(rounds):
         for name, way in (("bare", bare), ("build", build)):
@@ -56,19 +58,23 @@ def compare(embedder_of: dict[str, Any], source: dict[str, Any], rounds: int) ->
 
 
 def run() -> dict[str, float]:
-    """Returns the figures of the emoji database."""
+    """Returns the speed for the emoji database."""
     config = read_config([CONFIG])
     return compare(config["embedder"], config["database"]["source"], ROUNDS)
 
 
 def main() -> None:
-    """Measures what the command line names."""
+    """Measures the embedder and the files of the command line."""
     config = read_config([CONFIG])
     source = config["database"]["source"]
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--embedder", default=config["embedder"]["params"]["model"], help="folder in open_clip's form")
-    p.add_argument("--files", default=source["params"]["files"], help="Parquet files of pictures")
-    p.add_argument("--rounds", type=int, default=ROUNDS)
+    p.add_argument(
+        "--embedder", default=config["embedder"]["params"]["model"], help="CLIP model: folder in open_clip's format"
+    )
+    p.add_argument("--files", default=source["params"]["files"], help="Parquet files with the pictures")
+    p.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"number of rounds, of which the median is taken; default: {ROUNDS}"
+    )
     args = p.parse_args()
     source = {**source, "params": {**source["params"], "files": args.files}}
     print(json.dumps(compare(embedder_config(args.embedder), source, args.rounds)))

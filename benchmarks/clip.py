@@ -1,9 +1,9 @@
-"""Measures a small CLIP on drawings: `python -m benchmarks.clip [MODEL] --files data/emoji`; one JSON line.
+"""Measures a small CLIP on drawings: `python -m benchmarks.clip [MODEL] --files data/emoji` prints one line of JSON.
 
-On held-out pictures (those that the training config holds out): the name of a picture among all names, a picture by its
-name, style and colour. On all pictures: the prompts of `colour_prompts.txt`, a colour and a thing each, and how many of
-the four nearest pictures are both. The colour counts if the pixels make it a dominant one, the thing if it is a word of
-the name or of the keywords.
+Pictures that the training config holds out measure retrieval: the name of a picture among all names, a picture by its
+name, and the accuracy of style and colour. All pictures are searched with the prompts of `colour_prompts.txt`, each of
+which names a colour and a thing. The figures are the shares of the four nearest pictures that match. A picture matches
+the colour if it is dominant in its pixels, and the thing if its name or its keywords contain the word.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ BATCH = 128
 
 
 def read_prompts(file: Path = PROMPTS) -> list[tuple[str, str]]:
-    """Returns (colour, thing) of each line."""
+    """Returns the colour and the thing of each line."""
     pairs = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines()]
     return [(colour, thing) for colour, thing in pairs]
 
 
 @torch.no_grad()
 def text_vectors(embedder: OpenClipEmbedder, texts: Sequence[str]) -> Tensor:
-    """Returns unit vectors ``[N, D]`` of texts; those that are too long are cut, as in training."""
+    """Returns unit vectors ``[N, D]`` of texts; texts that are too long are cut, as in training."""
     return F.normalize(embedder.clip.encode_text(embedder.tokenizer(list(texts))).float(), dim=-1)
 
 
 def embed(embedder: OpenClipEmbedder, images: ParquetImages) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Returns unit vectors ``[N, D]`` of all pictures, and their metadata with ``colours``, the dominant ones."""
+    """Returns unit vectors ``[N, D]`` of all pictures, and their metadata with the dominant ``colours``."""
     vectors, items = [], []
     for start in range(0, len(images), BATCH):
         part = [images[i] for i in range(start, min(start + BATCH, len(images)))]
@@ -56,12 +56,12 @@ def embed(embedder: OpenClipEmbedder, images: ParquetImages) -> tuple[Tensor, li
 def colour_and_thing(
     nearest: Sequence[Sequence[int]], items: Sequence[dict[str, Any]], prompts: Sequence[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Returns which shares of the retrieved pictures have the colour, are the thing, and both.
+    """Returns the shares of the retrieved pictures that have the colour, show the thing, and do both.
 
     Args:
-        nearest: of each prompt, the numbers of its nearest pictures.
+        nearest: for each prompt, the numbers of its nearest pictures.
         items: metadata of the pictures, with ``colours``.
-        prompts: (colour, thing) each.
+        prompts: colour and thing of each prompt.
     """
     hits = []
     for numbers, (colour, thing) in zip(nearest, prompts, strict=True):
@@ -78,9 +78,9 @@ def measure(model: str, files: Sequence[str], every: int) -> dict[str, Any]:
     """Returns all figures of a model on drawings.
 
     Args:
-        model: folder in open_clip's local-directory form.
+        model: folder in open_clip's local-directory format.
         files: Parquet files, or folders of them.
-        every: of the split by hash; one picture in so many is held out.
+        every: one in ``every`` pictures is held out, by the hash of its id.
     """
     embedder = OpenClipEmbedder(model)
     vectors, items = embed(embedder, ParquetImages(files=list(files), size=embedder.image_size))
@@ -93,30 +93,34 @@ def measure(model: str, files: Sequence[str], every: int) -> dict[str, Any]:
 
     figures: dict[str, Any] = {"model": model, "pictures": len(items), "held out": len(rows), "names": len(names)}
     figures |= retrieval_figures(encode, held_out, kept, names)
-    found = ranks(held_out @ encode(names).T, places_of([item["caption"] for item in kept], names)) < 5
+    in_five = ranks(held_out @ encode(names).T, places_of([item["caption"] for item in kept], names)) < 5
     figures["recall@5 by style"] = {
-        style: found[[i for i, item in enumerate(kept) if item["style"] == style]].float().mean().item()
+        style: in_five[[i for i, item in enumerate(kept) if item["style"] == style]].float().mean().item()
         for style in sorted({item["style"] for item in kept})
     }
     prompts = read_prompts()
-    asked = encode([with_article(f"{colour} {thing}") for colour, thing in prompts])
-    nearest = (asked @ vectors.T).topk(FIRST).indices.tolist()
+    queries = encode([with_article(f"{colour} {thing}") for colour, thing in prompts])
+    nearest = (queries @ vectors.T).topk(FIRST).indices.tolist()
     return figures | {f"first {FIRST} of {len(prompts)} prompts": colour_and_thing(nearest, items, prompts)}
 
 
 def rounded(value: Any) -> Any:
-    """Returns figures with three digits behind the point."""
+    """Returns figures rounded to three decimal places."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     return round(value, 3) if isinstance(value, float) else value
 
 
 def main() -> None:
-    """Reads the command line and measures."""
+    """Measures the model of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("model", nargs="?", default="models/clip/emoji", help="folder in open_clip's form")
+    parser.add_argument(
+        "model", nargs="?", default="models/clip/emoji", help="CLIP model: folder in open_clip's format"
+    )
     parser.add_argument("--files", nargs="+", default=["data/emoji"], help="Parquet files, or folders of them")
-    parser.add_argument("--every", type=int, default=10, help="one picture in so many is held out, by its id")
+    parser.add_argument(
+        "--every", type=int, default=10, help="one in EVERY pictures is held out, by the hash of its id"
+    )
     options = parser.parse_args()
     print(json.dumps(rounded(measure(options.model, options.files, options.every))))
 

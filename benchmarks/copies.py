@@ -1,9 +1,10 @@
-"""Where the threshold of copies lies: `python -m benchmarks.copies` prints one JSON line about a trained model.
+"""Measures similarities for the threshold of the copy check: `python -m benchmarks.copies` prints one line of JSON.
 
-``held_out`` is how like the real pictures of the validation set are to their nearest rows, own rows and near-duplicates
-left out, as in the neighbour tables: what a threshold should let pass. ``copied`` is the same of training pictures that
-went through the first stage, the most faithful copies that its model can make, with all rows: what it should find.
-``shares`` are the parts of both at or above each threshold.
+``held_out`` is the similarity of real validation pictures to their nearest database rows. Their own rows and
+near-duplicates are left out, as in the neighbour tables. A threshold should not flag these pictures. ``copied`` is the
+similarity of reconstructed training pictures to their nearest rows, with no row left out. They are the most faithful
+copies that the model can produce, and a threshold should flag them. ``shares`` are the shares of both at or above each
+threshold.
 """
 
 from __future__ import annotations
@@ -25,41 +26,43 @@ THRESHOLDS = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
 
 
 def held_out(loaded: Loaded, n: int) -> np.ndarray:
-    """Returns the likeness of validation pictures to the nearest other row, ``[n]``."""
-    images, found = instantiate_from_config(loaded.data.dataset_configs["validation"]), []
+    """Returns the similarity of validation pictures to the nearest row of another picture, ``[n]``."""
+    images, similarities = instantiate_from_config(loaded.data.dataset_configs["validation"]), []
     retriever, near = loaded.retriever, loaded.data.near_duplicate
     for number in evenly(len(images), min(n, len(images))):
         item = images[number]
         vector = embed_images(retriever.embedder, [item["image"]], [item["id"]])
         row = search_without_copies(vector, [item["id"]], retriever.database, retriever.index, 1, near)[0]
         other = retriever.database.embeddings(row)
-        found.append(float(vector[0] @ other[0] / np.linalg.norm(vector) / np.linalg.norm(other)))
-    return np.array(found)
+        similarities.append(float(vector[0] @ other[0] / np.linalg.norm(vector) / np.linalg.norm(other)))
+    return np.array(similarities)
 
 
 def copied(loaded: Loaded, n: int) -> np.ndarray:
-    """Returns the likeness of training pictures that went through the first stage to the nearest row, ``[n]``."""
-    images, found = instantiate_from_config(loaded.data.dataset_configs["train"]), []
-    copies, nothing = FirstStageCopies(images, loaded), np.zeros((0, loaded.retriever.database.dim), np.float32)
+    """Returns the similarity of reconstructed training pictures to the nearest row, ``[n]``."""
+    images, similarities = instantiate_from_config(loaded.data.dataset_configs["train"]), []
+    copies, no_rows = FirstStageCopies(images, loaded), np.zeros((0, loaded.retriever.database.dim), np.float32)
     for number in evenly(len(images), min(n, len(images))):
-        found.append(compare(copies[number]["image"], nothing, loaded.retriever, 1.0).similarity)
-    return np.array(found)
+        similarities.append(compare(copies[number]["image"], no_rows, loaded.retriever, 1.0).similarity)
+    return np.array(similarities)
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures the model of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt", default="models/rdm/emoji", help="checkpoint or run folder")
-    parser.add_argument("--n", type=int, default=1000, help="pictures of each kind, at most")
+    parser.add_argument(
+        "--n", type=int, default=1000, help="largest number of validation pictures and of training pictures"
+    )
     args = parser.parse_args()
     loaded = load(args.ckpt)
     values = {"held_out": held_out(loaded, args.n), "copied": copied(loaded, args.n)}
     report = {
-        name: {"n": len(likeness), **{str(q): round(float(np.quantile(likeness, q)), 4) for q in QUANTILES}}
-        for name, likeness in values.items()
+        name: {"n": len(similarity), **{str(q): round(float(np.quantile(similarity, q)), 4) for q in QUANTILES}}
+        for name, similarity in values.items()
     }
     shares = {
-        str(threshold): {name: round(float(np.mean(likeness >= threshold)), 4) for name, likeness in values.items()}
+        str(threshold): {name: round(float(np.mean(similarity >= threshold)), 4) for name, similarity in values.items()}
         for threshold in THRESHOLDS
     }
     print(json.dumps({"model": str(loaded.path), **report, "shares": shares}))

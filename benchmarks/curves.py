@@ -1,4 +1,4 @@
-"""A picture of training and validation losses: `python -m benchmarks.curves RUN [RUN ...] --output losses.png`."""
+"""Plots training and validation losses: `python -m benchmarks.curves RUN [RUN ...] --output losses.png`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import csv
 from pathlib import Path
 
-WINDOW = 25  # logged steps that a point of the training curve averages
+WINDOW = 25  # number of logged steps that a point of the training curve averages
 
 
 def history(run: Path, column: str) -> dict[int, float]:
-    """Returns step -> value of one column; where a run was resumed, what the later part logged.
+    """Returns the values of one column by step; for steps that a resumed run repeated, those of the later part.
 
     Raises:
-        FileNotFoundError: no metrics in the run folder.
-        ValueError: no such column.
+        FileNotFoundError: the run folder has no metrics.
+        ValueError: the metrics have no such column.
     """
     files = sorted(run.glob("metrics*.csv"), key=lambda file: file.stat().st_mtime)
     if not files:
@@ -32,7 +32,7 @@ def history(run: Path, column: str) -> dict[int, float]:
 
 
 def draw(runs: dict[str, Path], output: Path) -> None:
-    """Draws the smoothed training loss and the validation loss of the averaged weights, a colour for each run."""
+    """Plots the smoothed training loss and the validation loss of the EMA weights, with a colour for each run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,10 +52,12 @@ def draw(runs: dict[str, Path], output: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line and draws."""
+    """Plots the runs of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or LABEL=FOLDER")
-    parser.add_argument("--output", default="losses.png", type=Path, help="PNG to write")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, or LABEL=FOLDER for another label in the plot"
+    )
+    parser.add_argument("--output", default="losses.png", type=Path, help="PNG file to write")
     args = parser.parse_args()
     named = [text.rpartition("=") for text in args.runs]
     draw({label or Path(run).name: Path(run) for label, _, run in named}, args.output)

@@ -1,14 +1,14 @@
-"""The gallery: every way to sample from the shipped model, run as a user would run it, and shown in docs/gallery.md.
+"""Makes docs/gallery.md: runs every way to sample from the shipped model as a user would, and shows the pictures.
 
     python -m benchmarks.gallery
 
-docs/gallery.yaml holds ``intro`` and, by heading and name, the entries: see :class:`Entry`. An entry is run again only
-if its command has changed or its pictures are missing. Each entry runs in its own folder in outputs/gallery, with links
-to the checkout, so that a run in logs/ does not take the place of the shipped model. All entries together take about 20
+docs/gallery.yaml holds ``intro`` and the entries (:class:`Entry`) by heading and name. An entry is run again only if
+its command has changed or its pictures are missing. Each entry runs in its own folder in outputs/gallery, with links to
+the checkout, so that a run in logs/ does not take the place of the shipped model. All entries together take about 20
 minutes on one core.
 
-What a person saw belongs to the pictures with the hash ``looked_at``. If the hash differs, the page says that nobody
-has looked at the pictures yet, and this command prints the new hash.
+The description of what a person saw is valid for the pictures with the hash ``looked_at``. If the hash differs, the
+page says that nobody has looked at the pictures yet, and this command prints the new hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LINKS = ("configs", "data", "docs", "models", "scripts")
 SAMPLING = ("txt2img.py", "class2img.py", "sample.py", "edit.py")
-KEYWORD = "command"  # of the text in a PNG file
+KEYWORD = "command"  # key of the command in the metadata of a PNG file
 UNSEEN = "*Nobody has looked at these pictures yet.*"
 
 
@@ -44,9 +44,9 @@ class Entry:
     """One way to sample.
 
     Attributes:
-        name: of its pictures and its folder.
-        title: of its section.
-        text: what the options do.
+        name: name of its pictures and its folder.
+        title: heading of its section.
+        text: explains the options.
         command: lines for the shell that begin with ``python``, or Python code that prints the path of a picture.
         columns: what the rows and columns of the pictures show.
         seen: what a person saw in them.
@@ -69,12 +69,12 @@ class Entry:
     @property
     def steps(self) -> list[tuple[str, Path | None]]:
         """The commands in order, each with the file for its picture, or None if it makes none."""
-        found: list[tuple[str, Path | None]] = []
+        steps: list[tuple[str, Path | None]] = []
         for line in [self.command] if self.is_code else self.command.splitlines():
             makes_one = self.is_code or line.split()[1].endswith(SAMPLING)
-            number = 1 + sum(file is not None for _, file in found)
-            found.append((line, DOCS / "gallery" / f"{self.name}-{number}.png" if makes_one else None))
-        return found
+            number = 1 + sum(file is not None for _, file in steps)
+            steps.append((line, DOCS / "gallery" / f"{self.name}-{number}.png" if makes_one else None))
+        return steps
 
     @property
     def pictures(self) -> list[Path]:
@@ -101,7 +101,7 @@ class Entry:
 
 
 def read_picture(file: Path) -> tuple[str, bytes]:
-    """Returns the command that a picture was made by, and its size and pixels."""
+    """Returns the command that made a picture, and its size and pixels."""
     with Image.open(file) as picture:
         return picture.info.get(KEYWORD, ""), f"{picture.mode} {picture.size}".encode() + picture.tobytes()
 
@@ -113,26 +113,26 @@ def read_gallery(file: Path = DOCS / "gallery.yaml") -> tuple[str, dict[str, lis
         ValueError: an entry has an unknown key, or lacks one.
     """
     (_, intro), *headings = read_config([file]).items()
-    found: dict[str, list[Entry]] = {heading: [] for heading, _ in headings}
+    entries_of: dict[str, list[Entry]] = {heading: [] for heading, _ in headings}
     for heading, entries in headings:
         for name, fields in entries.items():
             fields = {"name": name, **{key: str(value).strip() for key, value in fields.items()}}
             check_params(f"{file.name}: {name}", Entry, fields)
-            found[heading].append(Entry(**fields))
-    return intro.strip(), found
+            entries_of[heading].append(Entry(**fields))
+    return intro.strip(), entries_of
 
 
 def make(entry: Entry, folder: Path) -> None:
     """Runs the commands of an entry in a folder, and keeps the pictures that they made.
 
     Raises:
-        ValueError: a command failed; says its own last line.
+        ValueError: a command failed; the message is the last line of its output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in LINKS:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(ROOT / name)
-    environment, made, about = {**os.environ, "PYTHONPATH": str(ROOT)}, [], PngInfo()
+    environment, results, about = {**os.environ, "PYTHONPATH": str(ROOT)}, [], PngInfo()
     about.add_itxt(KEYWORD, entry.command)
     for command, file in entry.steps:
         words = [sys.executable, *(["-c", command] if entry.is_code else shlex.split(command)[1:])]
@@ -143,8 +143,8 @@ def make(entry: Entry, folder: Path) -> None:
             raise ValueError(f"{entry.name}: {(done.stderr.splitlines() or ['no message'])[-1]}")
         if file is not None:
             with Image.open(folder / done.stdout.splitlines()[-1]) as picture:
-                made.append((picture.copy(), file))
-    for picture, file in made:
+                results.append((picture.copy(), file))
+    for picture, file in results:
         with atomic_path(file) as temporary:
             picture.save(temporary, format="png", optimize=True, pnginfo=about)
 
@@ -157,12 +157,17 @@ def page(intro: str, headings: dict[str, list[Entry]]) -> str:
 
 @command_line
 def main() -> None:
-    """Runs what has changed and writes the page."""
+    """Runs the entries that have changed and writes the page."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--again", nargs="*", metavar="NAME", help="run all entries, or these, even if nothing has changed")
+    p.add_argument(
+        "--again",
+        nargs="*",
+        metavar="NAME",
+        help="run these entries even if nothing has changed; all entries if no name is given",
+    )
     args, failed = p.parse_args(), []
     intro, headings = read_gallery()
-    entries = [entry for found in headings.values() for entry in found]
+    entries = [entry for section in headings.values() for entry in section]
     again = set() if args.again is None else set(args.again) or {entry.name for entry in entries}
     if unknown := again - {entry.name for entry in entries}:
         raise ValueError(f"no entry {', '.join(sorted(unknown))} in {DOCS / 'gallery.yaml'}")

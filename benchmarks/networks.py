@@ -1,9 +1,10 @@
-"""Time and peak memory of the bare networks beside diffusers' modules with the same weights, in one run.
+"""Measures time and peak memory of the networks, in comparison with diffusers' modules with the same weights.
 
 ``python -m benchmarks.networks --rows imagenet-1-forward decode-1-forward --threads 2 --repeats 5 [--no-compile]``
-prints one JSON line a row. Ratios are to diffusers' eager float32. Every row is measured in a process of its own, with
-the ways taking turns, and the memory of every way in one more: its peak above what the process held before the network
-was called, and the whole peak, in GB.
+prints one line of JSON for each row. A row names a network, a batch size and a pass. A way names a library, a dtype and
+whether the network is compiled. Ratios are relative to diffusers in float32 without compilation. Each row is timed in a
+process of its own, in which the ways take turns. The memory of each way is measured in another process: ``call_gb`` is
+the peak minus the memory that the process used before the call, and ``peak_gb`` is the whole peak.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ QUICK = ("small-2-forward", "decode-1-forward")
 
 
 class Decoding(nn.Module):
-    """Our first stage's way from a latent to an image, as a module's forward."""
+    """A module whose forward pass is the decoder of a first stage."""
 
     def __init__(self, stage: Any) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Decoding(nn.Module):
 
 
 def build(network: str, ours: bool, theirs: bool) -> tuple[nn.Module | None, Any]:
-    """Returns our network and diffusers' (where asked for) with the same random weights."""
+    """Returns our network and that of diffusers with the same random weights; one that is not wanted is None."""
     import diffusers
 
     params = read_config([CONFIG])["model"]["params"]
@@ -85,7 +86,7 @@ def build(network: str, ours: bool, theirs: bool) -> tuple[nn.Module | None, Any
 
 
 def ways_of(row: str, chosen: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-    """Returns for each way what makes the row's output once."""
+    """Returns for each way a function that runs the row's network once and returns its output."""
     network, batch, direction = row.split("-")
     ours, theirs = build(network, any("diff" not in way for way in chosen), any("diff" in way for way in chosen))
     generator = torch.Generator().manual_seed(1)
@@ -94,7 +95,7 @@ def ways_of(row: str, chosen: tuple[str, ...]) -> dict[str, Callable[[], Tensor]
     t = torch.tensor([3, 801])[: int(batch)]
     backward, held = direction == "backward", {}
 
-    def made(way: str) -> Callable[[], Tensor]:
+    def runner(way: str) -> Callable[[], Tensor]:
         dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
         foreign = "diffusers" in way
         if (foreign, dtype) not in held:
@@ -118,11 +119,11 @@ def ways_of(row: str, chosen: tuple[str, ...]) -> dict[str, Callable[[], Tensor]
 
         return once
 
-    return {way: made(way) for way in chosen}
+    return {way: runner(way) for way in chosen}
 
 
 def measure_time(row: str, chosen: tuple[str, ...], repeats: int) -> dict[str, Any]:
-    """Returns for each way the median seconds, their ratio to the first way's, and its output's relative difference."""
+    """Returns for each way the median seconds, and their ratio and output difference relative to the first way."""
     ways = ways_of(row, chosen)
     expected = ways[chosen[0]]()
     errors = {way: float((once() - expected).abs().max() / expected.abs().max()) for way, once in ways.items()}
@@ -144,10 +145,10 @@ def measure_time(row: str, chosen: tuple[str, ...], repeats: int) -> dict[str, A
 
 
 def measure_memory(row: str, way: str) -> dict[str, float]:
-    """Returns the peak of a call in GB, and how far it lies above what the process held before (Linux)."""
+    """Returns the peak memory of a call in GB, as a whole and above the memory before the call (Linux only)."""
     once = ways_of(row, (way,))[way]
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
     before = _status("VmRSS")
     once()
     return {"peak_gb": round(_status("VmHWM"), 3), "call_gb": round(_status("VmHWM") - before, 3)}
@@ -159,27 +160,36 @@ def _status(name: str) -> float:
 
 
 def in_child(*words: str) -> Any:
-    """Returns what this module prints, as a process of its own with these words, in its last line."""
+    """Runs this module with some arguments in a process of its own, and returns the last line that it prints."""
     command = [sys.executable, "-m", "benchmarks.networks", *words]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 (ourselves)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(rows: tuple[str, ...] = QUICK) -> dict[str, float]:
-    """Returns the ratios of the quick rows' eager ways, on all threads."""
+    """Returns the ratios of some rows without compilation, on all threads."""
     threads = str(torch.get_num_threads())
-    found = {row: in_child("--rows", row, "--threads", threads, "--no-compile", "--child", "time") for row in rows}
-    return {f"{row} {way}": numbers["ratio"] for row, ways in found.items() for way, numbers in ways.items()}
+    measured = {row: in_child("--rows", row, "--threads", threads, "--no-compile", "--child", "time") for row in rows}
+    return {f"{row} {way}": numbers["ratio"] for row, ways in measured.items() for way, numbers in ways.items()}
 
 
 def main() -> None:
     """Measures the rows and ways of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=", ".join(ROWS))
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--no-compile", action="store_true", help="leave the compiled ways out, which take minutes each")
-    p.add_argument("--no-memory", action="store_true", help="leave the peaks of memory out")
+    p.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=ROWS,
+        metavar="ROW",
+        help=f"rows to measure: {', '.join(ROWS)}; all if not given",
+    )
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
+    p.add_argument("--repeats", type=int, default=5, help="number of timed calls, of which the median is taken")
+    p.add_argument(
+        "--no-compile", action="store_true", help="do not measure compiled networks, which take minutes each"
+    )
+    p.add_argument("--no-memory", action="store_true", help="do not measure memory")
     p.add_argument("--child", choices=("time", *WAYS), help=argparse.SUPPRESS)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
@@ -191,10 +201,10 @@ def main() -> None:
         elif args.child:
             print(json.dumps(measure_memory(row, args.child)), flush=True)
         else:
-            found = in_child(*words, "--child", "time", *(["--no-compile"] if args.no_compile else []))
+            figures = in_child(*words, "--child", "time", *(["--no-compile"] if args.no_compile else []))
             for way in () if args.no_memory else chosen:
-                found[way] |= in_child(*words, "--child", way)
-            print(json.dumps({"row": row, "threads": args.threads, "repeats": args.repeats, **found}), flush=True)
+                figures[way] |= in_child(*words, "--child", way)
+            print(json.dumps({"row": row, "threads": args.threads, "repeats": args.repeats, **figures}), flush=True)
 
 
 if __name__ == "__main__":

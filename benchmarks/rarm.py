@@ -1,9 +1,9 @@
-"""Codes a second of the autoregressive model: keys and values kept of earlier codes, against a pass over all of them.
+"""Measures codes per second of the autoregressive model, with and without a cache of keys and values.
 
 ``python -m benchmarks.rarm --batch 1 4 --tokens 256 --threads 2 --repeats 3 [--config configs/rarm.yaml]`` prints one
-JSON line a batch size. The uncached way is that of CompVis' code: every code costs a pass over all before it, whose
-keys and values, and those of the context, are made again. Weights are random; that both ways choose the same codes is
-checked.
+line of JSON for each batch size. Without the cache, as in CompVis' code, each new code needs a pass over all earlier
+codes, and their keys and values and those of the context are computed again. Weights are random. The benchmark checks
+that both ways choose the same codes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build(config: str | Path) -> RetrievalAugmentedTransformer:
 
 
 def ways_of(model: RetrievalAugmentedTransformer, batch: int, tokens: int) -> dict[str, Callable[[], Tensor]]:
-    """Returns for each way what makes the codes ``[B, tokens]`` of a batch once."""
+    """Returns for each way a function that samples the codes ``[B, tokens]`` of a batch."""
     width = model.transformer.context_dim
     context = torch.randn(batch, NEIGHBOURS, width, generator=torch.Generator().manual_seed(1))
     seeds = list(range(batch))
@@ -56,10 +56,10 @@ def ways_of(model: RetrievalAugmentedTransformer, batch: int, tokens: int) -> di
 
 
 def measure(model: RetrievalAugmentedTransformer, batch: int, tokens: int, repeats: int) -> dict[str, Any]:
-    """Returns codes a second of both ways, medians of alternating runs, and their ratio.
+    """Returns the codes per second of both ways, as medians of alternating runs, and their ratio.
 
     Raises:
-        ValueError: the two ways choose other codes.
+        ValueError: the two ways choose different codes.
     """
     ways = ways_of(model, batch, tokens)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
@@ -78,7 +78,7 @@ def measure(model: RetrievalAugmentedTransformer, batch: int, tokens: int, repea
 
 
 def run(batch: int = 4, tokens: int = 64) -> dict[str, float]:
-    """Returns the figures of few tokens, which say less than the 256 of an image: the gain grows with their number."""
+    """Returns the figures for a few tokens; the gain grows with their number and is larger for the 256 of an image."""
     with torch.no_grad():
         return {"batch": batch, "tokens": tokens, **measure(build(CONFIG), batch, tokens, 1)}
 
@@ -87,11 +87,11 @@ def run(batch: int = 4, tokens: int = 64) -> dict[str, float]:
 def main() -> None:
     """Measures the batch sizes of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--config", default=str(CONFIG))
-    p.add_argument("--batch", type=int, nargs="+", default=[1, 4])
-    p.add_argument("--tokens", type=int, default=256)
-    p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--config", default=str(CONFIG), help="config of the autoregressive model")
+    p.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="batch sizes to measure")
+    p.add_argument("--tokens", type=int, default=256, help="number of codes to sample for each image")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
+    p.add_argument("--repeats", type=int, default=3, help="number of timed runs, of which the median is taken")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     model = build(args.config)

@@ -1,12 +1,12 @@
-"""Our index beside exact search and ScaNN, over made-up databases: recall, time, memory, size.
+"""Compares our index with exact search and ScaNN on synthetic databases: recall, time, memory and size.
 
-Every build and every search is a process of its own, so that its memory is its own. What is built is kept in the
-folder, and the same command continues. Prints one JSON line for each setting of each way, which are also written to
-retrieval.jsonl, and draws retrieval.png.
+Every build and every search runs in a process of its own, so that its memory can be measured. The databases and indices
+are kept in the folder, and the same command continues an interrupted run. The benchmark prints one line of JSON for
+each setting of each way to search, writes the same lines to retrieval.jsonl, and plots them in retrieval.png.
 
-Recall is that of queries which are no rows. Queries are timed alone (median) and in a batch of 256, for 20 neighbours,
-after they have been asked once, so that the rows they need are in the page cache; `ms_cold` is the median of other
-queries with no row in it.
+Recall is measured with queries that are not rows of the database. Search times are for 20 neighbours, of single queries
+(median) and of a batch of 256 queries. Each query is searched once before it is timed, so that the rows are in the page
+cache. `ms_cold` is the median time of other queries with an empty page cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 DIM, K, QUERIES, BATCH, SINGLES = 512, 20, 256, 256, 64
 KINDS = ("image", "text", "loose")
 WAYS = ("ours", "exact", "scann")
-VARIED = ((1, 1), (1, 2), (0.5, 1), (0.5, 2), (0.25, 2), (2, 1), (2, 2))  # of our own settings: breadth and candidates
+VARIED = (
+    (1, 1),
+    (1, 2),
+    (0.5, 1),
+    (0.5, 2),
+    (0.25, 2),
+    (2, 1),
+    (2, 2),
+)  # factors on the tuned settings of our index: breadth and candidates
 RAM = "1GB"
 FIGURES = ("recall@4", "ms_single", "ms_batch", "rss_mb", "build_s", "bytes_per_row")
 Search = Callable[[np.ndarray, int], np.ndarray]  # queries [B, D] and k to rows [B, k]
@@ -45,17 +53,17 @@ def memory(name: str) -> int:
 
 
 def database_in(folder: Path) -> RetrievalDatabase:
-    """Returns the database of a size."""
+    """Opens the database in the folder of its size."""
     return RetrievalDatabase.open(folder / "database")
 
 
 def space(rows: int) -> Space:
-    """Returns where the vectors of a database of so many rows lie, and queries to it."""
+    """Returns the distribution of the vectors of a database with a number of rows, and of its queries."""
     return Space(DIM, clusters=min(CLUSTERS, max(1, rows // 50)))
 
 
 def build(way: str, folder: Path, ram: str) -> dict[str, Any]:
-    """Builds what a way searches in, and says how long it took and how much memory (peak) and disk."""
+    """Builds the index of a way to search, and returns the time, the peak memory and the size on disk."""
     database, output, start = database_in(folder), folder / way, time.perf_counter()
     if way == "scann":
         build_scann(database, output)
@@ -73,7 +81,7 @@ def build(way: str, folder: Path, ram: str) -> dict[str, Any]:
 
 
 def build_scann(database: RetrievalDatabase, output: Path) -> None:
-    """ScaNN's tree of about sqrt(N) leaves with anisotropic codes, as its documentation advises for such sizes."""
+    """Builds ScaNN's tree of about sqrt(N) leaves with anisotropic codes, as its documentation recommends."""
     import scann
 
     vectors = np.empty((len(database), database.dim), np.float32)
@@ -86,7 +94,7 @@ def build_scann(database: RetrievalDatabase, output: Path) -> None:
 
 
 def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search]]:
-    """Yields (setting, search) of a way that was built; the first is the one it would be used with."""
+    """Yields setting and search function of a way that was built; the first setting is its usual one."""
     if way == "scann":
         import scann
 
@@ -95,13 +103,13 @@ def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search
         leaves = round(len(database_in(folder)) ** 0.5)
         for few, reorder in ((leaves // 10, 200), (leaves // 20, 100), (leaves // 5, 200), (leaves // 40, 100)):
 
-            def found(queries: np.ndarray, k: int, few: int = few, reorder: int = reorder) -> np.ndarray:
+            def search(queries: np.ndarray, k: int, few: int = few, reorder: int = reorder) -> np.ndarray:
                 unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
                 if len(unit) == 1:
                     return searcher.search(unit[0], k, reorder, few)[0][None]
                 return searcher.search_batched_parallel(unit, k, reorder, few)[0]
 
-            yield f"{few} of {leaves} leaves, {reorder} reordered", found
+            yield f"{few} of {leaves} leaves, {reorder} reordered", search
         return
     from rdm.retrieval.index.faiss_index import NeighbourIndex
 
@@ -115,7 +123,7 @@ def searches(way: str, folder: Path, threads: int) -> Iterator[tuple[str, Search
 
 
 def truth(folder: Path) -> dict[str, Any]:
-    """Writes queries of all kinds and their exact neighbours, by a pass over the database's float16 rows."""
+    """Writes queries of all kinds and their exact neighbours, from a pass over the float16 rows of the database."""
     from rdm.retrieval.index.exact import RowReader, search_exactly, unit_vectors
 
     database, start = database_in(folder), time.perf_counter()
@@ -139,8 +147,8 @@ def forget(folder: Path) -> None:
 
 
 def measure(way: str, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
-    """Yields the figures of each setting of a way that was built."""
-    import rdm.retrieval.index.faiss_index  # noqa: F401 (what any use loads, before memory is read)
+    """Yields the figures for each setting of a way that was built."""
+    import rdm.retrieval.index.faiss_index  # noqa: F401 (loads the libraries before memory is measured)
 
     known, before = dict(np.load(folder / "truth.npz")), memory("VmRSS")
     for number, (setting, search) in enumerate(searches(way, folder, threads)):
@@ -164,7 +172,7 @@ def measure(way: str, folder: Path, threads: int) -> Iterator[dict[str, Any]]:
 
 
 def single(search: Search, queries: np.ndarray) -> float:
-    """Returns the median of the milliseconds that queries take one by one."""
+    """Returns the median time of single queries in milliseconds."""
     seconds = []
     for query in queries:
         start = time.perf_counter()
@@ -174,11 +182,11 @@ def single(search: Search, queries: np.ndarray) -> float:
 
 
 def why_not(way: str, rows: int) -> str:
-    """Returns why a way cannot be measured here, or ""."""
+    """Returns the reason why a way cannot be measured on this machine, or an empty string."""
     need = {"ours": 0, "exact": 5, "scann": 12}[way] * rows * DIM
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if need > 0.9 * have:
-        return f"needs about {need / 1e9:.0f} GB of memory, there are {have / 1e9:.0f}"
+        return f"needs about {need / 1e9:.0f} GB of memory, this machine has {have / 1e9:.0f} GB"
     if way == "scann":
         try:
             import scann  # noqa: F401
@@ -188,7 +196,7 @@ def why_not(way: str, rows: int) -> str:
 
 
 def in_child(task: str, args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Returns what a task of this module prints in a process of its own."""
+    """Runs a task of this module in a process of its own, and returns the lines of JSON that it prints."""
     words = ["--child", task, "--folder", str(folder), "--ram", args.ram, "--threads", str(args.threads)]
     command = [sys.executable, "-m", "benchmarks.retrieval", *words]
     threads = {"OMP_NUM_THREADS": str(args.threads)}
@@ -215,8 +223,8 @@ def compare(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield {**head, **figures, **json.loads(built.read_text()), "threads": args.threads}
 
 
-def draw(found: list[dict[str, Any]], output: Path) -> None:
-    """Draws how each figure grows with the rows, a colour for each way, in the first setting of each."""
+def draw(lines: list[dict[str, Any]], output: Path) -> None:
+    """Plots each figure over the number of rows, with a colour for each way in its first setting."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -226,7 +234,7 @@ def draw(found: list[dict[str, Any]], output: Path) -> None:
     for axes, name in zip(panels.flat, FIGURES, strict=True):
         for colour, way in enumerate(WAYS):
             firsts: dict[int, dict[str, Any]] = {}
-            for line in found:
+            for line in lines:
                 if line["way"] == way and "setting" in line:
                     firsts.setdefault(line["rows"], line)
             for kind, style in zip(KINDS, ("o-", "s--", "^:"), strict=True) if name == "recall@4" else (("", "o-"),):
@@ -240,20 +248,39 @@ def draw(found: list[dict[str, Any]], output: Path) -> None:
 
 
 def run() -> dict[str, float]:
-    """Returns the figures of our index, of a kind for large databases, at 10,000 rows."""
+    """Returns the figures of our index at 10,000 rows, with a small memory limit as for a large database."""
     with tempfile.TemporaryDirectory() as folder:
         args = argparse.Namespace(sizes=[10_000], folder=Path(folder), ways=["ours"], ram="5MB", threads=1)
         return {name: value for name, value in next(compare(args)).items() if isinstance(value, float)}
 
 
 def main() -> None:
-    """Measures the sizes and ways of the command line."""
+    """Compares the sizes and ways of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6], metavar="ROWS", help="default: 1e5 1e6")
-    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=", ".join(WAYS))
-    p.add_argument("--folder", type=Path, default=Path("outputs/retrieval"), help="1.1 to 4 kB for each row of a size")
-    p.add_argument("--ram", default=RAM, help=f"memory that our index is chosen for, {RAM} if not given")
-    p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    p.add_argument(
+        "--sizes",
+        nargs="+",
+        type=float,
+        default=[1e5, 1e6],
+        metavar="ROWS",
+        help="numbers of database rows; default: 1e5 1e6",
+    )
+    p.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=WAYS,
+        metavar="WAY",
+        help=f"ways to search: {', '.join(WAYS)}; all if not given",
+    )
+    p.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("outputs/retrieval"),
+        help="output folder; it needs 1.1 to 4 kB for each row",
+    )
+    p.add_argument("--ram", default=RAM, help=f"memory limit that our index is chosen for; {RAM} if not given")
+    p.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="number of CPU threads; all if not given")
     p.add_argument("--child", help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.child:
@@ -269,14 +296,14 @@ def main() -> None:
         for line in tasks[task]():
             print(json.dumps(line), flush=True)
         return
-    args.sizes, found = [round(size) for size in args.sizes], []
+    args.sizes, measured = [round(size) for size in args.sizes], []
     args.folder.mkdir(parents=True, exist_ok=True)
-    with (args.folder / "retrieval.jsonl").open("w") as lines:
+    with (args.folder / "retrieval.jsonl").open("w") as file:
         for line in compare(args):
-            found.append(line)
+            measured.append(line)
             print(json.dumps(line), flush=True)
-            lines.write(json.dumps(line) + "\n")
-    draw(found, args.folder / "retrieval.png")
+            file.write(json.dumps(line) + "\n")
+    draw(measured, args.folder / "retrieval.png")
     print(args.folder / "retrieval.png")
 
 

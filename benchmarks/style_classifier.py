@@ -1,6 +1,7 @@
-"""A classifier of drawing styles by pixels alone: it judges samples without the CLIP that finds their neighbours.
+"""A classifier of drawing styles that is trained on pixels.
 
-Pictures are uint8 ``[N, 3, H, W]``, as they are stored; labels int64 ``[N]``.
+It judges samples independently of the CLIP that searches their neighbours. Pictures are uint8 ``[N, 3, H, W]``, and
+labels are int64 ``[N]``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from rdm.loading import Loaded
 STYLES = ("noto", "twemoji", "fluent", "openmoji", "openmoji-line")
 WIDTHS = (3, 24, 48, 96)
 BATCH, RATE = 64, 3e-3
-EVERY = 5  # one of so many train pictures is also learned as the first stage gives it back
+EVERY = 5  # one in so many training pictures is also used as its reconstruction by the first stage
 
 
-def kept(file: Path, asked: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Returns the tensors in a file, which are made first where it is not there or was made of something else."""
-    if not (file.is_file() and read_metadata(file).get("asked") == json.dumps(asked)):
-        write_weights(file, make(), metadata={"asked": asked})
+def cached(file: Path, key: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the tensors of a file; they are computed first if there is no file or if it has another key.
+
+    Args:
+        file: the file.
+        key: everything that the tensors depend on.
+        make: computes the tensors.
+    """
+    if not (file.is_file() and read_metadata(file).get("asked") == json.dumps(key)):
+        write_weights(file, make(), metadata={"asked": key})
     return read_weights(file)
 
 
@@ -46,7 +53,7 @@ def network(classes: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
 def train(
     pictures: Tensor, labels: Tensor, classes: int, *, epochs: int, widths: Sequence[int] = WIDTHS, seed: int = 0
 ) -> nn.Sequential:
-    """Returns a trained classifier; half of the pictures are mirrored, anew in each epoch."""
+    """Returns a trained classifier; a random half of the pictures is mirrored in each epoch."""
     place = device()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -68,18 +75,18 @@ def train(
 
 
 @torch.inference_mode()
-def called(classifier: nn.Module, pictures: Tensor) -> Tensor:
-    """Returns what each picture is taken for, ``[N] int64``."""
+def predict(classifier: nn.Module, pictures: Tensor) -> Tensor:
+    """Returns the predicted class of each picture, ``[N] int64``."""
     return torch.cat([classifier(from_uint8(part)).argmax(1) for part in pictures.split(BATCH)])
 
 
-def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
-    """Returns how many pictures of each label (rows) are taken for what (columns), ``[classes, classes] int64``."""
-    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
+def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Returns the number of pictures by label (rows) and predicted class (columns), ``[classes, classes] int64``."""
+    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
 
 
 def style_of(entry: Mapping[str, str]) -> str:
-    """Returns the style of a picture by its metadata."""
+    """Returns the style of a picture from its metadata."""
     return entry["style"]
 
 
@@ -92,18 +99,18 @@ def judge(
     label: Callable[[Mapping[str, str]], str] = style_of,
     widths: Sequence[int] = WIDTHS,
 ) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Returns the classifier, trained first if need be, and its confusion on held-out pictures and reconstructions.
+    """Returns the classifier and its accuracy on held-out pictures and reconstructions; trains it first if necessary.
 
     Args:
-        loaded: a model, whose data are learned and whose first stage reconstructs.
-        folder: where both are kept.
-        epochs: of training.
+        loaded: a model with the training data and the first stage.
+        folder: keeps the classifier and the reconstructions.
+        epochs: number of training epochs.
         names: the classes.
-        label: the class of a picture by its metadata.
-        widths: of the classifier's layers.
+        label: returns the class of a picture from its metadata.
+        widths: widths of the classifier's layers.
     """
     stage = loaded.diffusion
-    asked: dict[str, Any] = {"model": file_hash(loaded.path), "every": EVERY, "styles": list(names)}
+    key: dict[str, Any] = {"model": file_hash(loaded.path), "every": EVERY, "styles": list(names)}
     pictures, labels = {}, {}
     for part in ("train", "validation"):
         dataset = instantiate_from_config(loaded.data.dataset_configs[part])
@@ -115,20 +122,23 @@ def judge(
         return torch.cat([to_uint8(stage.to_image(stage.to_latent(part))).cpu() for part in parts])
 
     def learn() -> dict[str, Tensor]:
-        both = torch.cat([pictures["train"], made["train"]]), torch.cat([labels["train"], labels["train"][::EVERY]])
+        both = (
+            torch.cat([pictures["train"], reconstructions["train"]]),
+            torch.cat([labels["train"], labels["train"][::EVERY]]),
+        )
         return train(*both, len(names), epochs=epochs, widths=widths).state_dict()
 
-    made = kept(
+    reconstructions = cached(
         folder / "reconstructions.safetensors",
-        asked,
+        key,
         lambda: {name: reconstruct(images[:: EVERY if name == "train" else 1]) for name, images in pictures.items()},
     )
-    asked |= {"epochs": epochs} | ({} if widths == WIDTHS else {"widths": list(widths)})
+    key |= {"epochs": epochs} | ({} if widths == WIDTHS else {"widths": list(widths)})
     classifier = network(len(names), widths).eval()
-    load_weights(classifier, kept(folder / "classifier.safetensors", asked, learn))
+    load_weights(classifier, cached(folder / "classifier.safetensors", key, learn))
     figures: dict[str, Any] = {"epochs": epochs, "reconstructed": f"1 in {EVERY}"}
-    for name, images in (("pictures", pictures["validation"]), ("reconstructions", made["validation"])):
-        counts = confusion(labels["validation"], called(classifier, images), len(names))
+    for name, images in (("pictures", pictures["validation"]), ("reconstructions", reconstructions["validation"])):
+        counts = confusion(labels["validation"], predict(classifier, images), len(names))
         accuracy = round(float(counts.trace() / counts.sum()), 4)
         figures[name] = {"n": len(images), "accuracy": accuracy, "confusion": counts.tolist()}
     return classifier, figures

@@ -1,16 +1,16 @@
-"""The same prompts over five databases of one style each: does the style follow the database, and is content kept?
+"""Measures whether the style of samples follows the database, with five databases of one style each.
 
     python -m benchmarks.styles --folder outputs/styles
 
-The model and the seeds stay as they are; only the database changes, and a sixth holds all five styles. A classifier
-of styles (:mod:`benchmarks.style_classifier`) judges the samples. It learned from pixels of train concepts, of pictures
-and of their reconstructions by the first stage, which decodes the samples too; its accuracy on held-out concepts stands
-beside. Content is measured by the embedder that also finds the neighbours: the CLIP score, the mean cosine of an image
-and its prompt, and the place of the right prompt among all prompts for that image. Real pictures of the prompts'
-concepts say what these figures can be.
+Prompts, model and seeds are the same for all databases; a sixth database holds all five styles. A classifier of styles
+(:mod:`benchmarks.style_classifier`) judges the samples. It is trained on pictures of training concepts and on their
+reconstructions by the first stage, which also decodes the samples; the report gives its accuracy on held-out concepts.
+Content is measured by the embedder that also searches the neighbours. The CLIP score is the mean cosine similarity of
+an image and its prompt, and the rank is that of its prompt among all prompts. Real pictures of the same concepts show
+which values these figures can reach.
 
-The prompts are those listed beside the model, then names of held-out concepts, evenly spread in the order of the data.
-Databases, reconstructions, classifier and the samples of each database are kept in the folder and made once.
+The prompts are those of the lists next to the model, and then names of held-out concepts, spread evenly over the data.
+The folder keeps databases, reconstructions, classifier and samples, so that a second run computes only what is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.style_classifier import STYLES, called, judge, kept
+from benchmarks.style_classifier import STYLES, cached, judge, predict
 from ldm.command_line import command_line
 from ldm.files import file_hash, read_text, write_json
 from ldm.pictures import from_uint8, image_grid, save_png, to_uint8
@@ -41,12 +41,12 @@ WHOLE = "all five"
 SHIPPED = "models/rdm/emoji"
 LISTS = (f"{SHIPPED}/prompts-train.txt", f"{SHIPPED}/prompts-val.txt")
 BATCH = 32
-SHOWN = 8  # prompts in the picture, evenly spread over the listed ones
+SHOWN = 8  # prompts in the picture, spread evenly over the lists
 GAP, LEFT, TOP, ZOOM, FONT = 4, 120, 28, 2, 16
 
 
 def choose_prompts(listed: Sequence[str], names: Sequence[str], total: int) -> list[str]:
-    """Returns the listed prompts and, up to a total, names evenly spread over those that are not listed."""
+    """Returns the listed prompts, filled up to a total with names that are not listed, spread evenly."""
     further = [name for name in dict.fromkeys(names) if name not in map(thing, listed)]
     return [*listed, *(further[n] for n in evenly(len(further), min(len(further), max(0, total - len(listed)))))]
 
@@ -57,27 +57,27 @@ def thing(prompt: str) -> str:
 
 
 def of_style(source: Mapping[str, Any], style: str) -> dict[str, Any]:
-    """Returns the config of those pictures of a source that are of one style."""
+    """Returns the config of the pictures of one style in a source."""
     params = source["params"]
     return {**source, "params": {**params, "where": {**params.get("where", {}), "style": style}}}
 
 
 def real_pictures(source: Mapping[str, Any], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Returns the pictures whose names the prompts are, ``[M, 3, H, W] uint8``, and the prompt of each, ``[M]``."""
+    """Returns the pictures that the prompts name, ``[M, 3, H, W] uint8``, and the number of their prompt, ``[M]``."""
     dataset, places = instantiate_from_config(source), {thing(prompt): n for n, prompt in enumerate(prompts)}
-    found = [(n, places[name]) for n in range(len(dataset)) if (name := dataset.metadata(n)["caption"]) in places]
-    return torch.stack([to_uint8(dataset[n]["image"]) for n, _ in found]), torch.tensor([place for _, place in found])
+    named = [(n, places[name]) for n in range(len(dataset)) if (name := dataset.metadata(n)["caption"]) in places]
+    return torch.stack([to_uint8(dataset[n]["image"]) for n, _ in named]), torch.tensor([place for _, place in named])
 
 
 @torch.inference_mode()
 def content(loaded: Loaded, pictures: Tensor, places: Tensor, texts: Tensor) -> dict[str, float]:
-    """Returns the CLIP score, and how often the right prompt is the nearest of all, and among the five nearest.
+    """Returns the CLIP score, and how often the right prompt is the nearest one, and among the five nearest.
 
     Args:
         loaded: holds the embedder.
         pictures: ``[N, 3, H, W] uint8``.
-        places: the prompt of each, ``[N]``.
-        texts: of all prompts, ``[P, D]`` of length one.
+        places: number of the prompt of each picture, ``[N]``.
+        texts: unit vectors of all prompts, ``[P, D]``.
     """
     parts = [from_uint8(part).to(texts.device) for part in pictures.split(BATCH)]
     features = F.normalize(torch.cat([loaded.retriever.embedder.images(part) for part in parts]).float(), dim=1)
@@ -85,11 +85,11 @@ def content(loaded: Loaded, pictures: Tensor, places: Tensor, texts: Tensor) -> 
 
 
 def ranks(features: Tensor, places: Tensor, texts: Tensor) -> dict[str, float]:
-    """Returns the figures of :func:`content` of features ``[N, D]`` of length one."""
+    """Returns the figures of :func:`content` for unit vectors ``[N, D]`` of pictures."""
     cosines = (features @ texts.T).cpu()
-    own = cosines.gather(1, places[:, None])
-    before = (cosines > own).sum(1)
-    figures = {"clip_score": own, "first": (before == 0).float(), "in_five": (before < 5).float()}
+    right = cosines.gather(1, places[:, None])
+    before = (cosines > right).sum(1)
+    figures = {"clip_score": right, "first": (before == 0).float(), "in_five": (before < 5).float()}
     return {name: round(float(values.mean()), 4) for name, values in figures.items()}
 
 
@@ -100,12 +100,12 @@ def measure(
 
     Args:
         ckpt: checkpoint or run folder of a diffusion model.
-        folder: see above.
+        folder: keeps all results.
         lists: files of prompts.
-        total: number of prompts, if the lists hold no more.
-        rounds: images of each prompt.
-        epochs: of the classifier.
-        options: of sampling.
+        total: number of prompts; the lists are filled up to it.
+        rounds: number of images of each prompt.
+        epochs: training epochs of the classifier.
+        options: options of sampling.
     """
     loaded = load(ckpt)
     embedder, source = loaded.retriever.embedder, loaded.data.database_config["source"]
@@ -133,9 +133,9 @@ def measure(
             request = ways.texts(other, prompts * rounds, k=options["k"], seed=options["seed"])
             return {"images": to_uint8(sample_request(other, request, settings).images)}
 
-        asked = {**protocol, "database": database.fingerprint}
-        images = kept(folder / "samples" / f"{name}.safetensors", asked, sample)["images"]
-        counts = torch.bincount(called(classifier, images), minlength=len(STYLES))
+        key = {**protocol, "database": database.fingerprint}
+        images = cached(folder / "samples" / f"{name}.safetensors", key, sample)["images"]
+        counts = torch.bincount(predict(classifier, images), minlength=len(STYLES))
         results["databases"][name] = {
             "called": counts.tolist(),
             "samples": content(loaded, images, places, texts),
@@ -149,7 +149,7 @@ def measure(
 
 
 def picture(columns: Mapping[str, Tensor], rows: Sequence[str]) -> Tensor:
-    """Returns a picture of images ``[N, 3, H, W]`` in [-1, 1] under their columns' names, beside their rows'."""
+    """Returns a grid of images ``[N, 3, H, W]`` in [-1, 1] with the names of its columns and rows."""
     grid = to_pil_image(
         image_grid({name: F.interpolate(images, scale_factor=ZOOM) for name, images in columns.items()}, GAP)
     )
@@ -164,39 +164,45 @@ def picture(columns: Mapping[str, Tensor], rows: Sequence[str]) -> Tensor:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Returns the figures in Markdown: a table of the databases, and one of the classifier's own accuracy."""
+    """Returns the figures in Markdown: a table of the databases, and a table of the classifier's accuracy."""
     styles, chance = list(results["styles"]), results["chance"]
     head = ["database / called", *styles, "CLIP score", "right prompt first", "in five"]
     rows = [head, ["---"] * len(head)]
     for name, figures in results["databases"].items():
         shares = [f"{count / figures['samples']['n']:.0%}" for count in figures["called"]]
         shares = [f"**{share}**" if style == name else share for style, share in zip(styles, shares, strict=True)]
-        made, real = figures["samples"], figures["real"]
-        scores = [f"{made['clip_score']:.3f} ({real['clip_score']:.3f})"]
-        scores += [f"{made[key]:.0%} ({real[key]:.0%})" for key in ("first", "in_five")]
+        sampled, real = figures["samples"], figures["real"]
+        scores = [f"{sampled['clip_score']:.3f} ({real['clip_score']:.3f})"]
+        scores += [f"{sampled[key]:.0%} ({real[key]:.0%})" for key in ("first", "in_five")]
         rows.append([name, *shares, *scores])
     shares = [f"{chance['style']:.0%}"] * len(styles)
     rows.append(["chance", *shares, "", f"{chance['first']:.1%}", f"{chance['in_five']:.1%}"])
-    own = [["held out / called", *styles], ["---"] * (len(styles) + 1)]
+    accuracy = [["held out / called", *styles], ["---"] * (len(styles) + 1)]
     both = [results["classifier"][name]["confusion"] for name in ("pictures", "reconstructions")]
     for style, first, second in zip(styles, *both, strict=True):
-        own.append([style, *(f"{one} / {two}" for one, two in zip(first, second, strict=True))])
-    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in lines) for lines in (rows, own))
+        accuracy.append([style, *(f"{one} / {two}" for one, two in zip(first, second, strict=True))])
+    return "\n\n".join("\n".join(f"| {' | '.join(row)} |" for row in lines) for lines in (rows, accuracy))
 
 
 @command_line
 def main() -> None:
-    """Measures what the command line asks for."""
+    """Measures the model of the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ckpt", default=SHIPPED, help="checkpoint or run folder of a diffusion model")
-    p.add_argument("--folder", type=Path, default=Path("outputs/styles"))
-    p.add_argument("--prompts", nargs="+", default=LISTS, metavar="FILE", help="lists of prompts")
-    p.add_argument("--n", type=int, default=64, help="prompts in all")
-    p.add_argument("--rounds", type=int, default=1, help="images of each prompt")
-    p.add_argument("--epochs", type=int, default=12, help="of the classifier")
-    p.add_argument("--sampler", default="dpmpp_2m")
-    p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--scale", type=float, default=2.0, help="of guidance")
+    p.add_argument("--folder", type=Path, default=Path("outputs/styles"), help="output folder")
+    p.add_argument(
+        "--prompts", nargs="+", default=LISTS, metavar="FILE", help="text files with one prompt in each line"
+    )
+    p.add_argument(
+        "--n", type=int, default=64, help="total number of prompts; names of held-out pictures are added to the files"
+    )
+    p.add_argument("--rounds", type=int, default=1, help="number of images of each prompt")
+    p.add_argument("--epochs", type=int, default=12, help="training epochs of the classifier")
+    p.add_argument("--sampler", default="dpmpp_2m", help="sampler")
+    p.add_argument("--steps", type=int, default=20, help="number of denoising steps")
+    p.add_argument(
+        "--scale", type=float, default=2.0, help="scale of classifier-free guidance; 1 samples without guidance"
+    )
     args = p.parse_args()
     options = {name: getattr(args, name) for name in ("sampler", "steps", "scale")}
     results = measure(args.ckpt, args.folder, args.prompts, args.n, args.rounds, args.epochs, **options)

@@ -1,8 +1,8 @@
-"""Databases of made-up vectors that lie as CLIP's do, written block by block and the same on every machine.
+"""Synthetic databases with vectors that are distributed like those of CLIP, the same on every machine.
 
-Images: clusters of intrinsic dimension 48, each in directions of its own, all within one cone. Texts: pictures moved
-into another cone (Liang et al. 2022, "Mind the gap"), each a bit further in a direction of its own. Loose texts: there
-is little of the picture in them, and nothing of what all pictures share; a trial of what an index does then.
+Images form clusters of intrinsic dimension 48 in different directions, all within one cone. Texts are images that are
+moved to another cone (Liang et al. 2022, "Mind the gap"), each with some noise. Loose texts have little in common with
+their image and nothing with the cone of all images, to test an index with hard queries.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ EMBEDDER = {"name": "synthetic", "fingerprint": "synthetic-1"}
 
 
 class Space:
-    """Where the vectors lie; the same for the same seed and width.
+    """A distribution of vectors that depends on its seed and width alone.
 
     Args:
         dim: width of a vector, D.
-        seed: of everything.
-        clusters: how many; a database wants some 50 rows of each, or a row has no neighbours to speak of.
+        seed: the seed.
+        clusters: number of clusters; a database should have about 50 rows in each, so that rows have near neighbours.
     """
 
     def __init__(self, dim: int = 512, seed: int = 0, clusters: int = CLUSTERS) -> None:
@@ -44,24 +44,26 @@ class Space:
         """Returns raw vectors ``[rows, D] float32`` of one block, and the cluster of each ``[rows] int64``.
 
         Args:
-            block: number of the block; what it holds depends on nothing else.
-            rows: how many, the first of the block.
+            block: number of the block, which alone decides its contents.
+            rows: number of rows, from the first of the block on.
         """
         rng = np.random.default_rng([self.seed, self.dim, block])
         clusters = rng.integers(0, len(self.centres), SHARD_ROWS)[:rows]
         within = rng.standard_normal((SHARD_ROWS, len(self.basis)), dtype=np.float32)[:rows] @ self.basis
         noise = rng.standard_normal((SHARD_ROWS, self.dim), dtype=np.float32)[:rows] * (0.1 / np.sqrt(self.dim))
         lengths = rng.uniform(8, 12, SHARD_ROWS).astype(np.float32)[:rows, None]
-        turns = (np.arange(self.dim) + clusters[:, None]) % self.dim  # each cluster's directions, by turning the axes
+        turns = (
+            np.arange(self.dim) + clusters[:, None]
+        ) % self.dim  # rotates the axes to give each cluster its directions
         unit = self.cone + self.centres[clusters] + 0.8 * np.take_along_axis(within, turns, 1) + noise
         return unit / np.linalg.norm(unit, axis=1, keepdims=True) * lengths, clusters
 
     def queries(self, kind: str, count: int) -> np.ndarray:
-        """Returns queries ``[count, D] float32`` that are no rows of a database.
+        """Returns queries ``[count, D] float32`` that are not rows of a database.
 
         Args:
-            kind: ``image``, further pictures; ``text`` and ``loose``, as texts of further pictures may lie.
-            count: at most the rows of a shard.
+            kind: ``image`` for further images, ``text`` or ``loose`` for texts of further images.
+            count: number of queries, at most the rows of a shard.
         """
         images, _ = self.images(2**31, count)
         if kind == "image":
@@ -74,7 +76,10 @@ class Space:
         return 0.6 * (unit - self.cone / np.sqrt(np.float32(3))) + self.gap + 0.5 * noise
 
     def write(self, folder: Path, rows: int) -> RetrievalDatabase:
-        """Returns a database of so many rows, written to ``folder`` unless it is there; a killed write continues."""
+        """Writes a database with a number of rows to ``folder``, unless it exists, and returns it.
+
+        An interrupted write continues where it stopped.
+        """
 
         def block(number: int) -> tuple[np.ndarray, dict[str, Any]]:
             first = number * SHARD_ROWS
@@ -93,13 +98,13 @@ class Space:
 def write_database(
     folder: Path, block: Callable[[int], tuple[np.ndarray, Mapping[str, Any]]], blocks: int, dim: int
 ) -> RetrievalDatabase:
-    """Returns a database made of blocks of vectors, each a shard; complete shards that are there already are kept.
+    """Writes a database with one shard for each block of vectors, and returns it; existing shards are kept.
 
     Args:
-        folder: where it lies.
-        block: gives vectors ``[n, D]`` and metadata columns of block i.
-        blocks: how many.
-        dim: D.
+        folder: folder of the database.
+        block: returns the vectors ``[n, D]`` and the metadata columns of a block by its number.
+        blocks: number of blocks.
+        dim: width of a vector, D.
     """
     if (folder / CARD).is_file():
         return RetrievalDatabase.open(folder)

@@ -1,1 +1,1 @@
-"""The figures of ``scripts/evaluate.py images`` on a known pair of folders, beside those of other programs."""
+"""Compares the figures of ``scripts/evaluate.py images`` with those of other programs, on a known pair of folders."""

@@ -1,14 +1,14 @@
-"""Runs ``scripts/evaluate.py images`` on a known pair of folders and compares its figures with those of others.
+"""Runs ``scripts/evaluate.py images`` on a known pair of folders and compares its figures with other programs.
 
     python -m benchmarks.agreement --n 512
 
-The pair is two styles of the emoji data, n pictures each, as PNG. torch-fidelity reads the same pictures by itself and
-shows them to the same networks, loaded without any code of this project: the shipped CLIP through open_clip, one of
-torchvision's with random weights, and Inception with the weights of ``--inception FILE``, torch-fidelity's
-weights-inception-2015-12-05-6726825d.pth, or with random ones (``--inception random``). Of what torch-fidelity's
-networks saw, torchmetrics and published definitions make their figures.
+The pair is n pictures each of two styles of the emoji data, as PNG files. torch-fidelity reads the same files and uses
+the same networks, which are loaded without any code of this project. These are the shipped CLIP through open_clip, a
+torchvision network with random weights, and Inception. The weights of Inception come from ``--inception FILE``, which
+is torch-fidelity's weights-inception-2015-12-05-6726825d.pth, or are random (``--inception random``). torchmetrics and
+the published definitions compute their figures from the features that torch-fidelity's networks give.
 
-The table is printed and lies in the folder; a figure that is more than 1e-3 of theirs off is an error.
+The table is printed and written to the folder. A relative difference of more than 1e-3 is an error.
 """
 
 from __future__ import annotations
@@ -40,14 +40,25 @@ NETWORKS = ("clip", "unit", "classifier", "inception")
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--n", type=int, default=512, help="pictures of each folder")
-    p.add_argument("--made", type=Path, default=ROOT / "data/emoji/fluent.parquet", help="the pictures in question")
-    p.add_argument("--reference", type=Path, default=ROOT / "data/emoji/noto.parquet")
+    p.add_argument("--n", type=int, default=512, help="number of pictures in each folder")
     p.add_argument(
-        "--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NAME", help=", ".join(NETWORKS)
+        "--made", type=Path, default=ROOT / "data/emoji/fluent.parquet", help="Parquet file of the pictures to evaluate"
     )
-    p.add_argument("--inception", metavar="FILE", help="its weights, or 'random'; else it is left out")
-    p.add_argument("--folder", type=Path, default=ROOT / "outputs/agreement")
+    p.add_argument(
+        "--reference", type=Path, default=ROOT / "data/emoji/noto.parquet", help="Parquet file of the reference"
+    )
+    p.add_argument(
+        "--networks",
+        nargs="+",
+        default=NETWORKS,
+        choices=NETWORKS,
+        metavar="NAME",
+        help=f"feature networks: {', '.join(NETWORKS)}",
+    )
+    p.add_argument(
+        "--inception", metavar="FILE", help="weights of Inception, or 'random'; Inception is left out if not given"
+    )
+    p.add_argument("--folder", type=Path, default=ROOT / "outputs/agreement", help="output folder")
     args = p.parse_args()
     if args.n < SPLITS:
         p.error(f"--n: got {args.n}, expected at least {SPLITS}, the parts of an inception score")
@@ -73,20 +84,20 @@ def networks(args: argparse.Namespace, pair: Pair) -> Iterator[Network]:
 
 @command_line
 def main() -> None:
-    """Runs the command; ends with 1 where a figure is off."""
+    """Runs the comparison; the exit status is 1 if a figure differs too much."""
     args = parse()
     args.folder = args.folder.absolute()
     pair = write_pair(args.folder, args.made, args.reference, args.n)
-    chosen = list(networks(args, pair))
-    report = script(pair, [network.name for network in chosen], args.folder / "ours")
+    compared_networks = list(networks(args, pair))
+    report = script(pair, [network.name for network in compared_networks], args.folder / "ours")
     rows = []
     with torch.inference_mode():
-        for network in chosen:
+        for network in compared_networks:
             rows += compared(network.words, report["figures"][network.name], figures(pair, network))
     versions = ", ".join(f"{name} {version}" for name, version in report["protocol"]["versions"].items())
-    lines = [f"{args.n} pictures a side, {args.made.stem} beside {args.reference.stem}; {versions}", table(rows)]
+    lines = [f"{args.n} pictures each, {args.made.stem} against {args.reference.stem}; {versions}", table(rows)]
     if "inception" in args.networks and not args.inception:
-        lines.append("Inception: not run, no weights here; give them with --inception FILE")
+        lines.append("Inception was not run; give its weights with --inception FILE")
     off = sum(not row.within for row in rows)
     lines.append(f"{off} of {len(rows)} figures are beyond 1e-3" if off else f"all {len(rows)} figures are within 1e-3")
     text = "\n\n".join(lines)

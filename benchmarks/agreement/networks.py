@@ -1,4 +1,4 @@
-"""Networks as others load and feed them, each beside the name by which ``scripts/evaluate.py`` knows the same one."""
+"""Feature networks that are loaded without code of this project, each with its name in ``scripts/evaluate.py``."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from torchvision.transforms import functional as pictures
 from ldm.checkpoint import write_weights
 
 CLIP = "models/clip/emoji"
-CLASSIFIER = "shufflenet_v2_x0_5"  # one of the smallest: 150 pictures a second of one core
-SEED = 0  # of random weights
-CALIBRATION = 32  # pictures that norms of random networks are measured on
-SPREAD = 3.0  # deviation of a random network's logits: some pictures are certain, some are not
+CLASSIFIER = "shufflenet_v2_x0_5"  # one of the smallest: 150 pictures per second on one core
+SEED = 0  # seed of random weights
+CALIBRATION = 32  # pictures from which batch norms of random networks get their statistics
+SPREAD = 3.0  # standard deviation of a random network's logits, so that some predictions are certain and some are not
 See = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network, twice.
+    """A feature network by its name in the script and as a class of torch-fidelity.
 
     Attributes:
-        name: the script's name of it.
-        words: what it is, for a table.
-        extractor: torch-fidelity's class of it.
-        features: the extractor's name of what distances are measured in.
-        classifies: whether there are logits.
-        options: further ones of torch-fidelity.
+        name: its name in the script.
+        words: its description in the table.
+        extractor: its class for torch-fidelity.
+        features: the extractor's name of the features.
+        classifies: whether the network has logits.
+        options: further options of torch-fidelity.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Network:
 
 
 def extractor(see: See) -> type[FeatureExtractorBase]:
-    """Returns a class of torch-fidelity's that shows pictures to a function.
+    """Returns a class for torch-fidelity that computes features by a function.
 
     Args:
         see: pictures ``[B, 3, H, W] uint8`` -> features ``[B, D] float32`` and, of a classifier, logits.
@@ -59,8 +59,8 @@ def extractor(see: See) -> type[FeatureExtractorBase]:
             super().__init__(name, features_list)
 
         def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-            found = dict(zip(self.get_provided_features_list(), see(pixels), strict=False))
-            return tuple(found[name] for name in self.features_list)
+            outputs = dict(zip(self.get_provided_features_list(), see(pixels), strict=False))
+            return tuple(outputs[name] for name in self.features_list)
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def emoji_clip(unit: bool) -> Network:
     """Returns the shipped CLIP as open_clip loads it and prepares pictures for it.
 
     Args:
-        unit: scale features to length one.
+        unit: whether features are scaled to length one.
     """
     model, prepare = open_clip.create_model_from_pretrained(f"local-dir:{CLIP}")
     model.eval()
@@ -98,8 +98,8 @@ def classifier(pixels: Tensor, file: Path) -> Network:
     """Returns one of torchvision's classifiers with random weights.
 
     Args:
-        pixels: pictures ``[B, 3, H, W] uint8`` that norms are measured on.
-        file: where weights are written, for the script.
+        pixels: pictures ``[B, 3, H, W] uint8`` that give batch norms their statistics.
+        file: file for the weights, which the script reads.
     """
     transforms = get_model_weights(CLASSIFIER).DEFAULT.transforms()
 
@@ -112,8 +112,8 @@ def classifier(pixels: Tensor, file: Path) -> Network:
     parts = create_feature_extractor(model, {"mean": "features", "fc": "logits"})
 
     def see(pixels: Tensor) -> tuple[Tensor, ...]:
-        found = parts(prepare(pixels))
-        return found["features"], found["logits"]
+        outputs = parts(prepare(pixels))
+        return outputs["features"], outputs["logits"]
 
     return Network(f"{CLASSIFIER}:{file}", f"{CLASSIFIER}, random", extractor(see), classifies=True)
 
@@ -125,13 +125,13 @@ def inception(file: Path, words: str) -> Network:
 
 
 def random_inception(pixels: Tensor, file: Path) -> Network:
-    """Returns torch-fidelity's Inception with random weights, which are written to a file.
+    """Returns torch-fidelity's Inception with random weights, which are also written to a file.
 
-    Names and shapes are those of torchvision's.
+    Parameters have the names and shapes of torchvision's Inception.
 
     Args:
-        pixels: pictures ``[B, 3, H, W] uint8`` that norms are measured on.
-        file: where weights are written.
+        pixels: pictures ``[B, 3, H, W] uint8`` that give batch norms their statistics.
+        file: file for the weights.
     """
     shown = F.interpolate((pixels - 128.0) / 128, (299, 299), mode="bilinear")
     options = {"num_classes": 1008, "aux_logits": False, "init_weights": False}
@@ -143,19 +143,19 @@ def random_inception(pixels: Tensor, file: Path) -> Network:
 def random_network(name: str, shown: Tensor, **options: Any) -> nn.Module:
     """Returns one of torchvision's networks with random weights and features that differ between pictures.
 
-    The statistics of its batch norms are those of the pictures shown, and its last layer looks away from their mean.
+    Its batch norms have the statistics of the pictures, and its last layer ignores the mean of their features.
 
     Args:
-        name: torchvision's name of it.
-        shown: pictures as the network expects them, ``[B, 3, H, W]``.
-        options: of the network.
+        name: torchvision's name of the network.
+        shown: pictures with the network's preprocessing, ``[B, 3, H, W]``.
+        options: options of the network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = get_model(name, weights=None, **options).requires_grad_(False)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the mean over all batches, of which there is one
+                module.momentum = None  # takes the statistics of the only batch
         model.train()(shown)
     last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
     entering: list[Tensor] = []

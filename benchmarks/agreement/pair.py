@@ -1,4 +1,4 @@
-"""Two folders of pictures that anyone can make again, and what the script says of them."""
+"""A reproducible pair of picture folders, and the figures of ``scripts/evaluate.py`` for it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from torch import Tensor
 from ldm.util import evenly
 
 ROOT = Path(__file__).parents[2]
-SEED = 0  # of the order in which the script splits pictures for the inception score, as its report states
+SEED = 0  # seed of the splits of the inception score, as in the report of the script
 
 
 class Pair(NamedTuple):
-    """Folders of as many pictures each.
+    """Folders with the same number of pictures.
 
     Attributes:
-        made: the pictures in question.
+        made: the pictures to evaluate.
         real: the reference.
-        ordered: copies of those in question, named in the order in which the script splits them, so that a program
-            that takes files by name has the same splits.
-        n: pictures of a folder.
+        ordered: copies of the pictures to evaluate, named in the order in which the script splits them, so that a
+            program that sorts files by name has the same splits.
+        n: number of pictures in each folder.
     """
 
     made: Path
@@ -42,17 +42,17 @@ class Pair(NamedTuple):
 
 
 def write_pair(folder: Path, made: Path, real: Path, n: int) -> Pair:
-    """Writes n pictures of each of two Parquet files as PNG, evenly spread over its rows, in place of what was there.
+    """Writes n pictures of each of two Parquet files as PNG, spread evenly over the rows; replaces the old folders.
 
     Args:
-        folder: where folders are made.
-        made: file of the pictures in question.
+        folder: parent of the new folders.
+        made: file of the pictures to evaluate.
         real: file of the reference.
-        n: pictures of each.
+        n: number of pictures of each file.
 
     Raises:
-        ValueError: a file has fewer.
-        FileNotFoundError: no such file.
+        ValueError: a file has fewer pictures.
+        FileNotFoundError: a file does not exist.
     """
     pair = Pair(folder / "made", folder / "real", folder / "ordered", n)
     for file, target in ((made, pair.made), (real, pair.real)):
@@ -79,15 +79,15 @@ def pixels(folder: Path, n: int) -> Tensor:
 
 
 def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Runs ``scripts/evaluate.py images`` on a pair, on the CPU, with features extracted anew; returns its report.
+    """Runs ``scripts/evaluate.py images`` on a pair on the CPU, without cached features, and returns its report.
 
     Args:
         pair: the pictures.
-        features: networks by the script's names of them.
-        folder: for the report.
+        features: names of the feature networks.
+        folder: folder of the report.
 
     Raises:
-        ValueError: the script failed; says its last line.
+        ValueError: the script failed; the message is the last line of its output.
     """
     shutil.rmtree(folder, ignore_errors=True)
     given = {"--reference": pair.real, "--kid_size": pair.n, "--cache": folder / "cache", "--outdir": folder}
@@ -95,7 +95,7 @@ def script(pair: Pair, features: Sequence[str], folder: Path) -> dict[str, Any]:
     done = subprocess.run(  # noqa: S603 - our own command line
         [sys.executable, "scripts/evaluate.py", "images", str(pair.made), *words, "--features", *features],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},  # where others look at pictures, too
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},  # the other programs use the CPU too
         capture_output=True,
         text=True,
         check=False,

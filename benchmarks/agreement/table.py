@@ -1,4 +1,4 @@
-"""Figures of the script and of others side by side."""
+"""The table of the script's figures and those of other programs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BOUND = 1e-3
 
 
 class Row(NamedTuple):
-    """One figure, twice.
+    """One figure by two programs.
 
     Attributes:
-        metric: our name of it.
-        features: in which it is measured.
-        ours: of the script.
+        metric: our name of the figure.
+        features: description of the features.
+        ours: the value of the script.
         whose: the other program.
-        theirs: of the other program.
+        theirs: the value of the other program.
     """
 
     metric: str
@@ -34,34 +34,34 @@ class Row(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The difference in parts of their figure; 0 where both are 0."""
+        """The difference relative to the other program's figure; 0 if both are 0."""
         return self.absolute / abs(self.theirs) if self.theirs else (float("inf") if self.ours else 0.0)
 
     @property
     def within(self) -> bool:
-        """Whether the difference is within the bound, in parts of their figure; not so where one is no number."""
+        """Whether the relative difference is within the bound; false if a figure is NaN."""
         return self.relative <= BOUND
 
 
 def flat(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the figures of a report of the script by one name each: ``kernel_distance mean``."""
-    every: dict[str, float] = {}
+    """Returns the figures of a report in a flat dictionary with names such as ``kernel_distance mean``."""
+    values: dict[str, float] = {}
     for name, value in figures.items():
         parts = value if isinstance(value, dict) else {"": value}
-        every |= {f"{name} {part}".strip(): number for part, number in parts.items()}
-    return every
+        values |= {f"{name} {part}".strip(): number for part, number in parts.items()}
+    return values
 
 
 def compared(features: str, ours: Mapping[str, Any], theirs: Iterable[Figure]) -> list[Row]:
-    """Returns a row for each figure of others that the script has as well.
+    """Returns a row for each figure that both the script and another program have.
 
     Args:
-        features: in which figures are measured, in words.
+        features: description of the features.
         ours: figures of the script's report.
-        theirs: of others.
+        theirs: figures of other programs.
     """
-    own = flat(ours)
-    return [Row(it.metric, features, own[it.metric], it.whose, it.value) for it in theirs if it.metric in own]
+    values = flat(ours)
+    return [Row(it.metric, features, values[it.metric], it.whose, it.value) for it in theirs if it.metric in values]
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -1,4 +1,4 @@
-"""The same figures by others: torch-fidelity, torchmetrics, and published definitions written out."""
+"""The figures of other programs: torch-fidelity, torchmetrics, and the published definitions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.agreement.pair import Pair
 from rdm.evaluate.measures import K_DENSITY, K_PRECISION, SPLITS
 from rdm.evaluate.metrics import CMMD_SCALE, CMMD_SIGMA
 
-FIDELITY = {  # our names of torch-fidelity's figures
+FIDELITY = {  # our names -> torch-fidelity's names
     "frechet_distance": "frechet_inception_distance",
     "kernel_distance mean": "kernel_inception_distance_mean",
     "precision": "precision",
@@ -30,12 +30,12 @@ FIDELITY = {  # our names of torch-fidelity's figures
 
 
 class Figure(NamedTuple):
-    """What another program says.
+    """A figure of another program.
 
     Attributes:
-        metric: our name of it.
+        metric: our name of the figure.
         whose: the program.
-        value: of it.
+        value: its value.
     """
 
     metric: str
@@ -44,73 +44,74 @@ class Figure(NamedTuple):
 
 
 class Given(nn.Module):
-    """A network for torchmetrics that answers what it is shown."""
+    """A network for torchmetrics that returns its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns what is given."""
+        """Returns the input."""
         return features
 
 
 def figures(pair: Pair, network: Network) -> list[Figure]:
-    """Returns all figures of a pair that others offer in the features of a network.
+    """Returns all figures that other programs offer for a pair in the features of a network.
 
-    torch-fidelity reads the folders and shows the pictures to its network; what that saw is what the rest is made of.
+    torch-fidelity reads the folders and computes the features, from which the other figures are computed too.
     """
-    found, real, made = fidelity(pair, network)
-    every = [Figure(name, "torch-fidelity", found[key]) for name, key in FIDELITY.items() if key in found]
+    values, real, made = fidelity(pair, network)
+    every = [Figure(name, "torch-fidelity", values[key]) for name, key in FIDELITY.items() if key in values]
     every += torchmetrics(real, made)
     every += [Figure(name, "definition", value) for name, value in definitions(real.numpy(), made.numpy())]
     return every
 
 
 def fidelity(pair: Pair, network: Network) -> tuple[dict[str, float], Tensor, Tensor]:
-    """Returns torch-fidelity's figures, and features of the reference and of the pictures in question, ``[n, D]``.
+    """Returns torch-fidelity's figures, and the features ``[n, D]`` of the reference and of the evaluated pictures.
 
-    The one subset of the kernel distance is all pictures, so that nothing is drawn. Pictures in question are taken in
-    the order in which ours are split, see :class:`benchmarks.agreement.pair.Pair`; nothing else depends on it.
+    The only subset of the kernel distance has all pictures, so nothing is random. The evaluated pictures are read in
+    the order in which the script splits them, see :class:`benchmarks.agreement.pair.Pair`; only the splits depend on
+    it.
     """
     seen: list[Tensor] = []
     options: dict[str, Any] = {
         **{"isc": network.classifies, "fid": True, "kid": True, "prc": True},
         **{"isc_splits": SPLITS, "samples_shuffle": False, "prc_neighborhood": K_PRECISION},
         **{"kid_subsets": 1, "kid_subset_size": pair.n, "kid_kernel": "poly", "kid_kernel_poly_degree": 3},
-        **{"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0},  # gamma is one over the width
+        **{"kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1.0},  # gamma is then one over the width
         **{"cache": False, "save_cpu_ram": True, "cuda": False, "verbose": False},
     }
     name = f"agreement, {network.words}, {id(seen)}"
     torch_fidelity.register_feature_extractor(name, keeping(network.extractor, network.features, seen))
-    found = torch_fidelity.calculate_metrics(
+    values = torch_fidelity.calculate_metrics(
         input1=str(pair.ordered), input2=str(pair.real), feature_extractor=name, **options, **network.options
     )
     made, real = torch.cat(seen).split(pair.n)
-    return found, real, made
+    return values, real, made
 
 
 def keeping(extractor: type[FeatureExtractorBase], layer: str, seen: list[Tensor]) -> type[FeatureExtractorBase]:
-    """Returns a class of torch-fidelity's like another one, which also keeps the features of a layer in a list.
+    """Returns a subclass of an extractor of torch-fidelity that also appends the features of a layer to a list.
 
-    It hands them on in float64, for the sums of others are of the type of the features: in float32, what is left of a
-    kernel distance is rounding in its fourth digit.
+    It returns them in float64, because the other programs compute sums in the dtype of the features. In float32, the
+    fourth digit of a kernel distance would be a rounding error.
     """
 
     class Keeping(extractor):
         def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-            found = dict(zip(self.features_list, super().forward(pixels), strict=True))
-            found[layer] = found[layer].double()
-            seen.append(found[layer])
-            return tuple(found.values())
+            outputs = dict(zip(self.features_list, super().forward(pixels), strict=True))
+            outputs[layer] = outputs[layer].double()
+            seen.append(outputs[layer])
+            return tuple(outputs.values())
 
     return Keeping
 
 
 def torchmetrics(real: Tensor, made: Tensor) -> list[Figure]:
-    """Returns the figures of torchmetrics in features ``[n, D]`` of the reference and of the pictures in question."""
+    """Returns the figures of torchmetrics for features ``[n, D]`` of the reference and of the evaluated pictures."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `")  # on its memory
+        warnings.filterwarnings("ignore", "Metric `")  # it warns of its memory
         distance = FrechetInceptionDistance(Given(real.shape[1]))
         kernel = KernelInceptionDistance(Given(real.shape[1]), subsets=1, subset_size=len(real))
     for metric in (distance, kernel):
@@ -123,11 +124,11 @@ def torchmetrics(real: Tensor, made: Tensor) -> list[Figure]:
 
 
 def definitions(real: np.ndarray, made: np.ndarray) -> Iterator[tuple[str, float]]:
-    """Yields density and coverage (Naeem et al. 2020, as their code has them: without surfaces) and CMMD.
+    """Yields density and coverage (Naeem et al. 2020, without surfaces, as in their code) and CMMD.
 
     Args:
         real: features of the reference, ``[n, D] float64``.
-        made: features of the pictures in question, ``[n, D] float64``.
+        made: features of the evaluated pictures, ``[n, D] float64``.
     """
     within = np.sort(distances(real, real), axis=1)[:, K_DENSITY]  # place 0 is the row itself
     between = distances(real, made)
@@ -139,5 +140,5 @@ def definitions(real: np.ndarray, made: np.ndarray) -> Iterator[tuple[str, float
 
 
 def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Returns the distances ``[n, m]`` of rows ``[n, D]`` and ``[m, D]``, each a difference's length."""
+    """Returns the distances ``[n, m]`` between rows ``[n, D]`` and ``[m, D]``."""
     return np.stack([np.linalg.norm(second - row, axis=1) for row in first])

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from benchmarks.claims.runs import SEEDS
 
-TOP_M = 0.2  # of scripts/sample.py
+TOP_M = 0.2  # the default of scripts/sample.py
 K = 4
-SCALE = 2.0  # of guidance, where there are texts
+SCALE = 2.0  # guidance scale for texts and classes
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 TOP_MS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -41,21 +41,21 @@ def popular(k: int = K, scale: float = 1.0, top_m: float = TOP_M, rows: float | 
 def text(
     names: str, k: int = K, scale: float = SCALE, tokens: str = "neighbours", rows: float | str = 1.0
 ) -> dict[str, Any]:
-    """Returns the settings of images of texts."""
+    """Returns the settings of images by text."""
     return {"ask": "text", "names": names, "k": k, "scale": scale, "tokens": tokens, "rows": rows}
 
 
 def by_class(tokens: str, k: int = K, scale: float = SCALE) -> dict[str, Any]:
-    """Returns the settings of images of classes."""
+    """Returns the settings of images by class."""
     return {"ask": "class", "k": k, "scale": scale, "tokens": tokens, "rows": 1.0}
 
 
 def all_cases() -> dict[str, list[Case]]:
     """Returns the cases of every question; ``cost`` has none, because it is measured in another way."""
-    found: dict[str, list[Case]] = {}
+    cases: dict[str, list[Case]] = {}
 
     def add(question: str, name: str, run: str, settings: dict[str, Any]) -> None:
-        found.setdefault(question, []).append(Case(question, name, run, settings))
+        cases.setdefault(question, []).append(Case(question, name, run, settings))
 
     for seed in SEEDS:
         for scale in (1.0, 2.0):
@@ -87,7 +87,7 @@ def all_cases() -> dict[str, list[Case]]:
     for share in SHARES:
         add("database_size", f"{share:.0%}", "neighbours-0", popular(rows=share))
         add("database_size", f"{share:.0%} text", "neighbours-0", text("all", rows=share))
-    return found
+    return cases
 
 
 QUESTIONS = (*all_cases(), "cost")

@@ -1,4 +1,4 @@
-"""What retrieval costs beside sampling: medians of seconds, and bytes."""
+"""Measures the cost of retrieval in comparison with sampling: median seconds and bytes."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from rdm.sampling.settings import Settings
 LOG = logging.getLogger(__name__)
 REPEATS = 5
 BATCHES = (1, 64)
-TOKENS = (1, 4, 16)  # of context
+TOKENS = (1, 4, 16)  # numbers of context tokens
 PROMPT = "a red rose"
 
 
 def seconds(do: Callable[[], Any]) -> float:
-    """Returns the median of a call's seconds, the first one left out."""
-    found = []
+    """Returns the median seconds of a call, without the first one."""
+    times = []
     for _ in range(REPEATS + 1):
         wait()
         start = time.perf_counter()
         do()
         wait()
-        found.append(time.perf_counter() - start)
-    return round(median(found[1:]), 6)
+        times.append(time.perf_counter() - start)
+    return round(median(times[1:]), 6)
 
 
 def wait() -> None:
-    """Waits until the GPU is done, where there is one."""
+    """Waits until the GPU, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
-    """Returns what is timed of a batch: retrieval in its steps, sampling, the denoiser with more or less context."""
+    """Returns the calls to time for a batch: the steps of retrieval, sampling, and the denoiser by context length."""
     model, retriever = loaded.diffusion, loaded.retriever
     network, k = model.model.diffusion_model, model.conditioner.k
     settings, shape = Settings(batch_size=batch).for_model(model), loaded.latent_shape_of()
@@ -71,20 +71,20 @@ def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
 
 @torch.inference_mode()
 def costs(loaded: Loaded) -> dict[str, float]:
-    """Returns seconds of a whole batch, and bytes."""
+    """Returns the seconds of whole batches, and the bytes of index and embeddings."""
     database = loaded.retriever.database
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for batch in BATCHES:
-        found |= {f"{name}_{batch}": seconds(do) for name, do in calls(loaded, batch).items()}
-        retrieval = sum(found[f"{name}_{batch}"] for name in ("embed", "search", "read"))
-        found[f"retrieval_share_{batch}"] = round(retrieval / (retrieval + found[f"sample_{batch}"]), 5)
+        figures |= {f"{name}_{batch}": seconds(do) for name, do in calls(loaded, batch).items()}
+        retrieval = sum(figures[f"{name}_{batch}"] for name in ("embed", "search", "read"))
+        figures[f"retrieval_share_{batch}"] = round(retrieval / (retrieval + figures[f"sample_{batch}"]), 5)
     for kind in ("index", "embeddings"):
-        found[f"{kind}_bytes"] = sum(file.stat().st_size for file in (database.path / kind).glob("*"))
-    return {**found, "rows": len(database), "k": loaded.diffusion.conditioner.k}
+        figures[f"{kind}_bytes"] = sum(file.stat().st_size for file in (database.path / kind).glob("*"))
+    return {**figures, "rows": len(database), "k": loaded.diffusion.conditioner.k}
 
 
 def measure_cost(bench: Bench) -> tuple[dict[str, str], list[str]]:
-    """Measures what is there of the compared models and the shipped one; returns what broke and what is missing."""
+    """Measures the trained and the shipped models; returns the errors by model, and the runs that are not trained."""
     models = {"neighbours": bench.folder / "models" / "neighbours-0", "plain": bench.folder / "models" / "plain-0"}
     models["shipped"] = SHIPPED
     missing = [folder.name for folder in list(models.values())[:2] if not is_trained(folder.name, bench.folder)]

@@ -1,4 +1,4 @@
-"""The figures of cases: images are sampled, seen once by both networks, and forgotten but for a few to show."""
+"""Measures cases: samples images, computes their figures, and keeps only a few images to show."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from rdm.sampling.settings import Settings
 LOG = logging.getLogger(__name__)
 SHOWN = 16
 SEED = 0
-POOL = 20  # rows that the neighbours of a class are drawn from
+POOL = 20  # number of rows from which the neighbours of a class are drawn
 
 
 @dataclass
 class Bench:
-    """Cases are measured in a folder.
+    """Measures cases and keeps the results in a folder.
 
     Attributes:
-        folder: of all.
-        setup: what cases share.
-        n: images of each.
-        batch: sampled together.
-        lines: of ``figures.jsonl``.
+        folder: folder of models and results.
+        setup: data and networks that all cases share.
+        n: number of images in each case.
+        batch: number of images that are sampled together.
+        lines: the lines of ``figures.jsonl``.
     """
 
     folder: Path
@@ -60,29 +60,29 @@ class Bench:
         self.lines = read_lines(self.folder)
 
     def loaded(self, run: str) -> Loaded:
-        """Returns a run's model; only the last one is held."""
+        """Returns the model of a run; only the last model is kept in memory."""
         if run not in self._models:
             self._models = {run: load(str(self.folder / "models" / run))}
         return self._models[run]
 
     def measure(self, case: Case) -> None:
-        """Measures a case and writes its line, unless a line of the same model and settings is there."""
+        """Measures a case and writes its line, unless there is a line with the same model and settings."""
         sha = file_hash(self.folder / "models" / case.run / "model.safetensors") if case.run else ""
         settings = {**case.settings, "n": self.n, "seed": SEED, "sampler": USUAL, "steps": USUAL_STEPS[USUAL]}
         label = {"question": case.question, "case": case.name, "run": case.run, "sha256": sha, "settings": settings}
         if any(label.items() <= line.items() for line in self.lines):
             return
         same = [line for line in self.lines if line["sha256"] == sha and line["settings"] == settings]
-        if same:  # another question asked the same
+        if same:  # another question has the same case
             self.add({**same[-1], **label})
             kept = self.folder / "shown" / f"{shown_key(sha, settings)}.safetensors"
             if kept.is_file():
                 self.show(case, read_weights(kept)["images"])
             return
         start = time.perf_counter()
-        figures = self.real(case) if case.settings["ask"] == "real" else self.made(case, shown_key(sha, settings))
+        figures = self.real(case) if case.settings["ask"] == "real" else self.sampled(case, shown_key(sha, settings))
         seconds = round(time.perf_counter() - start, 2)
-        shown = choose(self.setup, settings, self.n)[:SHOWN]
+        shown = choose_prompts(self.setup, settings, self.n)[:SHOWN]
         self.add({**label, "figures": figures, "prompts": shown, "seconds": seconds, "device": torch_device()})
 
     def add(self, line: dict[str, Any]) -> None:
@@ -97,41 +97,41 @@ class Bench:
         LOG.info("%s, %s, %s: %s s", line["question"], line["case"], line["run"], line["seconds"])
 
     def real(self, case: Case) -> dict[str, float]:
-        """Returns the figures of real pictures: the ceiling of a part of the data."""
+        """Returns the figures of the real pictures in a part of the data, as an upper bound for a model."""
         part = self.setup.real[case.settings["names"]]
-        features, called = self.setup.see(part["pictures"])
+        features, predicted = self.setup.features_of(part["pictures"])
         texts = unit_texts(load(case.settings["embedder_of"]), self.setup.names[case.settings["names"]])
         return {
-            "images": len(called),
+            "images": len(predicted),
             **quality(self.setup, features),
             **ranks(features["clip"], part["places"], texts),
-            **accuracy(part["classes"], called),
+            **accuracy(part["classes"], predicted),
         }
 
-    def made(self, case: Case, key: str) -> dict[str, float]:
-        """Returns the figures of a model's images, and keeps some of these."""
+    def sampled(self, case: Case, key: str) -> dict[str, float]:
+        """Samples the images of a case, keeps some of them, and returns the figures."""
         settings, setup = case.settings, self.setup
         loaded = restricted(self.loaded(case.run), settings["rows"])
         start = time.perf_counter()
-        prompts = choose(setup, settings, self.n)
+        prompts = choose_prompts(setup, settings, self.n)
         samples = sample_case(loaded, prompts, settings, self.n, self.batch)
         seconds = time.perf_counter() - start
         pictures = to_uint8(samples.images)
-        features, called = setup.see(pictures)
+        features, predicted = setup.features_of(pictures)
         nearest = loaded.retriever.index.search(features["clip"].numpy(), 1).rows
-        found = {"images": len(pictures), "sampling_seconds": round(seconds, 3), **quality(setup, features)}
-        found |= {"distinct_rows": len(np.unique(nearest)), "rows": row_count(loaded)}
+        figures = {"images": len(pictures), "sampling_seconds": round(seconds, 3), **quality(setup, features)}
+        figures |= {"distinct_rows": len(np.unique(nearest)), "rows": row_count(loaded)}
         if settings["ask"] == "text":
             places = torch.arange(self.n) % len(prompts)
-            found |= ranks(features["clip"], places, unit_texts(loaded, prompts))
+            figures |= ranks(features["clip"], places, unit_texts(loaded, prompts))
         if prompts:
-            owners = [setup.class_by_name.get(name, name) for name in prompts]
-            labels = torch.tensor([setup.classes.index(owner) for owner in owners])
-            found |= accuracy(labels[torch.arange(self.n) % len(prompts)], called)
-            found["prompts"] = len(prompts)
+            class_names = [setup.class_by_name.get(name, name) for name in prompts]
+            labels = torch.tensor([setup.classes.index(owner) for owner in class_names])
+            figures |= accuracy(labels[torch.arange(self.n) % len(prompts)], predicted)
+            figures["prompts"] = len(prompts)
         write_weights(self.folder / "shown" / f"{key}.safetensors", {"images": pictures[:SHOWN]})
         self.show(case, pictures[:SHOWN])
-        return found
+        return figures
 
     def show(self, case: Case, pictures: Tensor) -> None:
         """Writes the first images of a case as a picture."""
@@ -142,28 +142,28 @@ class Bench:
 
 
 def torch_device() -> str:
-    """Returns the name of what computes."""
+    """Returns the name of the GPU, or cpu."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def shown_key(sha: str, settings: Mapping[str, Any]) -> str:
-    """Returns the name of the file that keeps some images."""
+    """Returns the name of the file that keeps some images of a case."""
     return hashlib.sha256(json.dumps([sha, settings], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a folder's figures; one that was cut off while it was written is left out."""
-    file, found = folder / "figures.jsonl", []
+    """Returns the lines of figures in a folder, without incomplete ones."""
+    file, lines = folder / "figures.jsonl", []
     for text in file.read_text().splitlines() if file.is_file() else []:
         try:
-            found.append(json.loads(text))
+            lines.append(json.loads(text))
         except ValueError:
-            LOG.warning("a line of %s is cut off", file)
-    return found
+            LOG.warning("%s has an incomplete line", file)
+    return lines
 
 
-def choose(setup: Setup, settings: Mapping[str, Any], n: int) -> list[str]:
-    """Returns the prompts or classes of a case, at most n, evenly spread."""
+def choose_prompts(setup: Setup, settings: Mapping[str, Any], n: int) -> list[str]:
+    """Returns the prompts or classes of a case: at most n, spread evenly."""
     if settings["ask"] == "class":
         return setup.classes
     if settings["ask"] != "text":
@@ -174,56 +174,59 @@ def choose(setup: Setup, settings: Mapping[str, Any], n: int) -> list[str]:
 
 
 def sample_case(loaded: Loaded, prompts: Sequence[str], settings: Mapping[str, Any], n: int, batch: int) -> Samples:
-    """Returns the images of a case; image i has seed i and prompt i, from the first one again after the last."""
+    """Returns the images of a case; image i has seed i and prompt i, and prompts are reused after the last one."""
     common: dict[str, Any] = {"k": settings["k"], "seed": SEED}
-    asked = [prompts[place % len(prompts)] for place in range(n)] if prompts else []
+    texts = [prompts[place % len(prompts)] for place in range(n)] if prompts else []
     if settings["ask"] == "popular":
         request = ways.popular(loaded, n, top_m=settings.get("top_m", TOP_M), **common)
     elif settings["ask"] == "text":
-        request = ways.texts(loaded, asked, tokens=settings["tokens"], **common)
+        request = ways.texts(loaded, texts, tokens=settings["tokens"], **common)
     else:
-        request = ways.classes(loaded, asked, pool=POOL, tokens=settings["tokens"], **common)
+        request = ways.classes(loaded, texts, pool=POOL, tokens=settings["tokens"], **common)
     options = {"sampler": USUAL, "steps": USUAL_STEPS[USUAL], "batch_size": batch, "copy_threshold": None}
     return sample(loaded, request, Settings.of(scale=settings["scale"], **options))
 
 
 def restricted(loaded: Loaded, rows: float | str) -> Loaded:
-    """Returns a model with some rows of its database: of the train pictures, or a share that larger ones hold too."""
+    """Returns a model with only some rows of its database: those of training pictures, or a share.
+
+    The rows of a smaller share are among those of a larger one.
+    """
     retriever = loaded.retriever
     if rows == 1.0:
         return loaded
     if rows == "train":
-        chosen = select_rows(retriever.database, ["split=train"])
+        kept = select_rows(retriever.database, ["split=train"])
     else:
         total = len(retriever.database)
         order = np.random.default_rng(SEED).permutation(total)
-        chosen = np.sort(order[: max(round(float(rows) * total), 1)])
-    bound = Retriever(lambda: retriever.embedder, retriever.database, lambda: retriever.index, chosen)
+        kept = np.sort(order[: max(round(float(rows) * total), 1)])
+    bound = Retriever(lambda: retriever.embedder, retriever.database, lambda: retriever.index, kept)
     return replace(loaded, retriever=bound)
 
 
 def row_count(loaded: Loaded) -> int:
-    """Returns how many rows neighbours come from."""
+    """Returns the number of rows that neighbours come from."""
     rows = loaded.retriever.rows
     return len(loaded.retriever.database) if rows is None else len(rows)
 
 
 def ceilings(embedder_of: str) -> list[Case]:
-    """Returns the cases of real pictures of the concepts, by the embedder of a model."""
+    """Returns the cases of real pictures, measured by the embedder of a model."""
     settings, parts = {"ask": "real", "embedder_of": embedder_of}, {"trained": "train", "held out": "held"}
     return [Case("concepts", f"real, {name}", "", {**settings, "names": part}) for name, part in parts.items()]
 
 
 def measure_all(bench: Bench, cases: Sequence[Case]) -> tuple[dict[str, str], list[str]]:
-    """Measures cases; a broken one stops no other.
+    """Measures cases; an error in one of them does not stop the others.
 
     Returns:
-        what went wrong by case, and the runs that are missing.
+        the errors by case, and the runs that are not trained.
     """
     broken: dict[str, str] = {}
     missing = sorted({case.run for case in cases if case.run and not is_trained(case.run, bench.folder)})
-    there = [case for case in cases if case.run not in missing]
-    for case in sorted(there, key=lambda case: case.run):  # so that every model is loaded once
+    measurable = [case for case in cases if case.run not in missing]
+    for case in sorted(measurable, key=lambda case: case.run):  # so that every model is loaded once
         try:
             bench.measure(case)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Plots of figures, and pictures that compare cases by the same seeds and prompts."""
+"""Plots of the figures, and pictures that compare cases with the same seeds and prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldm.pictures import from_uint8, save_png
 Lines = Sequence[Mapping[str, Any]]
 SPACES = ("pixels", "clip")
 ROWS = 8
-# What a picture compares: its question, and the cases with the heads of their columns.
+# The question of each picture, and its cases with the headings of their columns.
 COMPARED: dict[str, tuple[str, dict[str, str]]] = {
     "retrieval": (
         "retrieval",
@@ -25,7 +25,7 @@ COMPARED: dict[str, tuple[str, dict[str, str]]] = {
     "database_size": ("database_size", {f"{s}%": f"{s}%" for s in (1, 3, 10, 30, 100)}),
     "database_size-text": ("database_size", {f"{s}% text": f"{s}%" for s in (1, 3, 10, 30, 100)}),
 }
-RUN = "-0"  # pictures are of the first seed
+RUN = "-0"  # pictures show the runs of the first seed
 
 
 def compared(folder: Path, lines: Lines) -> list[Path]:
@@ -49,7 +49,7 @@ def compared(folder: Path, lines: Lines) -> list[Path]:
 
 
 def plots(folder: Path, lines: Lines) -> list[Path]:
-    """Draws the plots of what was measured, and returns their files."""
+    """Plots the figures, and returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,38 +69,40 @@ def plots(folder: Path, lines: Lines) -> list[Path]:
 
 
 def draw(name: str, axes: Any, lines: Lines) -> bool:
-    """Draws one plot on two axes; returns whether there was something to draw."""
+    """Draws one plot on two axes; returns whether there was any data."""
     if name == "top_m":
         return precision_recall(axes, [("top-m", of(lines, "top_m"), "top_m")])
     if name == "guidance":
-        own = of(lines, "guidance")
+        unconditional = of(lines, "guidance")
         runs = {"neighbours-0": "p_uncond 0.1", "uncond3-0": "p_uncond 0.3"}
-        parts = [(label, [line for line in own if line["run"] == run], "scale") for run, label in runs.items()]
+        parts = [
+            (label, [line for line in unconditional if line["run"] == run], "scale") for run, label in runs.items()
+        ]
         return precision_recall(axes, parts)
     if name == "database_size":
-        own = of(lines, name)
-        drawn = [curve(axes[0], own, "rows", f"{space}_fd_train", space) for space in SPACES]
-        drawn += [curve(axes[1], own, "rows", f"{space}_recall", space) for space in SPACES]
+        unconditional = of(lines, name)
+        drawn = [curve(axes[0], unconditional, "rows", f"{space}_fd_train", space) for space in SPACES]
+        drawn += [curve(axes[1], unconditional, "rows", f"{space}_recall", space) for space in SPACES]
         axes[0].set(xlabel="share of the database", ylabel="Frechet distance", xscale="log", yscale="log")
         axes[1].set(xlabel="share of the database", ylabel="recall", xscale="log")
         return any(drawn)
     drawn, here = [], "in sampling, of a model of 4"
     curves = (("k_train", 1.0, "in training and sampling"), ("k_test", 1.0, here), ("k_test", 2.0, "the same, scale 2"))
     for question, scale, label in curves:
-        own = [line for line in of(lines, question) if line["settings"]["scale"] == scale]
+        of_scale = [line for line in of(lines, question) if line["settings"]["scale"] == scale]
         for place, space in enumerate(SPACES):
-            drawn.append(curve(axes[place], own, "k", f"{space}_fd_train", label))
+            drawn.append(curve(axes[place], of_scale, "k", f"{space}_fd_train", label))
             axes[place].set(xlabel="neighbours", ylabel=f"Frechet distance, {space}", xscale="log")
     return any(drawn)
 
 
 def of(lines: Lines, question: str) -> list[Mapping[str, Any]]:
-    """Returns the lines of a question that are of no texts."""
+    """Returns the lines of a question whose images are unconditional."""
     return [line for line in lines if line["question"] == question and line["settings"]["ask"] == "popular"]
 
 
 def curve(axes: Any, lines: Lines, setting: str, figure: str, label: str) -> bool:
-    """Draws a figure over a setting; returns whether there was one."""
+    """Draws a figure over a setting; returns whether there was any data."""
     points = sorted((line["settings"][setting], line["figures"][figure]) for line in lines)
     if points:
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
@@ -108,15 +110,15 @@ def curve(axes: Any, lines: Lines, setting: str, figure: str, label: str) -> boo
 
 
 def precision_recall(axes: Any, parts: Sequence[tuple[str, Lines, str]]) -> bool:
-    """Draws precision over recall, a curve for each part whose points are named by a setting."""
+    """Draws precision over recall, with a curve for each part and the value of a setting at each point."""
     drawn = False
     for axis, space in zip(axes, SPACES, strict=True):
         for label, lines, setting in parts:
-            own = sorted(lines, key=lambda line: line["settings"][setting])
-            points = [(line["figures"][f"{space}_recall"], line["figures"][f"{space}_precision"]) for line in own]
+            ordered = sorted(lines, key=lambda line: line["settings"][setting])
+            points = [(line["figures"][f"{space}_recall"], line["figures"][f"{space}_precision"]) for line in ordered]
             if points:
                 axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=label)
-                for line, point in zip(own, points, strict=True):
+                for line, point in zip(ordered, points, strict=True):
                     axis.annotate(f"{line['settings'][setting]:g}", point, fontsize=7)
                 drawn = True
         axis.set(xlabel="recall", ylabel=f"precision, {space}")

@@ -1,4 +1,4 @@
-"""Tables, plots and verdicts of the measurements; computes only means, ranges and differences."""
+"""Writes the report of the measurements: tables, plots and verdicts."""
 
 from __future__ import annotations
 
@@ -54,51 +54,51 @@ over three seeds of the model with four neighbours. How another database changes
 | `10%` | the share of the database that neighbours come from |"""
 
 
-class Found(NamedTuple):
-    """What was measured.
+class Results(NamedTuple):
+    """The measurements of a folder.
 
     Attributes:
-        lines: of the figures.
-        training: what each run's training said, by run.
+        lines: the lines of figures.
+        training: the training record of each run.
     """
 
     lines: list[dict[str, Any]]
     training: dict[str, dict[str, Any]]
 
 
-def gather(folder: Path) -> Found:
-    """Returns what a folder holds, of cases measured twice the last line."""
+def gather(folder: Path) -> Results:
+    """Returns the measurements of a folder; of a case that was measured twice, the last one."""
     lines = {}
     for line in read_lines(folder):
         lines[line["question"], line["case"], line["run"]] = line
     cards = sorted((folder / "models").glob("*/training.json"))
     training = {card.parent.name: read_json(card, "export the run again") for card in cards}
-    return Found(list(lines.values()), training)
+    return Results(list(lines.values()), training)
 
 
 def write(folder: Path) -> str:
     """Writes ``results.json``, ``claims.md`` and pictures into the folder, and returns the claims."""
-    found = gather(folder)
+    measured = gather(folder)
     setup = read_json(folder / "setup.json", "measure first") if (folder / "setup.json").is_file() else {}
-    judged = verdicts.judge(found.lines, found.training)
+    judged = verdicts.judge(measured.lines, measured.training)
     protocol = {
         "versions": versions(),
         **machine(device()),
         "data_sha256": {file.name: file_hash(file) for file in sorted(DATA.glob("*.parquet"))},
         "setup": setup,
     }
-    results = {"protocol": protocol, "claims": judged, "training": found.training, "lines": found.lines}
+    results = {"protocol": protocol, "claims": judged, "training": measured.training, "lines": measured.lines}
     write_json(folder / "results.json", results)
-    parts = ["# Claims of the paper on the emoji data", head(setup, found.lines), verdicts.table(judged)]
+    parts = ["# Claims of the paper on the emoji data", head(setup, measured.lines), verdicts.table(judged)]
     drawn = {}
     steps: dict[str, Callable[..., Any]] = {"plots": pictures.plots, "compared": pictures.compared}
     for name, draw in steps.items():
         try:
-            drawn[name] = draw(folder, found.lines)
-        except Exception:  # figures are worth more than their pictures
+            drawn[name] = draw(folder, measured.lines)
+        except Exception:  # a failed plot must not cost the report
             LOG.exception("%s", name)
     parts += [f"![{file.stem}]({file.relative_to(folder)})" for files in drawn.values() for file in files]
-    parts += ["## Training", training_table(found.training), "## Figures", *tables(found.lines)]
+    parts += ["## Training", training_table(measured.training), "## Figures", *tables(measured.lines)]
     text = "\n\n".join(part for part in parts if part) + "\n"
     (folder / "claims.md").write_text(text, encoding="utf-8")
     return text
@@ -117,26 +117,26 @@ def head(setup: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def number(value: Any) -> str:
-    """Returns a figure in a table."""
+    """Returns a figure as text for a table."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def mean_range(values: Sequence[float]) -> str:
-    """Returns the mean of some figures, and their range where there are several."""
+    """Returns the mean of figures as text, with their range if there are several."""
     mean = number(sum(values) / len(values)) if len(values) > 1 else number(values[0])
     return f"{mean} ({number(min(values))} to {number(max(values))})" if len(values) > 1 else mean
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table whose first row is its head."""
+    """Returns a Markdown table whose first row is its heading."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *map(list, rows[1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a table of runs."""
+    """Returns the table of training runs."""
     keys = ("parameters", "steps", "batch_size", "step_seconds", "val/loss_ema", "val/loss")
     rows = [["run", *keys], *([name, *(number(card.get(key)) for key in keys)] for name, card in training.items())]
     note = (
@@ -146,19 +146,19 @@ def training_table(training: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def tables(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a heading, a command and a table for each question; of several seeds, mean and range."""
-    found = []
+    """Returns a heading, a command and a table for each question, with mean and range over seeds."""
+    parts = []
     for question in dict.fromkeys(line["question"] for line in lines):
-        own = [line for line in lines if line["question"] == question]
-        keys = [key for key in SHOWN if any(key in line["figures"] for line in own)]
-        keys = keys or list(dict.fromkeys(key for line in own for key in line["figures"]))
+        cases = [line for line in lines if line["question"] == question]
+        keys = [key for key in SHOWN if any(key in line["figures"] for line in cases)]
+        keys = keys or list(dict.fromkeys(key for line in cases for key in line["figures"]))
         rows = [["case", "runs", "n", *keys]]
-        for case in dict.fromkeys(line["case"] for line in own):
-            same = [line for line in own if line["case"] == case]
+        for case in dict.fromkeys(line["case"] for line in cases):
+            same = [line for line in cases if line["case"] == case]
             values = [[line["figures"][key] for line in same if key in line["figures"]] for key in keys]
             sizes = str(same[-1]["figures"].get("images", ""))
             rows.append([case, str(len(same)), sizes, *(mean_range(v) if v else "" for v in values)])
-        n = next((f" --n {line['settings']['n']}" for line in own if "n" in line.get("settings", {})), "")
+        n = next((f" --n {line['settings']['n']}" for line in cases if "n" in line.get("settings", {})), "")
         command = f"`python -m benchmarks.claims --skip-training --questions {question}{n}`"
-        found += [f"### {question}", command, markdown(rows)]
-    return found
+        parts += [f"### {question}", command, markdown(rows)]
+    return parts

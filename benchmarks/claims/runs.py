@@ -1,4 +1,4 @@
-"""What is trained: a run for every model that is compared, each by ``main.py`` in a process of its own."""
+"""Trains the models that are compared, each by ``main.py`` in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("configs/rdm.yaml", "configs/rdm/emoji-small.yaml")
 SEEDS = (0, 1, 2)
-FIRST_SEED = 23  # of main.py
+FIRST_SEED = 23  # default seed of main.py
 PLAIN = ("model.params.use_neighbours=false",)
-# Channels have to suit group norms of 32, so that a wider network of 1.5 times the parameters cannot be had.
+# Group norms need multiples of 32 channels, so no wider network has exactly 1.5 times the parameters.
 LARGE = ("model.params.unet_config.params.channel_mult=[1,2,4]",)
 
 
@@ -35,9 +35,9 @@ class Run(NamedTuple):
     """A model to train.
 
     Attributes:
-        name: of its folders.
-        seed: of weights, noise and order of the data; 0 is the usual one.
-        overrides: what differs from the configs.
+        name: name of its folders.
+        seed: seed of weights, noise and order of the data; the default is 0.
+        overrides: settings that differ from the configs.
     """
 
     name: str
@@ -45,12 +45,12 @@ class Run(NamedTuple):
     overrides: tuple[str, ...] = ()
 
     def settings(self) -> list[str]:
-        """Returns all settings of the command line."""
+        """Returns the config settings for the command line."""
         return [f"model.params.seed={self.seed}", f"data.params.seed={self.seed}", *self.overrides]
 
 
 def of_k(k: int) -> tuple[str, ...]:
-    """Returns the settings of a model of k neighbours."""
+    """Returns the settings of a model with k neighbours."""
     return f"model.params.conditioner.k={k}", f"data.params.k={k}"
 
 
@@ -66,7 +66,7 @@ def all_runs() -> dict[str, Run]:
 
 
 def command(run: Run, folder: Path, extra: Sequence[str] = ()) -> list[str]:
-    """Returns the command that trains a run from its beginning or from its last checkpoint."""
+    """Returns the command that starts a run, or resumes it from its last checkpoint."""
     place = folder / "runs" / run.name
     begun = (place / "checkpoints" / "last.ckpt").is_file()
     where = ["--resume" if begun else "-p", str(place), "-s", str(FIRST_SEED + run.seed), "--no-test"]
@@ -74,19 +74,19 @@ def command(run: Run, folder: Path, extra: Sequence[str] = ()) -> list[str]:
 
 
 def is_trained(name: str, folder: Path) -> bool:
-    """Returns whether a run's exported model is there, made here or brought from elsewhere."""
+    """Returns whether the exported model of a run exists; it may come from another machine."""
     return (folder / "models" / name / "model.safetensors").is_file()
 
 
 def train(run: Run, folder: Path, extra: Sequence[str] = ()) -> str:
-    """Trains a run and exports it, as far as that is not done; returns what went wrong, empty if nothing did."""
+    """Trains a run and exports its model, unless that is done; returns an error message, or an empty string."""
     try:
         if is_trained(run.name, folder):
             return ""
         place = folder / "runs" / run.name
         if not (place / "finished.json").is_file():
             if (place / "checkpoints").is_dir() and not (place / "checkpoints" / "last.ckpt").is_file():
-                shutil.rmtree(place)  # ended before its first checkpoint
+                shutil.rmtree(place)  # it was interrupted before its first checkpoint
             words = command(run, folder, extra)
             place.parent.mkdir(parents=True, exist_ok=True)
             LOG.info("training %s", run.name)
@@ -112,7 +112,7 @@ def train(run: Run, folder: Path, extra: Sequence[str] = ()) -> str:
 
 
 def export(name: str, folder: Path) -> None:
-    """Writes the small model of a finished run, and what its training said."""
+    """Writes the exported model of a finished run, and its training record."""
     place, model = folder / "runs" / name, folder / "models" / name
     mark = read_json(place / "finished.json", "train it again")
     temporary = folder / "models" / f".{name}"
@@ -125,41 +125,42 @@ def export(name: str, folder: Path) -> None:
 
 
 def metrics(place: Path) -> dict[str, float | None]:
-    """Returns the last validation losses, of averaged weights and of the last ones, and the median step's seconds."""
-    found: dict[str, float | None] = dict.fromkeys(("val/loss_ema", "val/loss", "step_seconds"))
-    for column in found:
+    """Returns the last validation losses, of EMA weights and of the last weights, and the median seconds of a step."""
+    figures: dict[str, float | None] = dict.fromkeys(("val/loss_ema", "val/loss", "step_seconds"))
+    for column in figures:
         try:
             values = history(place, "time/step_seconds" if column == "step_seconds" else column)
         except (ValueError, FileNotFoundError):
             continue
-        found[column] = round(median(values.values()), 4) if column == "step_seconds" else values[max(values)]
-    return found
+        figures[column] = round(median(values.values()), 4) if column == "step_seconds" else values[max(values)]
+    return figures
 
 
 def size(weights: Path) -> dict[str, int]:
-    """Returns the number of the denoiser's parameters."""
+    """Returns the number of parameters of the denoiser."""
     return {"parameters": sum(t.numel() for n, t in read_weights(weights).items() if n.startswith("model."))}
 
 
 def steps(config: Mapping[str, Any]) -> dict[str, int]:
-    """Returns steps and batch size of a run's config."""
+    """Returns steps and batch size from the config of a run."""
     trainer = config["lightning"]["trainer"]
     return {"steps": trainer["max_steps"], "batch_size": config["data"]["params"]["batch_size"]}
 
 
 def prepare() -> None:
-    """Makes what is missing of database and neighbour tables, from the pictures in their usual size.
+    """Builds the database and the neighbour tables if they are missing, with pictures in the default model's size.
 
-    A table does not say in which size its pictures were embedded: one of 32 x 32 would be taken for the usual model's.
+    A table does not record in which size its pictures were embedded, so a table of 32 x 32 pixels would be mistaken for
+    that of the default model.
     """
     instantiate_from_config(read_config(CONFIGS[:1])["data"]).prepare_data()
 
 
 def train_all(names: Sequence[str], folder: Path, jobs: int, extra: Sequence[str] = ()) -> dict[str, str]:
-    """Trains runs, some at once, and returns what went wrong of those that failed."""
+    """Trains runs, several at the same time, and returns the error messages of those that failed."""
     runs = all_runs()
-    if not all(is_trained(name, folder) for name in names):  # before several want the database at once
+    if not all(is_trained(name, folder) for name in names):  # before several runs need the database at the same time
         prepare()
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
-        said = list(pool.map(lambda name: train(runs[name], folder, extra), names))
-    return {name: words for name, words in zip(names, said, strict=True) if words}
+        messages = list(pool.map(lambda name: train(runs[name], folder, extra), names))
+    return {name: words for name, words in zip(names, messages, strict=True) if words}

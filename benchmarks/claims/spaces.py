@@ -1,4 +1,4 @@
-"""Where pictures are compared: the CLIP that also finds neighbours, and a classifier that learned from pixels alone."""
+"""The feature spaces of the figures: the CLIP that also searches neighbours, and a classifier trained on pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.style_classifier import judge, kept
+from benchmarks.style_classifier import cached, judge
 from ldm.files import file_hash
 from ldm.pictures import from_uint8, to_uint8
 from ldm.util import evenly, instantiate_from_config
@@ -25,25 +25,25 @@ SPACES = ("clip", "pixels")
 
 
 def class_of(entry: Mapping[str, str]) -> str:
-    """Returns the class of a picture by its metadata: its category."""
+    """Returns the category of a picture from its metadata."""
     return entry["class_id"].split("/")[0]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all cases share.
+    """The data and networks that all cases share.
 
     Attributes:
-        classes: names.
-        classifier: of classes, from pixels.
+        classes: names of the classes.
+        classifier: classifier of pixels.
         accuracy: its accuracy on held-out pictures and reconstructions.
-        features: of the pictures of each part of the data, by space, ``[n, D]``; CLIP's of length one.
-        moments: of the same.
-        names: of the concepts of each part, evenly spread, as many of one as of the other.
-        class_by_name: the class of each name.
-        real: the pictures of the names of each part, ``[M, 3, H, W] uint8``, their names' places and classes.
-        clip: the network of the space ``clip``.
-        about: what a report states.
+        features: features ``[n, D]`` of the pictures by part of the data and space; those of CLIP are unit vectors.
+        moments: moments of these features.
+        names: names of concepts by part, spread evenly, the same number for each part.
+        class_by_name: class of each name.
+        real: for each part, the pictures ``[M, 3, H, W] uint8`` of its names, with the numbers of names and classes.
+        clip: network of the space ``clip``.
+        about: description for the report.
     """
 
     classes: list[str]
@@ -57,33 +57,33 @@ class Setup:
     clip: Any
     about: dict[str, Any]
 
-    def see(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns features of pictures ``[N, 3, H, W] uint8`` by space, and the class each is taken for, ``[N]``."""
-        return seen(self.clip, self.classifier, pictures)
+    def features_of(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the features of pictures ``[N, 3, H, W] uint8`` by space, and their predicted classes ``[N]``."""
+        return compute_features(self.clip, self.classifier, pictures)
 
 
 @torch.inference_mode()
-def seen(clip: Any, classifier: nn.Sequential, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns what both networks see: features by space, and classes."""
-    near, body, called, place = [], [], [], device()
+def compute_features(clip: Any, classifier: nn.Sequential, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Returns the features of both networks by space, and the predicted classes."""
+    clip_features, pixel_features, classes, place = [], [], [], device()
     classifier.to(place)
     for part in pictures.split(BATCH):
         images = from_uint8(part).to(place)
-        near.append(clip.features(images)[0].float().cpu())
+        clip_features.append(clip.features(images)[0].float().cpu())
         pooled = classifier[:-1](images)
-        body.append(pooled.cpu())
-        called.append(classifier[-1](pooled).argmax(1).cpu())
-    return {"clip": torch.cat(near), "pixels": torch.cat(body)}, torch.cat(called)
+        pixel_features.append(pooled.cpu())
+        classes.append(classifier[-1](pooled).argmax(1).cpu())
+    return {"clip": torch.cat(clip_features), "pixels": torch.cat(pixel_features)}, torch.cat(classes)
 
 
 def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
-    """Returns what all cases share, made once and kept in a folder.
+    """Returns the data and networks that all cases share; computes them once and keeps them in a folder.
 
     Args:
-        loaded: a model whose data and first stage those of all runs are.
-        folder: where it is kept.
-        epochs: of the classifier.
-        most: names of each part.
+        loaded: a model with the data and the first stage of all runs.
+        folder: keeps the results.
+        epochs: training epochs of the classifier.
+        most: largest number of names in each part.
     """
     parts = {"train": "train", "held": "validation"}
     data = {part: instantiate_from_config(loaded.data.dataset_configs[name]) for part, name in parts.items()}
@@ -91,58 +91,60 @@ def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
     classes = sorted({class_of(entry) for part in entries.values() for entry in part})
     classifier, accuracy = judge(loaded, folder, epochs, names=classes, label=class_of, widths=WIDTHS)
     clip = feature_network("unit:" + str(loaded.data.embedder_config["params"]["model"]))
-    asked = {"classifier": file_hash(folder / "classifier.safetensors"), "clip": clip.fingerprint}
+    key = {"classifier": file_hash(folder / "classifier.safetensors"), "clip": clip.fingerprint}
     features, real, pictures = {}, {}, {}
     for part, images in data.items():
         pictures[part] = torch.stack([to_uint8(images[n]["image"]) for n in range(len(images))])
-        features[part] = kept(
+        features[part] = cached(
             folder / f"features-{part}.safetensors",
-            {**asked, "n": len(images)},
-            lambda shown=pictures[part]: seen(clip, classifier, shown)[0],  # type: ignore[misc]
+            {**key, "n": len(images)},
+            lambda shown=pictures[part]: compute_features(clip, classifier, shown)[0],  # type: ignore[misc]
         )
-    captions = {part: [entry["caption"] for entry in found] for part, found in entries.items()}
-    alone = {part: list(dict.fromkeys(captions[part])) for part in captions}
-    shared = set(alone["train"]) & set(alone["held"])
-    if any(len(shared) < len(found) for found in alone.values()):
-        alone = {part: [name for name in found if name not in shared] or found for part, found in alone.items()}
-    total = min(most, *map(len, alone.values()))
-    names = {part: [found[n] for n in evenly(len(found), total)] for part, found in alone.items()}
+    captions = {part: [entry["caption"] for entry in of_part] for part, of_part in entries.items()}
+    concepts = {part: list(dict.fromkeys(captions[part])) for part in captions}
+    shared = set(concepts["train"]) & set(concepts["held"])
+    if any(len(shared) < len(listed) for listed in concepts.values()):
+        concepts = {
+            part: [name for name in listed if name not in shared] or listed for part, listed in concepts.items()
+        }
+    total = min(most, *map(len, concepts.values()))
+    names = {part: [listed[n] for n in evenly(len(listed), total)] for part, listed in concepts.items()}
     known = {entry["caption"]: class_of(entry) for part in entries.values() for entry in part}
-    for part, found in names.items():
-        places = {name: place for place, name in enumerate(found)}
+    for part, chosen in names.items():
+        places = {name: place for place, name in enumerate(chosen)}
         rows = [row for row, name in enumerate(captions[part]) if name in places]
         real[part] = {
             "pictures": pictures[part][rows],
             "places": torch.tensor([places[captions[part][row]] for row in rows]),
             "classes": torch.tensor([classes.index(class_of(entries[part][row])) for row in rows]),
         }
-    moments = {part: {space: Moments.of(x) for space, x in found.items()} for part, found in features.items()}
+    moments = {part: {space: Moments.of(x) for space, x in spaces.items()} for part, spaces in features.items()}
     about: dict[str, Any] = {"pictures": {part: len(images) for part, images in data.items()}, "classes": classes}
-    about |= {**asked, "clip_is": "the CLIP that also finds the neighbours", "names": total, "device": str(device())}
+    about |= {**key, "clip_is": "the CLIP that also finds the neighbours", "names": total, "device": str(device())}
     return Setup(classes, classifier, accuracy, features, moments, names, known, real, clip, about)
 
 
 def quality(setup: Setup, features: Mapping[str, Tensor]) -> dict[str, float]:
     """Returns distances, precision, recall, density and coverage of features ``[n, D]``, by space."""
-    found: dict[str, float] = {}
-    for space, made in features.items():
-        moments, real = Moments.of(made), setup.features["train"][space]
+    figures: dict[str, float] = {}
+    for space, generated in features.items():
+        moments, real = Moments.of(generated), setup.features["train"][space]
         for part in ("train", "held"):
-            found[f"{space}_fd_{part}"] = frechet_distance(setup.moments[part][space], moments)
-        found |= {f"{space}_{k}": v for k, v in precision_recall(real, made, device=device())._asdict().items()}
-        found |= {f"{space}_{k}": v for k, v in density_coverage(real, made, device=device())._asdict().items()}
-    return {name: round(value, 5) for name, value in found.items()}
+            figures[f"{space}_fd_{part}"] = frechet_distance(setup.moments[part][space], moments)
+        figures |= {f"{space}_{k}": v for k, v in precision_recall(real, generated, device=device())._asdict().items()}
+        figures |= {f"{space}_{k}": v for k, v in density_coverage(real, generated, device=device())._asdict().items()}
+    return {name: round(value, 5) for name, value in figures.items()}
 
 
-def accuracy(labels: Tensor, called: Tensor) -> dict[str, float]:
-    """Returns how often images are taken for their class, of all and as the mean over classes."""
-    right = (labels == called).float()
+def accuracy(labels: Tensor, predicted: Tensor) -> dict[str, float]:
+    """Returns the accuracy of predicted classes, over all images and as the mean over classes."""
+    right = (labels == predicted).float()
     by_class = [float(right[labels == label].mean()) for label in labels.unique()]
     both = {"class_accuracy": float(right.mean()), "class_balanced": sum(by_class) / len(by_class)}
     return {name: round(value, 4) for name, value in both.items()}
 
 
 def unit_texts(loaded: Loaded, texts: list[str]) -> Tensor:
-    """Returns vectors of texts of length one, ``[P, D]`` on the CPU."""
+    """Returns the unit vectors of texts, ``[P, D]`` on the CPU."""
     with torch.inference_mode():
         return F.normalize(loaded.retriever.embedder.texts(texts).float(), dim=1).cpu()

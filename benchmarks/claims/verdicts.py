@@ -1,4 +1,4 @@
-"""The claims of the paper: each compares two cases by some figures; and the verdict on each."""
+"""The claims of the paper, each a comparison of two cases by some figures, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Lines = Sequence[Mapping[str, Any]]
 SEEN, NOT_SEEN, WITHIN, UNKNOWN, MISSING = "seen", "not seen", "within noise", "noise unknown", "not measured"
 FD = ("pixels_fd_train", "clip_fd_train")
 GRADES = ("clip_score", "first", "class_balanced")
-USUAL = ("retrieval", "neighbours scale 1")  # whose range is noise
+USUAL = ("retrieval", "neighbours scale 1")  # the range of its figures over seeds is the noise
 GUIDED_USUAL = ("retrieval", "neighbours scale 2")
 USUAL_TEXT = ("concepts", "held out, in database")
 USUAL_CLASS = ("synthesis", "class, neighbours")
-LOWER = ("_fd_", "loss", "seconds")  # parts of the names of figures that are better when lower
+LOWER = ("_fd_", "loss", "seconds")  # figures with these words in their names are better when lower
 
 
 class Claim(NamedTuple):
@@ -24,9 +24,9 @@ class Claim(NamedTuple):
         question: the question that both cases belong to.
         better: the case that is claimed to be better.
         worse: the other case.
-        figures: their names; each has a verdict of its own.
+        figures: names of the figures; each one has a verdict of its own.
         noise: question and case whose range over the seeds is the noise.
-        opposite: the claim says that the figures are worse.
+        opposite: whether the claim says that the figures are worse.
     """
 
     text: str
@@ -100,13 +100,13 @@ CHEAPER = "Retrieval takes little time in comparison with sampling"
 def values(
     lines: Lines, training: Mapping[str, Mapping[str, Any]], question: str, case: str, figure: str
 ) -> list[float]:
-    """Returns a figure of a case, one for each run."""
-    own = [line for line in lines if line["question"] == question and line["case"] == case]
-    if "/" in figure:  # of training
-        found = [training.get(line["run"], {}).get(figure) for line in own]
+    """Returns the values of a figure for a case, one for each run."""
+    runs = [line for line in lines if line["question"] == question and line["case"] == case]
+    if "/" in figure:  # a figure of training
+        figures = [training.get(line["run"], {}).get(figure) for line in runs]
     else:
-        found = [line["figures"].get(figure) for line in own]
-    return [value for value in found if value is not None]
+        figures = [line["figures"].get(figure) for line in runs]
+    return [value for value in figures if value is not None]
 
 
 def verdict(gain: float, noise: float | None, no_better: bool = False) -> str:
@@ -172,9 +172,9 @@ def table(judged: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def spread(found: Sequence[float]) -> str:
-    """Returns the mean of figures and their range; empty of none."""
-    if not found:
+def spread(values: Sequence[float]) -> str:
+    """Returns the mean and the range of figures as text, or an empty string if there are none."""
+    if not values:
         return ""
-    mean = f"{sum(found) / len(found):.4g}"
-    return f"{mean} ({min(found):.4g} to {max(found):.4g})" if len(found) > 1 else mean
+    mean = f"{sum(values) / len(values):.4g}"
+    return f"{mean} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else mean

@@ -1,4 +1,4 @@
-"""Verdicts and tables of fixed figures."""
+"""Verdicts and tables for given figures."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is trained for the claims, and that nothing is measured twice."""
+"""The training runs of the claims, and their measurement, which repeats nothing."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 from toy import ROOT, rdm_config, ship
 
 from benchmarks.claims.cases import Case, all_cases, by_class, popular, text
-from benchmarks.claims.measure import Bench, choose, measure_all, read_lines, restricted
+from benchmarks.claims.measure import Bench, choose_prompts, measure_all, read_lines, restricted
 from benchmarks.claims.runs import CONFIGS, all_runs, command, is_trained, metrics, train
 from benchmarks.claims.spaces import Setup, accuracy, set_up
 from ldm.config import read_config
@@ -77,8 +77,8 @@ def test_losses_are_the_last_and_seconds_the_median_of_a_run_that_was_resumed(tm
 
 
 def test_a_run_that_fails_is_named_with_its_log(tmp_path: Path) -> None:
-    said = train(RUNS["v-0"], tmp_path, ["model.params.no_such_thing=1"])
-    assert said.startswith("exit code 2, see") and "no_such_thing" in (tmp_path / "runs/v-0.log").read_text()
+    message = train(RUNS["v-0"], tmp_path, ["model.params.no_such_thing=1"])
+    assert "exit code 2" in message and "no_such_thing" in (tmp_path / "runs/v-0.log").read_text()
 
 
 def test_every_case_is_of_a_run_and_has_a_name_of_its_own() -> None:
@@ -89,7 +89,7 @@ def test_every_case_is_of_a_run_and_has_a_name_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Setup]:
-    """A folder with a tiny model as the run neighbours-0, and what cases share."""
+    """A folder with a tiny model as the run neighbours-0, and the setup of all cases."""
     folder = tmp_path_factory.mktemp("claims")
     ship(folder / "models" / "neighbours-0", rdm_config(folder))
     return folder, set_up(load(str(folder / "models/neighbours-0")), folder / "cache", 1, most=6)
@@ -125,7 +125,7 @@ def test_cases_are_measured_once_and_a_broken_one_stops_no_other(system: tuple[P
         assert (folder / "pictures" / f"{name}-neighbours-0.png").is_file()
 
     text_before = (folder / "figures.jsonl").read_text()
-    (folder / "figures.jsonl").write_text(text_before + text_before[:40])  # cut off while it was written
+    (folder / "figures.jsonl").write_text(text_before + text_before[:40])  # an incomplete line
     assert measure_all(Bench(folder, setup, 8, 4), CASES) == ({}, ["plain-0"])
     assert (folder / "figures.jsonl").read_text() == text_before + text_before[:40]
     measure_all(Bench(folder, setup, 9, 4), CASES[:1])
@@ -141,9 +141,9 @@ def test_rows_of_smaller_shares_are_among_those_of_larger_ones(system: tuple[Pat
 def test_prompts_are_evenly_spread_and_of_both_parts(system: tuple[Path, Setup]) -> None:
     setup = system[1]
     assert len(setup.names["train"]) == len(setup.names["held"]) == 6
-    chosen = choose(setup, text("all"), 100)
+    chosen = choose_prompts(setup, text("all"), 100)
     assert chosen[::2] == setup.names["train"] and chosen[1::2] == setup.names["held"]
-    assert len(choose(setup, text("held"), 4)) == 4 and choose(setup, popular(), 4) == []
+    assert len(choose_prompts(setup, text("held"), 4)) == 4 and choose_prompts(setup, popular(), 4) == []
 
 
 def test_balanced_accuracy_counts_classes_alike() -> None:

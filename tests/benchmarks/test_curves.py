@@ -1,4 +1,4 @@
-"""The loss curve of a run, also of one that was killed and resumed."""
+"""The loss curve of a run, also of a run that was killed and resumed."""
 
 import os
 from pathlib import Path
@@ -21,10 +21,10 @@ def test_a_resumed_run_counts_from_where_it_went_on(tmp_path: Path) -> None:
 
 
 def test_wrong_folders_and_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a run folder of main.py"):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         history(tmp_path, "train/loss")
     write(tmp_path / "metrics.csv", ["0,9,1.0,"], when=1)
-    with pytest.raises(ValueError, match="no column 'val/loss_ema'"):
+    with pytest.raises(ValueError, match="val/loss_ema"):
         history(tmp_path, "val/loss_ema")
 
 

@@ -1,4 +1,4 @@
-"""The gallery: its page is what its entries say, of pictures that were looked at, and it leaves no option out."""
+"""The gallery: its page has the text of its entries, a person has looked at all pictures, and no option is missing."""
 
 import dataclasses
 import shlex
@@ -15,12 +15,12 @@ INTRO, HEADINGS = read_gallery()
 ENTRIES = [entry for entries in HEADINGS.values() for entry in entries]
 COMMANDS = [line for entry in ENTRIES if not entry.is_code for line, _ in entry.steps]
 
-# Options that no entry shows: what they are about has no picture of its own.
+# Options that no entry shows, because they do not change a picture.
 NO_PICTURE = {
-    "--outdir", "--ckpt", "--config", "--trust",  # where things are
+    "--outdir", "--ckpt", "--config", "--trust",  # paths and trust
     "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
-    "--model", "--temperature", "--top_k", "--top_p",  # rarm, whose pictures are beside its weights
-    "--weaker", "--weaker_scale",  # a weaker model, of which no weights are shipped
+    "--model", "--temperature", "--top_k", "--top_p",  # the pictures of rarm are next to its weights
+    "--weaker", "--weaker_scale",  # no weights of a weaker model are shipped
 }  # fmt: skip
 
 
@@ -95,14 +95,14 @@ def test_a_command_that_fails_says_its_last_line_and_leaves_the_picture(docs: Pa
     make(entry := Entry("a", "A", "", CODE.format(colour="red")), tmp_path / "run")
     before = (docs / "gallery" / "a-1.png").read_bytes()
     script = "python scripts/edit.py --image none.png --strength 2"
-    with pytest.raises(ValueError, match=r"^a: edit.py: error: argument --strength: expected a number from 0 to 1"):
+    with pytest.raises(ValueError, match=r"^a: .*--strength"):
         make(dataclasses.replace(entry, command=script), tmp_path / "run")
     assert (docs / "gallery" / "a-1.png").read_bytes() == before
 
 
 def test_an_entry_of_another_form_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gallery.yaml").write_text("intro: Hello.\nTexts:\n  a: {title: A, text: B, comand: C}\n")
-    with pytest.raises(ValueError, match="gallery.yaml: a has no parameter 'comand'; did you mean 'command'"):
+    with pytest.raises(ValueError, match="gallery.yaml: a .*'comand'.*'command'"):
         read_gallery(tmp_path / "gallery.yaml")
 
 

@@ -1,4 +1,4 @@
-"""The comparison of indices, at a small size: killed, continued, and right about what is known."""
+"""The comparison of indices at a small size: it continues after it was killed, and its figures are correct."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The comparison of databases of one style each, on a tiny system with real pictures."""
+"""The comparison of databases of one style each, with a tiny model and real pictures."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import rdm_config, ship
 
-from benchmarks.style_classifier import STYLES, called, confusion, kept, train
+from benchmarks.style_classifier import STYLES, cached, confusion, predict, train
 from benchmarks.styles import WHOLE, choose_prompts, content, measure, tables
 from ldm.checkpoint import read_weights, write_weights
 from ldm.pictures import from_uint8, to_uint8
@@ -16,7 +16,7 @@ from rdm.loading import Loaded, load
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """A tiny model that hangs on its neighbours more than random weights do."""
+    """A tiny model that depends on its neighbours more than random weights do."""
     folder = tmp_path_factory.mktemp("system")
     file = ship(folder / "model", rdm_config(folder)) / "model.safetensors"
     write_weights(file, {name: (30 if ".attn2." in name else 1) * value for name, value in read_weights(file).items()})
@@ -37,7 +37,7 @@ def test_the_classifier_learns_what_is_in_the_pixels_and_repeats_itself() -> Non
     pictures[labels == 2] = pictures[labels == 2][..., ::2].repeat_interleave(2, dim=3)  # coarser
     first, again = (train(pictures[:90], labels[:90], 3, epochs=40) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
-    counts = confusion(labels[90:], called(first, pictures[90:]), 3)
+    counts = confusion(labels[90:], predict(first, pictures[90:]), 3)
     assert counts.sum(1).tolist() == [10, 10, 10] and counts.trace() >= 27
 
 
@@ -72,7 +72,7 @@ def test_what_is_kept_is_made_again_for_other_settings_only(tmp_path: Path) -> N
         made.append(len(made))
         return {"number": torch.tensor(made[-1])}
 
-    found = [int(kept(tmp_path / "a.safetensors", {"steps": steps}, make)["number"]) for steps in (1, 1, 2, 2, 1)]
+    found = [int(cached(tmp_path / "a.safetensors", {"steps": steps}, make)["number"]) for steps in (1, 1, 2, 2, 1)]
     assert found == [0, 0, 1, 1, 2]
 
 
