@@ -172,7 +172,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         (
             "txt2img.py",
             ["--prompt", "flag", "--knn", "41"],
-            "error: got k=41, expected 1 to 40, the rows of the database",
+            "error: got k=41, expected 1 to 40",
         ),
         (
             "txt2img.py",
@@ -189,7 +189,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         ("sample.py", ["--use_query"], "error: got --only_picture or --use_query, expected --image FILE with it"),
         ("sample.py", ["--rows", "3", "--caption", "flag"], "argument --caption: not allowed with argument --rows"),
         ("txt2img.py", ["--prompt", "flag", "--config", "none.yaml"], "error: no config at none.yaml; give the file"),
-        ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows to choose from, exp"),
+        ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows, expected at least"),
         ("class2img.py", ["--class", "submarine"], "has no class 'submarine'"),
         (
             "txt2img.py",
