@@ -32,7 +32,7 @@ from rdm.retrieval.upkeep.verify import verify
 
 
 def build_command(args: argparse.Namespace) -> Iterator[str]:
-    """Builds or completes a database."""
+    """Builds a database, or completes one whose build was interrupted."""
     config, database = _sections(args)
     embedder = load_embedder(config)
     yield from _with_index(prepare_database(embedder=embedder, **database), args, embedder)
@@ -46,10 +46,10 @@ def append_command(args: argparse.Namespace) -> Iterator[str]:
 
 
 def remove_command(args: argparse.Namespace) -> Iterator[str]:
-    """Marks rows as removed, or only counts them.
+    """Marks the rows that match the rules as removed; with ``--dry-run`` only counts them.
 
     Raises:
-        ValueError: there is no rule, or ``--where`` has another form than ``COLUMN=VALUE``.
+        ValueError: there is no rule, or a ``--where`` rule does not have the form ``COLUMN=VALUE``.
     """
     database, where = RetrievalDatabase.open(args.database), dict[str, list[str]]()
     for rule in args.where:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a script in this process; returns what it printed, or its one line of complaint."""
+    """Returns a function that runs a script in this process and returns its output, or its one-line error."""
 
     def call(script: str, *words: object) -> str:
         monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
@@ -142,7 +142,7 @@ def test_wrong_commands_are_one_line(run, tmp_path: Path) -> None:
     message = run("build_database.py", "--source", tmp_path / "bombs", *given[2:6], "--output", tmp_path / "db2")
     assert "1 images of ldm.data.ImageFolder" in message and "1 are unreadable" in message
     assert "1 rows removed" in run("build_database.py", "remove", db, "--id", "class0/000.png")
-    assert "00000.npy" in run("build_database.py", "compact", db)  # damage is not written anew
+    assert "00000.npy" in run("build_database.py", "compact", db)  # compact refuses damaged shards
     shard.write_bytes(data[:-9])
     assert "00000.npy" in run("build_database.py", "verify", db)
 
@@ -202,7 +202,7 @@ def test_help_is_quick(script: str) -> None:
     command = [sys.executable, f"scripts/{script}", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 5  # about 0.1 s of work; the rest is for a busy machine
+    assert time.perf_counter() - start < 5  # takes about 0.1 s, and more on a busy machine
     assert "--config" in said.stdout
 
 

@@ -1,4 +1,4 @@
-"""The command line that moves checkpoints: every form there and back, and one clear line for what cannot be."""
+"""The command line that converts checkpoints: round trips of every format, and one-line errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_script_refuses_what_cannot_be(
 
 
 class Evil:
-    """A pickle of it would make a folder."""
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,7 +130,7 @@ def no_config(run: Path) -> None:
 
 
 def described_as(**model: Any) -> Callable[[Path], None]:
-    """Returns what writes whole weights beside a config of another model."""
+    """Returns a function that writes complete weights beside the config of another model."""
 
     def write(run: Path) -> None:
         write_weights(run / "model.safetensors", STAGE)

@@ -1,4 +1,4 @@
-"""What the scripts take on their command lines, and what they refuse before anything is loaded."""
+"""The options of the sampling scripts: which values they accept, and which they refuse before a model is loaded."""
 
 import argparse
 import inspect
@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_made_is_refused_at_once(
 
 
 def test_the_command_line_has_the_defaults_of_the_settings(parser: argparse.ArgumentParser) -> None:
-    """Every setting is an option, and one default holds everywhere: here, and in Python."""
+    """Every setting is an option, with the same default on the command line and in Python."""
     given = vars(parser.parse_args([]))
     assert {name: given[name] for name in DEFAULTS} == DEFAULTS
     assert Settings.of_command_line(given) == Settings()
@@ -73,7 +73,7 @@ def test_the_command_line_has_the_defaults_of_the_settings(parser: argparse.Argu
 
 @pytest.mark.parametrize("script", ["txt2img", "class2img", "sample", "edit"])
 def test_the_ways_have_the_defaults_of_the_scripts(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An option of a script that a function for Python has, too, has the same default there."""
+    """If a script and the Python function that it calls share an option, both have the same default."""
     words = {"class2img": ["--class", "a"], "edit": ["--image", "a.png"]}.get(script, [])
     monkeypatch.setattr(sys, "argv", [script, *words])
     given = vars(runpy.run_path(str(ROOT / "scripts" / f"{script}.py"))["parse"]()) | {"k": None, "weighted": False}

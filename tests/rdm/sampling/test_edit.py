@@ -1,4 +1,4 @@
-"""Pictures edited on a whole tiny system, and made again from their records."""
+"""Edits of pictures with a tiny model and database, and their reproduction from records."""
 
 import json
 import runpy
@@ -32,7 +32,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 @pytest.fixture
 def files(loaded: Loaded, tmp_path: Path) -> Path:
-    """A folder with picture 7 of the database, and a mask that is white in its right half."""
+    """Returns a folder with the picture of database row 7, and a mask that is white in its right half."""
     Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
     write_mask(tmp_path / "mask.png", 0, 255)
     return tmp_path
@@ -67,8 +67,8 @@ def test_masks_that_keep_all_nothing_or_half(loaded: Loaded, files: Path) -> Non
     anew = images(255, 255)
     assert torch.equal(anew, draw(ways.texts, loaded, ["white flag"], **FAST).images)
     half = images(0, 255)
-    torch.testing.assert_close(images(0, 204), picture + 0.8 * (half - picture))  # grey blends both
-    alone = loaded.model.to_image(loaded.model.to_latent(picture)).clamp(-1, 1)  # darker than half: nothing is anew
+    torch.testing.assert_close(images(0, 204), picture + 0.8 * (half - picture))  # a grey mask blends both
+    alone = loaded.model.to_image(loaded.model.to_latent(picture)).clamp(-1, 1)  # a mask below 0.5 keeps the latent
     torch.testing.assert_close(images(51, 51), picture + 0.2 * (alone - picture))
 
 
@@ -89,7 +89,7 @@ def test_a_canvas_is_extended_on_each_side(loaded: Loaded, files: Path) -> None:
     assert made.shape == (20, 24, 3)
     assert np.array_equal(made[:16, 2:18], pixels(files / "a.png"))
     assert Image.open(files / "edit-grid.png").size == (2 + 4 * 26, 2 + 22)
-    assert samples.request.retrieved.rows[0, 0] == 7  # of no prompt: what stays is that row of the database
+    assert samples.request.retrieved.rows[0, 0] == 7  # there is no prompt, and the kept part is row 7
 
 
 def test_an_inversion_gives_the_picture_back(loaded: Loaded, files: Path) -> None:

@@ -1,4 +1,4 @@
-"""The one record of sampling options: what it takes, what it refuses, and that each option does something, once."""
+"""The sampling settings: which values they accept and refuse, and that each one has an effect on its own call only."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ NEARLY = {"batch_size": 3, "precision": "bf16", "compile": "eager"}
 
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A tiny autoregressive model over a database of 40 flags, with random weights."""
+    """Returns a tiny autoregressive model with random weights and a database of 40 flags."""
     folder = tmp_path_factory.mktemp("autoregressive")
     return rdm.load(str(ship(folder / "model", rarm_config(folder))))
 
 
 @pytest.fixture(scope="module")
 def weaker(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny diffusion model with smaller weights."""
+    """Returns the path of a copy of the tiny diffusion model with smaller weights."""
     folder = tmp_path_factory.mktemp("weaker")
     weights = {name: 0.8 * value for name, value in read_weights(loaded.path).items()}
     write_weights(folder / "model.safetensors", weights)
@@ -66,7 +66,7 @@ def weaker(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def state(loaded: Loaded) -> dict[str, Any]:
-    """All that a call could change of a model: weights, modes and the other attributes of every module."""
+    """Returns everything in a model that a call could change: weights, modes and other attributes of all modules."""
     values = {name: hashlib.sha256(value.numpy().tobytes()).hexdigest() for name, value in weights(loaded).items()}
     for name, module in loaded.model.named_modules():
         plain = {key: value for key, value in vars(module).items() if not isinstance(value, dict | torch.Tensor)}
@@ -85,7 +85,7 @@ def test_every_setting_is_tried_below() -> None:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_changes_what_is_made(name: str, loaded: Loaded, transformer: Pipeline, weaker: str) -> None:
-    """And leaves the model as it was; what it was is in the record."""
+    """The setting also leaves the model unchanged, and the record stores its value."""
     kind = OPTIONS[name].kind
     model = transformer if kind == AUTOREGRESSION else loaded
     options = {key: weaker if value == "WEAKER" else value for key, value in CHANGED[name].items()}
@@ -126,14 +126,14 @@ def test_a_compiled_network_is_compiled_once(loaded: Loaded) -> None:
 
 
 def test_a_weaker_model_is_led_away_from_by_default(loaded: Pipeline, weaker: str) -> None:
-    """From Python as from the scripts: the default scale of autoguidance is not 1, which would do nothing."""
+    """The default scale of autoguidance is not 1, as 1 has no effect; this holds in Python and the scripts."""
     plain, led = (loaded(PROMPT, steps=2, **options)[0] for options in ({}, {"weaker": weaker}))
     assert plain.tobytes() != led.tobytes()
 
 
 @pytest.mark.parametrize("tokens", ["text", "both"])
 def test_the_model_sees_the_sentence_of_a_class(loaded: Loaded, tokens: str) -> None:
-    """The one that neighbours were looked up with, while the image keeps the name of its class."""
+    """It is the sentence that neighbours were looked up with. The label of the image is the name of the class."""
     samples = draw(ways.classes, loaded, ["flags/flag"], k=2, pool=2, tokens=tokens, steps=1)
     assert samples.request.prompts == ["An image of a flag."] and samples.request.labels == ["flags/flag"]
     query = text_queries(loaded.retriever.embedder, ["An image of a flag."])
