@@ -1,4 +1,4 @@
-"""Learning-rate factors as functions of the step, and the schedule that applies them. Names are CompVis'."""
+"""Learning-rate factors as functions of the step, with CompVis' names, and the schedule that applies them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class StepSchedule(LambdaLR):
-    """Multiplies learning rates by a factor of the step.
+    """Multiplies learning rates by a factor that depends on the step.
 
-    Of its state a checkpoint holds the step alone: rates and factor are those of the config, so that a run can be
-    resumed with others. torch's own would silently go on with the old ones.
+    Checkpoints hold only the step of its state. Learning rates and factor come from the config, so that a run can be
+    resumed with others. torch's own class would continue with the old ones without a warning.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -21,7 +21,7 @@ class StepSchedule(LambdaLR):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a step, with this schedule's rate of it in place of the one that the optimizer has stored."""
+        """Continues from the step of a checkpoint, at this schedule's rate instead of the one the optimizer stored."""
         self.last_epoch = state_dict["last_epoch"]
         rates = [rate * factor(self.last_epoch) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -36,7 +36,7 @@ class LambdaWarmUpCosineScheduler:
         self.lr_min, self.lr_max, self.lr_start = lr_min, lr_max, lr_start
 
     def schedule(self, step: int) -> float:
-        """Returns the factor of step ``step``."""
+        """Returns the factor at step ``step``."""
         if step < self.warm_up_steps:
             return self.lr_start + (self.lr_max - self.lr_start) * step / self.warm_up_steps
         done = min(1.0, (step - self.warm_up_steps) / (self.max_decay_steps - self.warm_up_steps))
@@ -46,7 +46,10 @@ class LambdaWarmUpCosineScheduler:
 
 
 class LambdaWarmUpCosineScheduler2:
-    """Cycles of a warm-up from ``f_start`` to ``f_max`` and a cosine down to ``f_min``; one entry a cycle."""
+    """Cycles of a linear warm-up from ``f_start`` to ``f_max`` and a cosine down to ``f_min``.
+
+    Each list has one entry for each cycle.
+    """
 
     def __init__(
         self,
@@ -58,12 +61,12 @@ class LambdaWarmUpCosineScheduler2:
     ) -> None:
         lengths = {len(values) for values in (warm_up_steps, f_min, f_max, f_start, cycle_lengths)}
         if len(lengths) != 1:
-            raise ValueError(f"expected one entry a cycle in every list, got lists of lengths {sorted(lengths)}")
+            raise ValueError(f"got lists of lengths {sorted(lengths)}, expected one entry for each cycle in every list")
         self.warm_up_steps, self.cycle_lengths = list(warm_up_steps), list(cycle_lengths)
         self.f_min, self.f_max, self.f_start = list(f_min), list(f_max), list(f_start)
 
     def schedule(self, step: int) -> float:
-        """Returns the factor of step ``step``; past the last cycle the last one goes on."""
+        """Returns the factor at step ``step``; the last cycle also applies to all steps after its end."""
         cycle = 0
         while cycle < len(self.cycle_lengths) - 1 and step > self.cycle_lengths[cycle]:
             step -= self.cycle_lengths[cycle]
@@ -74,7 +77,7 @@ class LambdaWarmUpCosineScheduler2:
         return self.decay(step, cycle)
 
     def decay(self, step: int, cycle: int) -> float:
-        """Returns the factor after the warm-up, ``step`` counted within the cycle."""
+        """Returns the factor after the warm-up, for a step within the cycle."""
         warm_up = self.warm_up_steps[cycle]
         done = min(1.0, (step - warm_up) / (self.cycle_lengths[cycle] - warm_up))
         return self.f_min[cycle] + 0.5 * (self.f_max[cycle] - self.f_min[cycle]) * (1 + math.cos(math.pi * done))
@@ -83,9 +86,9 @@ class LambdaWarmUpCosineScheduler2:
 
 
 class LambdaLinearScheduler(LambdaWarmUpCosineScheduler2):
-    """The same cycles with a straight line down to ``f_min``, counted from the cycle's first step."""
+    """The same cycles with a linear decrease to ``f_min`` instead of a cosine, from the cycle's first step on."""
 
     def decay(self, step: int, cycle: int) -> float:
-        """Returns the factor after the warm-up, ``step`` counted within the cycle."""
+        """Returns the factor after the warm-up, for a step within the cycle."""
         left = (self.cycle_lengths[cycle] - step) / self.cycle_lengths[cycle]
         return self.f_min[cycle] + (self.f_max[cycle] - self.f_min[cycle]) * left

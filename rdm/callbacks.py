@@ -1,4 +1,4 @@
-"""Image grids that show what a model looked at."""
+"""The image logger of retrieval-augmented models, whose grids also show the neighbours."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rdm.retrieval.database.pictures import pictures
 
 
 class RetrievalImageLogger(ImageLogger):
-    """Grids of input, its neighbours, reconstruction and sample, side by side."""
+    """Logs grids of the input, its neighbours, the reconstruction and the sample, side by side."""
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns the neighbours' pictures ``[N, K, 3, H, W]``, cut from the database's source."""
+        """Returns the pictures of the neighbours, ``[N, K, 3, H, W]``, read from the source of the database."""
         rows = batch["neighbour_rows"]
-        data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare it
+        data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare this attribute
         size = batch["image"].shape[-1]
         return {"neighbours": pictures(data.database, rows.numpy(), size)}
 
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the columns with the neighbours behind the input."""
+        """Returns the columns in the order of the grid; the neighbours follow the input."""
         return {name: columns[name] for name in ("inputs", "neighbours", "reconstructions", "samples")}

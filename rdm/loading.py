@@ -1,4 +1,4 @@
-"""Finds a trained model and loads it together with its database, index and embedder."""
+"""Loading: finds a trained model and loads it with its database; index and embedder are loaded at their first use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
-# The kinds of models on this road: where their classes live, and the shipped one.
+# The kinds of retrieval-augmented models: the package of their classes, and the folder of the shipped model.
 KINDS = {
     "rdm": ("rdm.models.diffusion.", SHIPPED),
     "rarm": ("rdm.models.autoregression.", Path("models/rarm/emoji")),
@@ -38,12 +38,12 @@ class Loaded:
     """A trained model together with its database.
 
     Attributes:
-        model: in evaluation mode, holding its averaged weights.
-        retriever: over the database in use.
+        model: the model in evaluation mode, with its averaged (EMA) weights.
+        retriever: looks up neighbours in the database.
         data: the data module of the model's config.
-        path: the checkpoint.
-        config: the model's config, where it is not the one beside the checkpoint.
-        compiled: calls of networks that ``torch.compile`` compiled for sampling, to be used again.
+        path: the file of the checkpoint.
+        config: the file of the model's config; None stands for the one beside the checkpoint.
+        compiled: cache of the networks that ``torch.compile`` has compiled for sampling.
     """
 
     model: Model
@@ -55,33 +55,37 @@ class Loaded:
 
     @property
     def k(self) -> int:
-        """Neighbours of each image where no number is given: as many as in training."""
+        """The default number of neighbours of each image, which is the number in training."""
         return self.model.conditioner.k
 
     @property
     def diffusion(self) -> RetrievalAugmentedDiffusion:
-        """The model, where a diffusion model is needed.
+        """The model, for callers that need a diffusion model.
 
         Raises:
-            ValueError: it is an autoregressive one.
+            ValueError: the model is autoregressive.
         """
         return as_diffusion(self.model, self.path)
 
     def latent_shape_of(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels; as trained if not given.
+        """Returns the shape ``(C, h, w)`` of the latents of images.
+
+        Args:
+            height: of the images in pixels; if not given, as in training.
+            width: of the images in pixels; if not given, as in training.
 
         Raises:
-            ValueError: the model makes no such images.
+            ValueError: the model cannot make images of this size.
         """
         trained = (self.data.image_size, self.data.image_size)
         return self.model.latent_shape_of(height or trained[0], width or trained[1], trained)
 
 
 def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
-    """Returns a model that has to be a diffusion model.
+    """Returns the model after a check that it is a diffusion model.
 
     Raises:
-        ValueError: it is an autoregressive one.
+        ValueError: the model is autoregressive.
     """
     if not isinstance(model, RetrievalAugmentedDiffusion):
         raise ValueError(f"{path} is an autoregressive model, expected a diffusion model; give another checkpoint")
@@ -89,14 +93,15 @@ def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
 
 
 def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
-    """Returns the checkpoint a user means: the given file, a folder's, else the newest run's, else the shipped one.
+    """Returns the file of a checkpoint.
 
     Args:
-        path: file or folder; ``rdm`` (as if not given) or ``rarm`` for the newest or the shipped model of that kind.
-        logs: where runs are.
+        path: a checkpoint file or a folder that has one. ``rdm`` (the default) and ``rarm`` stand for the newest run of
+            that kind of model, or for the shipped model if there is no run.
+        logs: the folder of the runs.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: there is no checkpoint.
     """
     named = path or "rdm"
     kind = named if named in KINDS else "rdm"
@@ -127,23 +132,25 @@ def load(
     only: Sequence[str] = (),
     config: str | None = None,
 ) -> Loaded:
-    """Returns a model ready to sample, with its database built if it is missing.
+    """Loads a model that is ready to sample. Its database is built if it is missing.
 
     Args:
-        checkpoint: file or folder; see :func:`find_checkpoint`.
-        database: another database than the one of the model's config, made by the same embedder.
-        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
-        config: file with the config of the model; the one beside the checkpoint if not given.
+        checkpoint: file or folder, see :func:`find_checkpoint`.
+        database: folder of a database to use instead of that of the config; the same embedder must have made it.
+        only: ``COLUMN=VALUE`` rules that restrict neighbours to some of the rows, such as ``licence=CC0-1.0``.
+        config: file of the model's config; if not given, the one beside the checkpoint.
 
     Raises:
-        FileNotFoundError: no such checkpoint, config or database.
-        ValueError: weights or database do not fit.
+        FileNotFoundError: the checkpoint, config or database does not exist.
+        ValueError: the weights or the database do not fit the model.
     """
     path = find_checkpoint(checkpoint)
     parts = config_beside(path) if config is None else model_config(Path(config), path)
     LOG.info("model %s", path)
     if not parts.get("data"):
-        raise ValueError(f"the config of {path} has no 'data', which names embedder and database; give a whole run's")
+        raise ValueError(
+            f"the config of {path} has no 'data', which names embedder and database; give the config of a whole run"
+        )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
     data.prepare_retrieval()
@@ -154,17 +161,17 @@ def load(
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:
-    from rdm.retrieval.index.faiss_index import NeighbourIndex  # faiss, where something is searched for
+    from rdm.retrieval.index.faiss_index import NeighbourIndex  # imports faiss only for a search
 
     return NeighbourIndex.open(database)
 
 
 def config_beside(path: Path) -> dict[str, Any]:
-    """Returns the config of a checkpoint of a retrieval-augmented model.
+    """Returns the config beside the checkpoint of a retrieval-augmented model.
 
     Raises:
-        FileNotFoundError: there is none beside it.
-        ValueError: it is that of another kind of model.
+        FileNotFoundError: there is no config beside the checkpoint.
+        ValueError: the config describes another kind of model.
     """
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     if not (folder / "config.yaml").is_file():
@@ -173,11 +180,15 @@ def config_beside(path: Path) -> dict[str, Any]:
 
 
 def model_config(file: Path, path: Path) -> dict[str, Any]:
-    """Returns the config in a file for the checkpoint of a retrieval-augmented model.
+    """Returns the config of a retrieval-augmented model.
+
+    Args:
+        file: the file of the config.
+        path: the checkpoint of the model, for the error message.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is that of another kind of model.
+        FileNotFoundError: the file does not exist.
+        ValueError: the config describes another kind of model.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no config at {file}; give the file that the model was trained with")
@@ -189,7 +200,7 @@ def model_config(file: Path, path: Path) -> dict[str, Any]:
 
 
 def load_model(config: Mapping[str, Any], path: Path) -> Model:
-    """Returns the model of a config with the averaged weights of a checkpoint, on the GPU where there is one."""
+    """Returns the model of a config with the averaged (EMA) weights of a checkpoint, on the GPU if there is one."""
     params = dict(config["params"])
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}

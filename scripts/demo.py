@@ -1,4 +1,4 @@
-"""Trains the default model for some minutes, samples in every way, and paints one picture of it all."""
+"""Trains the default model for some minutes, samples from it in every way, and shows all images in one picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES = ("animal-bird", "food-fruit", "sky-weather")
 
 
 def train(minutes: float, run: Path) -> None:
-    """Trains ``configs/rdm.yaml`` from nothing for so long."""
+    """Trains ``configs/rdm.yaml`` from random weights for the given number of minutes."""
     words = [
         f"lightning.trainer.max_time.seconds={round(60 * minutes)}",
         "lightning.trainer.val_check_interval=100",
@@ -32,15 +32,17 @@ def train(minutes: float, run: Path) -> None:
         *words,
     ]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:  # noqa: S603 (our own command)
-        raise ValueError("training did not finish; its message stands above")
+        raise ValueError("training failed; see its message above")
 
 
 @command_line
 def main() -> None:
-    """The command behind ``make demo``."""
+    """Runs the demo; ``make demo`` calls this command."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument("--minutes", type=finite, default=5.0, help="training time; 0 shows the shipped model only")
-    p.add_argument("--outdir", default="outputs/demo", help="folder for the pictures")
+    p.add_argument(
+        "--minutes", type=finite, default=5.0, help="training time in minutes; 0 shows the shipped model only"
+    )
+    p.add_argument("--outdir", default="outputs/demo", help="output folder for the pictures")
     args = p.parse_args()
     from rdm.loading import SHIPPED
     from rdm.sampling.demo import paint

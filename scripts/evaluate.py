@@ -1,4 +1,4 @@
-"""Figures of a model, and beside them all it takes to get them again: results.json and pictures."""
+"""Measures images and models. Each command writes the figures and all that is needed to repeat them to results.json."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def run_images(args: argparse.Namespace) -> None:
 
 
 def run_repeat(args: argparse.Namespace) -> None:
-    """Prints each figure as it was and as it is.
+    """Prints each figure of the report before and after the repetition.
 
     Raises:
-        ValueError: some differ.
+        ValueError: some figures differ.
     """
     from rdm.evaluate.repeat import repeat
 
-    found = repeat(args.results)["repeated"]
-    for name, figure in found.items():
+    repeated = repeat(args.results)["repeated"]
+    for name, figure in repeated.items():
         print(f"{name:60s}{figure['before']:.6g}  {figure['after']:.6g}  {'equal' if figure['equal'] else 'DIFFERS'}")
-    if differing := [name for name, figure in found.items() if not figure["equal"]]:
-        raise ValueError(f"{len(differing)} of {len(found)} figures differ: {', '.join(differing)}")
-    print(f"all {len(found)} figures are equal")
+    if differing := [name for name, figure in repeated.items() if not figure["equal"]]:
+        raise ValueError(f"{len(differing)} of {len(repeated)} figures differ: {', '.join(differing)}")
+    print(f"all {len(repeated)} figures are equal")
 
 
 def run_reconstruction(args: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def run_reconstruction(args: argparse.Namespace) -> None:
 
 
 def run_memorisation(args: argparse.Namespace) -> None:
-    """Writes the report and prints what it comes to."""
+    """Writes the report and prints its summary."""
     from rdm.evaluate.memorisation import memorisation, summary
     from rdm.loading import load
 
@@ -72,7 +72,7 @@ def run_memorisation(args: argparse.Namespace) -> None:
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    """Prints figures by name."""
+    """Prints each figure with its name."""
     for name, value in figures.items():
         parts = value.items() if isinstance(value, dict) else [("", value)]
         print(f"{name:18s}{', '.join(f'{part} {number:.5g}'.strip() for part, number in parts)}")
@@ -80,7 +80,7 @@ def show(figures: Mapping[str, Any]) -> None:
 
 @command_line
 def main() -> None:
-    """Runs the command."""
+    """Runs the command that the command line names."""
     args = parse()
     args.run(args)
 

@@ -69,7 +69,7 @@ def seen(clip: Any, classifier: nn.Sequential, pictures: Tensor) -> tuple[dict[s
     classifier.to(place)
     for part in pictures.split(BATCH):
         images = from_uint8(part).to(place)
-        near.append(clip.see(images)[0].float().cpu())
+        near.append(clip.features(images)[0].float().cpu())
         pooled = classifier[:-1](images)
         body.append(pooled.cpu())
         called.append(classifier[-1](pooled).argmax(1).cpu())

@@ -54,10 +54,10 @@ def first_stage_to_diffusers(config: Mapping[str, Any], scale_factor: float) -> 
 
     Args:
         config: target and params of an autoencoder.
-        scale_factor: latents are multiplied by it.
+        scale_factor: factor by which latents are multiplied.
 
     Raises:
-        ValueError: a class or an option that diffusers has no counterpart for.
+        ValueError: diffusers has no counterpart for the class or an option.
     """
     if config["target"] not in TARGETS:
         raise ValueError(f"first_stage_config: got {config['target']}, expected {' or '.join(TARGETS)}")
@@ -91,10 +91,10 @@ def first_stage_to_diffusers(config: Mapping[str, Any], scale_factor: float) -> 
 
 
 def first_stage_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns target and params of the first stage that a config of ``VQModel`` or ``AutoencoderKL`` describes.
+    """Returns target and params of a first stage for a config of ``VQModel`` or ``AutoencoderKL``.
 
     Raises:
-        ValueError: an option that the first stages have no counterpart for.
+        ValueError: the first stages have no counterpart for an option.
     """
     kind = config.get("_class_name")
     config = {**DEFAULTS, "latent_channels": LATENT_CHANNELS.get(str(kind)), "_class_name": kind, **config}
@@ -162,17 +162,20 @@ def first_stage_names(dd: Mapping[str, Any]) -> Names:
 
 
 def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns a model and its weights with the codes of its first stage stored as such, which is all that others know.
+    """Converts the codebook of a first stage to ``plain``, the only kind that other code has.
 
-    Of a latent, the nearest of the codes that any kind of :class:`Codebook` makes is the same; only training differs.
-    A first stage inside a model is used with its weights as they are, so it needs no running average there.
+    The codes of a latent are the same with any kind of :class:`Codebook`; only training differs. The running average of
+    a first stage inside a model is left out, because such a first stage is used with its weights.
 
     Args:
-        model: target and params of a first stage, or of a model with one inside.
-        state: its weights, or none.
+        model: target and params of a first stage, or of a model with a first stage inside.
+        state: its weights, or an empty mapping.
+
+    Returns:
+        The converted model and its weights.
 
     Raises:
-        ValueError: the weights hold a running average of codes that are stored otherwise.
+        ValueError: the weights have a running average of a codebook that is not plain.
     """
     params, state = dict(model.get("params") or {}), dict(state)
     inside = params.get("first_stage_config")
@@ -181,12 +184,12 @@ def with_plain_codes(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> t
     begin = ("first_stage_model." if inside else "") + "quantize."
     if options.get("kind", "plain") != "plain" and any(name.startswith(begin) for name in state):
         if any(name.startswith("model_ema.quantize") for name in state):
-            raise ValueError(f"--weights both: got codes of kind {options['kind']}, expected plain; ask for one")
+            raise ValueError(f"--weights both: got codes of kind {options['kind']}, expected plain; use average or raw")
         book = Codebook(stage["n_embed"], stage["embed_dim"], **options)
         own = {name.removeprefix(begin) for name in state if name.startswith(begin)} & book.state_dict().keys()
         book.load_state_dict({name: state.pop(begin + name) for name in own})
         state[f"{begin}embedding.weight"] = book.embedding.weight.detach()
-        LOG.info("codes of kind %s are exported as the codes they make", options["kind"])
+        LOG.info("a codebook of kind %s was converted to plain codes", options["kind"])
     if isinstance(inside, Mapping):
         stage.pop("use_ema", None)
         state = {name: value for name, value in state.items() if not name.startswith("first_stage_model.model_ema.")}

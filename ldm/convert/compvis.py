@@ -65,14 +65,14 @@ def export_compvis(
     arguments: Sequence[str] = (),
     notes: str = "",
 ) -> Path:
-    """Writes ``model.ckpt`` and ``config.yaml`` and returns the path of the first.
+    """Writes ``model.ckpt`` and ``config.yaml`` and returns the path of ``model.ckpt``.
 
     Args:
         model: target and params of a latent diffusion model or a first stage; see :func:`compvis_model`.
         state: its weights; CompVis' code uses a running average if the state has one.
         output: the folder.
         arguments: names of further arguments of the model's class.
-        notes: comment lines for the config.
+        notes: lines that are written into the config as comments.
 
     Raises:
         ValueError: CompVis' code has no counterpart for a class or an option.
@@ -85,7 +85,7 @@ def export_compvis(
 
 
 def write_compvis(config: dict[str, Any], state: Mapping[str, Tensor], output: Path, notes: str = "") -> Path:
-    """Writes ``model.ckpt`` in float32 and ``config.yaml`` with notes as comments; returns the first's path."""
+    """Writes ``model.ckpt`` in float32 and ``config.yaml`` with notes as comments; returns the weights' path."""
     kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(LEFT)}
     write_checkpoint(output / "model.ckpt", kept)
     write_config(output / "config.yaml", config, notes)
@@ -135,14 +135,14 @@ def compvis_model(model: Mapping[str, Any], averaged: bool, arguments: Sequence[
 
 
 def _plain_unet(kind: type[UNetModel], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a ``unet_config`` for latent-diffusion, whose class takes one context and has rules of its own.
+    """Returns a ``unet_config`` for CompVis' latent-diffusion, whose U-Net has only one context.
 
     Args:
-        kind: the class of the network, of which only latent-diffusion's rules can be written.
+        kind: the class of the network. It must compute the same as latent-diffusion's U-Net for these arguments.
         params: its arguments.
 
     Raises:
-        ValueError: arguments that mean another network there.
+        ValueError: latent-diffusion's U-Net would be another network with these arguments.
     """
     found = dict(params)
     if kind.id_kernel != UNetModel.id_kernel and found.get("n_embed") is not None:
@@ -173,7 +173,7 @@ def first_stage_of_compvis(config: Mapping[str, Any], averaged: bool) -> dict[st
         raise ValueError(f"first_stage_config: got {target}, expected {', '.join(FIRST_STAGE)} for CompVis' code")
     known = FIRST_STAGE[name].split()
     if averaged and "use_ema" not in known:
-        raise ValueError(f"--weights both: CompVis' {name} keeps no running average; ask for average or raw")
+        raise ValueError(f"--weights both: CompVis' {name} has no running average; use average or raw")
     found = {key: value for key, value in params.items() if key in known}
     if averaged:
         found["use_ema"] = True

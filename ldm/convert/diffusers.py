@@ -78,18 +78,18 @@ def export_diffusers(
     rest = {name: tensor for name, tensor in state.items() if not name.startswith((UNET, FIRST_STAGE))}
     rest = {name: tensor for name, tensor in rest.items() if name not in schedule | {"scale_factor"}}
     if rest:
-        LOG.warning("%d tensors have no place in diffusers and lie in %s, first %s", len(rest), OTHER, next(iter(rest)))
+        LOG.warning("%d tensors have no place in diffusers and are in %s, first %s", len(rest), OTHER, next(iter(rest)))
         write_weights(output / OTHER, rest)
     write_config(output / "config.yaml", {**config, "model": {**model, "params": without_paths(params)}})
     return output
 
 
 def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config and weights of a folder that diffusers, or :func:`export_diffusers`, wrote.
+    """Returns the config and the weights of a folder written by diffusers or by :func:`export_diffusers`.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a class or an option that we have no counterpart for, or weights that do not fit.
+        ValueError: this project has no counterpart for a class or an option, or the weights do not fit.
     """
     folder = Path(folder)
     if (folder / "config.yaml").is_file():
@@ -114,19 +114,19 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
         state |= {begin + key: tensor for key, tensor in found.items()}
     if (folder / OTHER).is_file():
         state |= read_weights(folder / OTHER)
-    if params.get("scale_by_std"):  # measured in training, so one of the weights
+    if params.get("scale_by_std"):  # the factor is measured in training and stored with the weights
         state["scale_factor"] = torch.tensor(scale_of_diffusers(folder))
     check_described(model, state, folder)
     return config, state
 
 
 def scale_of_diffusers(folder: str | Path) -> float:
-    """Returns the factor that a first stage's latents are multiplied by, of a folder that diffusers wrote."""
+    """Returns the factor by which a first stage's latents are multiplied, for a folder written by diffusers."""
     return float(read_json(_first_stage_folder(Path(folder)) / "config.json", REMEDY).get("scaling_factor", 0.18215))
 
 
 def scheduler_to_diffusers(params: Mapping[str, Any], betas: Tensor) -> dict[str, Any]:
-    """Returns the config of a ``DDIMScheduler`` that takes the steps of our ``ddim``.
+    """Returns the config of a ``DDIMScheduler`` whose steps are those of this project's ``ddim``.
 
     Args:
         params: of a diffusion model.
@@ -152,10 +152,10 @@ def scheduler_to_diffusers(params: Mapping[str, Any], betas: Tensor) -> dict[str
 
 
 def scheduler_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a diffusion model that describe the noise of any of diffusers' schedulers.
+    """Returns a diffusion model's arguments for schedule and parameterization, from the config of any scheduler.
 
     Raises:
-        ValueError: a schedule or a prediction that we have no counterpart for.
+        ValueError: this project has no counterpart for the schedule or the prediction.
     """
     check_values("scheduler_config.json", config, {"rescale_betas_zero_snr": (False,)})
     predictions = {theirs: ours for ours, theirs in PREDICTIONS.items()}
@@ -175,7 +175,7 @@ def scheduler_from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """Returns target and params of the model in a folder that holds nothing of ours."""
+    """Returns target and params of the model in a folder without this project's ``config.yaml``."""
     stage = read_json(_first_stage_folder(folder) / "config.json", REMEDY)
     first = first_stage_from_diffusers(stage)
     if not (folder / "unet").is_dir():
@@ -215,7 +215,7 @@ def _below(state: Mapping[str, Tensor], begin: str) -> dict[str, Tensor]:
 
 
 def _their_names(names: Names, own: Iterator[str]) -> dict[str, str]:
-    """Returns diffusers' name of every one of our names."""
+    """Returns diffusers' name for each weight name of this project."""
     found = {}
     for name in own:
         begin = name
@@ -228,7 +228,7 @@ def _their_names(names: Names, own: Iterator[str]) -> dict[str, str]:
 
 
 def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Returns weights under diffusers' names; attention's 1x1 convolutions are linear layers there."""
+    """Returns weights under diffusers' names, where the 1x1 convolutions of attention are linear layers."""
     found = {}
     for name, theirs in _their_names(names, iter(state)).items():
         tensor = state[name]
@@ -238,10 +238,10 @@ def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
 
 
 def _read_part(folder: Path, own: nn.Module, names: Names) -> dict[str, Tensor]:
-    """Returns one network's weights under our names and in our shapes.
+    """Returns a network's weights with the names and shapes of this project.
 
     Raises:
-        ValueError: a weight is missing, left over, or of another size.
+        ValueError: a weight is missing, is superfluous, or has another size.
     """
     file = next((folder / name for name in (WEIGHTS, "diffusion_pytorch_model.bin") if (folder / name).is_file()), None)
     state = read_weights(file or folder / WEIGHTS)

@@ -95,10 +95,10 @@ def check_values(what: str, given: Mapping[str, Any], allowed: Mapping[str, tupl
 
 
 def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
-    """Returns the class that a ``unet_config`` names: the U-Net, under the rules of ``ldm`` or of ``rdm``.
+    """Returns the class of a ``unet_config``, which is the U-Net of ``ldm`` or of ``rdm``.
 
     Raises:
-        ValueError: another network, which the names and options here do not describe.
+        ValueError: the class is another network.
     """
     found = get_obj_from_str(config["target"])
     if not (isinstance(found, type) and issubclass(found, UNetModel)):

@@ -1,6 +1,6 @@
 """Image datasets and the DataModule that a config describes.
 
-Names are imported when first used, so that who only decodes pictures loads no Lightning.
+Names are imported when they are first used, so that decoding pictures does not import Lightning.
 """
 
 from ldm.util import names_when_used

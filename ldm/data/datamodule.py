@@ -1,4 +1,4 @@
-"""The DataModule that a config describes, and a training loader that resumes at the exact picture."""
+"""The DataModule of a config, with a training loader that a resumed run continues at the exact picture."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from ldm.util import instantiate_from_config
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """The order of epoch e is a function of (seed, e) alone; the first `start` samples of this process are left out.
+    """A sampler whose order in epoch e depends on (seed, e) alone. It skips the first `start` samples of this process.
 
-    Lightning names the epoch through `set_epoch`. Epochs only go forward, so that a sampler restored to the start
-    of the next epoch stays there.
+    Lightning sets the epoch through `set_epoch`. The epoch can only increase, so that a sampler that was restored to
+    the start of the next epoch stays there.
     """
 
     start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of a later epoch."""
+        """Moves to the beginning of an epoch if it is a later one."""
         if epoch > self.epoch:
             self.epoch, self.start = epoch, 0
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples that remain of this epoch."""
+        """Yields the remaining samples of this epoch."""
         return islice(super().__iter__(), self.start, None)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A training loader of full batches whose state is how much of which epoch has been delivered.
+    """A training loader of full batches. Its state is the epoch and the number of samples that it has delivered.
 
-    Lightning stores `state_dict()` in every checkpoint and hands it back before training goes on, so a resumed run
-    sees exactly the batches that an uninterrupted one would have seen.
+    Lightning stores `state_dict()` in every checkpoint and restores it before training continues, so that a resumed
+    run gets exactly the batches that an uninterrupted run would have got.
     """
 
     sampler: ResumableSampler
 
     def __init__(self, dataset: Dataset[Any], batch_size: int, sampler: ResumableSampler, **options: Any) -> None:
-        """Take the options of `DataLoader`; the last, smaller batch of an epoch is dropped."""
+        """Accepts the options of `DataLoader`. The last batch of an epoch is dropped if it is smaller."""
         super().__init__(dataset, batch_size, sampler=sampler, drop_last=True, **options)
         self.delivered = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: workers start with the first batch
-        """The batches that remain of this epoch."""
+        """Yields the remaining batches of this epoch."""
         self.delivered = self.sampler.start
         for batch in super().__iter__():
             self.delivered += self.batch_size or 0
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and samples of it delivered to this process."""
+        """Returns the epoch and the number of its samples that were delivered to this process."""
         return {"epoch": self.sampler.epoch, "samples": self.delivered}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue after the samples that were delivered; after a whole epoch, with the next one."""
+        """Continues after the samples that were delivered; after a complete epoch, at the start of the next one."""
         full = len(self) * (self.batch_size or 0)
         done = state["samples"] >= full
         self.sampler.epoch = state["epoch"] + done
@@ -79,19 +79,19 @@ class DataModule(pl.LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
-        """Keep the configs.
+        """Stores the configs; `setup` builds the datasets.
 
         Args:
-            batch_size: pictures per step and device.
+            batch_size: number of pictures per step and device.
             train: config of the training set.
             validation: config of the validation set.
             test: config of the test set.
-            num_workers: loader processes for each set; 0 loads in the main process.
-            shuffle: whether the training set is read in an order drawn anew each epoch.
-            seed: of that order.
+            num_workers: number of loader processes for each set; 0 loads in the main process.
+            shuffle: whether the training set is read in a random order, which differs in each epoch.
+            seed: seed of that order.
 
         Raises:
-            ValueError: `batch_size` below 1, `num_workers` below 0, or no dataset at all.
+            ValueError: `batch_size` is below 1, `num_workers` is below 0, or there is no dataset.
         """
         super().__init__()
         if batch_size < 1 or num_workers < 0:
@@ -109,17 +109,17 @@ class DataModule(pl.LightningDataModule):
         self.datasets: dict[str, Dataset[Any]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the datasets that `stage` ("fit", "validate", "test"; None: all) reads."""
+        """Builds the datasets for `stage` ("fit", "validate" or "test"; None builds all of them)."""
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
         for name in wanted.get(stage or "", tuple(self.dataset_configs)):
             if name in self.dataset_configs and name not in self.datasets:
                 self.datasets[name] = instantiate_from_config(self.dataset_configs[name])
 
     def train_dataloader(self) -> ResumableLoader:
-        """Full batches in an order given by the seed and the epoch.
+        """Returns a loader of full batches, whose order depends on the seed and the epoch.
 
         Raises:
-            ValueError: no training set, or it has fewer pictures than a batch.
+            ValueError: there is no training set, or it has fewer pictures than a batch.
         """
         dataset = self._dataset("train")
         sampler = self._sampler(dataset)
@@ -144,11 +144,11 @@ class DataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation set in order; an empty list where there is none."""
+        """Returns a loader of the validation set in its order, or an empty list if there is no such set."""
         return self._in_order("validation") if "validation" in self.dataset_configs else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The test set in order; an empty list where there is none."""
+        """Returns a loader of the test set in its order, or an empty list if there is no such set."""
         return self._in_order("test") if "test" in self.dataset_configs else []
 
     def _in_order(self, name: str) -> DataLoader[Any]:
@@ -162,7 +162,7 @@ class DataModule(pl.LightningDataModule):
         return self.datasets[name]
 
     def _options(self) -> dict[str, Any]:
-        """Loader options; the generator keeps the loader from drawing on the global random state."""
+        """Returns the loader's options. With its own generator, it does not use torch's global random state."""
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,

@@ -1,4 +1,4 @@
-"""One encoded picture to one tensor."""
+"""Decodes an encoded picture to a tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.pictures import from_uint8
 
-# What Pillow raises for a file that is not a picture, ends early, or is corrupt inside.
+# The errors that Pillow raises for a file that is not a picture, is truncated, or is corrupt.
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -22,33 +22,33 @@ _UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-MAX_PIXELS = 89_478_485  # Pillow's own warning threshold for image bombs; here it is an error.
+MAX_PIXELS = 89_478_485  # Above this number, Pillow warns of a decompression bomb; here it is an error.
 
 
 def decode_image(data: bytes, size: int) -> Tensor:
-    """Decode a picture, scale its shorter side to `size` (antialiased bicubic) and crop the centre square.
+    """Decodes a picture, scales its shorter side to `size` (antialiased bicubic) and crops the centre square.
 
-    Transparent pixels are laid over white. A picture that is `size` x `size` already keeps its pixels as they are.
+    Transparent pixels are composited over white. The pixels of a picture of `size` x `size` are not resampled.
 
     Args:
-        data: an encoded file (JPEG, PNG, WebP or anything else that Pillow reads).
+        data: content of an image file (JPEG, PNG, WebP or another format that Pillow reads).
         size: side of the result in pixels.
 
     Returns:
         `[3, size, size]` float32 in [-1, 1].
 
     Raises:
-        ValueError: the bytes are no readable picture, or it has more than `MAX_PIXELS` pixels.
+        ValueError: the bytes are not a readable picture, or it has more than `MAX_PIXELS` pixels.
     """
     pixels = torch.from_numpy(np.array(centre_square(open_picture(data), size))).permute(2, 0, 1)
     return from_uint8(pixels, torch.contiguous_format)
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """Decode a picture at its own size, upright, as 8-bit RGB on white.
+    """Decodes a picture at its own size, in the orientation of its EXIF data, as 8-bit RGB over white.
 
     Raises:
-        ValueError: the bytes are no readable picture, or it has more than `MAX_PIXELS` pixels.
+        ValueError: the bytes are not a readable picture, or it has more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -60,7 +60,7 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB on white."""
+    """Returns the picture as 8-bit RGB, composited over white."""
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257.0).round().astype(np.uint8))
     if image.has_transparency_data:
@@ -71,7 +71,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The centre square of a picture at `size` x `size`, cut and scaled in one step."""
+    """Returns the centre square of a picture at `size` x `size`, cropped and scaled in one step."""
     if image.size == (size, size):
         return image
     side = min(image.size)

@@ -1,4 +1,4 @@
-"""Map-style image datasets: what they share, and folders of files."""
+"""The base class of map-style image datasets, and the dataset of a folder of files."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class ImageDataset(Dataset[dict[str, Any]], ABC):
-    """Pictures by number.
+    """A dataset of pictures with metadata.
 
-    An item is `{"image": [3, size, size] float32 in [-1, 1]}` plus strings: `id` (unique), `caption`, `class_id`,
-    `uri`, `licence`, `attribution`, each empty where unknown, and whatever else the source knows.
+    An item is `{"image": [3, size, size] float32 in [-1, 1]}` and strings: `id` (unique), `caption`, `class_id`,
+    `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has.
 
-    A picture that cannot be read is logged with its name and the next good one (cyclically) is given in its place,
-    with that one's own `id`; `max_broken` such pictures are tolerated, counted separately in each loader worker.
+    The name of a picture that cannot be read is logged. In its place the dataset returns the next readable picture
+    (after the last one, the first), with that picture's own `id`. At most `max_broken` such pictures are tolerated;
+    each loader worker counts them on its own.
     """
 
     def __init__(self, size: int, max_broken: int = 10, keep: bool = False) -> None:
-        """Take the side of the delivered pictures in pixels and the number of broken ones to tolerate.
+        """Checks and stores the options.
 
-        With `keep`, items stay in memory once they are made, 12 bytes a pixel, in each loader worker: for a device that
-        would wait for the decoding of small pictures.
+        Args:
+            size: side of the returned pictures in pixels.
+            max_broken: number of unreadable pictures to tolerate.
+            keep: keep every decoded item in memory, with 12 bytes per pixel in each loader worker. This helps if the
+                device would otherwise wait until small pictures are decoded.
 
         Raises:
-            ValueError: `size` is below 1 or `max_broken` below 0.
+            ValueError: `size` is below 1 or `max_broken` is below 0.
         """
         if size < 1 or max_broken < 0:
             raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
@@ -46,26 +50,26 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of pictures, broken ones included."""
+        """Returns the number of pictures, including unreadable ones."""
 
     @abstractmethod
     def uri(self, index: int) -> str:
-        """Where picture `index` comes from; names it in messages."""
+        """Returns the origin of picture `index`, which is its name in messages."""
 
     @abstractmethod
     def metadata(self, index: int) -> dict[str, str]:
-        """The strings of item `index`, without decoding its picture."""
+        """Returns the strings of item `index` without decoding its picture."""
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """The encoded file of picture `index`."""
+        """Returns the content of the image file of picture `index`."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Item `index`, or the next good one after it.
+        """Returns item `index`, or the next item with a readable picture.
 
         Raises:
             IndexError: `index` is out of range.
-            ValueError: more than `max_broken` pictures are broken; names them.
+            ValueError: more than `max_broken` pictures are unreadable; the error names them.
         """
         total = len(self)
         if not -total <= index < total:
@@ -77,7 +81,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         raise ValueError(f"none of the {total} images is readable: {self._broken_names()}")
 
     def _load(self, index: int) -> dict[str, Any] | None:
-        """Item `index`, or None where it is broken."""
+        """Returns item `index`, or None if its picture is unreadable."""
         if index in self._broken:
             return None
         if self._items is not None and index in self._items:
@@ -103,23 +107,24 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
 
 class ImageFolder(ImageDataset):
-    """Pictures under a folder, sorted by path, or those of a list; the first folder below the root is the class.
+    """The pictures below a folder, sorted by path, or those in a list of files.
 
-    `cat.txt` beside `cat.jpg` is its caption; where there is none, the name of its class is.
+    The first folder of a picture's path below the root is its class. The content of `cat.txt` is the caption of
+    `cat.jpg`; without such a file, the caption is the name of the class.
 
     Args:
         root: the folder.
-        size: side of the delivered pictures in pixels.
-        max_broken: number of broken pictures to tolerate.
-        files: a text file of paths below the root, one a line, in its order (LSUN's and taming's lists); blank lines
-            are skipped. The folder is then not searched.
-        classes: `[first, end]`, the class folders to keep by their number in sorted order, `end` left out.
-            `[151, 269]` of ImageNet's 1000 folders are its dogs. Numbers count the folders of all listed pictures.
-        class_names: a text file of `folder name` lines (ImageNet's `n02084071 dog, domestic dog`).
+        size: side of the returned pictures in pixels.
+        max_broken: number of unreadable pictures to tolerate.
+        files: a text file with one path below the root on each line (LSUN's and taming's lists). Its order is kept,
+            blank lines are skipped, and the folder is not searched.
+        classes: `[first, end]`, the range of class folders to keep, by their number in sorted order, without `end`.
+            `[151, 269]` are the dogs in ImageNet's 1000 folders. Numbers count the folders of all listed pictures.
+        class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`).
 
     Raises:
-        FileNotFoundError: the root is not a folder or holds no picture, or a text file is missing.
-        ValueError: an empty list, a range that is none, or a class without a name.
+        FileNotFoundError: the root is not a folder or has no picture, or a text file is missing.
+        ValueError: the list is empty, the range is not valid, or a class has no name.
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class ImageFolder(ImageDataset):
             raise FileNotFoundError(f"no image folder at {root!r}; correct `root` in the data config")
         self.names = self._found() if files is None else _lines(files)
         if not self.names:
-            raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} a line")
+            raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} on each line")
         folders = sorted({folder_of(name) for name in self.names} - {""})
         if classes is not None:
             if len(classes) != 2 or not 0 <= classes[0] < classes[1] <= len(folders):
@@ -150,7 +155,7 @@ class ImageFolder(ImageDataset):
         lines = [line.split(maxsplit=1) for line in _lines(class_names)] if class_names else []
         self.class_names = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
         if class_names and (unknown := [folder for folder in folders if folder not in self.class_names]):
-            raise ValueError(f"class_names: got no name of class {unknown[0]!r} in {class_names!r}; add its line")
+            raise ValueError(f"class_names: got no name for class {unknown[0]!r} in {class_names!r}; add its line")
 
     def _found(self) -> list[str]:
         found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -162,15 +167,15 @@ class ImageFolder(ImageDataset):
         return names
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Returns the number of pictures."""
         return len(self.names)
 
     def uri(self, index: int) -> str:
-        """The path of the file."""
+        """Returns the path of the file."""
         return (self.root / self.names[index]).as_posix()
 
     def metadata(self, index: int) -> dict[str, str]:
-        """`id` is the path below the root."""
+        """Returns the strings of an item; `id` is the path below the root."""
         name = Path(self.names[index])
         text = self.root / name.with_suffix(".txt")
         caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
@@ -179,17 +184,17 @@ class ImageFolder(ImageDataset):
         return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
 
     def read(self, index: int) -> bytes:
-        """The file."""
+        """Returns the content of the file."""
         return (self.root / self.names[index]).read_bytes()
 
 
 def folder_of(name: str) -> str:
-    """The first folder of a path below the root, empty for a file of the root itself."""
+    """Returns the first folder of a path below the root, or an empty string for a file in the root itself."""
     return name.partition("/")[0] if "/" in name else ""
 
 
 def _lines(file: str) -> list[str]:
-    """The lines of a text file that are not blank."""
+    """Returns the lines of a text file that are not blank."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
     text = Path(file).read_text(encoding="utf-8")
@@ -197,12 +202,12 @@ def _lines(file: str) -> list[str]:
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:
-    """The metadata that every item carries, empty where unknown, and the further entries of `known`."""
+    """Returns `known` with an empty string for each entry of `METADATA` that it lacks."""
     return {**dict.fromkeys(METADATA, ""), **known}
 
 
 def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
-    """Resolve files, glob patterns and folders (their files ending in `suffix`) to paths, sorted within each entry.
+    """Returns the paths for files, glob patterns and folders (files ending in `suffix`), sorted within each entry.
 
     Raises:
         FileNotFoundError: an entry matches no file.

@@ -1,4 +1,4 @@
-"""Pictures in Parquet files, in the Hugging Face convention: a column `image` of {bytes, path} beside metadata."""
+"""Pictures in Parquet files, in Hugging Face's convention: a column `image` of {bytes, path}, and metadata columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ldm.data.images import ImageDataset, complete, expand_files
 
-# The entry of an item: the columns which may hold it, best first.
+# For each entry of an item, the columns that can hold it, in order of preference.
 _COLUMNS = {
     "caption": ("name", "caption", "text"),
     "class_id": ("category", "label", "class"),
@@ -25,10 +25,11 @@ _EXTRAS = ("concept", "style", "split", "keywords", "category", "subcategory")
 
 
 class ParquetImages(ImageDataset):
-    """Rows of Parquet files, file after file in the given order.
+    """The rows of Parquet files, in the given order of the files.
 
-    The encoded pictures stay in Arrow memory, which forked workers share; a picture is decoded when asked for. The
-    `id` is `<style>/<concept>` where those columns exist, else `<file stem>/<row>`; `uri` is `<file name>#<row>`.
+    The encoded pictures stay in Arrow memory, which forked workers share; a picture is decoded when its item is read.
+    The `id` is `<style>/<concept>` if those columns exist, otherwise `<file stem>/<row>`. The `uri` is
+    `<file name>#<row>`.
     """
 
     def __init__(
@@ -40,19 +41,19 @@ class ParquetImages(ImageDataset):
         max_broken: int = 10,
         keep: bool = False,
     ) -> None:
-        """Read the rows that match.
+        """Reads the rows that match.
 
         Args:
             files: a Parquet file, a folder of them, a glob pattern, or a list of these.
-            size: side of the delivered pictures in pixels.
-            split: short for `where: {split: ...}`.
-            where: keep rows whose column equals the value, or one of the values.
-            max_broken: unreadable pictures to tolerate.
-            keep: keep items in memory once they are made.
+            size: side of the returned pictures in pixels.
+            split: short form of `where: {split: ...}`.
+            where: keeps the rows in which each named column has the given value, or one of the given values.
+            max_broken: number of unreadable pictures to tolerate.
+            keep: keep every decoded item in memory.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a Parquet file, a column is missing, or no row matches.
+            FileNotFoundError: there is no such file.
+            ValueError: a file is not a Parquet file, a column is missing, or no row matches.
         """
         super().__init__(size, max_broken, keep)
         rules = {column: _values(value) for column, value in (where or {}).items()}
@@ -72,16 +73,16 @@ class ParquetImages(ImageDataset):
         self._extras = [name for name in _EXTRAS if any(name in columns for columns in self._columns)]
 
     def __len__(self) -> int:
-        """The number of matching rows."""
+        """Returns the number of matching rows."""
         return self._ends[-1]
 
     def uri(self, index: int) -> str:
-        """`<file name>#<row in the file>`."""
+        """Returns `<file name>#<row in the file>`."""
         number, row = self._locate(index)
         return f"{self.files[number].name}#{self._rows[number][row]}"
 
     def metadata(self, index: int) -> dict[str, str]:
-        """The row's text columns under our names."""
+        """Returns the row's text columns under the names of this project."""
         number, row = self._locate(index)
         known = {"uri": self.uri(index)}
         for entry, columns in _COLUMNS.items():
@@ -94,10 +95,10 @@ class ParquetImages(ImageDataset):
         return complete({**known, "id": f"{self.files[number].stem}/{self._rows[number][row]}"})
 
     def read(self, index: int) -> bytes:
-        """The encoded picture, from the column or from the file beside the Parquet file that it names.
+        """Returns the encoded picture, from the column or from a file that it names below the Parquet file's folder.
 
         Raises:
-            ValueError: the row holds neither.
+            ValueError: the row has neither bytes nor such a path.
         """
         number, row = self._locate(index)
         value = self._columns[number]["image"][row].as_py()
@@ -111,13 +112,13 @@ class ParquetImages(ImageDataset):
         return (folder / path).read_bytes()
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Number of the file, and of the row among its matching rows."""
+        """Returns the number of the file, and the number of the row among its matching rows."""
         index = range(len(self))[index]
         number = bisect_right(self._ends, index)
         return number, index - (self._ends[number - 1] if number else 0)
 
     def _text(self, number: int, row: int, name: str) -> str:
-        """One cell as text; empty where the column is missing or the cell null."""
+        """Returns a cell as text; the text is empty if the column is missing or the cell is null."""
         if name not in self._columns[number]:
             return ""
         value = self._columns[number][name][row].as_py()
@@ -127,7 +128,7 @@ class ParquetImages(ImageDataset):
 
 
 def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndarray]:
-    """The matching rows of a file, needed columns only, and their numbers."""
+    """Returns the matching rows of a file, with only the columns that are needed, and their row numbers."""
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
@@ -149,5 +150,5 @@ def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndar
 
 
 def _values(value: Any) -> list[Any]:
-    """One value, or several, as a list."""
+    """Returns one value, or several values, as a list."""
     return [value] if isinstance(value, str | int | float) else list(value)

@@ -1,4 +1,4 @@
-"""Pictures in tar shards, in the webdataset convention: files with one key, such as `0001.jpg` and `0001.json`."""
+"""Pictures in tar shards, in webdataset's convention: files of a sample share a key (`0001.jpg`, `0001.json`)."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass
 class _Sample:
-    """One key of a shard: `parts` gives place and length of each of its files, by extension."""
+    """A sample of a shard; `parts` holds the offset and the length in bytes of each of its files, by extension."""
 
     key: str
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class WebDatasetImages(ImageDataset):
-    """The pictures of tar shards, by number.
+    """The pictures in tar shards, with random access.
 
-    The shards are listed once, which reads only their headers; a picture is then one seek. `txt` is the caption,
-    `cls` the class, `json` may hold caption, class, url, license and attribution. The `id` is `<shard stem>/<key>`.
+    The shards are listed once, which reads only their headers; reading a picture then needs one seek. `txt` is the
+    caption, `cls` the class; `json` can hold caption, class, url, license and attribution. The `id` is
+    `<shard stem>/<key>`.
     """
 
     def __init__(self, shards: str | Iterable[str], size: int, max_broken: int = 10) -> None:
-        """List the shards.
+        """Lists the samples of the shards.
 
         Args:
             shards: a tar file, a folder of them, a glob pattern, a numbered range as in `train-{000..146}.tar`,
                 or a list of these.
-            size: side of the delivered pictures in pixels.
-            max_broken: unreadable pictures to tolerate.
+            size: side of the returned pictures in pixels.
+            max_broken: number of unreadable pictures to tolerate.
 
         Raises:
-            FileNotFoundError: no such shard.
-            ValueError: a shard is not an uncompressed tar file, or none holds a picture.
+            FileNotFoundError: there is no such shard.
+            ValueError: a shard is not an uncompressed tar file, or no shard has a picture.
         """
         super().__init__(size, max_broken)
         entries = [shards] if isinstance(shards, str) else shards
@@ -63,18 +64,18 @@ class WebDatasetImages(ImageDataset):
             raise ValueError(f"no image in {names}; expected members ending in {', '.join(SUFFIXES)}")
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """Returns the number of pictures."""
         return len(self._samples)
 
     def uri(self, index: int) -> str:
-        """`<shard name>#<key>`."""
+        """Returns `<shard name>#<key>`."""
         return f"{self._shard(index).name}#{self._samples[index].key}"
 
     def metadata(self, index: int) -> dict[str, str]:
-        """What the members beside the picture say about it.
+        """Returns the metadata in the other files of the sample.
 
         Raises:
-            ValueError: one of them is not UTF-8, or `json` is not a JSON object.
+            ValueError: one of these files is not UTF-8, or `json` is not a JSON object.
         """
         known = {"id": f"{self._shard(index).stem}/{self._samples[index].key}", "uri": self.uri(index)}
         if text := self._member(index, "json"):
@@ -91,7 +92,7 @@ class WebDatasetImages(ImageDataset):
         return complete(known)
 
     def read(self, index: int) -> bytes:
-        """The encoded picture."""
+        """Returns the encoded picture."""
         extension = next(name for name in self._samples[index].parts if f".{name}" in SUFFIXES)
         return self._member(index, extension)
 
@@ -99,7 +100,7 @@ class WebDatasetImages(ImageDataset):
         return self.shards[bisect_right(self._ends, range(len(self))[index])]
 
     def _member(self, index: int, extension: str) -> bytes:
-        """The bytes of one file of a sample; empty where it has none."""
+        """Returns the content of a file of a sample; it is empty if the sample has no such file."""
         if extension not in self._samples[index].parts:
             return b""
         start, length = self._samples[index].parts[extension]
@@ -109,7 +110,7 @@ class WebDatasetImages(ImageDataset):
 
 
 def _expand_range(entry: str) -> list[str]:
-    """`a{08..10}.tar` to its three names; anything else to itself."""
+    """Returns the three names for `a{08..10}.tar`; a name without a range is returned unchanged."""
     match = _RANGE.search(entry)
     if match is None:
         return [entry]
@@ -119,7 +120,7 @@ def _expand_range(entry: str) -> list[str]:
 
 
 def _samples(shard: Path) -> Iterator[_Sample]:
-    """The samples of a shard that hold a picture, in order; members of one key stand together."""
+    """Yields the samples of a shard that have a picture, in order; the files of a sample must be adjacent."""
     current = _Sample("")
     try:
         with tarfile.open(shard, "r:") as archive:

@@ -1,4 +1,4 @@
-"""A split that depends on nothing but an image's id, so it stays the same when images are added or reordered."""
+"""A split that depends only on each image's id, so that it is stable when images are added or reordered."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ldm.util import instantiate_from_config
 
 
 class HashSplit(Dataset[dict[str, Any]]):
-    """One part of a data set: pictures are held out where the SHA-256 of their id is divisible by ``every``.
+    """A part of a data set. A picture is held out if the SHA-256 of its id is divisible by ``every``.
 
     Args:
         images: config of a data set with ``metadata(index)``.
         held_out: whether this is the held-out part.
-        every: one picture in so many is held out.
+        every: about one in ``every`` pictures is held out.
     """
 
     def __init__(self, images: Mapping[str, Any], held_out: bool, every: int = 10) -> None:
@@ -42,7 +42,7 @@ class HashSplit(Dataset[dict[str, Any]]):
         return self.images.metadata(self.rows[index])
 
     def uri(self, index: int) -> str:
-        """Returns where the picture comes from."""
+        """Returns the origin of the picture."""
         return self.images.uri(self.rows[index])
 
     def read(self, index: int) -> bytes:

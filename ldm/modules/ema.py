@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights, which is what samples are drawn with."""
+"""Exponential moving average of a model's weights, with which samples are drawn."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class LitEma(nn.Module):
-    """Running average of all trainable parameters, kept as buffers named like them with the dots dropped.
+    """Running average of all trainable parameters, in buffers that have the parameters' names without dots.
 
-    Early on the decay is held down to (1 + n) / (10 + n), n the number of updates, so that the average
-    forgets the untrained weights. Parameters frozen when the average is made are not part of it.
+    The decay is at most (1 + n) / (10 + n) after n updates, so that the untrained weights soon have little weight.
+    Parameters that are frozen when the average is created are not part of it.
 
     Args:
-        model: the model to follow.
-        decay: share of the old average in each update.
-        use_num_updates: warm the decay up; else it is constant.
+        model: the model whose weights are averaged.
+        decay: weight of the old average in each update.
+        use_num_updates: limit the decay as above; otherwise it is constant.
 
     Raises:
         ValueError: a decay outside [0, 1], or two parameters whose names differ only in dots.
@@ -46,7 +46,7 @@ class LitEma(nn.Module):
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
-        """Moves the average towards the model's present weights; runs without waiting for the device."""
+        """Updates the average with the model's current weights, without a synchronisation of the device."""
         counted = self.num_updates >= 0
         self.num_updates += counted.to(self.num_updates.dtype)
         warm = (1 + self.num_updates) / (10 + self.num_updates)
@@ -54,17 +54,17 @@ class LitEma(nn.Module):
         pairs = list(self._pairs(model))
         averages = [average for average, _ in pairs]
         moved = torch._foreach_mul([parameter.to(average.dtype) for average, parameter in pairs], share)
-        torch._foreach_mul_(averages, 1 - share)  # a few kernels for all, where one for each would keep a GPU waiting
+        torch._foreach_mul_(averages, 1 - share)  # a few kernels for all parameters are faster than one for each
         torch._foreach_add_(averages, moved)
 
     @torch.no_grad()
     def restart(self, model: nn.Module, only: Tensor | None = None, rows: Tensor | None = None) -> None:
-        """Makes the average the model's present weights, of which it forgets what they were before.
+        """Sets the average to the model's current weights, without those of earlier steps.
 
         Args:
-            model: the model that is followed.
-            only: the one parameter whose average restarts; nothing happens where it is not followed. All by default.
-            rows: ``[n] bool``, the rows of it; all by default.
+            model: the model whose weights are averaged.
+            only: the only parameter whose average restarts, if it is averaged; by default all of them.
+            rows: the rows that restart, ``[n] bool``; by default all rows.
         """
         for average, parameter in self._pairs(model):
             if only is None or parameter is only:
@@ -99,7 +99,7 @@ class LitEma(nn.Module):
 
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Gives the model the averaged weights inside the ``with`` block, and its own back after it."""
+        """Gives the model the averaged weights inside the ``with`` block, and restores its own afterwards."""
         followed = [parameter for _, parameter in self._pairs(model)]
         own = [parameter.detach().clone() for parameter in followed]
         self.copy_to(model)

@@ -1,4 +1,4 @@
-"""The codebook of a VQ first stage: taming's quantiser, other ways to learn its codes, and what keeps them in use.
+"""The codebook of VQ first stages: taming's quantiser, other ways to learn codes, and restarts of unused codes.
 
 Latents are ``[B, C, h, w] float32``, codes ``[n, C] float32``, code numbers int64.
 """
@@ -19,31 +19,31 @@ KINDS = ("plain", "ema", "cosine", "simvq")
 
 
 class Codebook(VectorQuantizer2):
-    """Nearest codes of latents; only ``plain`` has the names and numbers of CompVis' checkpoints.
+    """Replaces each latent by the nearest code. Only ``plain`` has the weights of CompVis' checkpoints.
 
     ========== ===================================================================================================
-    ``plain``  codes follow the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)
-    ``ema``    codes are running means of the latents that chose them (the same, appendix A.1); no gradient
-    ``cosine`` latents and codes have unit length, so the nearest code is that of the smallest angle (ViT-VQGAN,
-               Yu et al. 2021, section 3.2)
-    ``simvq``  frozen random codes and one learned linear map of all of them, so that every step moves every code
-               (SimVQ, Zhu et al. 2024)
+    ``plain``  codes are trained by the gradient of the codebook loss (van den Oord et al. 2017, eq. 3)
+    ``ema``    codes are running means of the latents assigned to them, without a gradient (ibid., appendix A.1)
+    ``cosine`` latents and codes have unit length, so that the nearest code is the one with the smallest angle
+               (ViT-VQGAN, Yu et al. 2021, section 3.2)
+    ``simvq``  codes are a learned linear map of frozen random vectors, so that each step changes every code (SimVQ,
+               Zhu et al. 2024)
     ========== ===================================================================================================
 
     Args:
         n_e: number of codes n.
         e_dim: width C of a code.
-        beta: weight of the term that pulls codes towards latents, as in CompVis' models; that in the other direction
-            has weight 1.
-        remap: ``.npy`` file of the codes that are in use; code numbers count these.
-        sane_index_shape: give code numbers as ``[B, h, w]`` instead of ``[B h w]``.
-        kind: see above.
-        decay: of the running means of ``ema``.
-        restart_every: training batches after which the codes that none of them chose restart at latents of the next
-            batch (Jukebox, Dhariwal et al. 2020, section 3.2); 0 for never.
+        beta: weight of the loss that moves codes towards latents, as in CompVis' models; the loss that moves latents
+            towards codes has weight 1.
+        remap: ``.npy`` file with the numbers of the used codes; returned code numbers are positions in this list.
+        sane_index_shape: return code numbers as ``[B, h, w]`` instead of ``[B h w]``.
+        kind: how codes are learned, see the table.
+        decay: decay of the running means of ``ema``.
+        restart_every: number of training batches after which codes that were not used in them restart at latents of
+            the next batch (Jukebox, Dhariwal et al. 2020, section 3.2); 0 for never.
 
     Raises:
-        ValueError: an unknown kind, or codes that are to be learned while ``remap`` hides some of them.
+        ValueError: an unknown kind, or ``remap`` for a codebook whose codes are learned by ``ema`` or restarted.
     """
 
     embedding: nn.Embedding
@@ -65,7 +65,7 @@ class Codebook(VectorQuantizer2):
         if kind not in KINDS:
             raise ValueError(f"codebook.kind: got '{kind}', expected {', '.join(KINDS)}")
         if remap is not None and (kind == "ema" or restart_every):
-            raise ValueError("remap: got it for codes that are still to be learned; leave out codebook or remap")
+            raise ValueError("remap: got it with codes that are learned, expected none; leave out codebook or remap")
         super().__init__(n_e, e_dim, beta=beta, remap=remap, sane_index_shape=sane_index_shape)
         self.kind, self.decay, self.restart_every = kind, decay, restart_every
         if kind == "ema":
@@ -81,7 +81,7 @@ class Codebook(VectorQuantizer2):
             parametrize.register_parametrization(self.embedding, "weight", LinearMap(e_dim, e_dim, bias=False))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Codebook:
-        def keep(tensor: Tensor) -> Tensor:  # of a model in half precision, codes stay in full
+        def keep(tensor: Tensor) -> Tensor:  # codes keep their precision if the model is converted to half precision
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype.itemsize < tensor.dtype.itemsize else moved
 
@@ -89,7 +89,7 @@ class Codebook(VectorQuantizer2):
         return self
 
     def forward(self, latent: Tensor, *_: Any) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Returns the quantised latent ``[B, C, h, w]``, the codebook loss ``[]`` and, third of three, code numbers."""
+        """Returns the quantised latent ``[B, C, h, w]``, the codebook loss ``[]``, and (None, None, code numbers)."""
         if self.kind == "cosine":
             latent = F.normalize(latent, dim=1)
         with parametrize.cached():
@@ -100,7 +100,7 @@ class Codebook(VectorQuantizer2):
 
     @torch.no_grad()
     def _follow(self, latents: Tensor, indices: Tensor) -> None:
-        """Moves the running means towards the latents ``[N, C]`` that chose them; counts are smoothed as in A.1."""
+        """Updates the running means with the latents ``[N, C]`` of each code; counts are smoothed (appendix A.1)."""
         counts = summed(torch.bincount(indices, minlength=self.n_e).float())
         totals = summed(torch.zeros_like(self.total).index_add_(0, indices, latents))
         self.count.lerp_(counts, 1 - self.decay)
@@ -111,11 +111,11 @@ class Codebook(VectorQuantizer2):
 
     @torch.no_grad()
     def write(self, codes: Tensor, rows: Tensor | slice = slice(None)) -> None:
-        """Overwrites the codes of some rows, on every device with those of the first.
+        """Overwrites codes; with several devices, all of them get the codes of the first.
 
         Args:
             codes: ``[N, C]``.
-            rows: ``[N] int64``; all by default.
+            rows: numbers of the codes ``[N] int64``; by default all codes.
         """
         codes = codes.to(self.embedding.weight).contiguous()
         if distributed.is_initialized():
@@ -127,7 +127,7 @@ class Codebook(VectorQuantizer2):
 
     @property
     def stored(self) -> Tensor:
-        """The rows ``[n, C]`` that the codes are made of."""
+        """The stored parameter ``[n, C]`` from which the codes are computed."""
         learned: Any = getattr(self.embedding, "parametrizations", None)
         return self.embedding.weight if learned is None else learned.weight.original
 
@@ -136,29 +136,30 @@ class Codebook(VectorQuantizer2):
 
         Args:
             latents: ``[N, C]``.
-            unused: ``[n] bool``, the codes to restart.
-            generator: draws the latents, on the CPU.
+            unused: the codes to restart, ``[n] bool``.
+            generator: a CPU generator, which selects the latents.
         """
         rows = unused.nonzero().flatten().to(latents.device)
         if len(rows):
             self.write(latents[torch.randint(len(latents), (len(rows),), generator=generator).to(latents.device)], rows)
-            LOG.info("%d of %d codes were not in use and restart", len(rows), self.n_e)
+            LOG.info("%d of %d codes were not used and have been restarted", len(rows), self.n_e)
 
     @torch.no_grad()
     def cluster(self, latents: Tensor, rounds: int = 20) -> None:
         """Sets the codes to the means of a k-means clustering.
 
         Args:
-            latents: ``[N, C]`` with N at least the number of codes.
-            rounds: of Lloyd's algorithm; an empty cluster restarts at a random latent.
+            latents: ``[N, C]``; N must be at least the number of codes.
+            rounds: number of iterations of Lloyd's algorithm; an empty cluster restarts at a random latent.
 
         Raises:
-            ValueError: fewer latents than codes.
+            ValueError: there are fewer latents than codes.
         """
         generator, size = torch.Generator().manual_seed(0), self.n_e
         if len(latents) < size:
             raise ValueError(
-                f"got {len(latents)} latents to make {size} codes from; use a larger batch or more warm_up_steps"
+                f"got {len(latents)} latents for {size} codes, expected one for each; use a larger batch or more "
+                "warm_up_steps"
             )
         latents = latents[torch.randperm(len(latents), generator=generator)[: 100 * size].to(latents.device)].float()
         latents = F.normalize(latents, dim=1) if self.kind == "cosine" else latents
@@ -182,20 +183,20 @@ class UnitLength(nn.Module):
         return F.normalize(codes, dim=1)
 
     def right_inverse(self, codes: Tensor) -> Tensor:
-        """Returns rows ``[n, C]`` that become the codes: they do not change."""
+        """Returns the rows ``[n, C]`` from which :meth:`forward` computes the codes: the codes themselves."""
         return codes
 
 
 class LinearMap(nn.Linear):
-    """A linear map of the rows of ``[n, C]`` that can be undone."""
+    """An invertible linear map of the rows of ``[n, C]``."""
 
     def right_inverse(self, codes: Tensor) -> Tensor:
-        """Returns the rows ``[n, C]`` that become the codes."""
+        """Returns the rows ``[n, C]`` from which :meth:`forward` computes the codes."""
         return codes @ torch.linalg.pinv(self.weight).T if codes.device.type != "meta" else codes
 
 
 class CodeUsage:
-    """How often each code was chosen, over batches and devices.
+    """Counts how often each code is used, over batches and devices.
 
     Args:
         size: number of codes.
@@ -206,7 +207,7 @@ class CodeUsage:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all batches."""
+        """Sets all counts to 0."""
         self.counts, self.batches = torch.zeros(self.size, dtype=torch.int64, device="cpu"), 0
 
     def add(self, indices: Tensor) -> None:
@@ -215,31 +216,31 @@ class CodeUsage:
         self.counts, self.batches = self.counts.to(new.device) + new, self.batches + 1
 
     def unused(self) -> Tensor:
-        """Returns ``[n] bool``: the codes that no device chose."""
+        """Returns which codes were used on no device, ``[n] bool``."""
         return summed(self.counts.clone()) == 0
 
     def figures(self) -> dict[str, Tensor]:
-        """Returns ``code_usage``, the share of codes in use, and their :func:`perplexity`, both ``[]``."""
+        """Returns ``code_usage``, the fraction of codes that were used, and their :func:`perplexity`, both ``[]``."""
         counts = summed(self.counts.clone())
         return {"code_usage": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns counts and number of batches."""
+        """Returns the counts and the number of batches."""
         return {"counts": self.counts.cpu(), "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes them back."""
+        """Restores the counts and the number of batches."""
         self.counts, self.batches = state["counts"], state["batches"]
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Returns the number ``[]`` of equally frequent codes that would be as hard to guess as those of ``counts [n]``."""
+    """Returns the perplexity ``[]`` of code frequencies ``counts [n]``: n if all are equal, 1 for a single code."""
     share = counts.float() / counts.sum().clamp(min=1)
     return torch.special.entr(share).sum().exp()
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """Returns the sum over all devices, written in place."""
+    """Returns the sum over all devices, computed in place."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor

@@ -1,7 +1,7 @@
-"""The transformer over tokens that conditions latent diffusion on text (Rombach et al. 2022, appendix E.2.1).
+"""The transformer over text tokens for text-conditional latent diffusion (Rombach et al. 2022, appendix E.2.1).
 
-As much of the x-transformers package as released checkpoints hold, under its names: encoder layers with
-normalisation before each block. ``B`` batch, ``L`` tokens, ``D`` width.
+These are the parts of the x-transformers package that released checkpoints use, with the same names of weights: encoder
+layers with a norm before each block. ``B`` is the batch size, ``L`` the number of tokens, ``D`` the width.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two-layer perceptron of four times the width, applied to every token."""
+    """Perceptron for each token, with a hidden layer of four times the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # The dropout does nothing but keep the number in the second layer's name.
+        # The dropout has no effect; it is there for the number in the second layer's name.
         self.net = nn.Sequential(
             nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU()), nn.Dropout(0.0), nn.Linear(4 * dim, dim)
         )
@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
 
 
 class Encoder(nn.Module):
-    """``depth`` pairs of self-attention and perceptron, each normalised before and added to what came in."""
+    """``depth`` pairs of self-attention and perceptron, each with a norm before it and a skip connection."""
 
     def __init__(self, dim: int, depth: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
 
 
 class AbsolutePositionalEmbedding(nn.Module):
-    """One learned vector a place."""
+    """A learned vector for each place."""
 
     def __init__(self, dim: int, max_seq_len: int) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class AbsolutePositionalEmbedding(nn.Module):
         nn.init.normal_(self.emb.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[L, D]`` for anything of ``[B, L, ...]``."""
+        """Returns ``[L, D]`` for a tensor ``[B, L, ...]``."""
         return self.emb(torch.arange(x.shape[1], device=x.device))
 
 
 class TransformerWrapper(nn.Module):
-    """Tokens to vectors, or to logits of tokens.
+    """Transformer with embeddings of tokens and places, which returns vectors or logits of tokens.
 
     Args:
         num_tokens: size of the vocabulary.
-        max_seq_len: most tokens of a text.
-        attn_layers: the layers between.
-        emb_dropout: rate of dropout of what enters the layers.
+        max_seq_len: the largest number of tokens in a text.
+        attn_layers: the layers of the transformer.
+        emb_dropout: dropout rate of the layers' input.
     """
 
     def __init__(self, num_tokens: int, max_seq_len: int, attn_layers: Encoder, emb_dropout: float = 0.0) -> None:
@@ -98,7 +98,7 @@ class TransformerWrapper(nn.Module):
         self.to_logits = nn.Linear(attn_layers.dim, num_tokens)
 
     def forward(self, tokens: Tensor, return_embeddings: bool = False) -> Tensor:
-        """Returns logits ``[B, L, num_tokens]``, or vectors ``[B, L, D]``, of tokens ``[B, L] int64``.
+        """Returns logits ``[B, L, num_tokens]``, or vectors ``[B, L, D]``, for tokens ``[B, L] int64``.
 
         Raises:
             ValueError: more tokens than there are places.

@@ -1,4 +1,4 @@
-"""The options of ``scripts/evaluate.py``; light to import, so that ``--help`` answers at once."""
+"""The command-line options of ``scripts/evaluate.py``. The module imports no torch, so ``--help`` answers at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from rdm.cli.sampling import add_model_options
 from rdm.evaluate.choices import METRICS, WAYS
 from rdm.sampling.settings import OPTIONS, TOP_M
 
-Commands = argparse._SubParsersAction  # the type of what add_subparsers returns
+Commands = argparse._SubParsersAction  # the type that add_subparsers returns
+SPLIT = "split to read from Parquet files{}, such as train or val"
+POPULAR = "without prompts: share or number of the most popular database rows to sample from"
+METRICS_HELP = f"metrics to compute: {', '.join(METRICS)}; all that the inputs allow if not given"
 
 
 def _command(commands: Commands, name: str, what: str) -> argparse.ArgumentParser:
@@ -19,113 +22,186 @@ def _command(commands: Commands, name: str, what: str) -> argparse.ArgumentParse
 
 
 def add_images(commands: Commands) -> argparse.ArgumentParser:
-    """Adds the figures of pictures in files."""
-    p = _command(commands, "images", "figures of pictures against a reference set")
+    """Adds the command that measures pictures in files."""
+    p = _command(
+        commands, "images", "measures pictures in files against a reference set: FID, KID, precision, recall and others"
+    )
     p.add_argument("path", help="folder of pictures, Parquet files or tar shards")
-    p.add_argument("--split", help="of Parquet files")
-    p.add_argument("--size", type=positive, help="side of all pictures in pixels; else that of the first one")
-    p.add_argument("--n", type=positive, help="so many pictures, evenly spread; else all")
+    p.add_argument("--split", help=SPLIT.format(""))
+    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the first one if not given")
+    p.add_argument("--n", type=positive, help="number of pictures, spread evenly over the set; all if not given")
     _add_comparison(p, "outputs/images")
     add_trust_option(p)
     return p
 
 
 def add_samples(commands: Commands) -> argparse.ArgumentParser:
-    """Adds the figures of a model's images."""
-    p = _command(commands, "samples", "figures of images that a model samples, against a reference set")
-    p.add_argument("--n", type=positive, help="images; else one for each prompt, or 1000")
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--from-file", metavar="FILE", help="of texts: a prompt in each line, again from the first")
-    what.add_argument("--captions", metavar="PATH", help="of texts: the captions of the pictures there")
-    p.add_argument("--captions_split", help="of Parquet files")
+    """Adds the command that samples a model and measures its images."""
+    p = _command(commands, "samples", "samples images from a model and measures them against a reference set")
     p.add_argument(
-        "--tokens", default="neighbours", choices=("neighbours", "text", "both"), help="of texts: the context"
+        "--n", type=positive, help="number of images; if not given, one for each prompt, or 1000 without prompts"
     )
-    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help="without texts: of the most popular rows")
-    p.add_argument("--use_weights", action="store_true", help="without texts: in proportion to popularity")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument(
+        "--from-file",
+        metavar="FILE",
+        help="text file with one prompt in each line; prompts are reused from the first on if --n is larger",
+    )
+    what.add_argument("--captions", metavar="PATH", help="pictures whose captions are the prompts")
+    p.add_argument("--captions_split", help=SPLIT.format(" of --captions"))
+    p.add_argument(
+        "--tokens",
+        default="neighbours",
+        choices=("neighbours", "text", "both"),
+        help="context of the model for a prompt: its neighbours, its text embedding, or both",
+    )
+    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=POPULAR)
+    p.add_argument(
+        "--use_weights",
+        action="store_true",
+        help="without prompts: draw database rows in proportion to their popularity, not uniformly",
+    )
     _add_comparison(p, "outputs/samples")
     add_model_options(p)
     return p
 
 
 def _add_comparison(p: argparse.ArgumentParser, outdir: str) -> None:
-    """Adds what to compare with, by which features and figures."""
-    p.add_argument("--reference", metavar="PATH", help="folder of pictures, Parquet files or tar shards")
-    p.add_argument("--reference_split", help="of Parquet files")
-    p.add_argument("--reference_n", type=positive, help="so many of them, evenly spread; else all")
+    """Adds the reference set, the feature networks and the metrics."""
+    p.add_argument("--reference", metavar="PATH", help="reference set: folder of pictures, Parquet files or tar shards")
+    p.add_argument("--reference_split", help=SPLIT.format(" of --reference"))
+    p.add_argument(
+        "--reference_n",
+        type=positive,
+        help="number of reference pictures, spread evenly over the set; all if not given",
+    )
     p.add_argument(
         "--features",
         nargs="+",
         default=["unit:models/clip/emoji"],
-        help="networks: 'inception' or inception:FILE, torchvision's as NETWORK:FILE, a CLIP as a folder or "
-        "MODEL:PRETRAINED; 'unit:' before any of them scales features to length one",
+        help="feature networks: 'inception' or inception:FILE (FID's Inception), NETWORK:FILE (a torchvision "
+        "network with its weights), or a CLIP model as a folder or MODEL:PRETRAINED of open_clip; the prefix "
+        "'unit:' scales the features to length one",
     )
-    p.add_argument("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"of {', '.join(METRICS)}; else all")
-    p.add_argument("--kid_size", type=positive, help="pictures of a subset; else 1000, or half of the smaller set")
-    p.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
-    p.add_argument("--cache", default="outputs/features", help="folder of features, used again and continued")
-    p.add_argument("--outdir", type=folder, default=outdir, help="folder for results.json")
+    p.add_argument("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=METRICS_HELP)
+    p.add_argument(
+        "--kid_size",
+        type=positive,
+        help="pictures in each subset of the kernel distance (KID); if not given, 1000 or half of the smaller set",
+    )
+    p.add_argument("--num_workers", type=int, default=0, help="number of worker processes that read pictures")
+    p.add_argument(
+        "--cache",
+        default="outputs/features",
+        help="folder that keeps the features; later runs reuse them, and an interrupted extraction continues",
+    )
+    p.add_argument("--outdir", type=folder, default=outdir, help="output folder for results.json")
 
 
 def add_repeat(commands: Commands) -> argparse.ArgumentParser:
-    """Adds the repetition of a report."""
-    p = _command(commands, "repeat", "makes all of a report of 'images' or 'samples' again, and compares")
-    p.add_argument("results", metavar="results.json", help="the report")
+    """Adds the command that repeats a report."""
+    p = _command(
+        commands, "repeat", "repeats a report of 'images' or 'samples' from its own protocol and compares the figures"
+    )
+    p.add_argument("results", metavar="results.json", help="report to repeat")
     add_trust_option(p)
     return p
 
 
 def add_reconstruction(commands: Commands) -> argparse.ArgumentParser:
-    """Adds the report on a first stage."""
+    """Adds the command that measures the reconstructions of a first stage."""
     p = _command(
         commands,
         "reconstruction",
-        "PSNR, SSIM, perceptual distance, rFID and codebook use of a first stage, and a picture",
+        "measures the reconstructions of a first stage: PSNR, SSIM, perceptual distance, rFID and codebook usage",
     )
-    p.add_argument("model", help="run folder, models/first_stage/NAME or a checkpoint; also of a diffusion model")
-    p.add_argument("--config", help="config of a checkpoint that has none beside it")
-    p.add_argument("--data", metavar="PATH", help="folder of pictures, Parquet files or tar shards; else the config's")
-    p.add_argument("--split", help="of Parquet files")
-    p.add_argument("--size", type=positive, help="side of the pictures in pixels; else that of the config")
-    p.add_argument("--n", type=positive, help="take the first so many pictures; else all")
-    p.add_argument("--by", metavar="KEY", help="also the figures of each group, e.g. style")
+    p.add_argument(
+        "model",
+        help="first stage: run folder, models/first_stage/NAME or checkpoint; or a diffusion model that contains one",
+    )
+    p.add_argument("--config", help="config of the model; the one next to the checkpoint if not given")
+    p.add_argument(
+        "--data",
+        metavar="PATH",
+        help="pictures to reconstruct: folder, Parquet files or tar shards; if not given, the config's validation set",
+    )
+    p.add_argument("--split", help=SPLIT.format(""))
+    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the config if not given")
+    p.add_argument("--n", type=positive, help="number of pictures, from the first on; all if not given")
+    p.add_argument(
+        "--by",
+        metavar="KEY",
+        help="metadata column, such as style; the report then also has the figures of each of its values",
+    )
     p.add_argument(
         "--perceptual",
         default="models/clip/emoji",
-        help="CLIP features: a folder or MODEL:PRETRAINED; LPIPS: a file of VGG16's weights or 'download'; "
-        "torchvision's: NETWORK:FILE, e.g. resnet18:resnet18.pth; or 'none'",
+        help="network of the perceptual distance: a CLIP model (folder or MODEL:PRETRAINED), LPIPS (file with the "
+        "weights of VGG16, or 'download'), a torchvision network (NETWORK:FILE, such as resnet18:resnet18.pth), "
+        "or 'none'",
     )
     p.add_argument(
         "--features",
         default="models/clip/emoji",
-        help="of the rFID: a folder or open_clip's MODEL:PRETRAINED; or 'none'",
+        help="CLIP model whose features the rFID uses: a folder or open_clip's MODEL:PRETRAINED; or 'none'",
     )
     p.add_argument("--tile", type=pixels_or_memory, metavar="SIDE", help=OPTIONS["tile"].what)
-    p.add_argument("--batch_size", type=positive, default=16, help="pictures at once")
-    p.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
-    p.add_argument("--rows", type=positive, default=8, help="of the picture: input, reconstruction, 4 x difference")
+    p.add_argument("--batch_size", type=positive, default=16, help="number of pictures that are reconstructed together")
+    p.add_argument("--num_workers", type=int, default=0, help="number of worker processes that read pictures")
     p.add_argument(
-        "--outdir", type=folder, default="outputs/reconstruction", help="folder for results.json and the picture"
+        "--rows",
+        type=positive,
+        default=8,
+        help="number of examples in reconstruction.png, each with input, reconstruction and their difference times 4",
+    )
+    p.add_argument(
+        "--outdir",
+        type=folder,
+        default="outputs/reconstruction",
+        help="output folder for results.json and reconstruction.png",
     )
     add_trust_option(p)
     return p
 
 
 def add_memorisation(commands: Commands) -> argparse.ArgumentParser:
-    """Adds the report on memorisation."""
-    what = "how like samples are to their nearest rows and training pictures, beside real pictures and beside copies"
+    """Adds the command that measures memorisation."""
+    what = "measures how similar samples are to their nearest database rows and training pictures (memorisation)"
     p = _command(commands, "memorisation", what)
-    p.add_argument("checkpoint", nargs="?", metavar="MODEL", help="short for --ckpt MODEL")
+    p.add_argument("checkpoint", nargs="?", metavar="MODEL", help="the same as --ckpt MODEL")
     p.add_argument(
-        "--images", metavar="FOLDER", help="samples made already, such as a sampling script's; else new ones"
+        "--images",
+        metavar="FOLDER",
+        help="folder of existing samples, such as the output of a sampling script; if not given, the model is sampled",
     )
-    p.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:1], help="unconditional samples, or of captions")
-    p.add_argument("--n", type=positive, help="samples of each way, or the first so many --images; else 256, or all")
-    p.add_argument("--n_real", type=positive, default=1000, help="real pictures of each kind, at most")
-    p.add_argument("--rows", type=positive, default=8, help="worst pairs of each feature in the picture")
-    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help="unconditional: of the most popular rows")
     p.add_argument(
-        "--outdir", type=folder, default="outputs/memorisation", help="for samples, results.json and pictures"
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=WAYS[:1],
+        help="how to sample: popular (unconditional, from popular rows), captions (prompts are the captions of "
+        "held-out pictures), or both",
+    )
+    p.add_argument(
+        "--n",
+        type=positive,
+        help="number of samples for each of --ways (256 if not given), or of --images (all if not given)",
+    )
+    p.add_argument(
+        "--n_real",
+        type=positive,
+        default=1000,
+        help="largest number of held-out pictures and of training pictures to compare with",
+    )
+    p.add_argument(
+        "--rows", type=positive, default=8, help="number of most similar pairs in worst.png, for each feature"
+    )
+    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=POPULAR)
+    p.add_argument(
+        "--outdir",
+        type=folder,
+        default="outputs/memorisation",
+        help="output folder for the samples, results.json and the plots",
     )
     add_model_options(p)
     return p

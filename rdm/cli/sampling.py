@@ -1,4 +1,4 @@
-"""The command-line options of the scripts that sample. How to sample is read off ``rdm.sampling.settings.Settings``."""
+"""The command-line options of the sampling scripts; those of the sampler come from ``rdm.sampling.settings``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ldm.command_line import add_trust_option, folder, positive, seed_number
 from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS, Value
 
-COPIES = ("copy_threshold", "reject_copies")  # settings of what becomes of finished images
+COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
 TITLES = {
     None: "sampling",
     DIFFUSION: "sampling with a diffusion model",
@@ -18,7 +18,7 @@ TITLES = {
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
-    """Adds what the scripts that sample share."""
+    """Adds the options that all sampling scripts share."""
     p = parser.add_argument_group("output")
     p.add_argument("--n_samples", type=positive, default=n_samples, help="number of images of each query")
     p.add_argument(
@@ -52,7 +52,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds which model samples, with which database, and how."""
+    """Adds the options of the model, its database and the sampler."""
     p = parser.add_argument_group("model and database")
     p.add_argument(
         "--ckpt", help="a checkpoint or run folder; if not given, the newest run of --model, else the shipped model"
@@ -111,7 +111,7 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
 
 
 def _reader(value: Value) -> Callable[[str], Any]:
-    """Returns what makes a value of a word of the command line."""
+    """Returns a function that converts a word of the command line to a value."""
 
     def read(text: str) -> Any:
         try:

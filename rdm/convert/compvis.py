@@ -1,4 +1,4 @@
-"""Writes our retrieval-augmented models as checkpoints and configs that CompVis' code loads."""
+"""Exports retrieval-augmented models to checkpoints and configs for CompVis' code."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LOG = logging.getLogger(__name__)
 
 
 def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
-    """Writes ``model.ckpt`` and ``config.yaml`` for CompVis' code and returns the path of the first.
+    """Writes ``model.ckpt`` and ``config.yaml`` for CompVis' code and returns the path of ``model.ckpt``.
 
     Args:
-        model: target and params of any latent diffusion model or first stage, with retrieval or without.
+        model: target and params of any latent diffusion model or first stage, with or without retrieval.
         state: its weights, see ``ldm.checkpoint.choose_weights``.
         output: the folder.
 
     Raises:
-        ValueError: something CompVis' code has no counterpart for.
+        ValueError: CompVis' code has no counterpart for a class or an option.
     """
     if not str(model["target"]).startswith("rdm."):
         return export_compvis(model, state, output)
@@ -38,7 +38,7 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
         return write_compvis({"model": _autoregressive_model(model, state)}, state, Path(output), notes)
     notes, model = _retrieval_model(model)
     state = dict(state)
-    if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # their code divides by its length
+    if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # CompVis' code divides by its length
         state["unconditional_guidance_vex"] = torch.ones(*model["params"]["guidance_vex_shape"])
     return export_compvis(model, state, output, arguments=RETRIEVAL_ARGUMENTS, notes=notes)
 
@@ -68,7 +68,7 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
     params["unet_config"] = {"target": UNET_TARGET, "params": unet}
     if not params.get("retrieval_cfg"):
-        notes += "\nTheir scripts/rdm_sample.py wants a database of theirs too: retrieval_cfg and nn_memory in params."
+        notes += "\nCompVis' scripts/rdm_sample.py also needs a database: retrieval_cfg and nn_memory in params."
     return notes, {**model, "target": "rdm.models.diffusion.ddpm.MinimalRETRODiffusion", "params": params}
 
 
@@ -108,6 +108,6 @@ def _notes(model: Mapping[str, Any]) -> str:
     notes, conditioner = "For CompVis' code; the null context is zeros.", params.get("conditioner") or {}
     if conditioner.get("normalize"):
         length = f"length {conditioner.get('scale', 1.0)}"
-        notes += f"\nThe model was trained on vectors of {length}: bring every neighbour (and query) to it before."
-        LOG.warning("the model looks at vectors of %s, which CompVis' code has to be given: see config.yaml", length)
+        notes += f"\nThe model was trained on vectors of {length}: scale every neighbour (and query) to it before."
+        LOG.warning("the model was trained on vectors of %s; scale neighbours to it, see config.yaml", length)
     return notes

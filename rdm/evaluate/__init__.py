@@ -1,6 +1,6 @@
-"""Figures of models and of pictures, one function per metric, and reports that state how every figure was made.
+"""Evaluation of models and pictures: one function for each metric, and reports that record how figures were computed.
 
-Names are imported when first used, so that a script's ``--help`` loads no torch.
+Names are imported when they are first used, so a script's ``--help`` loads no torch.
 """
 
 from ldm.util import names_when_used

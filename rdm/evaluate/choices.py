@@ -1,4 +1,4 @@
-"""The names that an evaluation can be asked for by; light to import."""
+"""The names of the metrics and of the ways to sample. The module imports nothing heavy, so ``--help`` can use it."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ METRICS = (
     "cmmd",
     "clip_score",
 )
-WAYS = ("popular", "captions")  # of the samples of a report on memorisation
+WAYS = ("popular", "captions")  # how the memorisation report samples: from popular rows, or by captions

@@ -1,13 +1,13 @@
-"""Pictures to features on disk: one pass over the pictures, a batch in memory, continued where it was ended.
+"""Extracts features of pictures to disk, batch by batch; an interrupted extraction continues where it stopped.
 
-What a network saw of a source lies in a folder named by the hashes of both:
+The features of a source by a network lie in a folder that is named after the hashes of both:
 
 ``card.json``
-    names and fingerprints, the number of pictures and the hash of each array.
+    names and fingerprints, the number of pictures, and the hash of each array.
 ``features.npy``, ``logits.npy``
-    ``[n, D] float32``; the second for a classifier alone.
+    ``[n, D] float32``; only classifiers have logits.
 
-Until all pictures were seen, the arrays are a :class:`ldm.table.ResumableTable`.
+Until all pictures are processed, the arrays are a :class:`ldm.table.ResumableTable`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rdm.evaluate.features import FeatureNetwork
 
 FORMAT = 1
 CARD = "card.json"
-BATCH = 32  # pictures at once; part of the key, for features depend on it in their last bits
+BATCH = 32  # pictures in a batch; part of the key, because the last bits of features depend on it
 
 
 class Source(Protocol):
-    """Pictures in an order.
+    """An ordered set of pictures.
 
     Attributes:
-        fingerprint: changes whenever a pixel may.
+        fingerprint: a hash that changes if any pixel changes.
     """
 
     fingerprint: str
@@ -46,16 +46,16 @@ class Source(Protocol):
         """The number of pictures."""
 
     def batches(self, start: int, size: int) -> Iterator[Tensor]:
-        """Yields pictures ``[B, 3, H, W]`` in [-1, 1] of 8 bits, from number ``start`` on, ``size`` at once."""
+        """Yields batches of ``size`` pictures ``[B, 3, H, W]`` in [-1, 1] of 8 bits, from number ``start`` on."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """What a network saw of a source; arrays lie in files.
+    """The features of a source by a network; the arrays are mapped from files.
 
     Attributes:
         features: ``[n, D] float32``.
-        logits: ``[n, classes] float32``, of a classifier.
+        logits: ``[n, classes] float32`` of a classifier, else None.
     """
 
     features: Tensor
@@ -63,15 +63,15 @@ class Extracted:
 
 
 def extract(source: Source, networks: Sequence[FeatureNetwork], cache: str | Path) -> list[Extracted]:
-    """Returns what each network sees of all pictures of a source, which is gone through at most once.
+    """Returns the features of all pictures of a source by each network, in at most one pass over the source.
 
     Args:
         source: the pictures.
         networks: the networks.
-        cache: folder of all that was ever extracted.
+        cache: folder that keeps the features of all extractions.
 
     Raises:
-        ValueError: features that are not finite, or an array on disk that is damaged.
+        ValueError: features are not finite, or an array on disk is damaged.
     """
     stores = [Store(Path(cache), source, network) for network in networks]
     start, n = min(store.done for store in stores), len(source)
@@ -87,15 +87,15 @@ def extract(source: Source, networks: Sequence[FeatureNetwork], cache: str | Pat
 
 
 class Store:
-    """Features of one source by one network on disk.
+    """The features of one source by one network, on disk.
 
     Args:
-        cache: folder of all.
+        cache: folder of all extractions.
         source: the pictures.
         network: the network.
 
     Attributes:
-        done: pictures whose features are on disk; all, or whole batches.
+        done: number of pictures whose features are on disk.
     """
 
     def __init__(self, cache: Path, source: Source, network: FeatureNetwork) -> None:
@@ -105,7 +105,7 @@ class Store:
         about = {"source": source.fingerprint, **network.about(), "n": len(source)}
         file = self.folder / CARD
         self.card: dict[str, Any] = read_json(file, f"delete {self.folder}") if file.is_file() else {}
-        if "sha256" not in self.card:  # an unfinished one of an earlier version has no hashes
+        if "sha256" not in self.card:  # an unfinished extraction of an earlier version has no hashes
             self.card = {**about, "done": len(source)}
             self.table: ResumableTable | None = ResumableTable(self.folder, len(source), about)
         else:
@@ -113,18 +113,18 @@ class Store:
 
     @property
     def done(self) -> int:
-        """See above."""
+        """The number of pictures whose features are on disk."""
         return self.card["done"] if self.table is None else self.table.done
 
     def add(self, images: Tensor) -> None:
-        """Sees pictures ``[B, 3, H, W]`` and writes what was seen.
+        """Computes the features of pictures ``[B, 3, H, W]`` and writes them.
 
         Raises:
-            ValueError: the network gave a number that is not finite, or all pictures were seen before.
+            ValueError: a feature is not finite, or the features of all pictures are already there.
         """
         if self.table is None:
             raise ValueError(f"{self.folder} holds all {self.done} pictures, got {len(images)} more")
-        features, logits = self.network.see(images)
+        features, logits = self.network.features(images)
         arrays = {"features": features} if logits is None else {"features": features, "logits": logits}
         lines = {name: values.float().cpu().numpy() for name, values in arrays.items()}
         for name, values in lines.items():
@@ -135,10 +135,10 @@ class Store:
         self.table.append(**lines)
 
     def open(self) -> Extracted:
-        """Returns the arrays, mapped into memory, of all pictures.
+        """Returns the arrays of all pictures, mapped into memory.
 
         Raises:
-            ValueError: one is damaged, or pictures are left to be seen.
+            ValueError: an array is damaged, or some pictures have no features yet.
         """
         if self.table is not None:
             self.card["sha256"] = self.table.hashes()

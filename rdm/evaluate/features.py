@@ -1,4 +1,4 @@
-"""Networks whose features figures are made of, each by its name, with the hash of its weights and preprocessing."""
+"""Feature networks by name, each with a hash of its weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from ldm.pictures import to_uint8
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 UNIT = "unit:"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's networks were trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in the training of torchvision's networks
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network that looks at pictures.
+    """A network that computes features of pictures.
 
     Attributes:
-        name: as it was asked for.
-        fingerprint: of weights and preprocessing; figures with different ones cannot be compared.
-        preprocessing: what becomes of a picture, in words.
-        see: images ``[B, 3, H, W]`` in [-1, 1] -> features ``[B, D] float32`` and, of a classifier, logits
+        name: the name that :func:`feature_network` was given.
+        fingerprint: hash of weights and preprocessing; figures with different fingerprints cannot be compared.
+        preprocessing: how a picture is prepared, in words.
+        features: images ``[B, 3, H, W]`` in [-1, 1] -> features ``[B, D] float32`` and, of a classifier, logits
             ``[B, classes] float32``.
-        classifies: whether there are logits.
-        texts: texts -> vectors ``[B, D] float32`` in the space of the features; of CLIP alone.
+        classifies: whether the network has logits.
+        texts: texts -> vectors ``[B, D] float32`` in the space of the features; only CLIP models have it.
     """
 
     name: str
     fingerprint: str
     preprocessing: str
-    see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    features: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     classifies: bool = False
     texts: Callable[[Sequence[str]], Tensor] | None = None
 
     def about(self) -> dict[str, str]:
-        """Returns what a report states of it."""
+        """Returns how a report describes the network."""
         return {"name": self.name, "fingerprint": self.fingerprint, "preprocessing": self.preprocessing}
 
 
 def feature_network(name: str) -> FeatureNetwork:
-    """Returns a network ready for use, on the GPU where there is one.
+    """Returns a feature network, on the GPU if there is one.
 
     Args:
         name: ``inception`` or ``inception:FILE``, the network of FID; ``NETWORK:FILE``, such as
             ``resnet18:resnet18.pth``, one of torchvision's classifiers; else a CLIP: a folder or ``MODEL:PRETRAINED``.
-            ``unit:`` before any of them scales features to length one.
+            The prefix ``unit:`` scales the features to length one.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: an unknown network, weights that do not fit or cannot be had.
+        FileNotFoundError: the file or folder does not exist.
+        ValueError: the network is unknown, or its weights do not fit or cannot be fetched.
     """
     if name.startswith(UNIT):
         return unit_length(feature_network(name.removeprefix(UNIT)))
@@ -80,34 +80,34 @@ def feature_network(name: str) -> FeatureNetwork:
 
 
 def unit_length(network: FeatureNetwork) -> FeatureNetwork:
-    """Returns a network whose features are of length one: a CLIP is trained on directions, and lengths may be large."""
+    """Returns the network with features scaled to length one, because CLIP is trained on directions alone."""
 
-    def see(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, logits = network.see(images)
+    def compute(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = network.features(images)
         return F.normalize(features, dim=1), logits
 
     fingerprint = hashlib.sha256(f"{UNIT}{network.fingerprint}".encode()).hexdigest()[:32]
     words = f"{network.preprocessing}; scaled to length one"
-    return replace(network, name=UNIT + network.name, fingerprint=fingerprint, preprocessing=words, see=see)
+    return replace(network, name=UNIT + network.name, fingerprint=fingerprint, preprocessing=words, features=compute)
 
 
 def clip_name(name: str) -> tuple[str, str | None]:
-    """Returns model and weights of ``models/clip/emoji`` or ``ViT-B-32-quickgelu:openai``."""
+    """Splits the name of a CLIP into model and weights: ``models/clip/emoji`` or ``ViT-B-32-quickgelu:openai``."""
     model, _, pretrained = name.partition(":")
     return model, pretrained or None
 
 
 def classifier(name: str, network: str, file: str) -> FeatureNetwork:
-    """Returns one of torchvision's classifiers: its features are what enters its last layer.
+    """Returns one of torchvision's classifiers; its features are the input of its last layer.
 
     Args:
-        name: as it was asked for.
-        network: torchvision's name of it.
+        name: the name that :func:`feature_network` was given.
+        network: torchvision's name of the classifier.
         file: its weights, as torchvision distributes them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: weights of another network, or one whose last layer is not linear.
+        FileNotFoundError: the file does not exist.
+        ValueError: the weights are of another network, or the network has no linear layer at its end.
     """
     from torchvision.models import get_model, get_model_weights
 
@@ -124,41 +124,42 @@ def classifier(name: str, network: str, file: str) -> FeatureNetwork:
     model.to(device())
 
     @torch.inference_mode()
-    def see(images: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.to(mean.device) / 2 + 0.5
         if pixels.shape[2:] != (side, side):
             pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
         logits = model((pixels - mean) / std)
         return entering.pop().flatten(1), logits
 
+    # The words are part of the fingerprint: with others, earlier reports could not be repeated.
     words = f"whole picture to {side} x {side} pixels, antialiased bilinear, ImageNet's mean and deviation; what "
     words += f"enters the last layer of {network}"
-    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, compute, True)
 
 
 def inception(name: str, file: Path | None) -> FeatureNetwork:
-    """Returns the network of FID as torch-fidelity has it: pooled features, and logits without their bias.
+    """Returns torch-fidelity's Inception, the network of FID, with pooled features and logits without bias.
 
     Args:
-        name: as it was asked for.
-        file: its weights, ``weights-inception-2015-12-05-6726825d.pth``; fetched where not given.
+        name: the name that :func:`feature_network` was given.
+        file: its weights, ``weights-inception-2015-12-05-6726825d.pth``; it is fetched if not given.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: torch-fidelity is not installed, or weights do not fit or cannot be had.
+        FileNotFoundError: the file does not exist.
+        ValueError: torch-fidelity is not installed, or the weights do not fit or cannot be fetched.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
         raise ValueError(
-            "features 'inception' need torch-fidelity: pip install -e '.[metrics]', or name others"
+            "features 'inception' need torch-fidelity: pip install -e '.[metrics]', or name other features"
         ) from error
     file = file or fetched(
         URL_INCEPTION_V3,
         "fetch this file of torch-fidelity elsewhere and name 'inception:FILE', or other features, such as "
         "models/clip/emoji",
     )
-    read_weights(file)  # torch-fidelity would also run what a pickle holds beside weights; this refuses it
+    read_weights(file)  # refuses a pickle with code, which torch-fidelity would run
     try:
         model = FeatureExtractorInceptionV3(
             "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
@@ -170,12 +171,13 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
     model.to(device())
 
     @torch.inference_mode()
-    def see(images: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(images: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = model(to_uint8(images).to(device()))
         return features, logits
 
+    # The words are part of the fingerprint: with others, earlier reports could not be repeated.
     words = "8 bits, whole picture to 299 x 299 pixels as TensorFlow 1 does, bilinear without antialiasing"
-    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, see, True)
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, compute, True)
 
 
 def _fingerprint(words: str, state: Mapping[str, Any]) -> str:
@@ -187,5 +189,5 @@ def _fingerprint(words: str, state: Mapping[str, Any]) -> str:
 
 
 def device() -> torch.device:
-    """Returns where networks look at pictures and distances are computed: the GPU where there is one."""
+    """Returns the device of the networks and distances: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

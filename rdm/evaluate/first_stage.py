@@ -1,6 +1,6 @@
-"""How well a first stage reconstructs: figures, and a report that states how every one was made.
+"""Measures the reconstructions of a first stage and reports the figures with the whole protocol.
 
-Images are float32 ``[B, 3, H, W]`` in [-1, 1]. Nothing here holds more than a batch of pictures.
+Images are float32 ``[B, 3, H, W]`` in [-1, 1]. No function holds more than a batch of pictures.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.features import WEIGHT_FILES, clip_name
 from rdm.evaluate.metrics import Moments, frechet_distance
+from rdm.evaluate.options import ReconstructionOptions
 from rdm.evaluate.protocol import machine, versions
 from rdm.retrieval.config import source_config
 
@@ -52,111 +53,113 @@ def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance
 
 
 def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size: int | None) -> dict[str, Any]:
-    """Returns the config of the pictures to compare on.
+    """Returns the config of the pictures to reconstruct.
 
     Args:
-        stage: its config's validation set is taken where no path is given, else the held-out emoji pictures.
-        data: a folder, Parquet files or tar shards.
-        split: of Parquet files.
-        size: side of the pictures in pixels; that of the config, or the resolution of the first stage, where not given.
+        stage: the first stage.
+        data: a folder, Parquet files or tar shards. If it is None, the validation set of the stage's config is used,
+            or the held-out emoji pictures if the config has none.
+        split: split of Parquet files.
+        size: side of the pictures in pixels. If it is None, that of the config, or the resolution of the first stage.
     """
-    own = (stage.config.get("data") or {}).get("params", {}).get("validation")
-    if data is None and own is not None:
-        chosen = {"size": size} if size else {}
-        return {"target": own["target"], "params": {**(own.get("params") or {}), **chosen}}
+    validation = (stage.config.get("data") or {}).get("params", {}).get("validation")
+    if data is None and validation is not None:
+        override = {"size": size} if size else {}
+        return {"target": validation["target"], "params": {**(validation.get("params") or {}), **override}}
     return source_config(data or EMOJI, size or stage.resolution, split or (None if data else "val"))
 
 
 class Reconstruction:
-    """Figures of a first stage's reconstructions, gathered batch by batch.
+    """Computes the figures of a first stage's reconstructions, batch by batch.
 
     Args:
         stage: the first stage.
-        perceptual: of :func:`perceptual_distance`; none is measured where it is ``None``.
-        features: embedder of the Frechet distance; none is measured where it is ``None``.
-        tile: side in pixels of the tiles the pictures go through in; whole where it is ``None``.
+        perceptual: network of :func:`perceptual_distance`; ``None`` leaves the perceptual distance out.
+        features: embedder whose features the Frechet distance uses; ``None`` leaves the Frechet distance out.
+        tile: side in pixels of the tiles in which pictures are encoded and decoded; ``None`` takes them whole.
     """
 
     def __init__(self, stage: FirstStage, perceptual: Any, features: Any, tile: int | None = None) -> None:
         self.model, self.perceptual, self.features, self.tile = stage.model, perceptual, features, tile
-        self.real, self.made = Moments(), Moments()
+        self.inputs, self.reconstructions = Moments(), Moments()
         self.values: dict[str, list[float]] = {}
         codes = getattr(getattr(self.model, "quantize", None), "n_e", 0)
         self.codes = CodeUsage(codes)
 
     @torch.no_grad()
     def add(self, images: Tensor) -> Tensor:
-        """Returns the reconstructions of ``[B, 3, H, W]``, clamped to [-1, 1], and counts them in."""
+        """Reconstructs images ``[B, 3, H, W]``, adds them to the figures, and returns them clamped to [-1, 1]."""
         latent = encode_tiled(self.model, images, self.tile)
         latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
         if self.codes.size:
             self.codes.add(self.model.nearest_codes(latent)[2])
-        made = decode_tiled(self.model, latent, self.tile).float().clamp(-1, 1)
-        found = {"psnr": psnr(images, made), "ssim": ssim(images, made), "l1": l1(images, made)}
+        decoded = decode_tiled(self.model, latent, self.tile).float().clamp(-1, 1)
+        figures = {"psnr": psnr(images, decoded), "ssim": ssim(images, decoded), "l1": l1(images, decoded)}
         if self.perceptual is not None:
-            found["perceptual"] = self.perceptual(images, made).flatten()
-        for name, values in found.items():
+            figures["perceptual"] = self.perceptual(images, decoded).flatten()
+        for name, values in figures.items():
             self.values.setdefault(name, []).extend(values.tolist())
         if self.features is not None:
-            self.real.add(self.features.images(images))
-            self.made.add(self.features.images(made))
-        return made
+            self.inputs.add(self.features.images(images))
+            self.reconstructions.add(self.features.images(decoded))
+        return decoded
 
     def figures(self) -> dict[str, Any]:
-        """Returns every figure of the pictures so far."""
-        found: dict[str, Any] = {name: sum(values) / len(values) for name, values in self.values.items()}
+        """Returns the figures of all pictures that were added."""
+        figures: dict[str, Any] = {name: sum(values) / len(values) for name, values in self.values.items()}
         if self.features is not None:
-            found["rfid"] = frechet_distance(self.real, self.made)
+            figures["rfid"] = frechet_distance(self.inputs, self.reconstructions)
         if self.codes.size:
-            found["codebook"] = {"codes": self.codes.size, "used": int((self.codes.counts > 0).sum())}
-            found["codebook"] |= {name: float(value) for name, value in self.codes.figures().items()}
-        return found
+            figures["codebook"] = {"codes": self.codes.size, "used": int((self.codes.counts > 0).sum())}
+            figures["codebook"] |= {name: float(value) for name, value in self.codes.figures().items()}
+        return figures
 
     def by(self, groups: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Returns the mean figures of each group of pictures, and their number.
+        """Returns the mean figures of each group of pictures, and the number of its pictures.
 
         Args:
-            groups: the group of every picture so far.
+            groups: the group of each picture, in the order in which they were added.
         """
-        found: dict[str, dict[str, float]] = {}
+        figures: dict[str, dict[str, float]] = {}
         for group in sorted(set(groups)):
             places = [place for place, name in enumerate(groups) if name == group]
             means = {name: sum(values[p] for p in places) / len(places) for name, values in self.values.items()}
-            found[group] = {"n": len(places), **means}
-        return found
+            figures[group] = {"n": len(places), **means}
+        return figures
 
 
-def reconstruction(stage: FirstStage, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a report of how well a first stage reconstructs, with the protocol; writes it and a picture.
+def reconstruction(stage: FirstStage, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures the reconstructions of a first stage; writes the report and a picture, and returns the report.
 
     Args:
         stage: the first stage.
-        args: the command line of ``scripts/evaluate.py reconstruction`` by name.
+        arguments: the command line of ``scripts/evaluate.py reconstruction``, by name.
 
     Raises:
-        ValueError: pictures, networks or tiles that do not fit.
-        FileNotFoundError: no such pictures.
+        ValueError: pictures, networks or tiles do not fit, or an option is missing.
+        FileNotFoundError: the pictures do not exist.
     """
-    config = evaluation_data(stage, args["data"], args["split"], args["size"])
+    options = ReconstructionOptions.of_command_line(arguments)
+    config = evaluation_data(stage, options.data, options.split, options.size)
     try:
         dataset = instantiate_from_config(config)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; name other pictures with --data") from error
     device = next(stage.model.parameters()).device
-    perceptual = None if args["perceptual"] == "none" else perceptual_distance(args["perceptual"]).to(device)
-    features = None if args["features"] == "none" else OpenClipEmbedder(*clip_name(args["features"])).to(device)
-    tile = tile_side(stage.model, args["tile"], args["batch_size"]) if args["tile"] else None
-    gathered = Reconstruction(stage, perceptual, features, tile)
-    shown, groups, digest = _run(gathered, dataset, args, device)
+    perceptual = None if options.perceptual == "none" else perceptual_distance(options.perceptual).to(device)
+    features = None if options.features == "none" else OpenClipEmbedder(*clip_name(options.features)).to(device)
+    tile = tile_side(stage.model, options.tile, options.batch_size) if options.tile else None
+    measured = Reconstruction(stage, perceptual, features, tile)
+    shown, groups, digest = _run(measured, dataset, options, device)
     n = len(groups)
     if features is not None and n <= features.dim:
         LOG.warning("%d pictures for features of width %d: the Frechet distance has little meaning", n, features.dim)
     report = {
-        "figures": gathered.figures(),
-        **({"by": {args["by"]: gathered.by(groups)}} if args["by"] else {}),
+        "figures": measured.figures(),
+        **({"by": {options.by: measured.by(groups)}} if options.by else {}),
         "protocol": {
             "command": "reconstruction",
-            "arguments": dict(args),
+            "arguments": dict(arguments),
             "model": {"path": str(stage.file), "sha256": file_hash(stage.file), "class": type(stage.model).__name__},
             "data": {"config": config, "n": n, "pixels_sha256": digest},
             "preprocessing": "shorter side resized to `size` with antialiased bicubic, centre cut out, [-1, 1]",
@@ -170,34 +173,38 @@ def reconstruction(stage: FirstStage, args: Mapping[str, Any]) -> dict[str, Any]
             "machine": machine(device),
         },
     }
-    outdir = Path(args["outdir"])
+    outdir = Path(options.outdir)
     save_png(image_grid(shown), outdir / "reconstruction.png")
     write_json(outdir / "results.json", report)
     return report
 
 
 def _run(
-    gathered: Reconstruction, dataset: Dataset[Any], args: Mapping[str, Any], device: torch.device
+    measured: Reconstruction, dataset: Dataset[Any], options: ReconstructionOptions, device: torch.device
 ) -> tuple[dict[str, Tensor], list[str], str]:
-    """Sends the pictures through; returns the columns of the picture, each one's group, and a hash of all pixels."""
+    """Measures all pictures.
+
+    Returns:
+        the columns of the picture of examples, the group of each picture, and a hash of all pixels.
+    """
     total: int = len(dataset)  # type: ignore[arg-type]
-    n = min(args["n"] or total, total)
-    wanted = set(evenly(n, min(args["rows"], n)))
+    n = min(options.n or total, total)
+    examples = set(evenly(n, min(options.rows, n)))
     columns: dict[str, list[Tensor]] = {"inputs": [], "reconstructions": [], "difference": []}
     groups: list[str] = []
     digest = hashlib.sha256()
     subset = torch.utils.data.Subset(dataset, range(n))
-    loader = DataLoader(subset, args["batch_size"], num_workers=args["num_workers"])
+    loader = DataLoader(subset, options.batch_size, num_workers=options.num_workers)
     for batch in tqdm(loader, desc="reconstructing", unit="batch"):
-        images, names = batch["image"], batch.get(args["by"] or "id")
+        images, names = batch["image"], batch.get(options.by or "id")
         if names is None:
-            raise ValueError(f"--by {args['by']}: the pictures have only {', '.join(sorted(set(batch) - {'image'}))}")
+            raise ValueError(f"--by {options.by}: the pictures have only {', '.join(sorted(set(batch) - {'image'}))}")
         digest.update(images.numpy().tobytes())
-        made = gathered.add(images.to(device)).cpu()
+        decoded = measured.add(images.to(device)).cpu()
         for i in range(len(images)):
-            if len(groups) in wanted:
-                difference = (4 * (images[i] - made[i]).abs() - 1).clamp(-1, 1)
-                for column, picture in zip(columns.values(), (images[i], made[i], difference), strict=True):
+            if len(groups) in examples:
+                difference = (4 * (images[i] - decoded[i]).abs() - 1).clamp(-1, 1)
+                for column, picture in zip(columns.values(), (images[i], decoded[i], difference), strict=True):
                     column.append(picture)
             groups.append(names[i])
     return {name: torch.stack(pictures) for name, pictures in columns.items()}, groups, digest.hexdigest()

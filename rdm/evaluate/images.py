@@ -1,9 +1,9 @@
-"""Figures of pictures, of files or sampled by a model, against a reference set: one report with the whole protocol."""
+"""Measures pictures in files, or samples of a model, against a reference set, and reports the whole protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,45 @@ from ldm.files import write_json
 from ldm.util import instantiate_from_config
 from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
-from rdm.evaluate.measures import MEASURES, Seen
+from rdm.evaluate.measures import MEASURES, FeatureSets
+from rdm.evaluate.options import Comparison, FileOptions, SampleOptions
 from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
 from rdm.retrieval.config import source_config
 from rdm.sampling.settings import Settings
 
-SAMPLES = 1000  # images of a model where no number is asked for
+SAMPLES = 1000  # images of a model if neither a number nor prompts are given
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be measured, opened and checked.
+    """An evaluation that is prepared: everything is opened and checked, nothing is measured yet.
 
     Attributes:
-        args: the command line by name.
-        networks: whose features.
-        made: the pictures in question.
-        real: the reference.
-        chosen: names of the measures of each network.
+        arguments: the command line by name, as the report stores it.
+        options: the options that both commands share.
+        networks: the feature networks.
+        pictures: the pictures to evaluate.
+        reference: the reference pictures, if any.
+        measures: for each network, the names of the measures to compute.
     """
 
-    args: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    options: Comparison
     networks: Sequence[FeatureNetwork]
-    made: PictureFiles | ModelSamples
-    real: PictureFiles | None
-    chosen: Sequence[Sequence[str]]
+    pictures: PictureFiles | ModelSamples
+    reference: PictureFiles | None
+    measures: Sequence[Sequence[str]]
 
     def protocol(self) -> dict[str, Any]:
-        """Returns all it takes to get the figures again."""
-        names = [name for name in MEASURES if any(name in chosen for chosen in self.chosen)]
+        """Returns everything that is needed to repeat the figures."""
+        names = [name for name in MEASURES if any(name in measures for measures in self.measures)]
         return {
-            "command": self.args["command"],
-            "arguments": dict(self.args),
-            "pictures": self.made.about,
-            "reference": None if self.real is None else self.real.about,
+            "command": self.options.command,
+            "arguments": dict(self.arguments),
+            "pictures": self.pictures.about,
+            "reference": None if self.reference is None else self.reference.about,
             "features": [network.about() for network in self.networks],
             "metrics": {name: MEASURES[name].words for name in names},
             "versions": versions(),
@@ -54,71 +57,104 @@ class Plan:
         }
 
 
-def prepare(args: Mapping[str, Any]) -> Plan:
-    """Opens networks and pictures of a command line of ``scripts/evaluate.py``, and chooses what can be measured.
+def prepare(arguments: Mapping[str, Any]) -> Plan:
+    """Opens the networks and pictures of an evaluation and decides which figures to compute.
 
     Args:
-        args: of its commands ``images`` or ``samples``, by name.
+        arguments: the command line of ``images`` or ``samples`` of ``scripts/evaluate.py``, by name.
 
     Raises:
-        ValueError: pictures, networks or figures that do not fit.
-        FileNotFoundError: no such file.
+        ValueError: pictures, networks or metrics do not fit each other, or an option is missing.
+        FileNotFoundError: a file does not exist.
     """
-    networks = [feature_network(name) for name in args["features"]]
-    made: PictureFiles | ModelSamples
-    if args["command"] == "images":
-        made = PictureFiles(args["path"], args["split"], args["size"], args["n"], args["num_workers"])
-        size = made.dataset.size
+    options = Comparison.of_command_line(arguments)
+    networks = [feature_network(name) for name in options.features]
+    pictures: PictureFiles | ModelSamples
+    if options.command == "images":
+        files = FileOptions.of_command_line(arguments)
+        pictures = PictureFiles(files.path, files.split, files.size, files.n, files.num_workers)
+        size = pictures.dataset.size
     else:
-        args = {**args, "ckpt": str(find_checkpoint(args["ckpt"]))}  # another one may be the newest by and by
-        made, size = _samples(args)
-    real = None
-    if args["reference"]:
-        real = PictureFiles(args["reference"], args["reference_split"], size, args["reference_n"], args["num_workers"])
-    there = {"reference": real is not None, "captions": all(made.captions)}
-    chosen = []
+        samples = SampleOptions.of_command_line(arguments)
+        # The report names the file itself, because another run may be the newest when the report is repeated.
+        samples = replace(samples, ckpt=str(find_checkpoint(samples.ckpt)))
+        arguments = {**arguments, "ckpt": samples.ckpt}
+        pictures, size = _samples(samples, Settings.of_command_line(arguments))
+    reference = None
+    if options.reference:
+        reference = PictureFiles(
+            options.reference, options.reference_split, size, options.reference_n, options.num_workers
+        )
+    measures = _measures(options.metrics, networks, reference is not None, all(pictures.captions))
+    return Plan(arguments, options, networks, pictures, reference, measures)
+
+
+def _measures(
+    metrics: Sequence[str] | None, networks: Sequence[FeatureNetwork], has_reference: bool, has_captions: bool
+) -> list[list[str]]:
+    """Returns for each network the names of the measures to compute.
+
+    Args:
+        metrics: names of the metrics that are wanted; None takes all that are possible.
+        networks: the feature networks.
+        has_reference: whether there are reference pictures.
+        has_captions: whether every picture has a caption.
+
+    Raises:
+        ValueError: a metric cannot be computed, or a network has nothing to compute.
+    """
+    possible = []
     for network in networks:
-        has = there | {"logits": network.classifies, "texts": network.texts is not None}
-        chosen.append([name for name, measure in MEASURES.items() if all(has[need] for need in measure.needs)])
-    if args["metrics"]:
-        for name in args["metrics"]:
-            if not any(name in possible for possible in chosen):
-                needs = " and ".join(MEASURES[name].needs)
-                raise ValueError(f"{name} needs {needs}, of which some is missing; see --reference and --features")
-        chosen = [[name for name in possible if name in args["metrics"]] for possible in chosen]
-    for network, names in zip(networks, chosen, strict=True):
+        has = {"reference": has_reference, "captions": has_captions}
+        has |= {"logits": network.classifies, "texts": network.texts is not None}
+        possible.append([name for name, measure in MEASURES.items() if all(has[need] for need in measure.needs)])
+    for name in metrics or ():
+        if not any(name in names for names in possible):
+            needs = " and ".join(MEASURES[name].needs)
+            raise ValueError(f"{name} needs {needs}, of which some is missing; see --reference and --features")
+    wanted = [[name for name in names if not metrics or name in metrics] for names in possible]
+    for network, names in zip(networks, wanted, strict=True):
         if not names:
             raise ValueError(f"nothing can be measured by features {network.name} alone; give --reference or captions")
-    return Plan(args, networks, made, real, chosen)
+    return wanted
 
 
-def _samples(args: Mapping[str, Any]) -> tuple[ModelSamples, int]:
+def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, int]:
     """Returns the images of a model, and their height in pixels."""
-    loaded = load(args["ckpt"], args["database"], args["only"], args["config"])
-    prompts: Sequence[str] = read_prompts(args["from_file"]) if args["from_file"] else ()
-    if args["captions"]:
-        config = source_config(args["captions"], 1, args["captions_split"])
-        prompts = read_captions(instantiate_from_config(config), args["captions"], args["n"])
-    settings, n = Settings.of_command_line(args), args["n"] or len(prompts) or SAMPLES
-    asked = {"k": args["knn"], "top_m": args["top_m"], "weighted": args["use_weights"], "tokens": args["tokens"]}
-    samples = ModelSamples(loaded, n, prompts, settings=settings, seed=args["seed"], **asked)
+    loaded = load(options.ckpt, options.database, options.only, options.config)
+    prompts: Sequence[str] = read_prompts(options.from_file) if options.from_file else ()
+    if options.captions:
+        config = source_config(options.captions, 1, options.captions_split)
+        prompts = read_captions(instantiate_from_config(config), options.captions, options.n)
+    samples = ModelSamples(
+        loaded,
+        options.n or len(prompts) or SAMPLES,
+        prompts,
+        settings=settings,
+        k=options.knn,
+        seed=options.seed,
+        top_m=options.top_m,
+        weighted=options.use_weights,
+        tokens=options.tokens,
+    )
     return samples, settings.height or loaded.data.image_size
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Returns the report: figures by the name of the features, and the protocol."""
-    cache = plan.args["cache"]
-    real = [None] * len(plan.networks) if plan.real is None else extract(plan.real, plan.networks, cache)
-    made = extract(plan.made, plan.networks, cache)
+    """Returns the report: the figures by the name of the feature network, and the protocol."""
+    cache, networks = plan.options.cache, plan.networks
+    reference = [None] * len(networks) if plan.reference is None else extract(plan.reference, networks, cache)
+    pictures = extract(plan.pictures, networks, cache)
     figures = {}
-    for network, own, other, chosen in zip(plan.networks, made, real, plan.chosen, strict=True):
-        seen = Seen(network, own, other, plan.made.captions, plan.args["kid_size"])
-        figures[network.name] = {key: value for name in chosen for key, value in MEASURES[name].run(seen).items()}
+    for network, of_pictures, of_reference, names in zip(networks, pictures, reference, plan.measures, strict=True):
+        sets = FeatureSets(network, of_pictures, of_reference, plan.pictures.captions, plan.options.kid_size)
+        figures[network.name] = {key: value for name in names for key, value in MEASURES[name].run(sets).items()}
     return {"figures": figures, "protocol": plan.protocol()}
 
 
-def evaluate_images(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the report of a command line, see :func:`prepare`, and writes it."""
-    report = measure(prepare(args))
-    write_json(Path(args["outdir"]) / "results.json", report)
+def evaluate_images(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the report of a command line, see :func:`prepare`, and returns it."""
+    plan = prepare(arguments)
+    report = measure(plan)
+    write_json(Path(plan.options.outdir) / "results.json", report)
     return report

@@ -1,4 +1,4 @@
-"""The kinds of figures that a report may hold: what each needs, how it is made, in code and in words."""
+"""The measures of a report: what each one needs, how it is computed, and how the protocol describes it."""
 
 from __future__ import annotations
 
@@ -30,97 +30,94 @@ from rdm.evaluate.metrics import (
 )
 
 LOG = logging.getLogger(__name__)
-SEED = 0  # of subsets and splits
-SUBSET = 1000  # pictures of a subset of the kernel distance, where there are twice as many
+SEED = 0  # seed of the random subsets and splits
+SUBSET = 1000  # pictures in a subset of the kernel distance, if both sets have at least twice as many
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one network saw of all pictures.
+class FeatureSets:
+    """The features of the evaluated pictures and of the reference by one network.
 
     Attributes:
         network: the network.
-        made: of the pictures in question.
-        real: of the reference; none where there is none.
-        captions: of the pictures in question.
-        subset: pictures of a subset of the kernel distance, if chosen.
+        pictures: features of the evaluated pictures.
+        reference: features of the reference pictures, if there are any.
+        captions: captions of the evaluated pictures.
+        subset: pictures in a subset of the kernel distance; None derives it from the sets.
     """
 
     network: FeatureNetwork
-    made: Extracted
-    real: Extracted | None
+    pictures: Extracted
+    reference: Extracted | None
     captions: Sequence[str]
     subset: int | None
 
     @property
     def both(self) -> tuple[Tensor, Tensor]:
-        """Features of reference and pictures; asked for only where there is a reference."""
-        return cast(Extracted, self.real).features, self.made.features
+        """The features of the reference and of the pictures; only measures that need a reference read it."""
+        return cast(Extracted, self.reference).features, self.pictures.features
 
     @property
     def subset_size(self) -> int:
-        """Pictures of a subset: half of the smaller set where it is small, so that subsets differ."""
+        """The pictures in a subset: at most half of the smaller set, so that subsets differ."""
         return self.subset or min(SUBSET, max(2, min(map(len, self.both)) // 2))
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of figure.
+    """One metric of a report.
 
     Attributes:
-        words: how it is made.
-        run: makes its figures.
-        needs: what it cannot do without: ``reference``, ``captions``, ``logits`` or ``texts``.
+        words: how it is computed, for the protocol.
+        run: computes its figures.
+        needs: the inputs that it requires: ``reference``, ``captions``, ``logits`` or ``texts``.
     """
 
     words: str
-    run: Callable[[Seen], Mapping[str, Any]]
+    run: Callable[[FeatureSets], Mapping[str, Any]]
     needs: tuple[str, ...] = ("reference",)
 
 
-def _frechet(seen: Seen) -> dict[str, Any]:
-    real, made = (Moments.of(features) for features in seen.both)
-    if min(real.count, made.count) <= len(real.mean):
-        LOG.warning(
-            "%d pictures for features of width %d: the Frechet distance has little meaning",
-            min(real.count, made.count),
-            len(real.mean),
-        )
-    return {"frechet_distance": frechet_distance(real, made)}
+def _frechet(sets: FeatureSets) -> dict[str, Any]:
+    reference, pictures = (Moments.of(features) for features in sets.both)
+    fewest, width = min(reference.count, pictures.count), len(reference.mean)
+    if fewest <= width:
+        LOG.warning("%d pictures for features of width %d: the Frechet distance has little meaning", fewest, width)
+    return {"frechet_distance": frechet_distance(reference, pictures)}
 
 
-def _kernel(seen: Seen) -> dict[str, Any]:
-    found = kernel_distance(*seen.both, np.random.default_rng(SEED), size=seen.subset_size)
-    return {"kernel_distance": {**found._asdict(), "subset": seen.subset_size}}
+def _kernel(sets: FeatureSets) -> dict[str, Any]:
+    distance = kernel_distance(*sets.both, np.random.default_rng(SEED), size=sets.subset_size)
+    return {"kernel_distance": {**distance._asdict(), "subset": sets.subset_size}}
 
 
-def _inception(seen: Seen) -> dict[str, Any]:
-    logits = cast(Tensor, seen.made.logits)
+def _inception(sets: FeatureSets) -> dict[str, Any]:
+    logits = cast(Tensor, sets.pictures.logits)
     return {"inception_score": inception_score(logits, np.random.default_rng(SEED))._asdict()}
 
 
-def _precision(seen: Seen) -> dict[str, Any]:
-    real, made = seen.both
-    if len(real) != len(made):
+def _precision(sets: FeatureSets) -> dict[str, Any]:
+    reference, pictures = sets.both
+    if len(reference) != len(pictures):
         LOG.warning(
-            "%d pictures against %d of the reference: precision and recall depend on both numbers, and may be compared "
-            "with those of the same numbers alone; see --n and --reference_n",
-            len(made),
-            len(real),
+            "%d pictures against %d of the reference: precision and recall depend on both numbers; compare them only "
+            "with figures of the same numbers, see --n and --reference_n",
+            len(pictures),
+            len(reference),
         )
-    return precision_recall(real, made, device=device())._asdict()
+    return precision_recall(reference, pictures, device=device())._asdict()
 
 
-def _clip(seen: Seen) -> dict[str, Any]:
-    texts, total = cast(Callable[[Sequence[str]], Tensor], seen.network.texts), 0.0
-    for start in range(0, len(seen.captions), 8 * BATCH):
+def _clip(sets: FeatureSets) -> dict[str, Any]:
+    texts, total = cast(Callable[[Sequence[str]], Tensor], sets.network.texts), 0.0
+    for start in range(0, len(sets.captions), 8 * BATCH):
         part = slice(start, start + 8 * BATCH)
         try:
-            vectors = texts(seen.captions[part]).cpu()
+            vectors = texts(sets.captions[part]).cpu()
         except ValueError as error:
-            raise ValueError(f"clip_score: {error}, or name other figures with --metrics") from error
-        total += float(clip_score(seen.made.features[part], vectors).sum())
-    return {"clip_score": total / len(seen.captions)}
+            raise ValueError(f"clip_score: {error}, or leave it out of --metrics") from error
+        total += float(clip_score(sets.pictures.features[part], vectors).sum())
+    return {"clip_score": total / len(sets.captions)}
 
 
 MEASURES = {
@@ -135,12 +132,12 @@ MEASURES = {
     "precision_recall": Measure(f"Kynkaanniemi et al. 2019, k {K_PRECISION}, all pictures", _precision),
     "density_coverage": Measure(
         f"Naeem et al. 2020, k {K_DENSITY}, surfaces included",
-        lambda seen: density_coverage(*seen.both, device=device())._asdict(),
+        lambda sets: density_coverage(*sets.both, device=device())._asdict(),
     ),
     "cmmd": Measure(
         f"Jayasumana et al. 2024: unit vectors, Gaussian of sigma {CMMD_SIGMA:g}, biased, times {CMMD_SCALE:g}; theirs "
         "is of ViT-L-14-336-quickgelu:openai",
-        lambda seen: {"cmmd": cmmd(*seen.both, device=device())},
+        lambda sets: {"cmmd": cmmd(*sets.both, device=device())},
         ("reference", "texts"),
     ),
     "clip_score": Measure("mean cosine of pictures and captions", _clip, ("captions", "texts")),

@@ -1,14 +1,15 @@
-"""Does a model repeat the pictures it looks at, or those it was trained on? A report, its curves and the worst pairs.
+"""Memorisation: does a model copy database rows or training pictures? A report with plots and the most similar pairs.
 
-Each sample is compared with all rows of the database and with all training pictures. How like the nearest one is says
-something only beside pictures of which the answer is known:
+Each sample is compared with all database rows and with all training pictures. The similarity to the nearest one has a
+meaning only in comparison with groups of pictures that are known to be copies or not:
 
-* held-out pictures, real ones of things that were not trained on;
-* training pictures, each compared with the others: further drawings of things that were. A model that draws anew what
-  it knows is about as like its training pictures as these are like each other;
-* copies, training pictures through the first stage, the most faithful ones that the model can make.
+* held-out pictures: real pictures of concepts that were not trained on;
+* training pictures, each compared with all others: further pictures of trained concepts. A model that does not copy is
+  about as similar to its training pictures as these are to each other;
+* copies: training pictures that were reconstructed by the first stage, the most faithful copies that the model can
+  produce.
 
-Near-duplicates of the real pictures are left out, as in neighbour tables: they would be copies themselves.
+Near-duplicates of the held-out and training pictures are left out, as in neighbour tables, because they are copies.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ from rdm.evaluate.nearest import (
     block_count,
     blocks_of_images,
     blocks_of_rows,
-    joined,
+    concatenate,
     nearest,
 )
+from rdm.evaluate.options import MemorisationOptions
 from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import FirstStageCopies, ModelSamples, read_captions, write_samples
 from rdm.loading import Loaded
@@ -54,56 +56,58 @@ LOG = logging.getLogger(__name__)
 CAPTIONS = WAYS[1]
 HELD_OUT, TRAINING, COPIES, DATABASE = "held-out", "training", "copies", "database"
 REAL = (HELD_OUT, TRAINING)
-KNOWN = (*REAL, COPIES)  # groups that samples are set against
+KNOWN = (*REAL, COPIES)  # groups that samples are compared with
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-BEYOND = 0.95  # samples are counted that are more like their nearest than this part of the real pictures
+BEYOND = 0.95  # quantile of the real pictures' similarities above which samples are counted
 THRESHOLDS = sorted({0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99, 0.999, THRESHOLD})
-_SAMPLES = 256  # of each way, where no number is given
-_SHOWN = 128  # side of a picture among the worst, in pixels, at least
-_STRIP = 14  # height of the words below it
+_SAMPLES = 256  # samples of each way, if no number is given
+_SHOWN = 128  # smallest side in pixels of a picture in worst.png
+_STRIP = 14  # height in pixels of the words below it
 
-Found = Mapping[str, Mapping[str, Mapping[str, Nearest]]]
-"""What is nearest in a set to the pictures of a group by a feature: ``found[set][group][feature]``."""
+NearestBySet = Mapping[str, Mapping[str, Mapping[str, Nearest]]]
+"""The nearest pictures in a set to the pictures of a group by a feature: ``nearest_in[set][group][feature]``."""
 
 
-def memorisation(loaded: Loaded, args: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Returns a report of how like samples are to rows and training pictures; writes it, its curves and worst pairs.
+def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """Compares samples with database rows and training pictures; writes the report and its pictures, and returns it.
 
     Args:
         loaded: the model with its database.
-        args: the command line of ``scripts/evaluate.py memorisation`` by name.
-        settings: of the sampling.
+        arguments: the command line of ``scripts/evaluate.py memorisation``, by name.
+        settings: how samples are drawn.
 
     Raises:
-        ValueError: fewer than two samples, a config that names no held-out pictures, or no matplotlib.
-        FileNotFoundError: no such pictures.
+        ValueError: there are fewer than two samples, the config names no held-out pictures, matplotlib is not
+            installed, or an option is missing.
+        FileNotFoundError: the samples do not exist.
     """
+    options = MemorisationOptions.of_command_line(arguments)
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("the curves need matplotlib: pip install -e '.[dev]'")
-    known = loaded.data.dataset_configs
-    if "validation" not in known:
+        raise ValueError("the plot needs matplotlib: pip install -e '.[dev]'")
+    datasets = loaded.data.dataset_configs
+    if "validation" not in datasets:
         raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
-    configs = {HELD_OUT: known["validation"], TRAINING: known["train"]}
+    configs = {HELD_OUT: datasets["validation"], TRAINING: datasets["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
-    outdir, size = Path(args["outdir"]), loaded.data.image_size
-    files, made_by = _samples(loaded, real[HELD_OUT], args, settings)
+    outdir, size = Path(options.outdir), loaded.data.image_size
+    files, made_by = _samples(loaded, real[HELD_OUT], options, settings)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
     for name, images in {**samples, **real, COPIES: FirstStageCopies(real[TRAINING], loaded)}.items():
-        numbers = evenly(len(images), len(images) if name in samples else min(len(images), args["n_real"]))
-        groups[name] = joined(_bar(blocks_of_images(images, numbers, features), len(numbers), f"reading {name}"))
+        numbers = evenly(len(images), len(images) if name in samples else min(len(images), options.n_real))
+        groups[name] = concatenate(_bar(blocks_of_images(images, numbers, features), len(numbers), f"reading {name}"))
     rows, every = blocks_of_rows(features), range(len(real[TRAINING]))
-    found = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}
-    trained = blocks_of_images(real[TRAINING], every, features)
-    found[TRAINING] = nearest(groups, _bar(trained, len(every), "training pictures"), near)
-    shown, worst = worst_pairs(found, samples, features.database, real[TRAINING], args["rows"])
+    nearest_in = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}
+    training = blocks_of_images(real[TRAINING], every, features)
+    nearest_in[TRAINING] = nearest(groups, _bar(training, len(every), "training pictures"), near)
+    picture, worst = worst_pairs(nearest_in, samples, features.database, real[TRAINING], options.rows)
     report = {
-        "figures": figures(found),
+        "figures": figures(nearest_in),
         "worst": worst,
         "protocol": {
             "command": "memorisation",
-            "arguments": dict(args),
+            "arguments": dict(arguments),
             "model": {"path": str(loaded.path), "sha256": file_hash(loaded.path), "class": type(loaded.model).__name__},
             "samples": {
                 name: {"n": len(group), "files_sha256": ids_hash(map(file_hash, group)), "made_by": made_by[name]}
@@ -114,16 +118,16 @@ def memorisation(loaded: Loaded, args: Mapping[str, Any], settings: Settings) ->
                 for name, images in real.items()
             },
             DATABASE: {"path": str(features.database.path), "fingerprint": features.database.fingerprint},
-            "compared": f"by cosine, {size} pixels a side, samples and copies as they are written with 8 bits; of "
-            "the others n_real, evenly spread; real pictures with none of the same id, nor with near-duplicates",
+            "compared": f"by cosine at {size} pixels, samples and copies with 8 bits as in files; at most n_real real "
+            "pictures and copies, spread evenly; real pictures not with the same id, nor with near-duplicates",
             "near_duplicate": loaded.data.near_duplicate,
             "features": features.about(),
             "versions": {**versions(), "matplotlib": importlib.metadata.version("matplotlib")},
             "machine": machine(loaded.model.device),
         },
     }
-    draw_curves(found, outdir / "memorisation.png")
-    save_png(shown, outdir / "worst.png")
+    draw_curves(nearest_in, outdir / "memorisation.png")
+    save_png(picture, outdir / "worst.png")
     write_json(outdir / "results.json", report)
     return report
 
@@ -133,74 +137,80 @@ def _bar(parts: Any, n: int, what: str) -> Any:
 
 
 def _samples(
-    loaded: Loaded, held_out: Any, args: Mapping[str, Any], settings: Settings
+    loaded: Loaded, held_out: Any, options: MemorisationOptions, settings: Settings
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-    """Returns the files of each group of samples, and how each was made; captions are those of held-out pictures."""
-    n = args["n"] or _SAMPLES
+    """Returns the files of each group of samples, and how each group was made.
+
+    The captions that are used as prompts are those of the held-out pictures.
+    """
+    n = options.n or _SAMPLES
     files: dict[str, list[Path]] = {}
     made_by: dict[str, Any] = {}
-    if args["images"]:
-        found, runs = written_images(args["images"])
-        files["images"], made_by["images"] = found[: args["n"]], runs
+    if options.images:
+        written, runs = written_images(options.images)
+        files["images"], made_by["images"] = written[: options.n], runs
         n = len(files["images"])
         if {run["checkpoint_sha256"] for run in runs} - {file_hash(loaded.path)}:
-            LOG.warning("%s holds images of another model than %s", args["images"], loaded.path)
+            LOG.warning("%s holds images of another model than %s", options.images, loaded.path)
     if n < 2:
         raise ValueError(f"got n={n}, expected at least 2 samples: figures are of a distribution")
-    asked = {"k": args["knn"], "seed": args["seed"], "top_m": args["top_m"], "weighted": False}
     where = f"the validation pictures of {loaded.path}"
-    for way in () if args["images"] else args["ways"]:
+    for way in () if options.images else options.ways:
         prompts = read_captions(held_out, where, n) if way == CAPTIONS else ()
-        samples = ModelSamples(loaded, n, prompts, settings=settings, **asked)
-        files[way] = write_samples(Path(args["outdir"]) / "samples" / way, samples)
+        samples = ModelSamples(
+            loaded, n, prompts, settings=settings, k=options.knn, seed=options.seed, top_m=options.top_m
+        )
+        files[way] = write_samples(Path(options.outdir) / "samples" / way, samples)
         made_by[way] = samples.about
     return files, made_by
 
 
-def figures(found: Found) -> dict[str, Any]:
+def figures(nearest_in: NearestBySet) -> dict[str, Any]:
     """Returns the figures of each feature and set."""
-    features = dict.fromkeys(feature for groups in found.values() for group in groups.values() for feature in group)
+    features = dict.fromkeys(
+        feature for groups in nearest_in.values() for group in groups.values() for feature in group
+    )
     return {
         feature: {
-            name: compared({group: of[feature].similarities for group, of in groups.items()})
-            for name, groups in found.items()
+            name: group_figures({group: by_feature[feature].similarities for group, by_feature in groups.items()})
+            for name, groups in nearest_in.items()
         }
         for feature in features
     }
 
 
-def compared(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns the figures of each group's similarities ``[n]``; those of samples are set against the known ones.
+def group_figures(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the figures of each group's similarities ``[n]``, and for samples also the comparison with known groups.
 
-    ``beyond`` is the part of the samples that are as like their nearest as 5 % of the real pictures are, or more, and
-    the part of the copies, without which a small one says nothing.
-    ``nearer`` is the probability that a sample is more like its nearest than a real picture is; that it is not a half
-    is what Meehan et al. 2020 test for, in distances to training pictures.
+    ``beyond`` is the share of the samples above the similarity that 5 % of the real pictures reach. The same share of
+    the copies shows whether a small share of the samples has a meaning.
+    ``nearer`` is the probability that a sample is more similar to its nearest picture than a real picture is. Meehan et
+    al. 2020 test whether it differs from a half, with distances to training pictures.
     """
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, values in groups.items():
         quantiles = {str(q): _rounded(np.quantile(values, q)) for q in QUANTILES}
-        told[name] = {"n": len(values), "quantiles": quantiles, "shares": shares(values, THRESHOLDS)}
+        result[name] = {"n": len(values), "quantiles": quantiles, "shares": shares(values, THRESHOLDS)}
         if name in KNOWN:
             continue
         for other in REAL:
             threshold = float(np.quantile(groups[other], BEYOND))
-            told[name][f"beyond {BEYOND:.0%} of {other}"] = {
+            result[name][f"beyond {BEYOND:.0%} of {other}"] = {
                 "threshold": _rounded(threshold),
                 "share": _rounded(np.mean(values >= threshold)),
                 "copies": _rounded(np.mean(groups[COPIES] >= threshold)),
             }
-            told[name][f"nearer than {other}"] = _rounded(probability_nearer(values, groups[other]))
-    return told
+            result[name][f"nearer than {other}"] = _rounded(probability_nearer(values, groups[other]))
+    return result
 
 
 def shares(similarities: np.ndarray, thresholds: Sequence[float]) -> dict[str, float]:
-    """Returns the part of similarities ``[n]`` at or above each threshold."""
+    """Returns the share of similarities ``[n]`` at or above each threshold."""
     return {str(threshold): _rounded(np.mean(similarities >= threshold)) for threshold in thresholds}
 
 
 def probability_nearer(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the probability that one of the first is larger than one of the second; equal ones count half.
+    """Returns the probability that a value of ``first`` exceeds one of ``second``; equal values count half.
 
     It is the statistic of Mann and Whitney 1947, divided by the number of pairs.
     """
@@ -214,61 +224,73 @@ def _rounded(value: Any) -> float:
 
 
 def summary(report: Mapping[str, Any]) -> list[str]:
-    """Returns lines to print: of each feature, set and group of samples, beside the real pictures."""
+    """Returns lines to print: for each feature, set and group of samples, the comparison with the known groups."""
     lines = []
     for feature, sets in report["figures"].items():
         for name, groups in sets.items():
             for group in (group for group in groups if group not in KNOWN):
                 medians = ", ".join(f"{other} {groups[other]['quantiles']['0.5']:.3f}" for other in (group, *KNOWN))
-                lines.append(f"nearest in {name} by {feature}, median likeness: {medians}")
+                lines.append(f"nearest in {name} by {feature}, median similarity: {medians}")
                 for other in REAL:
                     beyond = groups[group][f"beyond {BEYOND:.0%} of {other}"]
                     lines.append(
-                        f"  {beyond['share']:.1%} at or above {beyond['threshold']:.4f}, "
-                        f"as {1 - BEYOND:.0%} of {other} pictures and {beyond['copies']:.0%} of copies"
+                        f"  {beyond['share']:.1%} reach {beyond['threshold']:.4f}, which {1 - BEYOND:.0%} of {other} "
+                        f"pictures and {beyond['copies']:.0%} of copies reach"
                     )
     return lines
 
 
 def worst_pairs(
-    found: Found, samples: Mapping[str, SampleFiles], database: RetrievalDatabase, train: Any, count: int
+    nearest_in: NearestBySet, samples: Mapping[str, SampleFiles], database: RetrievalDatabase, train: Any, count: int
 ) -> tuple[Tensor, dict[str, list[dict[str, Any]]]]:
-    """Returns a picture ``[3, H', W'] uint8`` of the samples most like a row or a training picture, and what they are.
+    """Returns a picture ``[3, H', W'] uint8`` of the samples that are most similar to a row or training picture.
 
-    Each feature has three columns: sample, nearest row, nearest training picture.
+    For each feature, it has three columns: sample, nearest row, nearest training picture.
 
     Args:
-        found: what is nearest to what.
+        nearest_in: the nearest pictures.
         samples: the groups of samples.
         database: the rows.
         train: the training pictures.
-        count: lines of the picture, at most.
+        count: largest number of samples for each feature.
+
+    Returns:
+        the picture, and for each feature a description of each sample with its nearest row and training picture.
     """
     columns: dict[str, Tensor] = {}
-    told: dict[str, list[dict[str, Any]]] = {}
-    for feature in next(iter(found[DATABASE].values())):
+    pairs: dict[str, list[dict[str, Any]]] = {}
+    for feature in next(iter(nearest_in[DATABASE].values())):
         shown: list[list[Tensor]] = []
-        told[feature] = []
-        for group, place in likest(found, feature, list(samples), count):
-            to_row, to_picture = found[DATABASE][group][feature], found[TRAINING][group][feature]
+        pairs[feature] = []
+        for group, place in most_similar(nearest_in, feature, list(samples), count):
+            to_row, to_picture = (nearest_in[name][group][feature] for name in (DATABASE, TRAINING))
             row, number = int(to_row.numbers[place]), int(to_picture.numbers[place])
-            near, nearer = _rounded(to_row.similarities[place]), _rounded(to_picture.similarities[place])
+            row_similarity = _rounded(to_row.similarities[place])
+            picture_similarity = _rounded(to_picture.similarities[place])
             files, about = samples[group], train.metadata(number)
             row_image = pictures(database, np.array([row]), files.size)[0]
-            captions = (f"{group} {files.files[place].stem}", f"row, {near:.4f}", f"training, {nearer:.4f}")
+            captions = (
+                f"{group} {files.files[place].stem}",
+                f"row, {row_similarity:.4f}",
+                f"training, {picture_similarity:.4f}",
+            )
             images = (files[place]["image"], row_image, train[number]["image"])
             shown.append([captioned(*pair) for pair in zip(images, captions, strict=True)])
-            of_row = {"row": row, "similarity": near, **_about(database.metadata([row])[0])}
-            of_picture = {"number": number, "similarity": nearer, **_about({"image_id": about["id"], **about})}
-            told[feature].append({"sample": str(files.files[place]), DATABASE: of_row, TRAINING: of_picture})
+            of_row = {"row": row, "similarity": row_similarity, **_about(database.metadata([row])[0])}
+            of_picture = {
+                "number": number,
+                "similarity": picture_similarity,
+                **_about({"image_id": about["id"], **about}),
+            }
+            pairs[feature].append({"sample": str(files.files[place]), DATABASE: of_row, TRAINING: of_picture})
         columns[feature] = torch.stack([torch.stack(line) for line in shown])
-    return image_grid(columns), told
+    return image_grid(columns), pairs
 
 
-def likest(found: Found, feature: str, groups: Sequence[str], count: int) -> list[tuple[str, int]]:
-    """Returns group and place of the pictures that are most like one of any set, the most alike first."""
-    places = [(group, place) for group in groups for place in range(len(found[DATABASE][group][feature].numbers))]
-    values = [np.concatenate([of[group][feature].similarities for group in groups]) for of in found.values()]
+def most_similar(nearest_in: NearestBySet, feature: str, groups: Sequence[str], count: int) -> list[tuple[str, int]]:
+    """Returns group and place of the pictures with the highest similarity to a picture of any set, highest first."""
+    places = [(group, place) for group in groups for place in range(len(nearest_in[DATABASE][group][feature].numbers))]
+    values = [np.concatenate([near[group][feature].similarities for group in groups]) for near in nearest_in.values()]
     return [places[i] for i in np.argsort(-np.max(values, axis=0), kind="stable")[:count]]
 
 
@@ -277,7 +299,7 @@ def _about(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def captioned(image: Tensor, text: str) -> Tensor:
-    """Returns an image ``[3, H, W]`` in [-1, 1], enlarged by a whole number where it is small, over a line of words."""
+    """Returns an image ``[3, H, W]`` in [-1, 1] over a line of text; a small image is enlarged by a whole number."""
     factor = -(-_SHOWN // image.shape[2])
     large = image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     strip = Image.new("RGB", (large.shape[2], _STRIP), "white")
@@ -286,21 +308,21 @@ def captioned(image: Tensor, text: str) -> Tensor:
     return torch.cat([large, words], dim=1)
 
 
-def draw_curves(found: Found, file: Path) -> None:
-    """Draws, for each feature and set, the part of each group that is as like its nearest as a threshold, or more."""
+def draw_curves(nearest_in: NearestBySet, file: Path) -> None:
+    """Plots, for each feature and set, the share of each group whose similarity reaches a threshold."""
     from matplotlib.figure import Figure
 
-    features = list(next(iter(found[DATABASE].values())))
-    figure = Figure(figsize=(4.5 * len(found), 3.2 * len(features)), layout="constrained")
-    axes = figure.subplots(len(features), len(found), squeeze=False)
+    features = list(next(iter(nearest_in[DATABASE].values())))
+    figure = Figure(figsize=(4.5 * len(nearest_in), 3.2 * len(features)), layout="constrained")
+    axes = figure.subplots(len(features), len(nearest_in), squeeze=False)
     for line, feature in zip(axes, features, strict=True):
-        for place, (name, groups) in zip(line, found.items(), strict=True):
+        for place, (name, groups) in zip(line, nearest_in.items(), strict=True):
             for group, near in groups.items():
                 values = np.sort(near[feature].similarities)
                 share, style = np.arange(len(values), 0, -1) / len(values), "--" if group in KNOWN else "-"
                 place.plot(values, share, style, drawstyle="steps-pre", label=f"{group} ({len(values)})")
-            what = f"likeness ({feature}) to the nearest {'row' if name == DATABASE else 'training picture'}"
-            place.set(yscale="log", xlabel=what, ylabel="part at or above")
+            what = f"similarity ({feature}) to the nearest {'row' if name == DATABASE else 'training picture'}"
+            place.set(yscale="log", xlabel=what, ylabel="share at or above")
             place.grid(alpha=0.3, which="both")
             place.legend(fontsize=8)
     with atomic_path(file) as temporary:

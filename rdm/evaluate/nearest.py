@@ -1,8 +1,9 @@
-"""Which picture of a set is each of some others most like: by named features, exactly, block by block.
+"""Exact search for the nearest picture of a set, block by block, in two feature spaces.
 
-Likeness is the cosine of feature vectors. Two features are known: ``embedder``, the database's own (Somepalli et al.
-2023 look for replicas in the space of a descriptor), and ``pixels``, the mean colours of 16 x 16 cells less the mean of
-them all. The first may call two things of a kind alike, the second two of one outline; a copy is high in both.
+Similarity is the cosine of feature vectors. The feature ``embedder`` is the embedding of the database; Somepalli et al.
+2023 also search for replicas in the space of a descriptor. The feature ``pixels`` holds the mean colours of 16 x 16
+cells, minus the mean of all. The first similarity may be high for two things of the same kind, the second for two
+things of the same outline. For a copy, both are high.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture
 from rdm.retrieval.retriever import Retriever
 
 EMBEDDER, PIXELS = "embedder", "pixels"
-CELLS = 16  # a side
-_BLANK = 1e-6  # length below which a picture is of one colour
-_AT_ONCE = 256  # pictures in memory
+CELLS = 16  # cells along a side
+_BLANK = 1e-6  # length of the pixel feature below which a picture has only one colour
+_BLOCK = 256  # pictures in memory
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some pictures by their features.
+    """The features of some pictures.
 
     Attributes:
-        numbers: where each is in its source, ``[n] int64``.
-        ids: of images; ``""`` where it has none.
-        vectors: of each feature, ``[n, D] float32`` of length one, or zero for a picture of one colour.
+        numbers: number of each picture in its source, ``[n] int64``.
+        ids: image id of each picture, or ``""`` if it has none.
+        vectors: for each feature, ``[n, D] float32`` of length one, or zero for a picture of one colour.
     """
 
     numbers: np.ndarray
@@ -46,11 +47,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest picture to each of n.
+    """The nearest picture to each of n pictures.
 
     Attributes:
-        numbers: ``[n] int64``, -1 where there is none; of equally near ones the first.
-        similarities: cosine, ``[n] float32``.
+        numbers: number of the nearest picture, ``[n] int64``; the first of equally near ones, or -1 if there is none.
+        similarities: its cosine similarity, ``[n] float32``.
     """
 
     numbers: np.ndarray
@@ -67,10 +68,10 @@ def pixel_vectors(images: Sequence[Tensor]) -> np.ndarray:
 
 
 class Features:
-    """Measures pictures.
+    """Computes the features of pictures.
 
     Args:
-        retriever: embedder and database; vectors of pictures that are rows are read from it.
+        retriever: embedder and database; the embeddings of pictures that are database rows are read from it.
         size: side in pixels at which pictures are compared.
     """
 
@@ -89,7 +90,7 @@ class Features:
         return {EMBEDDER: unit_vectors(self.database.embeddings(rows), "row"), PIXELS: pixel_vectors(images)}
 
     def about(self) -> dict[str, dict[str, str]]:
-        """Returns name and hash of each feature."""
+        """Returns the name and the fingerprint of each feature."""
         cells = f"means of {CELLS} x {CELLS} cells in red, green and blue, less the mean of all"
         return {
             EMBEDDER: {"name": self.embedder.name, "fingerprint": self.embedder.fingerprint},
@@ -101,8 +102,8 @@ class SampleFiles:
     """Pictures in files, as the items of a data set without ids.
 
     Args:
-        files: the pictures.
-        size: side in pixels to which they are brought.
+        files: the files.
+        size: side in pixels that pictures are resized to.
     """
 
     def __init__(self, files: Sequence[Path], size: int) -> None:
@@ -116,7 +117,7 @@ class SampleFiles:
         """Returns a picture.
 
         Raises:
-            ValueError: its file cannot be read.
+            ValueError: the file cannot be read.
         """
         try:
             return {"image": decode_image(self.files[number].read_bytes(), self.size), "id": ""}
@@ -125,31 +126,31 @@ class SampleFiles:
 
 
 def blocks_of_images(images: Any, numbers: Sequence[int], features: Features) -> Iterator[Pictures]:
-    """Yields some items of a data set."""
-    for start in range(0, len(numbers), _AT_ONCE):
-        part = numbers[start : start + _AT_ONCE]
+    """Yields the features of the items of a data set with these numbers, in blocks."""
+    for start in range(0, len(numbers), _BLOCK):
+        part = numbers[start : start + _BLOCK]
         items = [images[number] for number in part]
         ids = [item["id"] for item in items]
         yield Pictures(np.array(part, np.int64), ids, features.of_images([item["image"] for item in items], ids))
 
 
 def blocks_of_rows(features: Features) -> Iterator[Pictures]:
-    """Yields all rows of the database that are not removed."""
+    """Yields the features of all database rows that are not removed, in blocks."""
     database = features.database
     rows = database.living_rows()
-    for start in range(0, len(rows), _AT_ONCE):
-        part = rows[start : start + _AT_ONCE]
+    for start in range(0, len(rows), _BLOCK):
+        part = rows[start : start + _BLOCK]
         yield Pictures(part, database.values("image_id", part).tolist(), features.of_rows(part))
 
 
 def block_count(total: int) -> int:
-    """Returns how many blocks so many pictures come in."""
-    return -(-total // _AT_ONCE)
+    """Returns the number of blocks of a number of pictures."""
+    return -(-total // _BLOCK)
 
 
-def joined(parts: Iterable[Pictures]) -> Pictures:
-    """Returns the pictures of several blocks as one."""
-    every = list(parts)
+def concatenate(blocks: Iterable[Pictures]) -> Pictures:
+    """Returns the pictures of several blocks as one block."""
+    every = list(blocks)
     vectors = {name: np.concatenate([part.vectors[name] for part in every]) for name in every[0].vectors}
     return Pictures(
         np.concatenate([part.numbers for part in every]), [name for part in every for name in part.ids], vectors
@@ -157,31 +158,33 @@ def joined(parts: Iterable[Pictures]) -> Pictures:
 
 
 def nearest(
-    asked: Mapping[str, Pictures], parts: Iterable[Pictures], near_duplicate: Mapping[str, float]
+    groups: Mapping[str, Pictures], blocks: Iterable[Pictures], near_duplicate: Mapping[str, float]
 ) -> dict[str, dict[str, Nearest]]:
-    """Returns the nearest picture of a set to each of several groups, by group and feature.
+    """Returns the nearest picture of a set for each picture of several groups, by group and feature.
 
-    A picture is not compared with itself, that is with those of its own id, such as its patches.
+    A picture is not compared with pictures of the same id, that is with itself and with its patches.
 
     Args:
-        asked: the groups.
-        parts: the set, in blocks.
-        near_duplicate: for a group named here, pictures at least this similar by the embedder are left out, too, as in
-            a neighbour table.
+        groups: the groups.
+        blocks: the set, in blocks.
+        near_duplicate: similarity by group; for the groups named here, pictures with at least this similarity by the
+            embedder are left out too, as in a neighbour table.
     """
-    places = {name: _places_by_id(group.ids) for name, group in asked.items()}
-    found = {name: {feature: _nothing(len(group.ids)) for feature in group.vectors} for name, group in asked.items()}
-    for part in parts:
-        for name, group in asked.items():
-            own = [(place, j) for j, other in enumerate(part.ids) for place in places[name].get(other, ())]
-            scores = {feature: queries @ part.vectors[feature].T for feature, queries in group.vectors.items()}
-            same = scores[EMBEDDER] >= near_duplicate.get(name, np.inf)
-            for place, j in own:
-                same[place, j] = True
+    places = {name: _places_by_id(group.ids) for name, group in groups.items()}
+    best = {
+        name: {feature: _no_neighbours(len(group.ids)) for feature in group.vectors} for name, group in groups.items()
+    }
+    for block in blocks:
+        for name, group in groups.items():
+            same_id = [(place, j) for j, other in enumerate(block.ids) for place in places[name].get(other, ())]
+            scores = {feature: queries @ block.vectors[feature].T for feature, queries in group.vectors.items()}
+            excluded = scores[EMBEDDER] >= near_duplicate.get(name, np.inf)
+            for place, j in same_id:
+                excluded[place, j] = True
             for feature in scores:
-                scores[feature][same] = -np.inf
-                _improve(found[name][feature], scores[feature], part.numbers)
-    return found
+                scores[feature][excluded] = -np.inf
+                _update(best[name][feature], scores[feature], block.numbers)
+    return best
 
 
 def _places_by_id(ids: Sequence[str]) -> dict[str, list[int]]:
@@ -192,13 +195,20 @@ def _places_by_id(ids: Sequence[str]) -> dict[str, list[int]]:
     return places
 
 
-def _nothing(n: int) -> Nearest:
+def _no_neighbours(n: int) -> Nearest:
     return Nearest(np.full(n, -1, np.int64), np.full(n, -np.inf, np.float32))
 
 
-def _improve(found: Nearest, scores: np.ndarray, numbers: np.ndarray) -> None:
-    """Takes what is nearer than all before, of similarities ``[n, B]`` to pictures of numbers ``[B]``."""
+def _update(nearest_so_far: Nearest, scores: np.ndarray, numbers: np.ndarray) -> None:
+    """Takes over the pictures of a block that are nearer than all before.
+
+    Args:
+        nearest_so_far: is changed in place.
+        scores: similarities to the pictures of the block, ``[n, B]``.
+        numbers: the numbers of these pictures, ``[B]``.
+    """
     best = scores.argmax(axis=1)
-    values = np.minimum(scores[np.arange(len(scores)), best], 1.0)  # rounding may pass 1
-    nearer = values > found.similarities
-    found.numbers[nearer], found.similarities[nearer] = numbers[best[nearer]], values[nearer]
+    values = np.minimum(scores[np.arange(len(scores)), best], 1.0)  # rounding may lead to more than 1
+    nearer = values > nearest_so_far.similarities
+    nearest_so_far.numbers[nearer] = numbers[best[nearer]]
+    nearest_so_far.similarities[nearer] = values[nearer]

@@ -1,4 +1,4 @@
-"""What every report states of where it was made."""
+"""What every report records about the software and the machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OPTIONAL = ("torch-fidelity",)
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of the libraries that figures depend on, as far as they are installed."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    """Returns the versions of the installed libraries that figures depend on."""
+    installed = {name: importlib.metadata.version(name) for name in LIBRARIES}
     for name in OPTIONAL:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """Returns what figures may depend on in their last bits."""
+    """Returns the properties of the machine that may change the last bits of a figure."""
     return {"python": platform.python_version(), "device": str(device), "threads": torch.get_num_threads()}

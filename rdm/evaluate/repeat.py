@@ -1,4 +1,4 @@
-"""A report of pictures made again from its own protocol, and compared."""
+"""Repeats a report of images from its own protocol and compares the figures."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from rdm.evaluate.images import measure, prepare
 from rdm.retrieval.config import require
 
 LOG = logging.getLogger(__name__)
-TOLERANCE = 1e-3  # relative; figures that differ by less count as equal
+TOLERANCE = 1e-3  # relative difference up to which two figures count as equal
 
 
 def repeat(file: str) -> dict[str, Any]:
-    """Returns the report of another report's protocol, all made anew, and writes it beside it in ``repeat``.
+    """Repeats a report: computes everything again from its protocol, and compares the figures.
+
+    The new report is written to the folder ``repeat`` next to the old one.
 
     Args:
         file: a ``results.json`` of :func:`evaluate_images`.
 
     Returns:
-        the report, with ``repeated``: each figure ``before`` and ``after``, and whether they are ``equal``.
+        the new report, with ``repeated``: each figure ``before`` and ``after``, and whether they are ``equal``.
 
     Raises:
-        ValueError: no such report, or pictures, model or features are no longer those it was made with.
-        FileNotFoundError: they are gone.
+        ValueError: the file is no such report, or pictures, model or features have changed since.
+        FileNotFoundError: pictures, model or features no longer exist.
     """
     before = read_json(Path(file), "give a results.json of scripts/evaluate.py")
     protocol = before.get("protocol")
@@ -42,17 +44,17 @@ def repeat(file: str) -> dict[str, Any]:
     now = json.loads(json.dumps(plan.protocol()))
     check_same(protocol, now, file)
     report = measure(plan)
-    report["repeated"] = compared(before["figures"], report["figures"])
+    report["repeated"] = compare_figures(before["figures"], report["figures"])
     write_json(outdir / "results.json", report)
-    shutil.rmtree(cache)  # the next repetition is to be one
+    shutil.rmtree(cache)  # so that the next repetition computes all features again
     return report
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], file: str) -> None:
-    """Checks that two protocols are of the same pictures and features; other versions are logged.
+    """Checks that two protocols have the same pictures and features; other library versions are logged.
 
     Raises:
-        ValueError: they are not; names the first difference.
+        ValueError: they differ; the message names the first difference.
     """
     for old, new in zip(before["features"], now["features"], strict=True):
         if old["fingerprint"] != new["fingerprint"]:
@@ -65,10 +67,12 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], file: str) -> 
             continue
         for key, value in before[what].items():
             got = now[what].get(key)
-            if key == "sha256" and "settings" in now[what]:  # of all the others, which are compared themselves
+            if key == "sha256" and "settings" in now[what]:  # the hash of the other keys, which are compared one by one
                 continue
-            if key == "settings":  # an earlier version told fewer of them
-                got, value = ({n: v for n, v in told.items() if n in got and n in value} for told in (got, value))
+            if key == "settings":  # reports of earlier versions hold fewer settings
+                got, value = (
+                    {n: v for n, v in settings.items() if n in got and n in value} for settings in (got, value)
+                )
             if got != value:
                 raise ValueError(f"{what}: got {key} {got}, {file} was made with {value}; restore them")
     for name, version in before["versions"].items():
@@ -76,14 +80,23 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], file: str) -> 
             LOG.warning("%s is %s, was %s", name, now["versions"].get(name), version)
 
 
-def compared(before: Mapping[str, Any], after: Mapping[str, Any], name: str = "") -> dict[str, dict[str, Any]]:
-    """Returns each number of two trees of figures by its path: ``before``, ``after`` and whether they are ``equal``."""
-    found: dict[str, dict[str, Any]] = {}
+def compare_figures(before: Mapping[str, Any], after: Mapping[str, Any], name: str = "") -> dict[str, dict[str, Any]]:
+    """Compares two nested dictionaries of figures.
+
+    Args:
+        before: the figures of the old report.
+        after: the figures of the new report.
+        name: prefix of the paths.
+
+    Returns:
+        each figure by its path: ``before``, ``after``, and whether they are ``equal``.
+    """
+    pairs: dict[str, dict[str, Any]] = {}
     for key, value in before.items():
         path = f"{name} {key}".strip()
         if isinstance(value, Mapping):
-            found |= compared(value, after[key], path)
+            pairs |= compare_figures(value, after[key], path)
         else:
             equal = abs(value - after[key]) <= TOLERANCE * max(abs(value), abs(after[key])) + 1e-9
-            found[path] = {"before": value, "after": after[key], "equal": equal}
-    return found
+            pairs[path] = {"before": value, "after": after[key], "equal": equal}
+    return pairs

@@ -1,4 +1,4 @@
-"""Where the pictures of an evaluation come from: files, or a model that samples or copies them when asked."""
+"""The sources of pictures for an evaluation: files, samples of a model, and reconstructions by its first stage."""
 
 from __future__ import annotations
 
@@ -30,34 +30,35 @@ from rdm.sampling.samples import sample, settings_of
 from rdm.sampling.settings import TOP_M, Settings
 from rdm.sampling.ways import popular_vectors
 
+# Part of the fingerprint: with other words, earlier reports could not be repeated.
 PREPROCESSING = "shorter side to `size`, antialiased bicubic, centre cut out; unchanged where it has that size"
-TEXTS = 256  # that are embedded at once
-WRITTEN = 64  # images between two writings of a card
+TEXTS = 256  # texts that are embedded together
+WRITTEN = 64  # samples after which samples.json is written again
 
 
 class PictureFiles:
-    """Pictures of a folder, of Parquet files or of tar shards.
+    """Pictures of a folder, of Parquet files, or of tar shards.
 
     Args:
-        path: where they are.
-        split: of Parquet files.
-        size: side in pixels; that of the shorter side of the first picture where not given.
-        n: number of pictures, evenly spread over all; all where not given.
-        workers: processes that read them.
+        path: the folder, the Parquet files or the tar shards.
+        split: split of Parquet files.
+        size: side in pixels; None takes the shorter side of the first picture.
+        n: number of pictures, spread evenly over all; None takes all.
+        workers: processes that read pictures.
 
     Attributes:
-        about: what a report states of them.
+        about: how a report describes the pictures.
 
     Raises:
-        FileNotFoundError: there are none.
-        ValueError: fewer than ``n``, or files that cannot be read.
+        FileNotFoundError: there are no pictures.
+        ValueError: there are fewer than ``n`` pictures, or a file cannot be read.
     """
 
     def __init__(
         self, path: str, split: str | None = None, size: int | None = None, n: int | None = None, workers: int = 0
     ) -> None:
         config = source_config(path, size or 1, split)
-        config["params"]["max_broken"] = 0  # another picture in the place of a broken one would count twice
+        config["params"]["max_broken"] = 0  # a picture that replaces a broken one would count twice
         self.dataset, self.workers = instantiate_from_config(config), workers
         total = len(self.dataset)
         if n is not None and n > total:
@@ -75,13 +76,13 @@ class PictureFiles:
             "of": total,
             "size": self.dataset.size,
             "preprocessing": PREPROCESSING,
-            "classes": balance([entry["class_id"] for entry in entries]),
+            "classes": class_balance([entry["class_id"] for entry in entries]),
             "captions_sha256": _digest(self.captions),
             "sha256": self.fingerprint,
         }
 
     def _hash(self) -> str:
-        """Returns the hash of the encoded pictures in their order, and of what becomes of them."""
+        """Returns a hash of the encoded pictures in their order, of their size and of the preprocessing."""
         digest = hashlib.sha256(json.dumps([self.dataset.size, PREPROCESSING]).encode())
         for row in tqdm(self.rows, desc="hashing", unit="picture", disable=len(self.rows) < 5000):
             digest.update(hashlib.sha256(self.dataset.read(row)).digest())
@@ -98,25 +99,25 @@ class PictureFiles:
 
 
 class ModelSamples:
-    """Images of a model, sampled when they are asked for; image i has seed ``seed + i`` and 8 bits, as in a file.
+    """Images of a model, sampled when they are read. Image i has seed ``seed + i`` and 8 bits, as in a file.
 
-    With ``best_of`` among the settings, it is the best of so many candidates, of which the first has that seed. Images
-    are not compared with the database.
+    With the setting ``best_of``, each image is the best of several candidates, and the first candidate has this seed.
+    Images are not checked for copies of database rows.
 
     Args:
         loaded: model and database.
         n: number of images.
-        prompts: texts; image i is of text i, from the first one again after the last. Without them, images are
-            unconditional, of neighbours of popular rows.
+        prompts: image i has prompt i, and prompts are reused from the first on after the last. Without prompts, images
+            are unconditional, from the neighbours of popular rows.
         settings: how images are sampled.
-        k: neighbours of each; as many as in training if None.
-        seed: of the first image.
-        top_m: of popular rows, see :func:`rdm.sampling.ways.popular`.
-        weighted: likewise.
-        tokens: what the model sees of a text, see :func:`rdm.sampling.ways.texts`.
+        k: number of neighbours; None takes as many as in training.
+        seed: seed of the first image.
+        top_m: share or number of popular rows, see :func:`rdm.sampling.ways.popular`.
+        weighted: whether rows are drawn by popularity, see :func:`rdm.sampling.ways.popular`.
+        tokens: context of the model for a prompt, see :func:`rdm.sampling.ways.texts`.
 
     Attributes:
-        about: what a report states of them.
+        about: how a report describes the images.
     """
 
     def __init__(
@@ -134,58 +135,59 @@ class ModelSamples:
     ) -> None:
         self.loaded, self.n, self.k, self.seed = loaded, n, k or loaded.k, seed
         self.settings = replace(settings, copy_threshold=None, reject_copies=0)
-        self.tokens, self.of_texts = tokens, bool(prompts)
-        asked: dict[str, Any]
+        self.tokens, self.has_prompts = tokens, bool(prompts)
+        query: dict[str, Any]
         if prompts:
             parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
             vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
             places = [place % len(prompts) for place in range(n)]
             self.captions, self.queries = [prompts[place] for place in places], vectors[places]
-            asked = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": self.k}
+            query = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": self.k}
         else:
             if tokens != "neighbours":
                 raise ValueError(f"got tokens '{tokens}' without prompts, expected neighbours; give --from-file")
             self.captions = [""] * n
             self.queries = popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
-            drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()  # popularity is no part of the database
-            asked = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": self.k, "queries_sha256": drawn}
+            # The fingerprint of the database does not depend on popularity, so the drawn queries are hashed.
+            drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()
+            query = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": self.k, "queries_sha256": drawn}
         config = model_config(loaded.config, loaded.path) if loaded.config else config_beside(loaded.path)
         retriever = loaded.retriever
         sampled = settings_of(loaded, self.request(0, 1), self.settings)
-        what = {
+        record = {
             "checkpoint_sha256": file_hash(loaded.path),
             "config_sha256": _digest(config["model"]),
             "database_fingerprint": retriever.database.fingerprint,
-            "removed": retriever.database.removed,  # rows, which the fingerprint does not see
+            "removed": retriever.database.removed,  # the fingerprint does not depend on removed rows
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
             "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
-            "asked": asked,
-            "settings": {"tokens": tokens, **_told(sampled, loaded.model.kind)},
+            "asked": query,
+            "settings": {"tokens": tokens, **_recorded(sampled, loaded.model.kind)},
             "weaker_sha256": file_hash(Path(sampled.weaker)) if sampled.weaker else None,
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
         device = loaded.model.device.type
-        here = [torch.__version__, device, sampled.compile]  # with others, last bits may differ
-        self.fingerprint = _digest([what, here])
+        here = [torch.__version__, device, sampled.compile]  # the last bits of an image may depend on these
+        self.fingerprint = _digest([record, here])
         paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
-        self.about = {**paths, **what, "sha256": _digest(what)}
+        self.about = {**paths, **record, "sha256": _digest(record)}
 
     def __len__(self) -> int:
         """The number of images."""
         return self.n
 
     def request(self, start: int, stop: int) -> Request:
-        """Returns the request for some of the images."""
+        """Returns the request for the images with numbers from ``start`` up to ``stop``."""
         places = slice(start, stop)
-        shown = None if self.tokens == "neighbours" else self.queries[places]
+        tokens = None if self.tokens == "neighbours" else self.queries[places]
         return Request(
             self.loaded.retriever(self.queries[places], self.k),
             self.captions[places],
             range(self.seed + start, self.seed + stop),
             tokens=self.tokens,
-            queries=self.queries[places] if self.of_texts else None,
-            query_tokens=shown,
+            queries=self.queries[places] if self.has_prompts else None,
+            query_tokens=tokens,
         )
 
     def batches(self, start: int, size: int) -> Iterator[Tensor]:
@@ -195,8 +197,8 @@ class ModelSamples:
             yield from_uint8(to_uint8(sample(self.loaded, request, self.settings).images))
 
 
-def _told(settings: Settings, kind: str) -> dict[str, Any]:
-    """Returns the settings that images depend on."""
+def _recorded(settings: Settings, kind: str) -> dict[str, Any]:
+    """Returns the settings that change an image."""
     return {
         name: value
         for name, value in settings.record(kind).items()
@@ -205,7 +207,7 @@ def _told(settings: Settings, kind: str) -> dict[str, Any]:
 
 
 class FirstStageCopies:
-    """Pictures of a data set as a model's first stage gives them back: the most faithful copies that it can make.
+    """Reconstructions of a data set by a model's first stage: the most faithful copies that the model can produce.
 
     Args:
         images: the data set.
@@ -221,23 +223,24 @@ class FirstStageCopies:
 
     @torch.no_grad()
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Returns a picture as it is written, without an id: it is another one than that it was made of."""
+        """Returns a reconstruction with 8 bits, as in a file. Its id is empty, because it is another picture."""
         stage, tile = self.model.first_stage_model, self.model.first_stage_tile
         latent = encode_tiled(stage, self.images[number]["image"][None].to(self.model.device), tile)
         latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
-        made = decode_tiled(stage, latent, tile)[0].float().clamp(-1, 1).cpu()
-        return {"image": as_written(made), "id": ""}
+        reconstruction = decode_tiled(stage, latent, tile)[0].float().clamp(-1, 1).cpu()
+        return {"image": as_written(reconstruction), "id": ""}
 
 
 def write_samples(folder: Path, samples: ModelSamples) -> list[Path]:
-    """Returns files of all samples, named by their seeds, beside a card; those that are there already are kept.
+    """Writes all samples to files that are named by their seeds, and returns the files.
 
-    The card changes after the files of a batch are written. Files of other samples are written over.
+    The file ``samples.json`` records what the samples are and how many are written; it is updated after each batch.
+    Existing files of the same samples are kept; files of other samples are overwritten.
     """
     files = [folder / f"{seed:06d}.png" for seed in range(samples.seed, samples.seed + len(samples))]
     card, file, done = {**samples.about, "fingerprint": samples.fingerprint}, folder / "samples.json", 0
-    if file.is_file() and (there := read_json(file, f"delete {file}")).get("fingerprint") == samples.fingerprint:
-        done = there["done"]
+    if file.is_file() and (existing := read_json(file, f"delete {file}")).get("fingerprint") == samples.fingerprint:
+        done = existing["done"]
     write_json(file, {**card, "done": done})
     with tqdm(desc=f"samples, {folder.name}", total=len(files), initial=done, unit="img") as bar:
         for images in samples.batches(done, WRITTEN):
@@ -253,8 +256,8 @@ def read_prompts(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank.
 
     Raises:
-        ValueError: there is none.
-        FileNotFoundError: no such file.
+        ValueError: there is no such line.
+        FileNotFoundError: the file does not exist.
     """
     prompts = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not prompts:
@@ -263,10 +266,15 @@ def read_prompts(file: str) -> list[str]:
 
 
 def read_captions(dataset: Any, where: str, n: int | None) -> list[str]:
-    """Returns the captions of a data set's pictures; of n of them, evenly spread, where there are more.
+    """Returns the captions of a data set's pictures, or of n of them, spread evenly over the set.
+
+    Args:
+        dataset: the data set.
+        where: names the data set in messages.
+        n: largest number of captions; None takes all.
 
     Raises:
-        ValueError: one has none; says where.
+        ValueError: a picture has no caption.
     """
     total = len(dataset)
     captions = [dataset.metadata(row)["caption"].strip() for row in evenly(total, min(n or total, total))]
@@ -275,8 +283,8 @@ def read_captions(dataset: Any, where: str, n: int | None) -> list[str]:
     return captions
 
 
-def balance(classes: Sequence[str]) -> Mapping[str, int]:
-    """Returns how many classes there are, and of how many pictures the smallest and the largest."""
+def class_balance(classes: Sequence[str]) -> Mapping[str, int]:
+    """Returns the number of classes, and the number of pictures in the smallest and in the largest one."""
     counts = Counter(classes)
     return {"count": len(counts), "smallest": min(counts.values()), "largest": max(counts.values())}
 

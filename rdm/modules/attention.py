@@ -1,6 +1,7 @@
 """The transformer over codes with cross-attention to neighbours (Blattmann et al. 2022, section 3.1 and appendix).
 
-``B`` batch, ``N`` tokens given, ``T`` places of a sequence, ``L`` context tokens, ``H`` heads, ``D`` width.
+``B`` is the batch size, ``N`` the number of input tokens, ``T`` of places in a sequence, ``L`` of context tokens, ``H``
+of heads, and ``D`` the width.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class RetrievalPatchTransformer(nn.Module):
 
         Args:
             x: codes ``[B, N] int64``, or vectors ``[B, N, in_channels]``.
-            context: tokens ``[B, L, context_dim]``, or what :meth:`project_context` made of them.
+            context: tokens ``[B, L, context_dim]``, or the result of :meth:`project_context` for them.
             past: cache of the earlier tokens, to which x is added.
 
         Raises:
@@ -173,7 +174,7 @@ class RetrievalPatchTransformer(nn.Module):
         """
         if (context is None) != (self.context_dim is None):
             got = "no context" if context is None else "a context"
-            raise ValueError(f"got {got}, expected what context_dim={self.context_dim} says")
+            raise ValueError(f"got {got}, which does not fit context_dim={self.context_dim}")
         if past is not None and not self.causal:
             raise ValueError("got a past, expected none: the network is not causal")
         start = past.seen if past is not None else 0

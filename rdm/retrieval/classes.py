@@ -18,13 +18,13 @@ LOG = logging.getLogger(__name__)
 
 
 def class_names(database: RetrievalDatabase) -> list[str]:
-    """Returns the classes of a database; of a class ``category/subcategory``, also both parts."""
+    """Returns the sorted names of the classes of a database; ``a/b`` also gives its parts ``a`` and ``b``."""
     names = set(database.column("class_id").unique().to_pylist())
     return sorted(names | {part for name in names for part in name.split("/")} - {""})
 
 
 def resolve_class(name: str, database: RetrievalDatabase) -> str:
-    """Returns the class that a user means; a name that differs in a letter or two is corrected, with a warning.
+    """Returns the class with a name. If there is none, returns the one with the most similar name, with a warning.
 
     Raises:
         ValueError: no class has a similar name.
@@ -34,13 +34,16 @@ def resolve_class(name: str, database: RetrievalDatabase) -> str:
         return name
     guess = nearest(name, known).partition("'")[2].partition("'")[0]
     if not guess:
-        raise ValueError(f"database {database.path} has no class '{name}', it has {', '.join(known)}")
+        raise ValueError(f"database {database.path} has no class '{name}', expected one of {', '.join(known)}")
     LOG.warning("there is no class '%s'; using '%s'", name, guess)
     return guess
 
 
 def class_rows(database: RetrievalDatabase, name: str) -> np.ndarray:
-    """Returns the rows of a class, ``[M] int64``, including removed rows and classes that have this one as a part."""
+    """Returns the rows of a class, ``[M] int64``.
+
+    They include removed rows, and the rows of classes ``a/b`` that have the name as a part.
+    """
     stored = database.column("class_id")
     meant = [other for other in stored.unique().to_pylist() if name == other or name in other.split("/")]
     return np.flatnonzero(pc.is_in(stored, value_set=pa.array(meant, pa.string())).to_numpy(zero_copy_only=False))
@@ -50,7 +53,7 @@ def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequen
     """Draws one row of each class uniformly and returns it with the k - 1 rows of that class nearest to it.
 
     Args:
-        retriever: searches the database; where it is restricted to some rows, only those count as rows of a class.
+        retriever: searches the database. If it is restricted to some rows, only those count as rows of a class.
         classes: B names, see :func:`class_names`.
         k: rows returned for each class.
         seeds: B seeds, one for each draw.

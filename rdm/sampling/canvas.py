@@ -1,4 +1,4 @@
-"""The canvas of an edit: a picture and its mask are read, extended, given to the model, and pasted over the result."""
+"""The canvas of an edit: reads a picture and its mask, extends them, and pastes kept pixels over the sampled images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Canvas:
 
     Attributes:
         picture: ``[1, 3, H, W]`` in [-1, 1].
-        paint: ``[1, 1, H, W]``, 1 where it is repainted, 0 where it stays, a blend of both between them; None
-            repaints all of it.
-        about: what is done to the picture and the hashes of the files, as the record keeps it; see :func:`open_canvas`.
-        context: what the model sees while it inverts the picture, ``[1, K, D]``.
+        paint: the mask, ``[1, 1, H, W]`` in [0, 1]: 1 repaints a pixel, 0 keeps it, values between blend both; None
+            repaints the whole picture.
+        about: the options of the edit and the hashes of the files, as stored in the record; see :func:`open_canvas`.
+        context: the context of the model during the inversion of the picture, ``[1, K, D]``.
     """
 
     picture: Tensor
@@ -39,9 +39,9 @@ class Canvas:
     context: Tensor | None = None
 
     def edit(self, model: Any) -> Edit:
-        """Returns what the model is to begin with and to keep.
+        """Returns the edit for the sampler: the latent of the picture and the latent cells to keep.
 
-        A cell of the latent stays where all of its pixels do: where the mask is darker than half.
+        A latent cell is kept if all of its pixels are kept, which means that the mask is below 0.5 there.
         """
         keep = None
         if self.paint is not None:
@@ -51,24 +51,27 @@ class Canvas:
         return Edit(model.to_latent(self.picture.to(model.device)), keep, context=self.context, **options)
 
     def paste(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` with the picture's own pixels in their place, as the mask weighs them.
+        """Returns images ``[B, 3, H, W]`` with the kept pixels of the picture pasted over them, weighted by the mask.
 
-        The first stage gives even the part that stays back with a small error. Where the mask is black, nothing of that
-        is left; a mask with soft edges blends across the seam.
+        The first stage reconstructs the kept part with a small error. Pasting removes this error where the mask is
+        black. A mask with soft edges blends the two across the seam.
         """
         return images if self.paint is None else torch.lerp(self.picture.expand_as(images), images, self.paint)
 
     def visible(self) -> Tensor:
-        """Returns what stays of the picture ``[1, 3, h, w]``: its smallest rectangle, what is not of it in mean colour.
+        """Returns the kept part of the picture, ``[1, 3, h, w]``.
+
+        The result is the smallest rectangle around the kept pixels. Repainted pixels in it have the mean colour of the
+        kept ones.
 
         Raises:
-            ValueError: nothing stays.
+            ValueError: the mask keeps no pixel.
         """
         if self.paint is None:
             return self.picture
         stays = self.paint[0, 0] < 0.5
         if not stays.any():
-            raise ValueError("the mask is white all over, so there is nothing to find neighbours of; give a prompt")
+            raise ValueError("the mask is white all over, so no part of the picture has neighbours; give a prompt")
         rows, columns = (stays.any(axis).nonzero().flatten() for axis in (1, 0))
         colour = self.picture[..., stays].mean(-1)[..., None, None]
         shown = torch.where(stays, self.picture, colour)
@@ -88,24 +91,24 @@ def open_canvas(
     picture_sha256: str | None = None,
     mask_sha256: str | None = None,
 ) -> Canvas:
-    """Returns a canvas of a picture in a file; every file is read once.
+    """Returns the canvas of a picture in a file. Every file is read once.
 
     Args:
-        picture: a file.
-        mask: a file with a picture of the same size, white where the picture is repainted.
-        outpaint: pixels by which the picture is extended to the left, at the top, to the right and at the bottom.
-        size: take the centre square of the picture and the mask and scale it to this side in pixels.
-        strength: see :class:`Edit`; 1 where it is not given.
+        picture: the file of the picture.
+        mask: the file of a mask of the same size; it is white where the picture is repainted.
+        outpaint: numbers of pixels by which the picture is extended at the left, top, right and bottom.
+        size: if given, the picture and the mask are cropped to their centre square and scaled to this side in pixels.
+        strength: see :class:`Edit`; None stands for 1.
         repeats: see :class:`Edit`.
         invert: see :class:`Edit`.
-        inverted_with_rows: rows of the database that the model sees while it inverts the picture, for the record.
-        picture_sha256: hash that the picture must have, where it is that of a record.
-        mask_sha256: hash that the mask must have, likewise.
+        inverted_with_rows: the database rows that the model sees during the inversion; stored in the record.
+        picture_sha256: the hash of the picture in a record; the file must have it.
+        mask_sha256: the hash of the mask in a record; the file must have it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: none or several of mask, outpaint and invert; a file that is no picture or has changed; or a mask of
-            another size.
+        FileNotFoundError: a file does not exist.
+        ValueError: none or several of mask, outpaint and invert are given, a file is not a picture or has another hash,
+            or the mask has another size.
     """
     ways = {"mask": mask is not None, "outpaint": outpaint is not None, "invert": invert}
     given = [name for name, there in ways.items() if there]
@@ -141,7 +144,7 @@ def open_canvas(
 
 
 def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image.Image, bytes]:
-    """Returns the picture in a file as it is used, and what the file holds."""
+    """Returns the picture in a file, cropped and scaled to ``size``, and the bytes of the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no picture at {path}")
     data = Path(path).read_bytes()
@@ -160,7 +163,7 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 
 def _paint(mask: Image.Image, data: bytes, path: str, picture: Image.Image, picture_path: str) -> Tensor:
-    """Returns where a mask says that the picture is repainted, ``[1, 1, H, W]`` in [0, 1]."""
+    """Returns a mask as a tensor ``[1, 1, H, W]`` in [0, 1], after checks of its size and transparency."""
     if mask.size != picture.size:
         got, expected = ("x".join(map(str, each.size)) for each in (mask, picture))
         raise ValueError(f"mask {path} has {got} pixels, expected the {expected} of {picture_path}")

@@ -1,8 +1,9 @@
-"""Is a sample a copy? How like it is to the rows of the database, a mark above a threshold, other seeds for the marked.
+"""Copy detection: scores each sample against the database, flags near-copies, optionally redraws them.
 
-Likeness is the cosine of embeddings, of the picture as it is written and of a row, in the embedder's space of images.
-Somepalli et al. 2023 look for replicated training pictures in this way, by the nearest one in the space of a
-descriptor. What no row shows is not found: pictures that the model was trained on are compared as far as they are rows.
+The score is the cosine similarity between the embedding of a sample, rounded to 8 bits as in its file, and the
+embedding of a database row. Somepalli et al. 2023 detect replicated training images in the same way: they look up the
+nearest one in the feature space of a descriptor. The check covers database rows only. A copy of a training image that
+is not a row of the database is not detected.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from rdm.retrieval.retriever import Retriever
 from rdm.sampling.generate import Draw
 from rdm.sampling.settings import THRESHOLD
 
-DIGITS = 4  # of a likeness: what lies beyond differs between machines
+DIGITS = 4  # decimal places that a similarity is rounded to; further ones differ between machines
 
 
 @dataclass(frozen=True)
 class CopyCheck:
-    """What becomes of a sample that is like a row.
+    """The options of copy detection.
 
     Attributes:
-        threshold: likeness to the nearest row from which a sample is marked as a copy of it.
-        redraws: how often a marked sample is drawn again, with other seeds.
+        threshold: a sample is flagged as a copy if its similarity to the nearest row is at least this.
+        redraws: the largest number of times that a flagged sample is redrawn, each time with another seed.
     """
 
     threshold: float = THRESHOLD
@@ -39,14 +40,14 @@ class CopyCheck:
 
 @dataclass(frozen=True)
 class Likeness:
-    """What a sample was found to be like.
+    """The result of copy detection for one sample. Similarities are cosines, rounded.
 
     Attributes:
         row: the nearest row of the whole database.
-        similarity: likeness to it, rounded.
-        neighbours: likeness to each neighbour that the sample was made of, rounded.
-        threshold: of the check.
-        rejected: seeds that gave copies before.
+        similarity: the similarity of the sample to this row.
+        neighbours: the similarity of the sample to each of its own neighbours.
+        threshold: the threshold of the check, see :class:`CopyCheck`.
+        rejected: the seeds of earlier draws of this sample, which were flagged as copies.
     """
 
     row: int
@@ -57,17 +58,19 @@ class Likeness:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the sample is marked as a copy of the nearest row."""
+        """Whether the sample is flagged as a copy of the nearest row."""
         return self.similarity >= self.threshold
 
 
 def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, threshold: float) -> Likeness:
-    """Returns what a sample is like; it depends on no other image, to the last bit.
+    """Returns the similarity of a sample to the nearest row and to its neighbours.
+
+    Samples are embedded one at a time, so the result does not depend on any other sample.
 
     Args:
-        image: ``[3, H, W]`` in [-1, 1].
-        neighbours: vectors of its own neighbours, ``[K, D] float32``.
-        retriever: embedder and index; all rows are searched, also where neighbours come from some alone.
+        image: the sample, ``[3, H, W]`` in [-1, 1].
+        neighbours: the embeddings of its own neighbours, ``[K, D] float32``.
+        retriever: embedder and index. All rows are searched, even if neighbours are restricted to some of the rows.
         threshold: see :class:`CopyCheck`.
     """
     vector = embed_sample(image, retriever.embedder)
@@ -82,28 +85,28 @@ def compare(image: Tensor, neighbours: np.ndarray, retriever: Retriever, thresho
 
 
 def embed_sample(image: Tensor, embedder: Embedder) -> np.ndarray:
-    """Returns the vector of a sample ``[3, H, W]`` in [-1, 1] as it is written, ``[1, D] float32``."""
+    """Returns the embedding ``[1, D] float32`` of a sample ``[3, H, W]`` in [-1, 1], rounded to 8 bits."""
     return embed_images(embedder, [as_written(image)], ["the sample"])
 
 
 def as_written(image: Tensor) -> Tensor:
-    """Returns an image ``[3, H, W]`` in [-1, 1] as a file of 8 bits gives it back."""
+    """Returns an image ``[3, H, W]`` in [-1, 1] rounded to 8 bits, as its file stores it."""
     return from_uint8(to_uint8(image))
 
 
 def draw_checked(
     draw: Draw, seeds: Sequence[int], neighbours: Tensor, retriever: Retriever, check: CopyCheck | None
 ) -> tuple[Tensor, list[int], list[Likeness] | None]:
-    """Returns images, the seeds that they were drawn with in the end, and what they are like, if that is checked.
+    """Returns images, the seeds of their last draws, and the results of copy detection (None without a check).
 
-    A sample that is still marked after the last redraw is kept, marked.
+    A sample that is still flagged after the last redraw is returned, with its flag.
 
     Args:
-        draw: makes images.
+        draw: the function that samples images.
         seeds: the first seed of each image.
-        neighbours: of each image, ``[B, K, D]``.
+        neighbours: the embeddings of each image's neighbours, ``[B, K, D]``.
         retriever: see :func:`compare`.
-        check: threshold and number of redraws; None compares none.
+        check: threshold and number of redraws; None turns copy detection off.
     """
     drawn, vectors = list(seeds), neighbours.float().cpu().numpy()
     images = draw(range(len(drawn)), drawn)
@@ -125,6 +128,6 @@ def draw_checked(
 
 
 def further_seed(seed: int, attempt: int) -> int:
-    """Returns the seed of an image's n-th redraw, 0 to 2**32 - 1: a function of its own first seed and of n."""
+    """Returns the seed of an image's n-th redraw, 0 to 2**32 - 1. It depends only on n and the image's first seed."""
     digest = hashlib.sha256(f"redraw {attempt} of {seed}".encode()).digest()
     return int.from_bytes(digest[:4], "big")

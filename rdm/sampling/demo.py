@@ -1,4 +1,4 @@
-"""One picture of everything a model can do: text, class and unconditional samples beside their neighbours."""
+"""The demo picture: text, class-conditional and unconditional samples next to their neighbours."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
     Args:
         checkpoints: files or folders, see ``rdm.loading.find_checkpoint``.
         prompts: texts.
-        classes: class names of the database.
-        outdir: where ``demo.png`` goes.
+        classes: names of classes of the database.
+        outdir: the folder that ``demo.png`` is written to.
     """
     columns = [sheet(Pipeline.load(checkpoint), prompts, classes) for checkpoint in checkpoints]
     page = Image.new("RGB", (sum(c.width for c in columns) + 10 * (len(columns) - 1), columns[0].height), "white")
@@ -44,7 +44,7 @@ def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[
 
 
 def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Image.Image:
-    """Returns the labelled samples of one model."""
+    """Returns a picture of the labelled samples of one model."""
     settings = Settings(batch_size=6)
     folder = loaded.path.parent if loaded.path.parent.name != "checkpoints" else loaded.path.parents[1]
     twice = [name for name in classes for _ in range(2)]
@@ -68,7 +68,7 @@ def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Ima
 
 
 def side_by_side(samples: Samples, loaded: Loaded) -> Tensor:
-    """Returns a grid ``[3, H, W] uint8`` of samples and neighbours, two samples a row."""
+    """Returns a grid ``[3, H, W] uint8`` of samples and their neighbours, with two samples in a row."""
     shown = pictures(loaded.retriever.database, samples.request.retrieved.rows, samples.images.shape[-1])
     both = torch.cat([samples.images[:, None], shown], dim=1)
     return image_grid({"left": both[0::2], "right": both[1::2]})

@@ -1,4 +1,4 @@
-"""Edits of a picture: inpainting, outpainting, image-to-image, and another thing in the pose of an inverted picture."""
+"""Edits of a picture: inpainting, outpainting, image-to-image and DDIM inversion."""
 
 from __future__ import annotations
 
@@ -37,32 +37,33 @@ def edit(
     negative: str | None = None,
     negative_weight: float = NEGATIVE_WEIGHT,
 ) -> Request:
-    """Asks for n images made of a picture in a file.
+    """Requests n images that are edits of a picture.
 
-    They are painted with the neighbours of the prompt or, without one, of what stays of the picture. An inversion sees
-    the picture's own neighbours, without guidance. Without a prompt the images are sampled in the same way, so that the
-    noise gives the picture back.
+    The neighbours are those of the prompt. Without a prompt, they are those of the kept part of the picture. During an
+    inversion the context is the picture's own neighbours, and there is no guidance. If an inversion has no prompt, the
+    images are sampled with the same context and without guidance, which reconstructs the picture.
 
     Args:
         loaded: model and database.
-        picture: a file.
+        picture: the file of the picture.
         n: number of images.
-        prompt: a text.
-        k: neighbours of each image.
-        seed: of the first image.
-        mask: see :func:`rdm.sampling.canvas.open_canvas`, like all up to ``invert``.
+        prompt: the text that neighbours are looked up with.
+        k: number of neighbours of each image.
+        seed: the seed of the first image.
+        mask: see :func:`rdm.sampling.canvas.open_canvas`; this also holds for the arguments up to ``invert``.
         outpaint: see there.
         size: see there.
         strength: see there.
         repeats: see there.
         invert: see there.
-        tokens: what the model sees, see :func:`rdm.sampling.ways.texts`.
-        negative: a text that neighbours are looked up away from.
-        negative_weight: how far.
+        tokens: what the context consists of, see :func:`rdm.sampling.ways.texts`.
+        negative: a negative prompt. It enters the query vector for the neighbours with a negative weight.
+        negative_weight: the magnitude of this weight; the prompt or the picture has the weight 1.
 
     Raises:
-        FileNotFoundError: there is no such picture or mask.
-        ValueError: a mask of another size, sides that the model cannot make, or options that contradict each other.
+        FileNotFoundError: the picture or the mask does not exist.
+        ValueError: the mask has another size, the model cannot make images of this size, or options contradict each
+            other.
     """
     k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
     canvas = open_canvas(
@@ -76,7 +77,7 @@ def edit(
         options: dict[str, Any] = {"tokens": tokens, "negative": negative, "negative_weight": negative_weight}
         return replace(texts(loaded, [prompt] * n, k=k, seed=seed, **options), canvas=canvas)
     if tokens != "neighbours":
-        raise ValueError(f"got tokens '{tokens}' without a prompt, expected neighbours; give a prompt")
+        raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
     query = image_queries(embedder, canvas.visible().to(model.device))
     asked: dict[str, Any] = {"way": "edit", "k": k}
     if negative:
@@ -88,10 +89,10 @@ def edit(
 
 
 def check_sides(loaded: Loaded, canvas: Canvas) -> None:
-    """Checks that a model makes images of a canvas' size.
+    """Checks that a model can make images of the size of a canvas.
 
     Raises:
-        ValueError: it does not.
+        ValueError: the model cannot.
     """
     try:
         loaded.latent_shape_of(*canvas.picture.shape[2:])
@@ -100,22 +101,22 @@ def check_sides(loaded: Loaded, canvas: Canvas) -> None:
 
 
 def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
-    """Returns a canvas whose picture is inverted while the model sees these rows of the database."""
+    """Returns the canvas with the given database rows as the context of the inversion."""
     neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
     context = loaded.diffusion.conditioner(neighbours.embeddings, include_query=False)
     return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 
 def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
-    """Returns how close the first image is to the picture it was made of, and how close the first stage alone gets.
+    """Returns the PSNR between the first image and the edited picture, and that of the first stage's reconstruction.
 
-    Both are PSNRs in dB over all pixels.
+    Both are in dB over all pixels. The second one is the PSNR that the first stage reaches without sampling.
 
     Raises:
-        ValueError: the samples were not made of a picture.
+        ValueError: the samples are not edits of a picture.
     """
     if samples.request.canvas is None:
-        raise ValueError("got samples that were made of no picture, expected those of an edit")
+        raise ValueError("got samples of a request without a picture, expected samples of an edit")
     picture, model = samples.request.canvas.picture, loaded.diffusion
     alone = model.to_image(model.to_latent(picture.to(model.device))).clamp(-1, 1).cpu()
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

@@ -1,4 +1,4 @@
-"""From contexts to images: a model samples them batch by batch."""
+"""Generation: a model samples the images of a request batch by batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
-"""(places of images in a request, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
+"""A function that samples: (indices of images in a request, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
 
 
 def generate(
@@ -31,19 +31,20 @@ def generate(
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
 
-    A last batch is filled up, so an image depends on the batch size in its last bits, but on no other image.
+    The last batch is padded to the full batch size. An image therefore does not depend on the other images of its
+    batch; only its last bits depend on the batch size.
 
     Args:
         model: the model.
-        context: ``[B, L, D]``.
-        latent_shape: ``(C, h, w)``.
-        seeds: one for each image; image i depends on its seed and context, not on the batch.
-        settings: of the model, see :meth:`Settings.for_model`.
-        part: ``[B, l, D]``, a part of each context that is guided by a scale of its own, ``text_scale``.
+        context: the context of each image, ``[B, L, D]``.
+        latent_shape: the shape of one latent, ``(C, h, w)``.
+        seeds: the seed of each image.
+        settings: the settings, completed for this model by :meth:`Settings.for_model`.
+        part: the part of each context that has its own guidance scale ``text_scale``, ``[B, l, D]``.
         options: further arguments of the model's ``sample``: ``edit``, and a loaded ``weaker`` model.
 
     Raises:
-        ValueError: an option that makes no image; the weaker model has another latent.
+        ValueError: the model cannot sample with an option, or the latents of the weaker model have another shape.
     """
     options = {**settings.model_options(model.kind), **options}
     size, images = settings.batch_size or 1, []
@@ -52,7 +53,7 @@ def generate(
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = context[places].to(model.device)
         null = model.null_context(piece)
-        piece = piece if model.use_neighbours else null  # as it was trained
+        piece = piece if model.use_neighbours else null  # a model trained without neighbours sees this
         if part is not None and model.use_neighbours:
             options |= {"part": part[places].to(model.device), "part_scale": settings.text_scale}
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -62,10 +63,10 @@ def generate(
 
 
 def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
-    """Returns what draws images of a request: a function of their places in the request and of a seed for each.
+    """Returns the function that samples images of a request, given their indices in the request and their seeds.
 
     Raises:
-        ValueError: a size that the model cannot make, or a weaker model of another kind.
+        ValueError: the model cannot make images of this size, or the weaker model is autoregressive.
     """
     model, canvas = loaded.model, request.canvas
     size = (settings.height, settings.width) if canvas is None else canvas.picture.shape[2:]
@@ -85,17 +86,17 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
 
 
 def load_weaker(path: str) -> Model:
-    """Returns the weaker model of autoguidance.
+    """Returns the weaker model for autoguidance.
 
     Raises:
-        ValueError: it is an autoregressive one.
+        ValueError: the weaker model is autoregressive.
     """
     return as_diffusion(load_model(config_beside(Path(path))["model"], Path(path)), Path(path))
 
 
 @contextmanager
 def prepared(loaded: Loaded, settings: Settings) -> Iterator[Model]:
-    """Yields the model with the tiles and compiled networks that settings ask for, and takes them back at the end."""
+    """Yields the model with the tiling and compiled networks of the settings, and restores the model at the end."""
     model, before = loaded.model, loaded.model.first_stage_tile
     networks = model.compiled_networks() if settings.compile else []
     model.first_stage_tile = settings.tile or before

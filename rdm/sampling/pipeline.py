@@ -1,4 +1,4 @@
-"""The pipeline: a trained model and its database, which makes images when it is called with prompts."""
+"""The pipeline: a trained model with its database, which samples images when it is called with prompts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rdm.sampling.ways import texts
 
 
 class Pipeline(Loaded):
-    """A trained model and its database; attributes are those of :class:`rdm.loading.Loaded`.
+    """A trained model with its database. It has the attributes of :class:`rdm.loading.Loaded`.
 
-    Images of other requests than texts and edits are made by ``sample(pipeline, request, settings)``, see
-    :mod:`rdm.sampling.ways` and :func:`rdm.sampling.samples.sample`.
+    Call the pipeline to sample from texts, and :meth:`edit` to edit a picture. For all other requests, make a request
+    with :mod:`rdm.sampling.ways` and pass it to :func:`rdm.sampling.samples.sample`.
     """
 
     @classmethod
@@ -33,7 +33,7 @@ class Pipeline(Loaded):
         only: Sequence[str] = (),
         config: str | None = None,
     ) -> Pipeline:
-        """Returns a pipeline ready to sample, see :func:`rdm.loading.load`."""
+        """Returns a pipeline that is ready to sample, see :func:`rdm.loading.load`."""
         return cls(**vars(load(checkpoint, database, only, config)))
 
     def __call__(
@@ -49,21 +49,21 @@ class Pipeline(Loaded):
         negative_weight: float = NEGATIVE_WEIGHT,
         **settings: Any,
     ) -> list[Image.Image]:
-        """Returns an image for each prompt.
+        """Samples one image for each prompt.
 
         Args:
-            prompts: a text, or several.
-            neighbours: number of each text's neighbours that the model sees; as many as in training if not given.
-            seed: of the first image; image i has ``seed + i``.
-            tokens: what the model sees, see :func:`rdm.sampling.ways.texts`, like all up to ``negative_weight``.
+            prompts: one text or several.
+            neighbours: number of neighbours of each image; if not given, as many as in training.
+            seed: the seed of the first image; image i has the seed ``seed + i``.
+            tokens: see :func:`rdm.sampling.ways.texts`; this also holds for the arguments up to ``negative_weight``.
             image: see there.
             image_weight: see there.
             negative: see there.
             negative_weight: see there.
-            settings: ``scale``, ``steps``, ``sampler`` and all others of :class:`Settings`.
+            settings: the attributes of :class:`Settings`, such as ``scale``, ``steps`` and ``sampler``.
 
         Raises:
-            ValueError: an unknown setting, or one that makes no image.
+            ValueError: a setting is unknown or does not accept its value.
         """
         chosen = Settings.of(**settings)
         request = texts(
@@ -98,15 +98,15 @@ class Pipeline(Loaded):
         negative_weight: float = NEGATIVE_WEIGHT,
         **settings: Any,
     ) -> list[Image.Image]:
-        """Returns n images made of a picture in a file, with the neighbours of a prompt or of the picture itself.
+        """Samples n edits of a picture, with the neighbours of a prompt or of the picture itself.
 
         Args:
-            picture: a file.
-            prompt: a text.
+            picture: the file of the picture.
+            prompt: the text that neighbours are looked up with.
             n: number of images.
-            neighbours: see :meth:`__call__`, like ``seed`` and ``settings``.
-            seed: see there.
-            mask: see :func:`rdm.sampling.edit.edit`, like all up to ``negative_weight``.
+            neighbours: number of neighbours of each image; if not given, as many as in training.
+            seed: the seed of the first image; image i has the seed ``seed + i``.
+            mask: see :func:`rdm.sampling.edit.edit`; this also holds for the arguments up to ``negative_weight``.
             outpaint: see there.
             size: see there.
             strength: see there.
@@ -118,8 +118,8 @@ class Pipeline(Loaded):
             settings: see :meth:`__call__`.
 
         Raises:
-            FileNotFoundError: there is no such picture or mask.
-            ValueError: an unknown setting, or one that makes no image.
+            FileNotFoundError: the picture or the mask does not exist.
+            ValueError: a setting is unknown or does not accept its value, or options contradict each other.
         """
         chosen = Settings.of(**settings)
         request = edit(

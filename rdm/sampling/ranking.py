@@ -1,7 +1,8 @@
-"""The best of several: of the images drawn for a request, the one is kept whose embedding is nearest to the request.
+"""Re-ranking: samples several candidates for each image and keeps the one whose embedding is nearest to the query.
 
-Ramesh et al. 2021 (DALL-E, arXiv 2102.12092, section 2.6) rank the samples of a text so, by a contrastive model. The
-score is the cosine of two embeddings, of the picture as it is written and of what was asked for.
+The score is the cosine similarity between the embedding of a candidate, rounded to 8 bits as in its file, and the query
+vector. Ramesh et al. 2021 (DALL-E, arXiv 2102.12092, section 2.6) re-rank the samples of a text with a contrastive
+model in the same way.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from rdm.sampling.generate import Draw
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 
-STRIDE = 2654435769  # 2**32 over the golden ratio: modulo 2**32, its multiples keep far apart
-SAME: dict[str, Any] = {"temperature": 0, "top_k": 1, "strength": 0, "invert": True}  # one image of all seeds
+STRIDE = 2654435769  # 2**32 over the golden ratio; its multiples modulo 2**32 are far from one another
+# Values with which every seed gives the same image.
+SAME: dict[str, Any] = {"temperature": 0, "top_k": 1, "strength": 0, "invert": True}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the images drawn for a request.
+    """One candidate for an image.
 
     Attributes:
-        seed: that it was drawn with.
-        score: cosine of its embedding and the request's, rounded.
-        is_copy: whether it is marked as a copy of a row; None where that was not checked.
+        seed: the seed that the candidate was sampled with.
+        score: the cosine similarity between its embedding and the query vector, rounded.
+        is_copy: whether it is flagged as a copy of a database row; None if copy detection is off.
     """
 
     seed: int
@@ -40,29 +42,32 @@ class Candidate:
 
 
 def check_best_of(settings: Settings, request: Request) -> None:
-    """Checks that candidates can be drawn that are not all the same image.
+    """Checks that the candidates for an image can differ from one another.
 
     Raises:
-        ValueError: several candidates with a setting or a request by which every seed makes the same image.
+        ValueError: several candidates are asked for, but with this setting or request every seed gives the same image.
     """
     if settings.best_of == 1:
         return
     if len(request.seeds) > 1 and len(set(request.seeds)) == 1:
-        raise ValueError(f"got best_of={settings.best_of} for images of one seed, expected 1; leave it out")
+        raise ValueError(
+            f"got best_of={settings.best_of} for images that share one seed, expected 1; leave out best_of"
+        )
     edit = {} if request.canvas is None else request.canvas.about
     values = {"temperature": settings.temperature, "top_k": settings.top_k, **edit}
     for name, value in SAME.items():
         if values.get(name) == value:
             raise ValueError(
-                f"got best_of={settings.best_of} with {name}={value}, by which all seeds make one image; leave it out"
+                f"got best_of={settings.best_of} with {name}={value}, for which every seed gives the same image; "
+                "leave out best_of"
             )
 
 
 def candidate_seed(seed: int, number: int) -> int:
-    """Returns the seed of an image's candidate: its own for number 0, ``(seed + number * STRIDE) % 2**32`` for others.
+    """Returns the seed of a candidate: the image's own for number 0, ``(seed + number * STRIDE) % 2**32`` for others.
 
-    It depends on nothing beside the image, nor on how many candidates there are. Images of consecutive seeds share none
-    as long as images times candidates are fewer than a billion, with up to 10,000 candidates.
+    The seed depends neither on other images nor on the number of candidates. With up to 10,000 candidates, images with
+    consecutive seeds share no candidate seed while images times candidates are fewer than a billion.
     """
     return (seed + number * STRIDE) % 2**32 if number else seed
 
@@ -76,20 +81,20 @@ def draw_best(
     n: int,
     queries: Tensor | None,
 ) -> tuple[Tensor, list[int], list[Likeness] | None, list[tuple[Candidate, ...]] | None]:
-    """Returns the best image of each request, its seed, what it is like, and all candidates where there are several.
+    """Returns the best candidate for each image, its seed, its copy detection, and all candidates (None if n is 1).
 
-    Each candidate is drawn and checked as an image alone is, see :func:`draw_checked`, so one that is like a row may be
-    drawn again. Of those that are not marked as a copy the one with the highest score is kept, the first of equal ones;
-    where all are marked, of them all.
+    Each candidate is sampled and checked like a single image, see :func:`draw_checked`; a flagged one may be redrawn.
+    The candidate with the highest score among those that are not flagged as a copy is kept. If all are flagged, the one
+    with the highest score is kept. If scores are equal, the first is kept.
 
     Args:
-        draw: makes images.
+        draw: the function that samples images.
         seeds: the first seed of each image; see :func:`candidate_seed`.
-        neighbours: of each image, ``[B, K, D]``.
-        retriever: its embedder scores.
+        neighbours: the embeddings of each image's neighbours, ``[B, K, D]``.
+        retriever: provides the embedder for the scores, and the index for copy detection.
         check: see :func:`draw_checked`.
-        n: candidates of each image.
-        queries: what each image is asked to be near to, ``[B, D]``; None for the mean direction of its neighbours.
+        n: number of candidates for each image.
+        queries: the query vector of each image, ``[B, D]``; None takes the mean direction of its neighbours.
     """
     if n == 1:
         return *draw_checked(draw, seeds, neighbours, retriever, check), None

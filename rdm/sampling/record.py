@@ -1,9 +1,11 @@
-"""The record that an image carries in its file: what it was made from, enough to name its sources and to make it again.
+"""The record in an image file: it names the sources of the image and holds everything needed to reproduce it.
 
-A neighbour's ``similarity`` is to the query, its ``likeness`` to the image; ``copy`` is about the row most like it.
-Format 2 has the complete settings of sampling, and nothing else, under ``settings``; its ``query`` names the image, and
-its ``prompt`` is the text that the model saw. Format 1 is still read: it has tokens and the edited picture under
-``settings``, leaves out settings that were not given, and has one text in place of query and prompt.
+In a record, the ``similarity`` of a neighbour is its similarity to the query, and its ``likeness`` is its similarity to
+the image. ``copy`` is the result of copy detection, about the row nearest to the image.
+
+Format 2 stores the complete sampling settings, and only these, under ``settings``. Its ``query`` is the name of the
+image, and its ``prompt`` is the text that the model saw. Format 1 can still be read. It stores tokens and the edited
+picture under ``settings``, omits settings that were not given, and has one text instead of query and prompt.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from rdm.sampling.ways import picture_queries, retrieved_rows
 LOG = logging.getLogger(__name__)
 FORMAT = 2
 READ = (1, 2)
-KEYWORD = "rdm"  # of the text in a PNG file
+KEYWORD = "rdm"  # keyword of the text chunk in a PNG file
 ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
@@ -52,22 +54,21 @@ def save(
     per_row: int | None = None,
     neighbours: bool = False,
 ) -> Path:
-    """Writes single images, ``<name>-grid.png`` with the neighbours beside each sample, and ``<name>.json``.
+    """Writes each image to a file, the contact sheet to ``<name>-grid.png`` and all records to ``<name>.json``.
 
-    Each image carries its own record (:func:`read_record`); the JSON file repeats them all. An image that is marked
-    as a copy has a red frame in the grid, and is named in a warning. Where samples were made of a picture, the grid
-    shows it before each of them.
+    Each image file also holds its own record, see :func:`read_record`. The contact sheet is described in
+    :mod:`rdm.sampling.sheet`. A warning names the images that are flagged as copies.
 
     Args:
         samples: the images.
-        loaded: what they were made with.
-        outdir: the folder.
-        name: what the names of files begin with.
-        per_row: the grid shows the images alone, so many in a row.
-        neighbours: write the neighbours' pictures as ``<name>-<number>-neighbour-<place>.png``, too.
+        loaded: the model and database that the images were sampled with.
+        outdir: the folder of the files.
+        name: the prefix of the file names.
+        per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
+        neighbours: whether to write the neighbours' pictures as well, to ``<name>-<number>-neighbour-<place>.png``.
 
     Returns:
-        the path of the grid.
+        the path of the contact sheet.
     """
     outdir, database = Path(outdir), loaded.retriever.database
     common = about_the_run(samples, loaded)
@@ -103,7 +104,7 @@ def save(
         f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")
     ]
     if copies:
-        LOG.warning("%d of %d images are marked as copies: %s", len(copies), len(records), ", ".join(copies))
+        LOG.warning("%d of %d images are flagged as copies: %s", len(copies), len(records), ", ".join(copies))
     return grid
 
 
@@ -120,7 +121,7 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
 
 
 def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
-    """Returns what the records of images that were made together have in common."""
+    """Returns the entries that the records of all images of one call have in common."""
     database, request, settings = loaded.retriever.database, samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -145,11 +146,11 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
 
 
 def read_record(image: str | Path) -> dict[str, Any]:
-    """Returns the record that an image carries.
+    """Returns the record in an image file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no image of ours, or one of another version.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not an image, or has no record or a record of an unknown format.
     """
     path = Path(image)
     if not path.is_file():
@@ -168,8 +169,8 @@ def read_record(image: str | Path) -> dict[str, Any]:
 
 
 def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a record of format 1 as format 2 has it."""
-    settings = {"scale": 1.0, "copy_threshold": None, **record["settings"]}  # what was not given had these values
+    """Returns a record of format 1 converted to format 2."""
+    settings = {"scale": 1.0, "copy_threshold": None, **record["settings"]}  # the defaults at that time
     if settings.get("weaker"):
         settings = {"weaker_scale": 1.0, **settings}
     names = ("tokens", "edit", "query_picture", "weaker_sha256")
@@ -183,21 +184,21 @@ def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
 def make_again(
     record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None
 ) -> tuple[Samples, Pipeline]:
-    """Returns the image of a record, made again, and what it was made with.
+    """Reproduces the image of a record; returns it with the pipeline that sampled it.
 
     Args:
-        record: what :func:`read_record` returned.
-        ckpt: where the checkpoint is now, if it has moved.
-        database: likewise.
+        record: the record, see :func:`read_record`.
+        ckpt: the path of the checkpoint, if it has moved.
+        database: the path of the database, if it has moved.
 
     Raises:
-        FileNotFoundError: a checkpoint or the database is no longer there.
-        ValueError: there is another one in its place.
+        FileNotFoundError: a checkpoint or the database does not exist.
+        ValueError: a checkpoint or the database is not the one that the record names.
     """
     pipeline = Pipeline.load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
     _check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
-    # The seed is that of the image which was kept in the end: it is neither drawn again nor chosen once more.
+    # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.
     samples = sample(pipeline, request, replace(settings, best_of=1, reject_copies=0))
     copies, candidates = samples.copies, None
     if copies is not None:
@@ -209,10 +210,10 @@ def make_again(
 
 
 def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
-    """Checks that checkpoints, database and config are those that a record names.
+    """Checks that checkpoints, database and config have the fingerprints that a record names.
 
     Raises:
-        ValueError: one of them is another one.
+        ValueError: a fingerprint differs.
     """
     opened = loaded.retriever.database
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
@@ -227,11 +228,11 @@ def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
 
 
 def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
-    """Returns what the image of a record was asked for with; nothing is looked up again.
+    """Returns the request for the image of a record. Its neighbours are those in the record; none are looked up.
 
     Raises:
-        FileNotFoundError: a picture that it was made of is no longer there.
-        ValueError: there is another one in its place.
+        FileNotFoundError: a picture that the record names does not exist.
+        ValueError: a picture has another hash than in the record.
     """
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
@@ -259,12 +260,12 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
 
 
 def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Returns the images in a folder that its JSON records name, and those records without their images.
+    """Returns the images that the JSON records in a folder name, and these records without their entries for images.
 
-    Where there is no record, they are all pictures of the folder.
+    Without a record, all pictures in the folder are returned.
 
     Raises:
-        FileNotFoundError: no such folder, or no image in it.
+        FileNotFoundError: the folder does not exist or has no image.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -273,7 +274,7 @@ def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]
     for file in sorted(folder.glob("*.json")):
         try:
             record = read_json(file, "")
-        except ValueError:  # another's
+        except ValueError:  # a JSON file of another program
             continue
         if record.get("format") in READ and "images" in record:
             found += [folder / image["file"] for image in record.pop("images")]

@@ -1,4 +1,7 @@
-"""A request: neighbours, what the model sees of the query, and seeds. How images are sampled is not part of it."""
+"""A request for images: the neighbours, the query embeddings that the model sees, and the seeds.
+
+The settings of the sampler are not part of a request, see :mod:`rdm.sampling.settings`.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,28 @@ from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.canvas import Canvas
 
 TOKENS = ("neighbours", "text", "both", "picture")
-ALONE = ("text", "picture")  # contexts of a query without neighbours
+ALONE = ("text", "picture")  # the context is the query without neighbours
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A request for B images, made by a function of :mod:`rdm.sampling.ways`.
+    """A request for B images, made by a function of :mod:`rdm.sampling.ways` or :func:`rdm.sampling.edit.edit`.
 
     Attributes:
-        retrieved: neighbours of each image.
-        labels: name of each image in records and pictures of pictures.
-        seeds: one for each image.
-        asked: how the neighbours were looked up, for the record.
-        tokens: what the model sees: ``neighbours``, the query alone (``text`` or ``picture``), or ``both``, the query
-            and then its neighbours.
-        queries: what neighbours were looked up with, ``[B, D]``; None where they were not looked up.
-        query_tokens: embedding that the model sees in the query's place, ``[B, D]``, where ``tokens`` says so.
-        prompts: texts of these embeddings; None where they are of a picture.
-        query_picture: ``file`` and ``sha256`` of the picture that they are of.
-        canvas: picture that the images are made of.
+        retrieved: the neighbours of each image.
+        labels: the name of each image in its record.
+        seeds: the seed of each image.
+        asked: how the neighbours were looked up, as stored in the record.
+        tokens: what the context consists of: ``neighbours``, the query alone (``text`` or ``picture``), or ``both``,
+            the query followed by its neighbours.
+        queries: the query vectors that the neighbours were looked up with, ``[B, D]``; None without a look-up.
+        query_tokens: the query embeddings in the context, ``[B, D]``; needed unless ``tokens`` is ``neighbours``.
+        prompts: the texts of ``query_tokens``; None if they are embeddings of a picture.
+        query_picture: ``file`` and ``sha256`` of the picture of ``query_tokens``; None if they are texts.
+        canvas: the picture that is edited; None if nothing is edited.
 
     Raises:
-        ValueError: unknown tokens, or tokens of a query that is not there.
+        ValueError: ``tokens`` is unknown, or needs a query embedding that is missing.
     """
 
     retrieved: Retrieved
@@ -51,10 +54,13 @@ class Request:
     def __post_init__(self) -> None:
         check_tokens(self.tokens, TOKENS)
         if self.tokens != "neighbours" and self.query_tokens is None:
-            raise ValueError(f"got tokens '{self.tokens}' without a text or a picture to show, expected neighbours")
+            raise ValueError(
+                f"got tokens '{self.tokens}' without the embedding of a text or a picture, expected 'neighbours'; "
+                "give query_tokens"
+            )
 
     def context(self, conditioner: Conditioner) -> Tensor:
-        """Returns what the model sees, ``[B, L, D]``."""
+        """Returns the context of the model, ``[B, L, D]``."""
         neighbours = self.retrieved.embeddings
         if self.tokens == "neighbours":
             return conditioner(neighbours, include_query=False)
@@ -63,10 +69,10 @@ class Request:
 
 
 def check_tokens(tokens: str, known: Sequence[str]) -> None:
-    """Checks what a model is to see.
+    """Checks that a value of ``tokens`` is among the known ones.
 
     Raises:
-        ValueError: it is not among what is known.
+        ValueError: it is unknown.
     """
     if tokens not in known:
         raise ValueError(f"got tokens '{tokens}', expected {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""From a request to images: a context of what was retrieved, sampling, the copy check and the best of several."""
+"""Sampling: makes the images of a request, with copy detection and re-ranking."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with what they were made from.
+    """Images together with the request and the settings that they were sampled with.
 
     Attributes:
         images: ``[B, 3, H, W]`` in [-1, 1].
-        request: what was asked for.
-        settings: how they were sampled, with the model's own values where nothing was set.
-        seeds: seed of each image; it is not the request's where an image was drawn again, or chosen from several.
-        copies: result of each image's copy check; None where images were not checked.
-        candidates: what each image was chosen from; None where it is the only one.
+        request: the request.
+        settings: the settings, completed with the model's defaults.
+        seeds: the seed of each image. It differs from the request's if the image was redrawn or chosen by re-ranking.
+        copies: the result of copy detection for each image; None without copy detection.
+        candidates: the candidates for each image; None without re-ranking.
     """
 
     images: Tensor
@@ -39,12 +39,12 @@ class Samples:
 
 
 def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
-    """Returns one image for each set of neighbours of a request.
+    """Samples one image for each set of neighbours of a request.
 
     Raises:
-        FileNotFoundError: there is no weaker checkpoint.
-        ValueError: settings that the model does not take or that contradict the request; a size that the model cannot
-            make; or several candidates that would be one image.
+        FileNotFoundError: the weaker checkpoint does not exist.
+        ValueError: a setting does not apply to the model or contradicts the request, the model cannot make images of
+            this size, or all candidates for an image would be the same.
     """
     settings = settings_of(loaded, request, settings)
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
@@ -58,15 +58,15 @@ def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
 
 
 def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Settings:
-    """Returns settings completed for a model and a request, after a check that all three fit together.
+    """Returns the settings completed for a model and a request, and checks that model, request and settings fit.
 
     Raises:
-        FileNotFoundError: there is no weaker checkpoint.
+        FileNotFoundError: the weaker checkpoint does not exist.
         ValueError: see :func:`sample`.
     """
     if request.canvas is not None:
         comes_back = request.canvas.about["invert"] and request.prompts is None
-        scale = 1.0 if comes_back else settings.scale  # as it was inverted
+        scale = 1.0 if comes_back else settings.scale  # the inversion is unguided
         settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER, scale=scale)
     settings = settings.for_model(loaded.model)
     if settings.weaker is not None:
@@ -74,14 +74,15 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
     check_best_of(settings, request)
     if request.canvas is not None and (settings.height or settings.width):
         raise ValueError(
-            f"got height={settings.height} and width={settings.width} with a picture to edit, expected neither: images "
-            "have the size of the picture"
+            f"got height={settings.height} and width={settings.width} with a picture to edit, expected neither, as "
+            "images have the size of the picture; leave them out"
         )
     if settings.text_scale is not None and request.tokens != "both":
-        raise ValueError(
-            f"got text_scale={settings.text_scale} with a context of {request.tokens}, expected one of both"
-        )
+        raise ValueError(f"got text_scale={settings.text_scale} with tokens '{request.tokens}', expected tokens 'both'")
     guided = settings.scale != 1.0 or settings.text_scale not in (None, 1.0)
     if guided and not loaded.model.p_uncond:
-        LOG.warning("guidance leads away from a null that was never trained (p_uncond is 0); scale 1 does without")
+        LOG.warning(
+            "this model never saw the null context of classifier-free guidance in training (p_uncond is 0); "
+            "set scale to 1 to sample without guidance"
+        )
     return settings

@@ -1,7 +1,7 @@
-"""How images are sampled: every option with its default, its values and what it does, in one place.
+"""The sampling settings: every option with its default, its values and its help text, in one place.
 
-The command line, the Python interface and the record of an image all follow from :class:`Settings`; a new option is a
-field here and the code that uses it. Nothing heavy is imported, so that ``--help`` answers at once.
+The command line, the Python interface and the record of an image are all derived from :class:`Settings`. A new option
+is a new field here and the code that uses it. This module imports nothing slow, so ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ DIFFUSION, AUTOREGRESSION = "diffusion", "autoregression"
 PRECISIONS = ("32", "bf16")
 # The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
 THRESHOLD = 0.995
-# Defaults of what can be asked for, see rdm.sampling.ways and rdm.sampling.edit.
+# Defaults of the arguments of requests, see rdm.sampling.ways and rdm.sampling.edit.
 POOL = 20
 TOP_M = 0.2
 IMAGE_WEIGHT = NEGATIVE_WEIGHT = 0.5
 REPEATS = 4
-EDIT_SAMPLER = "ddim"  # an inversion follows its steps, and repainting wants many steps to fit what stays
+EDIT_SAMPLER = "ddim"  # an inversion reverses its steps, and repainting needs many steps to match the kept pixels
 
 
-# What reports of earlier versions call an option.
+# Names of options in reports of earlier versions -> present names.
 BEFORE = {"H": "height", "W": "width", "ddim_eta": "eta"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """The values that an option takes.
+    """The values that an option accepts.
 
     Attributes:
-        expected: the values in words.
-        read: makes a value of a word of the command line; raises ValueError where it is none.
-        fits: whether something is such a value.
+        expected: a description of the values for error messages.
+        read: converts a word of the command line to a value; raises ValueError if it cannot.
+        fits: whether a value is accepted.
     """
 
     expected: str
@@ -79,13 +79,13 @@ SWITCH = Value("true, false or the name of a backend", str, lambda value: isinst
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of a setting beside its name and default.
+    """The description of a setting, in addition to its name and default.
 
     Attributes:
-        what: what it does, in the words of ``--help``.
-        value: the values that it takes beside its default.
-        flags: its names on the command line, where they are not ``--`` and its name.
-        kind: the kind of model that alone takes it; None for every kind.
+        what: the help text.
+        value: the values that the setting accepts in addition to its default.
+        flags: its options on the command line; if empty, ``--`` followed by its name.
+        kind: the only kind of model that has this setting; None if every kind has it.
         command_line: further arguments of ``argparse``'s ``add_argument``.
     """
 
@@ -102,23 +102,23 @@ def option(default: Any, what: str, value: Value, *flags: str, kind: str | None 
 
 
 class Samplable(Protocol):
-    """What settings ask of a model."""
+    """The part of a model's interface that settings use."""
 
     kind: str
 
     def usual_options(self, sampler: str | None) -> dict[str, Any]:
-        """Returns the values of options that are None, for a sampler or the usual one."""
+        """Returns defaults for options that are None. They are for ``sampler``, or the model's default one if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How images are sampled; what is asked for is a :class:`rdm.sampling.request.Request`.
+    """The sampling settings. What the images show is given by a :class:`rdm.sampling.request.Request`.
 
-    Every attribute is an option of the sampling scripts under the same name; ``--help`` and docs/sampling.md say what
-    each one does.
+    Every attribute is an option of the sampling scripts under the same name. ``--help`` and docs/sampling.md describe
+    each one.
 
     Raises:
-        ValueError: a value that makes no image.
+        ValueError: a setting does not accept its value.
     """
 
     height: int | None = option(
@@ -181,10 +181,10 @@ class Settings:
         COUNT, metavar="N",
     )  # fmt: skip
     copy_threshold: float | None = option(
-        THRESHOLD, "similarity to a database row from which an image is marked as its copy", NUMBER_OR_NONE
+        THRESHOLD, "similarity to a database row from which an image is flagged as a copy of it", NUMBER_OR_NONE
     )
     reject_copies: int = option(
-        0, "draw an image that is marked as a copy again, at most TIMES times (5 times if no number is given)",
+        0, "draw an image that is flagged as a copy again, at most TIMES times (5 times if no number is given)",
         COUNT_OR_NONE, "--reject-copies", nargs="?", const=5, metavar="TIMES",
     )  # fmt: skip
     batch_size: int | None = option(
@@ -213,10 +213,10 @@ class Settings:
 
     @classmethod
     def of(cls, **options: Any) -> Settings:
-        """Returns settings of options by name.
+        """Returns settings with the given options, by name.
 
         Raises:
-            ValueError: there is no option of that name; names the nearest one.
+            ValueError: there is no option with a given name; the message names the nearest one.
         """
         known = [each.name for each in fields(cls)]
         for name in options:
@@ -228,15 +228,15 @@ class Settings:
 
     @classmethod
     def of_command_line(cls, given: Mapping[str, Any]) -> Settings:
-        """Returns the settings of a command line by name, such as ``vars(args)``; what it lacks has its default."""
+        """Returns the settings of parsed command-line options, such as ``vars(args)``; missing ones have defaults."""
         given = {BEFORE.get(name, name): value for name, value in given.items()}
         return cls.from_record({name: value for name, value in given.items() if name in OPTIONS})
 
     def for_model(self, model: Samplable) -> Settings:
-        """Returns the settings with the model's own values where these say nothing.
+        """Returns the settings completed with the model's defaults where they are None.
 
         Raises:
-            ValueError: an option for the other kind of model was set.
+            ValueError: an option is set that only the other kind of model has.
         """
         articles = {DIFFUSION: "a diffusion model", AUTOREGRESSION: "an autoregressive model"}
         for each in fields(self):
@@ -250,28 +250,28 @@ class Settings:
         return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
     def model_options(self, kind: str) -> dict[str, Any]:
-        """Returns the options that a kind of model takes itself, by name."""
+        """Returns the options for the ``sample`` method of a kind of model, by name."""
         return {"scale": self.scale} | {
             each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind == kind
         }
 
     def record(self, kind: str) -> dict[str, Any]:
-        """Returns the settings that a kind of model has, as JSON holds them."""
+        """Returns the settings that apply to a kind of model, as JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind in (None, kind)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Settings:
-        """Returns the settings of a record.
+        """Returns the settings in a record.
 
         Raises:
-            ValueError: it has an option that these settings do not have.
+            ValueError: the record has an unknown option.
         """
         return cls.of(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})
 
 
 def option_of(setting: Any) -> Option:
-    """Returns what is known of a field of :class:`Settings`."""
+    """Returns the description of a field of :class:`Settings`."""
     found: Option = setting.metadata["option"]
     return found
 

@@ -1,7 +1,7 @@
-"""One picture of all samples, to be looked at: each beside the neighbours it looked at, or they alone in rows.
+"""Contact sheet: one picture that shows every sample next to its neighbours, or the samples alone in a grid.
 
-Before a sample stands the picture that it was made of, where there is one. Copies have a red frame. Neighbours that no
-sample looked at, as its context was a query alone, are left out.
+The sample of an edit has the edited picture to its left. A sample that is flagged as a copy has a red frame. Neighbours
+are left out if the model did not see them because the context was the query alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ RED = (220, 0, 0)
 
 
 def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = None) -> Tensor:
-    """Returns the picture, ``[3, H', W'] uint8``.
+    """Returns the contact sheet, ``[3, H', W'] uint8``.
 
     Args:
         samples: the images.
-        database: where the pictures of their neighbours come from.
-        per_row: show the images without their neighbours, so many in a row.
+        database: provides the pictures of the neighbours.
+        per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
     """
     images, (height, width), first = samples.images, samples.images.shape[2:], 0
     canvas = samples.request.canvas
@@ -50,7 +50,7 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
 
 
 def frame(page: Tensor, top: int, left: int, height: int, width: int) -> None:
-    """Colours the gap around a picture of the page red; ``top`` and ``left`` are where the gap begins."""
+    """Colours the gap around a picture on the page red; the gap begins at ``top`` and ``left``."""
     outside = page[:, top : top + height + 2 * GAP, left : left + width + 2 * GAP]
     inside = outside[:, GAP:-GAP, GAP:-GAP].clone()
     outside[:] = torch.tensor(RED, dtype=page.dtype)[:, None, None]

@@ -1,7 +1,7 @@
-"""The ways to ask for images. They differ in how the query vectors are made; each returns a :class:`Request`.
+"""Functions that make requests: from texts, an image, rows, classes or popular rows. Each returns a :class:`Request`.
 
-All take the loaded model first. ``k`` is the number of neighbours of each image, as many as in training where it is not
-given; ``seed`` is that of the first image, and image i has ``seed + i``.
+The first argument is always the loaded model. ``k`` is the number of neighbours of each image; if not given, it is as
+large as in training. ``seed`` is the seed of the first image; image i has the seed ``seed + i``.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ def texts(
     negative: str | None = None,
     negative_weight: float = NEGATIVE_WEIGHT,
 ) -> Request:
-    """Asks for one image of every text.
+    """Requests one image for each text.
 
     Args:
         loaded: model and database.
-        prompts: texts.
-        k: neighbours of each image.
-        seed: of the first image.
-        tokens: what the model sees: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt, then the
-            neighbours).
-        image: a picture in a file; neighbours are looked up between the prompt and it.
-        image_weight: weight of the picture, where the prompt has 1.
-        negative: a text that neighbours are looked up away from.
-        negative_weight: how far, where the prompt has 1.
+        prompts: the texts.
+        k: number of neighbours of each image.
+        seed: the seed of the first image.
+        tokens: what the context consists of: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt
+            followed by the neighbours).
+        image: the file of a picture. Neighbours are then looked up with a weighted mean of the prompt and the picture.
+        image_weight: the weight of the picture; the prompt has the weight 1.
+        negative: a negative prompt. It enters the query vector for the neighbours with a negative weight.
+        negative_weight: the magnitude of this weight; the prompt has the weight 1.
 
     Raises:
-        FileNotFoundError: there is no such picture.
-        ValueError: no prompt, an empty one, or unknown tokens.
+        FileNotFoundError: the picture does not exist.
+        ValueError: there is no prompt, a prompt is empty, or ``tokens`` is unknown.
     """
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError("got an empty prompt, expected some words")
@@ -84,7 +84,7 @@ def texts(
 
 
 def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = None, seed: int = 0) -> Request:
-    """Asks for n images on the way from one text to another; all have one seed.
+    """Requests n images that interpolate between two texts. All have the same seed.
 
     Raises:
         ValueError: n is below 2, or a text is empty.
@@ -107,20 +107,20 @@ def image(
     seed: int = 0,
     tokens: str = "neighbours",
 ) -> Request:
-    """Asks for n variations of a picture in a file.
+    """Requests n variations of a picture.
 
     Args:
         loaded: model and database.
-        picture: a file.
+        picture: the file of the picture.
         n: number of images.
-        k: neighbours of each image.
-        seed: of the first image.
-        tokens: what the model sees: ``neighbours``, ``picture`` (the picture itself) or ``both`` (the picture, then its
-            neighbours).
+        k: number of neighbours of each image.
+        seed: the seed of the first image.
+        tokens: what the context consists of: ``neighbours``, ``picture`` (the picture alone) or ``both`` (the picture
+            followed by its neighbours).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or other tokens.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a picture, or ``tokens`` is unknown.
     """
     check_tokens(tokens, ("neighbours", "picture", "both"))
     queries = picture_queries(loaded, picture).expand(n, -1)
@@ -138,10 +138,10 @@ def image(
 
 
 def rows(loaded: Loaded, numbers: Sequence[int], n: int, *, seed: int = 0) -> Request:
-    """Asks for n images with these rows of the database in place of neighbours.
+    """Requests n images that use the given database rows as neighbours.
 
     Raises:
-        ValueError: there is no such row.
+        ValueError: a row does not exist.
     """
     tiled = np.tile(np.array(numbers, dtype=np.int64), (n, 1))
     retrieved = retrieved_rows(loaded, tiled, np.ones(tiled.shape, np.float32))
@@ -159,21 +159,21 @@ def classes(
     seed: int = 0,
     tokens: str = "neighbours",
 ) -> Request:
-    """Asks for one image of every class.
+    """Requests one class-conditional image for each name.
 
     Args:
         loaded: model and database.
         names: class names, see :func:`rdm.retrieval.classes.class_names`.
-        k: neighbours of each image.
-        pool: see ``by``.
+        k: number of neighbours of each image.
+        pool: with ``by="text"``, the number of nearest rows that neighbours are drawn from.
         by: ``text`` draws k neighbours from the ``pool`` rows nearest to the sentence of the class (Blattmann et al.
-            2022, section 3.2); ``label`` takes rows that are stored under the class, see
+            2022, section 3.2); ``label`` takes rows that the database stores under the class, see
             :func:`rdm.retrieval.classes.labelled`.
-        seed: of the first image.
-        tokens: what the model sees: ``neighbours``, ``text`` (the sentence of the class) or ``both``.
+        seed: the seed of the first image.
+        tokens: what the context consists of: ``neighbours``, ``text`` (the sentence of the class) or ``both``.
 
     Raises:
-        ValueError: no such way or tokens, a class has fewer than k rows, or a pool of fewer than k.
+        ValueError: ``by`` or ``tokens`` is unknown, a class has fewer than k rows, or ``pool`` is smaller than k.
     """
     check_tokens(tokens, ("neighbours", "text", "both"))
     if by not in ("text", "label"):
@@ -182,7 +182,7 @@ def classes(
     sentences = class_texts([name.rpartition("/")[2] for name in names])
     asked = {"way": "class", "by": by, "k": k}
     shown: dict[str, Any] = {"tokens": tokens, "prompts": sentences}
-    if by == "label" and tokens == "neighbours":  # needs no embedder
+    if by == "label" and tokens == "neighbours":  # the embedder need not be loaded
         return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
     queries = text_queries(loaded.retriever.embedder, sentences)
     shown["query_tokens"] = queries
@@ -201,17 +201,18 @@ def popular(
     weighted: bool = False,
     seed: int = 0,
 ) -> Request:
-    """Asks for n images of no particular thing: unconditional samples (Blattmann et al. 2022, section 3.2).
+    """Requests n unconditional samples (Blattmann et al. 2022, section 3.2).
 
-    Queries are rows of the database, drawn from those that are most often the neighbour of a training image.
+    The queries are database rows, drawn from the most popular ones. The popularity of a row is the number of times that
+    it is the neighbour of a training image.
 
     Args:
         loaded: model and database.
         n: number of images.
-        k: neighbours of each image.
-        top_m: draw from this fraction (a float) or number (an int) of the most popular rows.
-        weighted: draw in proportion to popularity.
-        seed: of the first image and of the rows that are drawn.
+        k: number of neighbours of each image.
+        top_m: the fraction (a float) or number (an int) of the most popular rows that queries are drawn from.
+        weighted: whether queries are drawn in proportion to popularity, instead of uniformly.
+        seed: the seed of the first image and of the draw of rows.
 
     Raises:
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
@@ -222,7 +223,7 @@ def popular(
 
 
 def popular_vectors(loaded: Loaded, n: int, *, top_m: float | int, weighted: bool, seed: int) -> Tensor:
-    """Returns vectors of popular rows, ``[n, D]``, as :func:`popular` draws them."""
+    """Returns the vectors of popular rows, ``[n, D]``, drawn as described in :func:`popular`."""
     database, among = loaded.retriever.database, loaded.retriever.rows
     counts = popularity(database, loaded.k)
     if among is not None:
@@ -232,23 +233,23 @@ def popular_vectors(loaded: Loaded, n: int, *, top_m: float | int, weighted: boo
 
 
 def retrieved_rows(loaded: Loaded, numbers: np.ndarray, scores: np.ndarray) -> Retrieved:
-    """Returns rows of the database as neighbours.
+    """Returns the given database rows as neighbours.
 
     Args:
         loaded: model and database.
-        numbers: ``[B, K] int64``.
-        scores: their similarities, ``[B, K] float32``.
+        numbers: the numbers of the rows, ``[B, K] int64``.
+        scores: the similarities of the rows to the query, ``[B, K] float32``.
     """
     vectors = torch.from_numpy(loaded.retriever.database.embeddings(numbers)).to(loaded.model.device)
     return Retrieved(vectors, numbers, scores)
 
 
 def picture_queries(loaded: Loaded, image: str | Path, sha256: str | None = None) -> Tensor:
-    """Returns the vector ``[1, D]`` of a picture in a file, embedded as pictures of the database are.
+    """Returns the embedding ``[1, D]`` of a picture in a file, processed like the pictures of the database.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or not the one with that hash.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a picture, or does not have the given hash.
     """
     path = Path(image)
     if not path.is_file():

@@ -51,7 +51,7 @@ def test_all_figures_of_a_network_are_ours(
     file = tmp_path / "weights.safetensors"
     network = classifier(pixels(pair.real, N), file) if kind == "classifier" else emoji_clip(unit=kind == "unit")
     own = feature_network(network.name)
-    (made, logits), (real, _) = (own.see(pixels(folder, N) / 127.5 - 1) for folder in (pair.made, pair.real))
+    (made, logits), (real, _) = (own.features(pixels(folder, N) / 127.5 - 1) for folder in (pair.made, pair.real))
     with torch.inference_mode():
         found = figures(pair, network)
     precision, thick = precision_recall(real, made), density_coverage(real, made)

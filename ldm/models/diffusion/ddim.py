@@ -1,4 +1,4 @@
-"""CompVis' call shape of DDIM sampling, over :mod:`ldm.models.diffusion.samplers`."""
+"""DDIM sampling with the arguments of CompVis' ``DDIMSampler``, by :mod:`ldm.models.diffusion.samplers`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ldm.models.diffusion.wrapper import Condition, Hybrid
 
 
 def as_condition(given: Any) -> Condition:
-    """Returns a condition for CompVis' forms of it: a tensor, a list of them, or lists under their kinds' names."""
+    """Returns the condition for CompVis' forms: a tensor, a list of tensors, or a mapping from kinds to lists."""
     if given is None or isinstance(given, Tensor):
         return given
     if not isinstance(given, Mapping):
@@ -30,7 +30,7 @@ def as_condition(given: Any) -> Condition:
 
 
 class DDIMSampler:
-    """Samples latents of a model; every count of steps gives exactly that many, see ``NoiseSchedule.timesteps``."""
+    """Samples latents of a model. The number of steps is always exactly ``S``, see ``NoiseSchedule.timesteps``."""
 
     name = "ddim"
 
@@ -60,7 +60,7 @@ class DDIMSampler:
         *,
         noise: Noise = torch.randn_like,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        """Returns latents ``[B, C, h, w]``, and some of the steps' x and estimates of x0.
+        """Returns latents ``[B, C, h, w]``, and lists of intermediate x and estimates of x0.
 
         Args:
             S: number of steps.
@@ -69,18 +69,18 @@ class DDIMSampler:
             conditioning: the condition, in any of the forms of :func:`as_condition`.
             callback: called with the number of every step.
             img_callback: called with every estimate of x0 and the step's number.
-            quantize_x0: put every estimate of x0 on the first stage's codes.
-            eta: share of fresh noise.
+            quantize_x0: replace every estimate of x0 by the nearest codes of the first stage.
+            eta: amount of new noise in each step.
             mask: ``[B, 1, h, w]``, 1 where ``x0`` is kept.
-            x0: the latent to keep.
-            temperature: scale of the fresh noise.
-            noise_dropout: share of its entries that are dropped.
-            verbose: without effect.
-            x_T: noise to start from.
-            log_every_t: steps between those returned.
-            unconditional_guidance_scale: 1 for no guidance.
-            unconditional_conditioning: the condition that means nothing.
-            noise: source of noise like a given tensor.
+            x0: the latent for the part that is kept.
+            temperature: factor of the new noise.
+            noise_dropout: dropout rate of the new noise.
+            verbose: has no effect.
+            x_T: initial noise.
+            log_every_t: number of steps between the returned intermediate results.
+            unconditional_guidance_scale: scale of classifier-free guidance; 1 for none.
+            unconditional_conditioning: the null condition, for guidance.
+            noise: a function from a tensor to standard normal noise of its shape.
         """
         model, schedule = self.model, self.model.schedule
         steps: dict[str, list[Tensor]] = {"x_inter": [], "pred_x0": []}

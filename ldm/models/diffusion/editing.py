@@ -1,7 +1,7 @@
-"""Editing: sampling that begins at a picture instead of noise, or keeps a part of it.
+"""Image-to-image and inpainting: sampling that starts from a picture, or keeps a part of a picture.
 
-All here is about latents ``[B, C, h, w]`` and works with any sampler: it starts elsewhere, takes fewer steps, or has an
-observer that puts the known part of the picture back after every step.
+The functions here use latents ``[B, C, h, w]`` and work with any sampler. They change where sampling starts and which
+times it takes, and add an observer that restores the known part of the picture after every step.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from ldm.models.diffusion.stepping import (
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A picture, and what of it is to stay.
+    """A picture, and options for image-to-image or inpainting with it.
 
     Attributes:
-        latent: of the picture, ``[1, C, h, w]``.
-        keep: ``[1, 1, h, w]``, 1 where the picture stays, 0 where it is painted anew; None paints all of it anew.
-        strength: sampling begins at this share of all times, with the picture under their noise (Meng et al. 2022,
-            SDEdit, arXiv 2108.01073): 0 leaves the picture as it is, 1 begins with noise alone, like any other sample.
+        latent: latent of the picture, ``[1, C, h, w]``.
+        keep: the mask ``[1, 1, h, w]``, 1 where the picture is kept, 0 where it is repainted; None repaints all of it.
+        strength: sampling starts at this fraction of all times, from the picture with the noise of that time (SDEdit,
+            Meng et al. 2022, arXiv 2108.01073). With 0, the picture is unchanged; with 1, sampling starts from noise.
         repeats: with ``keep``, how often each time is sampled, see :func:`keeping`; 1 is CompVis' inpainting.
-        invert: begin at the noise that DDIM makes the picture from, see :func:`invert`, instead of random noise.
-        context: what the model looks at while it inverts.
+        invert: start from the noise that DDIM inversion computes for the picture instead of random noise, see
+            :func:`invert`.
+        context: the condition of the model during inversion.
     """
 
     latent: Tensor
@@ -52,17 +53,18 @@ class Edit:
     def begin(
         self, noise: Tensor, schedule: NoiseSchedule, times: Sequence[int], seeds: Sequence[int], denoise: Denoiser
     ) -> tuple[Tensor, list[int], OnStep | None]:
-        """Returns where sampling starts ``[B, C, h, w]``, the times it takes, and its observer.
+        """Returns the latent at which sampling starts ``[B, C, h, w]``, its times, and its observer.
 
         Args:
-            noise: that sampling starts from without a picture ``[B, C, h, w]``.
+            noise: the noise from which sampling without a picture would start ``[B, C, h, w]``.
             schedule: the noise schedule.
-            times: of sampling without a picture, rising. Where none is below ``strength``, none is left.
-            seeds: one an image; the noise over the known part is a stream of its own.
-            denoise: of the inversion, under ``context``.
+            times: increasing times of sampling without a picture. Only those below ``strength`` are returned, which can
+                be none.
+            seeds: one for each image. The noise of the known part has generators of its own.
+            denoise: the denoiser for the inversion, with ``context``.
 
         Raises:
-            ValueError: an inversion that is to keep a part, a strength outside 0 to 1, or shapes that do not fit.
+            ValueError: an inversion with a mask, a strength outside 0 to 1, or shapes that do not fit.
         """
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength is {self.strength}, expected a number from 0 to 1")
@@ -70,7 +72,7 @@ class Edit:
             raise ValueError(f"got {self.repeats} repeats, expected at least 1")
         if self.invert and self.keep is not None:
             raise ValueError(
-                "got a mask for an inversion, which keeps the whole picture in its noise; give one of both"
+                "got a mask with an inversion, which starts from noise of the whole picture; use only one of the two"
             )
         for what, got, expected in (
             ("latent of the picture", self.latent, [1, *noise.shape[1:]]),
@@ -98,19 +100,20 @@ class Edit:
 def invert(denoise: Denoiser, x0: Tensor, schedule: NoiseSchedule, steps: Steps, passes: int = 3) -> Tensor:
     """Returns the latent ``[B, C, h, w]`` at the last time from which ``ddim`` with these steps leads back to x0.
 
-    A step of DDIM needs eps at its noisy end, which is what is looked for. A first pass takes eps at the end that is
-    known (Song et al. 2021, equation 14, and section 4.3; the error then falls with the number of steps), each further
-    one takes it where the pass before has led: a fixed point is an exact inverse (Pan et al. 2023, arXiv 2309.04907).
+    To invert a DDIM step, one needs eps at its noisy end, which is not known yet. The first pass takes eps at the known
+    end instead (Song et al. 2021, equation 14 and section 4.3); its error decreases with the number of steps. Each
+    further pass takes eps at the result of the pass before. A fixed point of this iteration is the exact inverse (Pan
+    et al. 2023, arXiv 2309.04907).
 
     Args:
-        denoise: the denoiser; without guidance the passes converge best.
+        denoise: the denoiser; the passes converge best without guidance.
         x0: the latent of a picture.
         schedule: the noise schedule.
-        steps: number of steps, or the times themselves, rising.
-        passes: calls of the denoiser a step.
+        steps: number of steps, or a list of increasing times.
+        passes: number of calls of the denoiser in each step.
 
     Raises:
-        ValueError: wrong steps, or passes.
+        ValueError: wrong steps, or a number of passes below 1.
     """
     if passes < 1:
         raise ValueError(f"got {passes} passes, expected at least 1")
@@ -124,12 +127,12 @@ def invert(denoise: Denoiser, x0: Tensor, schedule: NoiseSchedule, steps: Steps,
 
 
 def put_back(x: Tensor, known: Tensor, keep: Tensor, schedule: NoiseSchedule, t: int, noise: Noise) -> Tensor:
-    """Returns x ``[B, C, h, w]`` with what is known of it in its place, under fresh noise of time t.
+    """Returns x ``[B, C, h, w]`` with its known part replaced by that of the picture, with new noise of time t.
 
     Args:
         x: latent at time t.
         known: latent of the picture ``[B, C, h, w]``.
-        keep: 1 where it is known, else 0 ``[B, 1, h, w]``.
+        keep: the mask ``[B, 1, h, w]``, 1 in the known part and 0 elsewhere.
         schedule: the noise schedule.
         t: the time.
         noise: source of the noise.
@@ -140,17 +143,17 @@ def put_back(x: Tensor, known: Tensor, keep: Tensor, schedule: NoiseSchedule, t:
 
 
 def keeping(known: Tensor, keep: Tensor, schedule: NoiseSchedule, times: Sequence[int], noise: Noise) -> OnStep:
-    """Returns the observer that keeps the known part of a picture: at each step's noise, and clean after the last.
+    """Returns the observer that restores the known part of a picture after each step.
 
-    Where a time comes several times, x is resampled in between: one ancestral step down and the diffusion back up
-    (Lugmayr et al. 2022, section 4.2, with jumps of one step). What is painted and what is known then come to fit each
-    other, where a single pass leaves them half strangers.
+    The known part gets the noise of the next time, and none after the last step. If a time is repeated, x is resampled
+    between its repetitions: one ancestral step to the time below, and diffusion back (Lugmayr et al. 2022, section 4.2,
+    with jumps of one step). After several repetitions, the repainted part fits the known part better than after one.
 
     Args:
         known: latent of the picture ``[B, C, h, w]``.
-        keep: 1 where it is known, else 0 ``[B, 1, h, w]``.
+        keep: the mask ``[B, 1, h, w]``, 1 in the known part and 0 elsewhere.
         schedule: the noise schedule.
-        times: of sampling, rising.
+        times: increasing times of sampling.
         noise: source of the noise.
     """
     distinct = sorted(set(times))
@@ -168,13 +171,13 @@ def keeping(known: Tensor, keep: Tensor, schedule: NoiseSchedule, times: Sequenc
 
 
 def _resampled(step: Step, below: float, schedule: NoiseSchedule, noise: Noise) -> Tensor:
-    """Returns x after a step of DDPM from the step's time to the level below it and the diffusion from there back."""
+    """Returns x after a DDPM step from the step's time to the level ``below`` and diffusion from there back."""
     level = float(schedule.alphas_cumprod[step.t])
     eps = (step.x - math.sqrt(level) * step.x0) / math.sqrt(1 - level)
-    kept = level / below * (1 - below) / math.sqrt(1 - level)  # of eps; both together renew the rest
+    kept = level / below * (1 - below) / math.sqrt(1 - level)  # factor of eps; the rest is new noise
     return math.sqrt(level) * step.x0 + kept * eps + math.sqrt(max(1 - level - kept**2, 0.0)) * noise(step.x)
 
 
 def _child(seed: int) -> int:
-    """Returns the seed of a stream of its own."""
+    """Returns the seed of a separate generator, derived from a seed."""
     return int(torch.randint(1 << 32, (), generator=torch.Generator().manual_seed(int(seed))))

@@ -1,4 +1,4 @@
-"""Guidance: everything a sampler must not know is closed over here."""
+"""Classifier-free guidance and autoguidance. They make the denoiser that a sampler calls, with all conditions in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w], with all conditioning closed over."""
+"""(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w], with all conditions in it."""
 
 Model = Callable[[Tensor, Tensor, Any], Tensor]
 """(x_t [B, C, h, w], t [B], projected context) -> eps [B, C, h, w]."""
@@ -28,40 +28,39 @@ def guide(
     interval: tuple[int, int] | None = None,
     project: Callable[[Tensor], Any] = lambda tokens: tokens,
 ) -> Denoiser:
-    """Returns the denoiser eps_null + scale * (eps - eps_null).
+    """Returns the denoiser with classifier-free guidance, eps_null + scale * (eps - eps_null).
 
-    It costs one forward pass of B for each of null, part and context that has a weight: at scale 1 that is the context
-    alone, at 0 the null.
+    A call costs one forward pass of batch size B for each of null, part and context whose weight is not 0. At scale 1
+    that is the context alone, at scale 0 the null context alone.
 
     Args:
         model: the network.
         context: tokens [B, L, D]; None for an unconditional model.
-        null: tokens that mean "no context", of the context's shape or broadcastable to it; needed where the scale is
-            not 1.
-        scale: guidance scale, 1 for none.
-        part: tokens [B, l, D] of a part of the context that is guided on its own, l a divisor of L: eps_null +
+        null: the null context, of the context's shape or broadcastable to it; required if the scale is not 1.
+        scale: guidance scale; 1 for none.
+        part: tokens [B, l, D] of a part of the context with a scale of its own, where l divides L: eps_null +
             part_scale * (eps_part - eps_null) + scale * (eps - eps_part) (Brooks et al. 2023, arXiv 2211.09800,
             equation 3).
-        part_scale: its scale.
-        rescale: how far each image, as eps foretells it, is brought back to the deviation that it has without guidance,
-            0 to 1 (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16; of the image, for eps itself deviates by
-            about 1 whatever its scale).
-        levels: sqrt(1 - alphas_cumprod) [T], which tells how the image follows from x and eps; for ``rescale``.
-        interval: guide at the times from the first to the last alone, else see the context as it is
+        part_scale: guidance scale of the part.
+        rescale: a number from 0 to 1: how far the standard deviation of each predicted image is moved from its value
+            with guidance to that without (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16). It is applied to the
+            image because the deviation of eps is always about 1.
+        levels: sqrt(1 - alphas_cumprod) [T], from which the image is computed for ``rescale``.
+        interval: first and last time at which guidance is used; at other times, eps of the context is returned
             (Kynkaanniemi et al. 2024, arXiv 2404.07724).
-        project: what the model does to its context before it looks at x and t, done here, once for all steps; None
-            stays None.
+        project: the part of the model that depends on the context alone. It is called here, once for all steps, and not
+            for a context of None.
 
     Raises:
-        ValueError: guidance without a context and null tokens that fit each other, a rescale outside 0 to 1 or one
+        ValueError: guidance without a context and a null context that fit each other, or a rescale outside 0 to 1 or
             without levels.
 
-    Source: Ho & Salimans 2021, equation 6, in CompVis' scaling (1 is no guidance).
+    Source: Ho & Salimans 2021, equation 6, with CompVis' scale (1 is no guidance).
     """
     if not 0.0 <= rescale <= 1.0:
         raise ValueError(f"rescale is {rescale}, expected a number from 0 to 1")
     if rescale and levels is None:
-        raise ValueError(f"rescale is {rescale} without noise levels, expected those of the schedule")
+        raise ValueError(f"rescale is {rescale} without noise levels, expected the schedule's sqrt(1 - alphas_cumprod)")
     if context is None or null is None:
         if scale != 1.0 or part is not None:
             raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
@@ -93,12 +92,12 @@ def guide(
 
 
 def autoguide(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
-    """Returns the denoiser eps_weaker + scale * (eps - eps_weaker): away from what a worse model would do.
+    """Returns the denoiser with autoguidance, eps_weaker + scale * (eps - eps_weaker).
 
     Args:
-        denoise: the model.
-        weaker: the same sort of model with fewer weights or less training, and the same context.
-        scale: 1 for the model alone.
+        denoise: the denoiser of the model.
+        weaker: the denoiser of a smaller or less trained model with the same latents and the same context.
+        scale: scale of autoguidance; 1 for the model alone.
 
     Source: Karras et al. 2024 (arXiv 2406.02507), equation 3.
     """
@@ -106,15 +105,15 @@ def autoguide(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
 
 
 def _fitting(tokens: Tensor, context: Tensor, what: str) -> Tensor:
-    """Returns tokens in the shape of the context, where they can be broadcast to it."""
+    """Returns tokens broadcast to the shape of the context, or raises ValueError if that is impossible."""
     if tokens.ndim != context.ndim or any(a not in (1, b) for a, b in zip(tokens.shape, context.shape, strict=True)):
         raise ValueError(f"{what} has shape {list(tokens.shape)}, expected that of the context, {list(context.shape)}")
     return tokens.to(context).expand_as(context)
 
 
 def _rescaled(x: Tensor, eps: Tensor, unguided: Tensor, level: Tensor, share: float) -> Tensor:
-    """Returns the eps that foretells the image of ``eps`` with its deviation brought back to that of ``unguided``."""
-    image, plain = x - level * eps, x - level * unguided  # both as bright as the signal is strong
+    """Returns the eps of the same predicted image, with its deviation moved by ``share`` to that of ``unguided``."""
+    image, plain = x - level * eps, x - level * unguided  # both are images times sqrt(alphas_cumprod)
     ratio = (plain.flatten(1).std(1) / image.flatten(1).std(1)).nan_to_num(1.0, 1.0).view_as(level)
     return (x - (share * ratio + 1 - share) * image) / level
 

@@ -1,4 +1,4 @@
-"""What a diffusion model minimises: the distance to its target, and terms that weigh it by time."""
+"""The training loss of a diffusion model: the error of its prediction, and terms with weights for each time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Objective:
 
     Attributes:
         loss_type: ``l2``, the squared error, or ``l1``, the absolute one.
-        simple_weight: of the error under the learned or given variance.
-        elbo_weight: of the error weighted as in the variational bound.
+        simple_weight: weight of the error under the learned or given variance.
+        elbo_weight: weight of the error with the weights of the variational bound.
 
     Raises:
         ValueError: an unknown loss type.
@@ -39,17 +39,17 @@ class Objective:
         elbo_weights: Tensor | None = None,
         time_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the terms of every sample, each ``[B]`` float32; ``loss`` is what is minimised.
+        """Returns the terms of every sample's loss, each ``[B]`` float32; training minimises ``loss``.
 
         Args:
-            output: what the model predicts ``[B, C, h, w]``.
-            target: what it should predict ``[B, C, h, w]``.
+            output: the model's prediction ``[B, C, h, w]``.
+            target: the target of the prediction ``[B, C, h, w]``.
             logvar: logarithm of the error's expected size at each sample's time ``[B]``.
             elbo_weights: weights of the variational bound at each sample's time ``[B]``.
-            time_weights: of the error in what is minimised ``[B]``; one each where there are none.
+            time_weights: weights of the error in ``loss`` at each sample's time ``[B]``; by default 1.
 
         Raises:
-            ValueError: the model predicts something of another shape.
+            ValueError: the prediction has another shape than the target.
         """
         if output.shape != target.shape:
             raise ValueError(

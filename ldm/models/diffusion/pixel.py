@@ -67,8 +67,8 @@ class DDPM(pl.LightningModule):
         logvar_init: initial log variance, or the constant one.
         min_snr_gamma: limits the weight of the least noisy times, see ``NoiseSchedule.min_snr_weights``.
         ema_decay: of the running average.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
+        learning_rate: learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
         compile: compile the U-Net with ``torch.compile`` at its first use; a string names a backend.
         seed: of noise and times; step n uses (seed, n, rank), so that a resumed run repeats none.
 
@@ -193,9 +193,9 @@ class DDPM(pl.LightningModule):
         return self.schedule.to_eps(self.parameterization, self.model(x, t, context).to(x.dtype), x, t)
 
     def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
-        """Returns ``(x_t, t) -> eps`` with the conditioning closed over; of a :class:`Hybrid`, tokens are guided.
+        """Returns the denoiser ``(x_t, t) -> eps`` for a condition; for a :class:`Hybrid`, only its tokens are guided.
 
-        It is for one sampling run: the context is projected here, once for all steps, with the weights of this moment.
+        The denoiser is valid until the weights change, because the context is projected here, once for all steps.
         ``guidance`` are further options of :func:`ldm.models.diffusion.guidance.guide`.
         """
         guidance = {"levels": (1 - self.schedule.alphas_cumprod).sqrt(), **guidance}
@@ -269,7 +269,7 @@ class DDPM(pl.LightningModule):
             self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n, sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs the figures of validation on the test set."""
+        """Logs the values of validation for the test set."""
         self.validation_step(batch, batch_idx)
 
     @torch.no_grad()

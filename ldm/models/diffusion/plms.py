@@ -1,9 +1,9 @@
-"""CompVis' call shape of PLMS sampling."""
+"""PLMS sampling with the arguments of CompVis' ``PLMSSampler``."""
 
 from ldm.models.diffusion.ddim import DDIMSampler
 
 
 class PLMSSampler(DDIMSampler):
-    """Samples latents of a model by PLMS, which draws no noise: eta must be 0."""
+    """Samples latents of a model by PLMS, which is deterministic: eta must be 0."""
 
     name = "plms"

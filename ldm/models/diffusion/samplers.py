@@ -1,4 +1,4 @@
-"""Samplers: pure functions from a denoiser and noise to a latent, all of which are called as a :class:`Sampler`."""
+"""Samplers: pure functions from a denoiser and noise to a latent, with the arguments of :class:`Sampler`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from ldm.models.diffusion.stepping import (
 
 
 class Sampler(Protocol):
-    """The call that all samplers share; their arguments are described once, in :func:`ddim`.
+    """The signature of all samplers. The arguments are described in :func:`ddim`.
 
-    The default of ``eta`` is each sampler's own, and those that are deterministic refuse another.
+    The default of ``eta`` differs by sampler. Deterministic samplers accept only 0.
     """
 
     def __call__(
@@ -57,19 +57,19 @@ def ddim(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Returns the latent [B, C, h, w] by DDIM; the last step leads to ``alphas_cumprod[0]``, as in CompVis.
+    """Returns the latent [B, C, h, w] by DDIM; the last step leads to ``alphas_cumprod[0]``, as in CompVis' code.
 
     Args:
         denoise: the denoiser, ``(x_t [B, C, h, w], t [B]) -> eps``.
-        x: noise to start from [B, C, h, w].
+        x: initial noise [B, C, h, w].
         schedule: the noise schedule.
-        steps: number of steps, or the times themselves, rising.
-        eta: 0 is deterministic, 1 as stochastic as DDPM.
-        noise: source of the noise, needed where eta is not 0.
-        on_step: observer.
+        steps: number of steps, or a list of increasing times.
+        eta: amount of new noise; 0 is deterministic, 1 is as stochastic as DDPM.
+        noise: source of the noise, required if eta is not 0.
+        on_step: observer, called after each step.
 
     Raises:
-        ValueError: wrong steps, or eta without noise.
+        ValueError: wrong steps, or eta is not 0 and there is no source of noise.
 
     Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and 16.
     """
@@ -89,12 +89,12 @@ def ddpm(
 ) -> Tensor:
     """Returns the latent [B, C, h, w] by ancestral sampling from the posterior; the last step leads to x0.
 
-    With fewer than T steps it samples the shorter chain through the chosen times (Nichol & Dhariwal 2021).
-    Arguments are those of ``ddim``: with eta = 1 its step is the posterior of Ho et al. 2020, equations 6 and
-    7, written with the noise in place of x0.
+    With fewer than T steps, this samples the shorter chain of the chosen times (Nichol & Dhariwal 2021). Arguments are
+    those of ``ddim``. With eta = 1, a step of ``ddim`` is the posterior of Ho et al. 2020, equations 6 and 7, expressed
+    by the noise instead of x0.
 
     Raises:
-        ValueError: wrong steps, or no noise.
+        ValueError: wrong steps, or no source of noise.
     """
     return _ddim(denoise, x, schedule, steps, 1.0, eta, noise, on_step)
 
@@ -131,7 +131,7 @@ def plms(
     noise: Noise | None = None,  # noqa: ARG001 - all samplers are called alike
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Returns the latent [B, C, h, w] by PLMS: DDIM steps along a linear multistep estimate of eps.
+    """Returns the latent [B, C, h, w] by PLMS: DDIM steps with a linear multistep estimate of eps.
 
     The first step calls the denoiser twice. Arguments are those of ``ddim``; eta must be 0.
 
@@ -172,8 +172,8 @@ def heun(
 ) -> Tensor:
     """Returns the latent [B, C, h, w] by Heun's method: the eps of a step is the mean of those at both of its ends.
 
-    It calls the denoiser twice a step. The variables are those in which DDIM is Euler's method: x over its signal, by
-    the ratio of noise to signal. Arguments are those of ``ddim``; eta must be 0.
+    Each step calls the denoiser twice. The variables are those in which DDIM is Euler's method: x divided by the
+    signal, as a function of the ratio of noise to signal. Arguments are those of ``ddim``; eta must be 0.
 
     Raises:
         ValueError: wrong steps, or eta is not 0.
@@ -201,10 +201,10 @@ def dpmpp_2m(
     noise: Noise | None = None,  # noqa: ARG001 - all samplers are called alike
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Returns the latent [B, C, h, w] by DPM-Solver++(2M), of second order in half the log signal-to-noise.
+    """Returns the latent [B, C, h, w] by DPM-Solver++(2M), of second order in half the log signal-to-noise ratio.
 
-    One call of the denoiser a step; ends at ``alphas_cumprod[0]`` like DDIM. Arguments are those of ``ddim``;
-    eta must be 0.
+    Each step calls the denoiser once. The last step leads to ``alphas_cumprod[0]``, as in DDIM. Arguments are those of
+    ``ddim``; eta must be 0.
 
     Raises:
         ValueError: wrong steps, or eta is not 0.
@@ -226,12 +226,12 @@ def dpmpp_2m_sde(
     noise: Noise | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Returns the latent [B, C, h, w] by SDE-DPM-Solver++(2M): ``dpmpp_2m`` with fresh noise in every step.
+    """Returns the latent [B, C, h, w] by SDE-DPM-Solver++(2M): ``dpmpp_2m`` with new noise in every step.
 
-    Arguments are those of ``ddim``. eta is the share of noise: 1 solves the reverse SDE, 0 is ``dpmpp_2m``.
+    Arguments are those of ``ddim``. eta is the amount of noise: 1 solves the reverse SDE, 0 is ``dpmpp_2m``.
 
     Raises:
-        ValueError: wrong steps, or no noise.
+        ValueError: wrong steps, or no source of noise.
 
     Source: Lu et al. 2022 (arXiv 2211.01095), section 5; for other eta, Xue et al. 2023 (arXiv 2309.05019), section 4,
     where it is the square of their tau.
@@ -261,10 +261,10 @@ def _dpmpp_2m(
         x = kept * x - math.sqrt(level_next) * math.expm1(-(1 + eta) * h) * mean
         if eta and noise is not None:
             x = x + math.sqrt((1 - level_next) * -math.expm1(-2 * eta * h)) * noise(x)
-        if h > 0:  # else it is the same time twice
+        if h > 0:  # otherwise, the time is repeated
             x0_before, h_before = x0, h
         made, x = x, observe(on_step, Step(index, t, t_next, x, x0))
-        if x is not made:  # what an observer has put in its place has another past
+        if x is not made:  # the observer has replaced x, so that earlier steps do not lead to it
             x0_before = None
     return x
 
@@ -281,20 +281,20 @@ def unipc(
     on_step: OnStep | None = None,
     order: int = 2,
 ) -> Tensor:
-    """Returns the latent [B, C, h, w] by UniPC: a multistep predictor, corrected by what is then found at its end.
+    """Returns the latent [B, C, h, w] by UniPC: a multistep predictor, and a corrector that uses eps at its result.
 
-    One call of the denoiser a step. The corrector makes it one order better than its predictor. Arguments are those of
-    ``ddim``; eta must be 0.
+    Each step calls the denoiser once. With the corrector, the order is that of the predictor plus one. Arguments are
+    those of ``ddim``; eta must be 0.
 
     Args:
         denoise: the denoiser.
-        x: noise to start from.
+        x: initial noise.
         schedule: the noise schedule.
-        steps: number of steps, or the times.
+        steps: number of steps, or a list of increasing times.
         eta: must be 0.
         noise: not used.
-        on_step: observer.
-        order: of the predictor, 1 to 3; 2 is stable with guidance.
+        on_step: observer, called after each step.
+        order: order of the predictor, 1 to 3; 2 is stable with guidance.
 
     Raises:
         ValueError: wrong steps or order, or eta is not 0.
@@ -304,19 +304,19 @@ def unipc(
     require_deterministic("unipc", eta)
     if order not in (1, 2, 3):
         raise ValueError(f"got order {order}, expected 1, 2 or 3")
-    known: list[tuple[float, Tensor]] = []  # (lambda, x0) of the steps before, newest first
+    known: list[tuple[float, Tensor]] = []  # (lambda, x0) of earlier steps, the latest first
     before, predicted, level_before = x, x, 1.0
     for index, t, t_next, level, level_next in walk(schedule, steps, None):
         _, x0 = move(x, denoise(x, times_of(t, x)), level, level_next)
-        if x is not predicted:  # what an observer has put in its place has another past
+        if x is not predicted:  # the observer has replaced x, so that earlier steps do not lead to it
             known = []
         if known:
             x = _unified(before, level_before, level, known[:order], x0)
-        if known and known[0][0] == half_log_snr(level):  # the same time twice
+        if known and known[0][0] == half_log_snr(level):  # the time is repeated
             known.pop(0)
         known = [(half_log_snr(level), x0), *known[: order - 1]]
         before, level_before = x, level
-        predicted = _unified(x, level, level_next, known)  # while few steps are known, the order is theirs
+        predicted = _unified(x, level, level_next, known)  # the order is limited by the number of earlier steps
         x = observe(on_step, Step(index, t, t_next, predicted, x0))
     return x
 
@@ -324,10 +324,11 @@ def unipc(
 def _unified(
     x: Tensor, level: float, level_next: float, known: Sequence[tuple[float, Tensor]], found: Tensor | None = None
 ) -> Tensor:
-    """Returns x at the next level by UniPC's formula, through the x0 known before and, to correct, the one found there.
+    """Returns x at the next level by UniPC's formula.
 
-    Differences of x0 over lambda stand for its derivatives; their weights come from matching the Taylor expansion of
-    the exact solution (theorem 3.1), but that a single one has weight 1/2.
+    The predictor uses the known x0 of this and earlier steps. The corrector also uses ``found``, the x0 at the next
+    level. Differences of x0, divided by those of lambda, approximate its derivatives. Their weights follow from the
+    Taylor expansion of the exact solution (theorem 3.1); a single difference has the weight 1/2.
     """
     h = half_log_snr(level_next) - half_log_snr(level)
     if h == 0:
@@ -354,7 +355,7 @@ def _unified(
 
 
 def clip_x0(denoise: Denoiser, schedule: NoiseSchedule, limit: float = 1.0) -> Denoiser:
-    """Returns the denoiser whose eps means an x0 within [-limit, limit]: for images, which have a range."""
+    """Returns a denoiser whose eps gives an x0 within [-limit, limit], the range of images."""
 
     def clipped(x: Tensor, t: Tensor) -> Tensor:
         x0 = schedule.x0_from_eps(x, denoise(x, t), t).clamp(-limit, limit)
@@ -373,7 +374,8 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc": unipc,
 }
 
-# What is taken where nothing is said: of the samplers that need fewest steps for images as good as those of 100 steps
-# of DDIM, the one nearest to the limit of many steps; and the steps that each needs (benchmarks/samplers.py).
+# The default sampler and each sampler's default number of steps, measured by benchmarks/samplers.py. With these steps,
+# images are as good as with 100 steps of DDIM. Of the samplers with the fewest steps, the default is the one whose
+# images are nearest to the limit of many steps.
 USUAL = "unipc"
 USUAL_STEPS = {"ddim": 50, "ddpm": 250, "plms": 20, "heun": 20, "dpmpp_2m": 10, "dpmpp_2m_sde": 20, "unipc": 10}

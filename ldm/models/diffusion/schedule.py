@@ -1,4 +1,4 @@
-"""The noise schedule: how noisy step t is, and what follows from it.
+"""The noise schedule: the noise level of every time t, and the quantities that are computed from it.
 
 x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) eps  (Ho et al. 2020, equation 4).
 Latents are [B, C, h, w] float, times t are [B] int64 in [0, T).
@@ -15,42 +15,42 @@ from torch import Tensor
 
 PARAMETERIZATIONS = ("eps", "x0", "v")
 SPACINGS = ("uniform", "trailing", "karras", "quad")
-# What stands for no signal at all: small enough to hide it, large enough to divide by.
+# The signal that counts as zero: so small that the image cannot be seen, but large enough as a divisor.
 NO_SIGNAL = 2.0**-12
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
-    """A record of numbers; every other quantity of the diffusion process is computed from them.
+    """The values of ``alphas_cumprod``; all other quantities of the diffusion process are computed from them.
 
     Attributes:
-        alphas_cumprod: [T], strictly falling in (0, 1); kept as float64 on the CPU.
+        alphas_cumprod: [T], strictly decreasing in (0, 1), float64 on the CPU.
     """
 
     alphas_cumprod: Tensor
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Checks the values and converts them to float64 on the CPU.
 
         Raises:
-            ValueError: not a falling sequence in (0, 1).
+            ValueError: the values are not strictly decreasing in (0, 1).
         """
         values = self.alphas_cumprod.detach().to("cpu", torch.float64)
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"alphas_cumprod has shape {list(values.shape)}, expected [T]")
         if not (values[0] < 1 and values[-1] > 0 and bool((values.diff() < 0).all())):
-            raise ValueError("alphas_cumprod is not strictly falling in (0, 1); check the betas it is made from")
+            raise ValueError("alphas_cumprod is not strictly decreasing in (0, 1); check the betas")
         object.__setattr__(self, "alphas_cumprod", values)
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> NoiseSchedule:
-        """Returns the schedule with variances ``betas`` [T] of the single steps."""
+        """Returns the schedule with variances ``betas`` [T] of the individual steps."""
         return cls(torch.cumprod(1.0 - betas.to(torch.float64), dim=0))
 
     @classmethod
     def linear(cls, timesteps: int = 1000, start: float = 1e-4, end: float = 2e-2) -> NoiseSchedule:
-        """Returns CompVis' "linear" schedule: square roots of the betas rise linearly from start to end."""
+        """Returns CompVis' "linear" schedule: square roots of the betas increase linearly from start to end."""
         betas = torch.linspace(start**0.5, end**0.5, timesteps, dtype=torch.float64).square()
         return cls.from_betas(betas)
 
@@ -70,18 +70,18 @@ class NoiseSchedule:
         linear_end: float = 2e-2,
         cosine_s: float = 8e-3,
     ) -> NoiseSchedule:
-        """Returns the schedule a config names.
+        """Returns the schedule with the name in a config.
 
         Args:
-            name: "linear" (in square roots), "cosine", "sqrt_linear" (betas linear) or "sqrt" (betas are
-                square roots of linear numbers); these are CompVis' words.
+            name: "linear" (square roots of the betas are linear in t), "cosine", "sqrt_linear" (betas are linear) or
+                "sqrt" (betas are square roots of linear values); these names are CompVis'.
             timesteps: T.
-            linear_start: first number of the linear ramp.
-            linear_end: last number of the linear ramp.
+            linear_start: first value of the linear ramp.
+            linear_end: last value of the linear ramp.
             cosine_s: offset of the cosine schedule.
 
         Raises:
-            ValueError: an unknown name, or numbers that are no variances.
+            ValueError: an unknown name, or the ramp is not between 0 and 1.
         """
         if not (0 < linear_start < 1 and 0 < linear_end < 1):
             got = f"linear_start={linear_start}, linear_end={linear_end}"
@@ -98,16 +98,17 @@ class NoiseSchedule:
         raise ValueError(f"beta_schedule is '{name}', expected linear, cosine, sqrt_linear or sqrt")
 
     def with_zero_terminal_snr(self, parameterization: str) -> NoiseSchedule:
-        """Returns the schedule whose last time keeps nothing of the image; signals are shifted and scaled in between.
+        """Returns the schedule with zero signal at the last time, at which nothing of the image is left.
 
-        Models learn there what no other time asks of them, such as the mean colour of very dark images. Sampling has
-        to start at the last time (``trailing`` spacing).
+        The square roots of ``alphas_cumprod`` are shifted and scaled; the first one is kept. At the last time, models
+        learn what they do not learn at other times, such as the mean colour of very dark images. Sampling has to start
+        at the last time (``trailing`` spacing).
 
         Args:
-            parameterization: of the model, ``v`` or ``x0``: at no signal, eps says nothing of the image.
+            parameterization: of the model, ``v`` or ``x0``, because eps has no information on the image at zero signal.
 
         Raises:
-            ValueError: a model of eps.
+            ValueError: the parameterization is ``eps``.
 
         Source: Lin et al. 2024 (arXiv 2305.08891), algorithm 1.
         """
@@ -118,7 +119,7 @@ class NoiseSchedule:
         return NoiseSchedule((NO_SIGNAL + (signal - signal[-1]) * scale).square())
 
     def __repr__(self) -> str:
-        """Returns T and the levels at both ends."""
+        """Returns a description with T and the first and last value."""
         first, last = float(self.alphas_cumprod[0]), float(self.alphas_cumprod[-1])
         return f"NoiseSchedule(T={len(self)}, alphas_cumprod={first:.4g} ... {last:.4g})"
 
@@ -129,7 +130,7 @@ class NoiseSchedule:
     def _signal_and_noise(self, t: Tensor, x: Tensor, sampling: bool = False) -> tuple[Tensor, Tensor]:
         """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x.
 
-        With ``sampling``, the second is that of a level rounded to float32, see ``sampling_levels``.
+        With ``sampling``, the second is computed from a level rounded to float32, see ``sampling_levels``.
         """
         if x.device not in self._tables:
             total = self.alphas_cumprod
@@ -147,22 +148,25 @@ class NoiseSchedule:
         return signal * x0 + sigma * noise
 
     def x0_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Returns the x0 which with noise eps makes x_t; all [B, C, h, w], t [B]."""
+        """Returns the x0 for which ``add_noise`` with noise eps gives x_t; all [B, C, h, w], t [B]."""
         signal, sigma = self._signal_and_noise(t, x_t)
         return (x_t - sigma * eps) / signal
 
     def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Returns the noise which with x0 makes x_t; all [B, C, h, w], t [B]. Samplers find the same x0 in it."""
+        """Returns the noise for which ``add_noise`` to x0 gives x_t; all [B, C, h, w], t [B].
+
+        The noise level is rounded as in samplers, which thus compute the same x0 from this noise.
+        """
         signal, sigma = self._signal_and_noise(t, x_t, sampling=True)
         return (x_t - signal * x0) / sigma
 
     def target(self, parameterization: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Returns what a model of this parameterization must predict, [B, C, h, w].
+        """Returns the prediction target of a model with this parameterization, [B, C, h, w].
 
         Args:
             parameterization: "eps", "x0", or "v" (Salimans & Ho 2022, appendix D).
             x0: clean latents [B, C, h, w].
-            noise: the noise added to them.
+            noise: the noise that is added to them, [B, C, h, w].
             t: [B].
 
         Raises:
@@ -177,7 +181,7 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def to_eps(self, parameterization: str, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns the noise that a model's output means, [B, C, h, w]; the inverse view of ``target``.
+        """Returns the noise [B, C, h, w] for a model's output, which is an estimate of ``target``.
 
         Raises:
             ValueError: an unknown parameterization.
@@ -191,10 +195,10 @@ class NoiseSchedule:
         return signal * output + sigma * x_t
 
     def buffers(self, v_posterior: float = 0.0) -> dict[str, Tensor]:
-        """Returns the twelve float32 [T] tensors that CompVis checkpoints hold, by their names there.
+        """Returns the twelve float32 [T] tensors in CompVis' checkpoints, by their names there.
 
         Args:
-            v_posterior: weight of beta in the posterior variance, between its lower (0) and upper (1) bound.
+            v_posterior: the posterior variance's place between its lower (0) and upper (1) bound, which is beta.
         """
         total = self.alphas_cumprod
         before = torch.cat([total.new_ones(1), total[:-1]])
@@ -220,10 +224,10 @@ class NoiseSchedule:
     def lvlb_weights(self, parameterization: str = "eps", v_posterior: float = 0.0) -> Tensor:
         """Returns the weights [T] float32 of the loss terms in CompVis' variational bound.
 
-        For x0 this keeps the original's denominator (2 - alphas_cumprod), which released models trained with.
+        For x0, the denominator is CompVis' (2 - alphas_cumprod), with which released models were trained.
 
         Raises:
-            ValueError: a parameterization without such weights.
+            ValueError: the parameterization has no such weights.
         """
         buffers = self.buffers(v_posterior)
         betas, total = buffers["betas"], buffers["alphas_cumprod"]
@@ -238,13 +242,13 @@ class NoiseSchedule:
         return weights
 
     def min_snr_weights(self, parameterization: str, gamma: float) -> Tensor:
-        """Returns the weights [T] float32 of the squared error under which no time's error of x0 counts over gamma.
+        """Returns min-SNR weights [T] float32 of the squared error: relative to x0, no time has a weight above gamma.
 
-        An error of eps counts as SNR = alphas_cumprod / (1 - alphas_cumprod) times the same error of x0, so that plain
-        training spends most of its effort on the least noisy times (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+        The squared error of eps is SNR = alphas_cumprod / (1 - alphas_cumprod) times that of x0, so that without these
+        weights the least noisy times dominate the loss (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
         Raises:
-            ValueError: an unknown parameterization, or a gamma that is not positive.
+            ValueError: an unknown parameterization, or gamma is not positive.
         """
         check_parameterization(parameterization)
         if not gamma > 0:
@@ -254,15 +258,20 @@ class NoiseSchedule:
         return (snr.clamp_max(gamma) / already).float()
 
     def timesteps(self, count: int, spacing: str = "uniform") -> Tensor:
-        """Returns ``count`` times for sampling, [count] int64, rising.
+        """Returns ``count`` increasing times for sampling, [count] int64.
+
+        ============ ===============================================================================================
+        ``uniform``  1, 1 + c, 1 + 2c ... (rounded down) for c = T / count, as in CompVis' code if count divides T; if
+                     count is T, 0 ... T - 1
+        ``trailing`` T - 1, T - 1 - c ..., counted from the other end (Lin et al. 2024, section 3.3)
+        ``karras``   times nearest to the noise levels of Karras et al. 2022, equation 5, most of which are small;
+                     equal times are returned once, so that there can be fewer than ``count``
+        ``quad``     CompVis' quadratic spacing up to 0.8 T, which can repeat times
+        ============ ===============================================================================================
 
         Args:
             count: number of steps.
-            spacing: ``uniform``: 1, 1 + c, 1 + 2c ... (rounded down) for c = T / count, as CompVis does where count
-                divides T; all T steps are 0 ... T - 1. ``trailing``: the same from the other end, T - 1, T - 1 - c ...
-                (Lin et al. 2024, section 3.3). ``karras``: nearest to the noise levels of Karras et al. 2022, equation
-                5, most of them small; where times fall together there are fewer of them. ``quad``: CompVis' quadratic
-                spacing up to 0.8 T, which may repeat times.
+            spacing: a name in the table.
 
         Raises:
             ValueError: a count outside 1 ... T, or an unknown spacing.
@@ -279,7 +288,7 @@ class NoiseSchedule:
         if spacing == "trailing":
             return (total - places * total / count).round().long().flip(0) - 1
         if spacing == "karras":
-            noise = (1 / self.alphas_cumprod[min(1, total - 1) :] - 1).sqrt()  # over the signal, as they have it
+            noise = (1 / self.alphas_cumprod[min(1, total - 1) :] - 1).sqrt()  # relative to the signal, as in the paper
             last, first = noise[-1] ** (1 / 7), noise[0] ** (1 / 7)
             wanted = (last + places / max(count - 1, 1) * (first - last)) ** 7
             nearest = (noise.log() - wanted.log()[:, None]).abs().argmin(dim=1)
@@ -288,16 +297,17 @@ class NoiseSchedule:
         return times if count == total else times + 1
 
     def sampling_levels(self, times: Sequence[int] | Tensor, end: float | None = None) -> tuple[Tensor, Tensor]:
-        """Returns alphas_cumprod at each of the rising times and at the time a step from there leads to.
+        """Returns alphas_cumprod at each of the times, and at the time to which a step from there leads.
 
-        Levels are rounded to float32 first, as checkpoints hold them, and kept above zero.
+        Levels are first rounded to float32, the precision of checkpoints, and kept above zero.
 
         Args:
-            times: rising times [S].
-            end: the level after the last step (the first time); by default ``alphas_cumprod[0]``.
+            times: increasing times [S].
+            end: the level to which the step from the first time leads, which is the last step of sampling; by default
+                ``alphas_cumprod[0]``.
 
         Returns:
-            two [S] float64 tensors.
+            Two [S] float64 tensors.
         """
         levels = self.alphas_cumprod.float().clamp_min(torch.finfo(torch.float32).tiny).double()
         here = levels[torch.as_tensor(times, dtype=torch.int64)]
@@ -306,7 +316,7 @@ class NoiseSchedule:
 
 
 def _ratios(values: Tensor) -> Tensor:
-    """Returns each of the values [T] over the one before it, and the first over 1."""
+    """Returns the ratio of each value [T] to the one before it; the first value is returned unchanged."""
     return torch.cat([values[:1], values[1:] / values[:-1]])
 
 
@@ -314,7 +324,7 @@ def check_parameterization(name: str) -> None:
     """Checks the name of a parameterization.
 
     Raises:
-        ValueError: it is unknown.
+        ValueError: an unknown name.
     """
     if name not in PARAMETERIZATIONS:
         raise ValueError(f"parameterization is '{name}', expected one of {', '.join(PARAMETERIZATIONS)}")

@@ -1,4 +1,4 @@
-"""Where a condition enters the U-Net: beside the channels, as context tokens, or as a class."""
+"""The ways in which the U-Net gets a condition: as further channels, as context tokens, or as a class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Hybrid(NamedTuple):
     """A condition of two parts."""
 
     image: Tensor
-    """Joined to the channels of x_t, ``[B, C', h, w]``."""
+    """Channels ``[B, C', h, w]`` that are concatenated to those of x_t."""
     tokens: Tensor
     """Context tokens ``[B, L, D]``."""
 
@@ -27,13 +27,13 @@ Condition = Tensor | Hybrid | None
 
 
 def compile_network(network: nn.Module, how: bool | str, *, freeze: bool = False) -> None:
-    """Lets ``torch.compile`` compile a network at its first use; the names of its weights stay as they are.
+    """Makes ``torch.compile`` compile a network at its first use. The names of its weights do not change.
 
     Args:
-        network: compiled in place.
-        how: whether to, or the name of a backend other than inductor.
-        freeze: for a network whose weights change no more and which needs no gradients: inductor makes constants of
-            them on a CPU, which is faster still.
+        network: the network, which is compiled in place.
+        how: whether to compile it, or the name of a backend other than inductor.
+        freeze: on a CPU, let inductor treat the weights as constants, which is faster. The weights must not change
+            afterwards, and there are no gradients.
     """
     if how:
         backend = "inductor" if how is True else str(how)
@@ -42,13 +42,19 @@ def compile_network(network: nn.Module, how: bool | str, *, freeze: bool = False
 
 
 class DiffusionWrapper(nn.Module):
-    """Holds the U-Net under the name that checkpoints know, ``model.diffusion_model``.
+    """Holds the U-Net with the name in CompVis' checkpoints, ``model.diffusion_model``, and passes conditions to it.
+
+    ============= ==============================================================
+    ``concat``    channels ``[B, C', h, w]`` that are concatenated to those of x_t
+    ``crossattn`` context tokens ``[B, L, D]``
+    ``hybrid``    both of these, as a :class:`Hybrid`
+    ``adm``       class numbers ``[B] int64``
+    ``None``      no condition
+    ============= ==============================================================
 
     Args:
         diff_model_config: the U-Net.
-        conditioning_key: what a condition is: ``concat``, channels ``[B, C', h, w]`` beside those of x_t;
-            ``crossattn``, context tokens ``[B, L, D]``; ``hybrid``, both, as a :class:`Hybrid`; ``adm``, classes
-            ``[B] int64``; ``None``, there is none.
+        conditioning_key: the kind of condition, see the table.
 
     Raises:
         ValueError: an unknown key.
@@ -65,19 +71,19 @@ class DiffusionWrapper(nn.Module):
         self.conditioning_key = conditioning_key
 
     def project(self, condition: Tensor) -> Tensor | ProjectedContext:
-        """Returns context tokens with all done to them that depends on neither x nor t; other conditions as they are.
+        """Returns the network's projections of context tokens, which depend on neither x nor t.
 
-        They hold as long as the weights do: make them anew for every sampling run.
+        Other conditions are returned unchanged. The projections are valid until the weights change.
         """
-        project = getattr(self.diffusion_model, "project_context", None)  # another network may have nothing to do
+        project = getattr(self.diffusion_model, "project_context", None)  # other networks may have no such method
         looked_at = self.conditioning_key in ("crossattn", "hybrid")
         return condition if project is None or not looked_at else project(condition)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | ProjectedContext = None) -> Tensor:
-        """Returns what the U-Net predicts, ``[B, C, h, w]``; tokens may be projected, also those of a hybrid.
+        """Returns the U-Net's prediction ``[B, C, h, w]``. Tokens can be projected, also those of a hybrid.
 
         Raises:
-            ValueError: a condition of another kind than the model has.
+            ValueError: the condition is of another kind than ``conditioning_key``.
         """
         key = self.conditioning_key
         if (condition is None) != (key is None) or isinstance(condition, Hybrid) != (key == "hybrid"):

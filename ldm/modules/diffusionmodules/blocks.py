@@ -1,6 +1,7 @@
 """The U-Net's building blocks: residual block, self-attention block, up- and downsampling.
 
-``B`` batch, ``C`` channels, ``E`` width of the time embedding; ``...`` is one to three spatial dimensions.
+``B`` is the batch size, ``C`` the channels, ``E`` the width of the time embedding; ``...`` are one to three spatial
+dimensions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ldm.modules.layers import Linear, UpsamplingConv2d, linear
 
 
 class Upsample(nn.Module):
-    """Doubles the size by repetition, then convolves where asked; in 3-D the first dimension stays."""
+    """Doubles the size by nearest-neighbour upsampling, then optionally convolves. In 3-D, the first size is kept."""
 
     def __init__(self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None) -> None:
         super().__init__()
@@ -36,7 +37,7 @@ class Upsample(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the size by a strided convolution or by averaging; in 3-D the first dimension stays."""
+    """Halves the size with a strided convolution or average pooling. In 3-D, the first size is kept."""
 
     def __init__(self, channels: int, use_conv: bool, dims: int = 2, out_channels: int | None = None) -> None:
         super().__init__()
@@ -54,14 +55,15 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block of two convolutions, told the time between them (Dhariwal & Nichol 2021, section 3).
+    """Residual block of two convolutions with the time embedding between them (Dhariwal & Nichol 2021, section 3).
 
     Args:
-        channels: input channels.
+        channels: number of input channels.
         emb_channels: width E of the time embedding.
-        dropout: rate before the second convolution.
-        out_channels: output channels, by default the input's.
-        use_scale_shift_norm: let time scale and shift the second norm, instead of being added before it.
+        dropout: dropout rate before the second convolution.
+        out_channels: number of output channels; by default that of the input.
+        use_scale_shift_norm: scale and shift the output of the second norm by the time embedding, instead of adding the
+            embedding before that norm.
         dims: number of spatial dimensions.
         use_checkpoint: recompute the block in the backward pass to save memory.
         up: double the spatial size inside the block.
@@ -103,7 +105,7 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else conv_nd(dims, channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Maps x [B, C, ...] and the time embedding [B, E] to [B, C', ...]."""
+        """Maps x [B, C, ...] with the time embedding [B, E] to [B, C', ...]."""
         return checkpoint(self._forward, x, emb, enabled=self.use_checkpoint)
 
     def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -127,14 +129,14 @@ class AttentionBlock(nn.Module):
     """Self-attention over all positions of a feature map.
 
     Args:
-        channels: channels of the feature map, a multiple of the heads.
-        num_heads: attention heads.
+        channels: number of channels of the feature map, a multiple of the number of heads.
+        num_heads: number of attention heads.
         use_checkpoint: recompute the block in the backward pass to save memory.
-        use_new_attention_order: lay out the channels of ``qkv`` with q, k, v outermost; False has the heads
-            outermost, as all released weights do.
+        use_new_attention_order: order the channels of ``qkv`` by q, k, v first and by head second; False orders them by
+            head first, as in all released weights.
 
     Raises:
-        ValueError: the channels do not split into the heads.
+        ValueError: the number of channels is no multiple of the number of heads.
     """
 
     def __init__(
@@ -155,11 +157,11 @@ class AttentionBlock(nn.Module):
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns x [B, C, ...] plus the attention's output, same shape."""
+        """Returns the sum of x [B, C, ...] and the attention's output, of the same shape."""
         return checkpoint(self._forward, x, enabled=self.use_checkpoint)
 
     def _forward(self, x: Tensor) -> Tensor:
-        # 1x1 convolutions as linear layers: tokens stay contiguous, which the fast attention kernels need.
+        # The 1x1 convolutions are computed as linear layers, so that tokens stay contiguous, as fast kernels require.
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         qkv = linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
         if self.use_new_attention_order:
@@ -171,12 +173,12 @@ class AttentionBlock(nn.Module):
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """A sequence of layers, each given what it takes: the time embedding, the context, or neither."""
+    """A sequence of layers, each of which gets the time embedding, the context, or neither, depending on its class."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, emb: Tensor, context: Context = None
     ) -> Tensor:
-        """Maps x [B, C, ...], the time embedding [B, E] and the context to [B, C', ...]."""
+        """Maps x [B, C, ...] with the time embedding [B, E] and the context to [B, C', ...]."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)

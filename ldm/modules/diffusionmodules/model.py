@@ -1,6 +1,6 @@
 """Encoder and decoder of the first stage (Esser et al. 2021, table 7; Rombach et al. 2022, appendix G).
 
-Attribute names are those of CompVis' checkpoints. Images ``[B, 3, H, W]``, features ``[B, C, h, w]``.
+Attribute names are those of CompVis' checkpoints. Images are ``[B, 3, H, W]``, features ``[B, C, h, w]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def normalize(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a skip connection."""
+    """Two 3x3 convolutions, each after a norm, with a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head self-attention over all positions, beside a skip connection."""
+    """Single-head self-attention over all positions, with a skip connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the same shape."""
         h = self.norm(x)
-        # Contiguous, as the fused kernels need it: without them the scores of 64x64 positions alone take 67 MB.
+        # Fused kernels need contiguous tensors. Without these kernels, the scores of 64x64 positions take 67 MB.
         q, k, v = (conv(h).flatten(2).mT.contiguous().unsqueeze(2) for conv in (self.q, self.k, self.v))
         return x + self.proj_out(attend(q, k, v).squeeze(2).transpose(1, 2).reshape(x.shape))
 
 
 def make_attention(channels: int, attn_type: str) -> nn.Module:
-    """Returns the attention block ``attn_type`` names: ``vanilla`` or ``none``."""
+    """Returns the attention block with the name ``attn_type``: ``vanilla`` or ``none``."""
     if attn_type == "vanilla":
         return AttnBlock(channels)
     if attn_type == "none":
@@ -79,7 +79,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution by nearest neighbour, then convolves."""
+    """Doubles the resolution by nearest-neighbour upsampling, then convolves."""
 
     def __init__(self, channels: int, with_conv: bool) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and what leads to the next; ``attn`` is empty where there is no attention."""
+    """The blocks of a resolution, and the layer that leads to the next one; ``attn`` is empty without attention."""
 
     def __init__(self, channels: Sequence[int], dropout: float, attn_type: str | None) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(make_attention(c, attn_type) for c in channels[1:]) if attn_type else nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[B, channels[-1], h, w]``, resampled where that was asked for."""
+        """Returns ``[B, channels[-1], h, w]``, resampled if the level has a downsampling or upsampling layer."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -125,7 +125,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image to latent features; ``len(ch_mult) - 1`` halvings. Arguments are CompVis'."""
+    """Maps images to latent features, with ``len(ch_mult) - 1`` halvings of the size. The arguments are CompVis'."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
         self.conv_out = Conv2d(channels, 2 * z_channels if double_z else z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[B, z, h, w]`` (``2 z`` channels with ``double_z``) of images ``[B, in_channels, H, W]``."""
+        """Returns ``[B, z, h, w]`` (``2 z`` channels with ``double_z``) for images ``[B, in_channels, H, W]``."""
         h = self.conv_in(channels_last(x))
         for level in self.down:
             h = level(h)
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent features to image; the mirror of :class:`Encoder` with one more residual block a level."""
+    """Maps latent features to images, the reverse of :class:`Encoder` with one more residual block at each level."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class Decoder(nn.Module):
         self.conv_out = Conv2d(channels, out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Returns images ``[B, out_ch, H, W]`` of features ``[B, z_channels, h, w]``."""
+        """Returns images ``[B, out_ch, H, W]`` for features ``[B, z_channels, h, w]``."""
         h = self.mid(self.conv_in(channels_last(z)))
         for level in reversed(self.up):
             h = level(h)

@@ -1,4 +1,4 @@
-"""Small pieces shared by the networks: time embeddings, checkpointing, layers by dimensions."""
+"""Functions that the networks share: time embeddings, gradient checkpointing, layers by number of dimensions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Returns sinusoidal embeddings [B, dim] float32, cosines first, padded with one zero where dim is odd.
+    """Returns sinusoidal embeddings [B, dim] float32, cosines first, with a zero at the end if dim is odd.
 
     Args:
         timesteps: [B], integer or fractional.
@@ -30,14 +30,14 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     """
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    # multiplied before divided, as in the original: at t = 999 the other order differs in the fifth digit
+    # The product comes before the division, as in CompVis' code: the other order differs in the fifth digit at t = 999.
     angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / half)
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return nn.functional.pad(embedding, (0, dim - 2 * half)) if dim % 2 else embedding
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Any, enabled: bool) -> Tensor:
-    """Returns ``function(*inputs)``; where enabled and gradients are on, recomputes it in the backward pass.
+    """Returns ``function(*inputs)``, which is recomputed in the backward pass if ``enabled`` and gradients are on.
 
     Inputs may be None, and parameters inside ``function`` may be frozen.
     """
@@ -47,7 +47,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Any, enabled: bool) -> 
 
 
 def zero_module(module: ModuleT) -> ModuleT:
-    """Sets all parameters of a module to zero and returns it: a residual branch that starts silent."""
+    """Sets all parameters of a module to zero and returns it, so that a residual branch is zero at first."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -57,7 +57,7 @@ def normalization(channels: int) -> nn.GroupNorm:
     """Returns the U-Net's norm: 32 groups, eps 1e-5.
 
     Raises:
-        ValueError: the channels do not split into 32 groups.
+        ValueError: the number of channels is no multiple of 32.
     """
     if channels % 32:
         raise ValueError(f"got {channels} channels, expected a multiple of 32; change model_channels")

@@ -14,7 +14,7 @@ class DiagonalGaussianDistribution:
 
     Args:
         parameters: [B, 2C, h, w]: means, then logarithms of variances (clamped to [-30, 20]).
-        deterministic: take the variance as zero; samples are then the mean.
+        deterministic: use a variance of zero, so that samples are the mean.
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
@@ -29,8 +29,8 @@ class DiagonalGaussianDistribution:
         """Returns mean + std * noise, [B, C, h, w].
 
         Args:
-            noise: standard normal [B, C, h, w]; drawn where not given.
-            generator: source of the drawn noise, on its own device; torch's default where not given.
+            noise: standard normal noise [B, C, h, w]; by default it is drawn here.
+            generator: generator for the noise, which is drawn on the generator's device; by default torch's own.
         """
         if noise is None:
             device = self.mean.device if generator is None else generator.device
@@ -42,7 +42,7 @@ class DiagonalGaussianDistribution:
         return self.mean
 
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
-        """Returns the divergence [B] in nats from ``other``, by default from the standard normal."""
+        """Returns the KL divergence [B] in nats from ``other``, by default from the standard normal distribution."""
         if self.deterministic:
             return torch.zeros(len(self.mean), device=self.mean.device)
         if other is None:

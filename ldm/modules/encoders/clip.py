@@ -1,4 +1,4 @@
-"""CLIP through open_clip: the embedder, and the encoders of CompVis' configs over it."""
+"""CLIP through open_clip: the embedder of images and texts, and the CLIP encoders of CompVis' configs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ PREPROCESSING = ("clip", "compvis")
 
 
 class OpenClipEmbedder(nn.Module):
-    """Images and texts to CLIP vectors, raw (not normalised).
+    """Computes CLIP vectors of images and texts. The vectors are raw (not normalised).
 
     Args:
         model: an open_clip architecture (``ViT-B-32-quickgelu``) or a folder in open_clip's local-directory form.
-        pretrained: open_clip's tag (``openai``) or a weights file; must be absent for a folder.
-        preprocessing: ``clip`` scales the shorter side to the model's size with antialiasing and cuts the centre out,
-            as CLIP itself does; ``compvis`` squeezes the whole picture to that size without antialiasing, as the
-            released databases of CompVis were made. It is part of the fingerprint.
+        pretrained: open_clip's tag (``openai``) or a file of weights; must be absent for a folder.
+        preprocessing: ``clip`` scales the shorter side to the model's size with antialiasing and crops the centre, as
+            CLIP itself does. ``compvis`` resizes the whole picture to a square of that size without antialiasing, as
+            for CompVis' released databases. The preprocessing is part of the fingerprint.
 
     Raises:
-        ValueError: unknown architecture, tag or preprocessing; weights that cannot be had.
-        FileNotFoundError: no such folder.
+        ValueError: an unknown architecture, tag or preprocessing, or the weights cannot be loaded.
+        FileNotFoundError: there is no such folder.
     """
 
     clip: Any
@@ -66,7 +66,7 @@ class OpenClipEmbedder(nn.Module):
         """Returns raw vectors ``[B, D] float32`` of images ``[B, 3, H, W]`` in [-1, 1].
 
         Raises:
-            ValueError: another shape.
+            ValueError: the images have another shape.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W]")
@@ -74,7 +74,7 @@ class OpenClipEmbedder(nn.Module):
         return self.clip.encode_image((pixels - self.mean) / self.std).float()
 
     def resize(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, S, S]`` at the model's size S, in the configured way."""
+        """Returns images ``[B, 3, S, S]`` at the model's size S, resized as ``preprocessing`` says."""
         size = self.image_size
         if images.shape[2:] == (size, size):
             return images
@@ -93,7 +93,7 @@ class OpenClipEmbedder(nn.Module):
         """Returns raw vectors ``[B, D] float32`` of texts.
 
         Raises:
-            ValueError: a text is longer than the model reads.
+            ValueError: a text has more tokens than the model's context length.
         """
         limit = self.tokenizer.context_length
         if hasattr(self.tokenizer, "encode"):
@@ -107,15 +107,15 @@ class OpenClipEmbedder(nn.Module):
 
 
 class FrozenCLIPTextEmbedder(nn.Module):
-    """CompVis' text condition: one CLIP vector a text, ``n_repeat`` times.
+    """CompVis' text encoder: the context of a text is its CLIP vector, repeated ``n_repeat`` times.
 
     Args:
-        version: OpenAI's name of a model (``ViT-L/14``), or what :class:`OpenClipEmbedder` takes as ``model``.
-        device: where the model is used first; it moves with the module around it.
-        max_length: tokens that the model is expected to read of a text; 77 for all of OpenAI's.
-        n_repeat: number of context tokens made of the vector.
+        version: OpenAI's name of a model (``ViT-L/14``), or ``model`` of :class:`OpenClipEmbedder`.
+        device: initial device of the model, which moves with the module around it.
+        max_length: must be the model's context length, or None; the context length of OpenAI's models is 77.
+        n_repeat: number of context tokens, all of which are the vector.
         normalize: scale vectors to length 1.
-        pretrained: as of :class:`OpenClipEmbedder`; OpenAI's weights where ``version`` is OpenAI's name.
+        pretrained: as for :class:`OpenClipEmbedder`; by default OpenAI's weights if ``version`` is OpenAI's name.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class FrozenCLIPTextEmbedder(nn.Module):
         self.embedder = OpenClipEmbedder(*openai_model(version, pretrained)).to(device)
         read = self.embedder.tokenizer.context_length
         if max_length not in (None, read):
-            raise ValueError(f"max_length: got {max_length}, expected {read}, the length {version} reads")
+            raise ValueError(f"max_length: got {max_length}, expected {read}, the context length of {version}")
         self.n_repeat, self.normalize = n_repeat, normalize
 
     def forward(self, text: str | Sequence[str]) -> Tensor:
@@ -145,14 +145,14 @@ class FrozenCLIPTextEmbedder(nn.Module):
 
 
 class FrozenClipImageEmbedder(nn.Module):
-    """CompVis' embedder of images, with its preprocessing.
+    """CompVis' image embedder, with CompVis' preprocessing.
 
     Args:
-        model: OpenAI's name of a model (``ViT-B/32``), or what :class:`OpenClipEmbedder` takes as ``model``.
+        model: OpenAI's name of a model (``ViT-B/32``), or ``model`` of :class:`OpenClipEmbedder`.
         jit: must be false.
-        device: where the model is used first; it moves with the module around it.
-        antialias: must be false, as in all databases of CompVis.
-        pretrained: as of :class:`OpenClipEmbedder`; OpenAI's weights where ``model`` is OpenAI's name.
+        device: initial device of the model, which moves with the module around it.
+        antialias: must be false, as for all of CompVis' databases.
+        pretrained: as for :class:`OpenClipEmbedder`; by default OpenAI's weights if ``model`` is OpenAI's name.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class FrozenClipImageEmbedder(nn.Module):
         super().__init__()
         if jit or antialias:
             raise ValueError(
-                f"got jit={jit}, antialias={antialias}; expected false: use OpenClipEmbedder, which antialiases"
+                f"got jit={jit}, antialias={antialias}; expected false; use OpenClipEmbedder for antialiasing"
             )
         self.embedder = OpenClipEmbedder(*openai_model(model, pretrained), preprocessing="compvis").to(device)
 
@@ -178,7 +178,7 @@ class FrozenClipImageEmbedder(nn.Module):
 def openai_model(name: str, pretrained: str | None) -> tuple[str, str | None]:
     """Returns ``model`` and ``pretrained`` of :class:`OpenClipEmbedder` for OpenAI's name of a model.
 
-    Other names and folders are returned as they are.
+    Other names and folders are returned unchanged.
     """
     if not name.startswith(("ViT-", "RN")) or Path(name).is_dir() or "quickgelu" in name:
         return name, pretrained
@@ -200,7 +200,7 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
     if model not in open_clip.list_models():
         raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
     if pretrained is None:
-        raise ValueError(f"embedder {model} has no weights; give 'pretrained': a tag or a file")
+        raise ValueError(f"embedder {model} has no weights; set 'pretrained' to a tag or a file")
     if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():
         raise ValueError(f"OpenAI's weights were trained with QuickGELU; name the model {model}-quickgelu, got {model}")
     try:
@@ -213,5 +213,5 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
             ) from error
         raise ValueError(
             f"could not load the weights '{pretrained}' of {model} ({type(error).__name__}); offline, download "
-            "open_clip_model.safetensors elsewhere and give its path as 'pretrained', or use models/clip/emoji"
+            "open_clip_model.safetensors on another machine and set 'pretrained' to its path, or use models/clip/emoji"
         ) from error

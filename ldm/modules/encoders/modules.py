@@ -1,4 +1,4 @@
-"""Encoders of conditions, under the names of CompVis' configs: classes, texts, label maps; CLIP in ``clip.py``."""
+"""Encoders of conditions (classes, texts, label maps), with the names in CompVis' configs; CLIP is in ``clip.py``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = [
 
 
 class ClassEmbedder(nn.Module):
-    """Class numbers to one context token each.
+    """Encodes each class number as one context token.
 
     Args:
         embed_dim: width of the token.
         n_classes: number of classes.
-        key: where a batch holds its class numbers.
+        key: key of a batch for the class numbers.
     """
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
@@ -38,24 +38,24 @@ class ClassEmbedder(nn.Module):
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Mapping[str, Any], key: str | None = None) -> Tensor:
-        """Returns ``[B, 1, embed_dim]`` of a batch with class numbers ``[B] int64`` under ``key``."""
+        """Returns ``[B, 1, embed_dim]`` for a batch with class numbers ``[B] int64`` under ``key``."""
         return self.embedding(batch[key or self.key][:, None])
 
     def encode(self, batch: Mapping[str, Any]) -> Tensor:
-        """Returns ``[B, 1, embed_dim]`` of a batch."""
+        """Returns ``[B, 1, embed_dim]`` for a batch."""
         return self(batch)
 
 
 class TransformerEmbedder(nn.Module):
-    """Token numbers to context tokens.
+    """Encodes token numbers as context tokens with a transformer.
 
     Args:
         n_embed: width of a context token.
         n_layer: depth of the transformer.
-        vocab_size: number of different tokens.
-        max_seq_len: most tokens of a text.
-        device: where the transformer is used first; it moves with the module around it.
-        embedding_dropout: rate of dropout of what enters the transformer.
+        vocab_size: size of the vocabulary.
+        max_seq_len: the largest number of tokens in a text.
+        device: initial device of the transformer, which moves with the module around it.
+        embedding_dropout: dropout rate of the transformer's input.
     """
 
     def __init__(
@@ -74,26 +74,26 @@ class TransformerEmbedder(nn.Module):
             self.transformer.to(device)
 
     def forward(self, tokens: Any) -> Tensor:
-        """Returns ``[B, L, n_embed]`` of tokens ``[B, L] int64``."""
+        """Returns ``[B, L, n_embed]`` for tokens ``[B, L] int64``."""
         return self.transformer(tokens, return_embeddings=True)
 
     def encode(self, tokens: Any) -> Tensor:
-        """Returns ``[B, L, n_embed]`` of tokens ``[B, L] int64``."""
+        """Returns ``[B, L, n_embed]`` for tokens ``[B, L] int64``."""
         return self(tokens)
 
 
 class BERTEmbedder(TransformerEmbedder):
-    """Texts to context tokens, through BERT's vocabulary and a transformer of its own.
+    """Encodes texts as context tokens, with BERT's tokenizer and a transformer that is trained with the model.
 
     Args:
         n_embed: width of a context token.
         n_layer: depth of the transformer.
-        vocab_size: number of different tokens; BERT's 30522.
-        max_seq_len: tokens of every text; shorter ones are filled, longer ones cut.
-        device: where the transformer is used first; it moves with the module around it.
-        use_tokenizer: take texts; else token numbers.
-        embedding_dropout: rate of dropout of what enters the transformer.
-        tokenizer: name of BERT's tokenizer, or a folder that holds its ``vocab.txt``; read with the first text.
+        vocab_size: size of the vocabulary, which is 30522 for BERT.
+        max_seq_len: number of tokens of every text; shorter texts are padded, longer ones truncated.
+        device: initial device of the transformer, which moves with the module around it.
+        use_tokenizer: whether the input consists of texts; otherwise it consists of token numbers.
+        embedding_dropout: dropout rate of the transformer's input.
+        tokenizer: name of BERT's tokenizer, or a folder with its ``vocab.txt``, which is read with the first text.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class BERTEmbedder(TransformerEmbedder):
         self.tokenize = BERTTokenizer(max_length=max_seq_len, source=tokenizer) if use_tokenizer else None
 
     def forward(self, tokens: Any) -> Tensor:
-        """Returns ``[B, L, n_embed]`` of texts, or of tokens ``[B, L] int64`` where there is no tokenizer."""
+        """Returns ``[B, L, n_embed]`` for texts, or for tokens ``[B, L] int64`` if there is no tokenizer."""
         if self.tokenize is not None:
             tokens = self.tokenize(tokens).to(self.transformer.token_emb.weight.device)
         return super().forward(tokens)
 
 
 class BERTTokenizer:
-    """Texts to the numbers of BERT's word pieces.
+    """Converts texts to the numbers of BERT's word pieces.
 
     Args:
-        max_length: tokens of every text; shorter ones are filled, longer ones cut.
-        source: name of the tokenizer, or a folder that holds its ``vocab.txt``; read with the first text.
+        max_length: number of tokens of every text; shorter texts are padded, longer ones truncated.
+        source: name of the tokenizer, or a folder with its ``vocab.txt``, which is read with the first text.
     """
 
     def __init__(self, max_length: int = 77, source: str = "bert-base-uncased") -> None:
@@ -133,7 +133,7 @@ class BERTTokenizer:
         """Returns ``[B, max_length] int64``.
 
         Raises:
-            ValueError: the transformers package, or the vocabulary, cannot be had.
+            ValueError: the transformers package is not installed, or the vocabulary cannot be loaded.
         """
         if self._pieces is None:
             self._pieces = _read_bert_tokenizer(self.source)
@@ -149,28 +149,28 @@ def _read_bert_tokenizer(source: str) -> Any:
         from transformers import BertTokenizerFast
     except ImportError as error:
         raise ValueError(
-            "BERTEmbedder needs the transformers package to read texts; pip install transformers, or set "
-            "use_tokenizer: false and give token numbers"
+            "BERTEmbedder needs the transformers package for texts; pip install transformers, or set "
+            "use_tokenizer: false and use token numbers as input"
         ) from error
     try:
         return BertTokenizerFast.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no BERT vocabulary in '{source}'; offline, download bert-base-uncased's vocab.txt elsewhere and give "
-            "its folder as 'tokenizer'"
+            f"no BERT vocabulary in '{source}'; without a network, download bert-base-uncased's vocab.txt on another "
+            "machine and set 'tokenizer' to its folder"
         ) from error
 
 
 class SpatialRescaler(nn.Module):
-    """Images or label maps at a smaller size, their channels mixed where ``out_channels`` is given.
+    """Resizes images or label maps; with ``out_channels``, a 1x1 convolution follows.
 
     Args:
-        n_stages: times the size is multiplied.
-        method: of ``torch.nn.functional.interpolate``.
-        multiplier: of the size, each time.
-        in_channels: of the map.
-        out_channels: of what is returned; ``None`` keeps the channels.
-        bias: of the mixing.
+        n_stages: how many times the map is resized.
+        method: mode of ``torch.nn.functional.interpolate``.
+        multiplier: factor of the size in each stage.
+        in_channels: number of channels of the map.
+        out_channels: number of output channels of the convolution; ``None`` for no convolution.
+        bias: whether the convolution has a bias.
 
     Raises:
         ValueError: a negative number of stages, or an unknown method.
@@ -193,11 +193,11 @@ class SpatialRescaler(nn.Module):
         self.channel_mapper = None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns ``[B, out_channels, h, w]`` of a map ``[B, in_channels, H, W]``."""
+        """Returns ``[B, out_channels, h, w]`` for a map ``[B, in_channels, H, W]``."""
         for _ in range(self.n_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return x if self.channel_mapper is None else self.channel_mapper(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Returns ``[B, out_channels, h, w]`` of a map."""
+        """Returns ``[B, out_channels, h, w]`` for a map."""
         return self(x)

@@ -1,4 +1,4 @@
-"""Losses of the first stages, one file each; the KL loss also under the name CompVis' configs use."""
+"""Losses of the first stages, one in each file. CompVis' configs import the loss of KL autoencoders from here."""
 
 from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
 

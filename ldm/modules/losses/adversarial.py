@@ -1,4 +1,4 @@
-"""What the losses of all first stages share: distance to the image, patch discriminator, balance of the two.
+"""The base class of the first stages' losses: reconstruction error, patch discriminator, and the balance of the two.
 
 Esser et al. 2021, equations 5 to 7. Images and reconstructions are ``[B, 3, H, W]`` in [-1, 1].
 """
@@ -21,30 +21,30 @@ Log = dict[str, Tensor]
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Returns the factor that gives both losses equal gradients at the decoder's last layer, in [0, 10^4]."""
+    """Returns the factor in [0, 10^4] that gives both losses equal gradient norms at the decoder's last layer."""
     by_nll = torch.autograd.grad(nll, last_layer, retain_graph=True)[0].norm()
     by_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
     return (by_nll / (by_adversarial + 1e-4)).clamp(0.0, 1e4).detach()
 
 
 class AdversarialLoss(nn.Module):
-    """Distance, discriminator and their weights; a subclass adds the term of its bottleneck.
+    """Reconstruction error, discriminator and their weights; a subclass adds the term of its bottleneck.
 
     Args:
-        disc_start: generator step from which the discriminator takes part.
-        pixelloss_weight: of the L1 (or L2) distance.
-        disc_num_layers: of the patch discriminator.
-        disc_in_channels: of the patch discriminator.
-        disc_factor: scales both adversarial losses.
-        disc_weight: of the generator's adversarial loss, after the adaptive weight.
-        perceptual_weight: of the perceptual distance; ``None`` is 1 where there is a network for it and 0 elsewhere.
-        use_actnorm: normalise the discriminator's layers by their first batch rather than by every batch.
-        disc_conditional: must be false: the discriminator looks at the image alone.
+        disc_start: generator step at which adversarial training starts.
+        pixelloss_weight: weight of the L1 (or L2) distance.
+        disc_num_layers: number of layers of the patch discriminator.
+        disc_in_channels: number of input channels of the patch discriminator.
+        disc_factor: factor of both adversarial losses.
+        disc_weight: weight of the generator's adversarial loss, which also has the adaptive weight.
+        perceptual_weight: weight of the perceptual distance; ``None`` means 1 with a network for it and 0 without.
+        use_actnorm: normalise the discriminator's layers by the statistics of the first batch, not of every batch.
+        disc_conditional: must be false, because the image is the discriminator's only input.
         disc_ndf: width of the patch discriminator's first layer.
         disc_loss: ``hinge`` or ``vanilla``.
         pixel_loss: ``l1`` or ``l2``.
-        perceptual: a module ``(images, reconstructions) -> [B, 1, 1, 1]``, its config, or a list of configs of which
-            the first one whose weights can be had is taken.
+        perceptual: a module ``(images, reconstructions) -> [B, 1, 1, 1]``, its config, or a list of configs. Of a
+            list, the first network whose weights can be loaded is used.
 
     Raises:
         ValueError: an unknown loss, a perceptual weight without a network, or a conditional discriminator.
@@ -70,7 +70,7 @@ class AdversarialLoss(nn.Module):
         if disc_loss not in ADVERSARIAL or pixel_loss not in ("l1", "l2"):
             raise ValueError(f"got disc_loss={disc_loss}, pixel_loss={pixel_loss}; expected hinge or vanilla, l1 or l2")
         if disc_conditional:
-            raise ValueError("disc_conditional: got true, expected false; the discriminator looks at the image alone")
+            raise ValueError("disc_conditional: got true, expected false; the discriminator has no input but the image")
         if perceptual_weight and perceptual is None:
             raise ValueError(
                 f"perceptual_weight is {perceptual_weight} but no perceptual network is configured; name one in "
@@ -88,14 +88,14 @@ class AdversarialLoss(nn.Module):
         self.pixel_weight, self.pixel_loss = pixelloss_weight, pixel_loss
 
     def train(self, mode: bool = True) -> AdversarialLoss:
-        """Sets the mode of all but the perceptual network, which has no training."""
+        """Sets the mode of all modules except the perceptual network, which is not trained."""
         super().train(mode)
         if self.perceptual_loss is not None:
             self.perceptual_loss.eval()
         return self
 
     def describe(self) -> str:
-        """Returns in words what the reconstruction is compared by."""
+        """Returns a description of the distances and weights that compare a reconstruction with its image."""
         words = f"{self.pixel_loss} x {self.pixel_weight:g}"
         if self.perceptual_loss is None:
             return f"{words}, no perceptual network"
@@ -111,15 +111,15 @@ class AdversarialLoss(nn.Module):
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
             reconstructions: the same shape.
-            beside: what the bottleneck adds: a codebook loss ``[]``, or the posterior of the latents.
-            last_layer: the decoder's last weight, where gradients are balanced.
-            step: number of generator steps taken.
+            beside: the bottleneck's codebook loss ``[]``, or the posterior of the latents.
+            last_layer: the decoder's last weight, at which gradients are balanced.
+            step: number of generator steps so far.
         """
 
     def by_optimizer(
         self, optimizer_idx: int, split: str, images: Tensor, reconstructions: Tensor, *others: Any
     ) -> tuple[Tensor, Log]:
-        """Returns the loss of one of two optimisers as CompVis' trainers ask for it, and its parts under ``split/``."""
+        """Returns the loss of one of the two optimisers, as in CompVis' trainers, and its parts under ``split/``."""
         if optimizer_idx == 0:
             loss, log = self.generator(images, reconstructions, *others)
         else:
@@ -140,18 +140,18 @@ class AdversarialLoss(nn.Module):
         return distance, log | {"rec_loss": distance.detach().mean()}
 
     def fool(self, nll: Tensor, reconstructions: Tensor, last_layer: Tensor, step: int) -> tuple[Tensor | float, Log]:
-        """Returns the generator's weighted adversarial loss ``[]``, 0 before the discriminator's start, and its parts.
+        """Returns the generator's weighted adversarial loss ``[]``, which is 0 before ``disc_start``, and its parts.
 
         Args:
-            nll: the loss ``[]`` that the adversarial one is balanced with.
+            nll: the loss ``[]`` with which the adversarial loss is balanced.
             reconstructions: ``[B, 3, H, W]``.
-            last_layer: the decoder's last weight, where gradients are balanced.
-            step: number of generator steps taken.
+            last_layer: the decoder's last weight, at which gradients are balanced.
+            step: number of generator steps so far.
         """
         if step < self.disc_start:
             return 0.0, {}
         adversarial = -self.discriminator(reconstructions).mean()
-        # Without gradients there is nothing to balance, and CompVis' validation leaves the adversarial loss out.
+        # Without gradients there is no balance to compute. CompVis' validation leaves the adversarial loss out as well.
         balance = adaptive_weight(nll, adversarial, last_layer) if nll.requires_grad else torch.zeros_like(nll)
         weight = self.disc_weight * balance
         return weight * self.disc_factor * adversarial, {"g_loss": adversarial.detach(), "d_weight": weight}

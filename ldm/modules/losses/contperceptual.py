@@ -1,4 +1,4 @@
-"""Loss of the KL first stage: likelihood of the image, divergence of the posterior, adversarial.
+"""Loss of KL first stages: likelihood of the image, KL divergence of the posterior, and adversarial loss.
 
 Rombach et al. 2022, appendix G; the likelihood is that of a Laplace distribution with one learnable scale.
 """
@@ -15,18 +15,19 @@ from ldm.modules.losses.adversarial import AdversarialLoss, Log
 
 
 class DummyLoss(nn.Module):
-    """CompVis' name for no loss, in configs of first stages that are only used."""
+    """CompVis' class for the loss of a first stage that is not trained; it computes nothing."""
 
 
 class LPIPSWithDiscriminator(AdversarialLoss):
-    """Generator and discriminator loss of a KL autoencoder; the arguments are CompVis', and ``perceptual``.
+    """Generator and discriminator loss of a KL autoencoder; all arguments but ``perceptual`` are CompVis'.
 
-    Sums over pixels and latents and means over the batch, so ``kl_weight`` does not depend on their numbers.
+    Likelihood and divergence are sums over pixels and latents, and means over the batch, so that ``kl_weight`` does not
+    depend on the number of pixels, latents or images.
 
     Args:
-        disc_start: generator step from which the discriminator takes part.
-        logvar_init: first value of the logarithm of the likelihood's scale.
-        kl_weight: of the divergence from the standard normal.
+        disc_start: generator step at which adversarial training starts.
+        logvar_init: initial logarithm of the likelihood's scale.
+        kl_weight: weight of the KL divergence from the standard normal distribution.
         options: the other arguments of :class:`AdversarialLoss`.
     """
 
@@ -46,7 +47,7 @@ class LPIPSWithDiscriminator(AdversarialLoss):
         cond: None = None,  # noqa: ARG002 (CompVis' signature)
         split: str = "train",
     ) -> tuple[Tensor, Log]:
-        """Returns what CompVis' call of this class returns, see :meth:`by_optimizer`."""
+        """Returns the same as CompVis' class, see :meth:`by_optimizer`."""
         return self.by_optimizer(optimizer_idx, split, inputs, reconstructions, posteriors, last_layer, global_step)
 
     def generator(
@@ -57,7 +58,7 @@ class LPIPSWithDiscriminator(AdversarialLoss):
         last_layer: Tensor,
         step: int,
     ) -> tuple[Tensor, Log]:
-        """Returns the autoencoder's loss ``[]`` with the posterior's divergence, and its parts."""
+        """Returns the autoencoder's loss ``[]``, which includes the posterior's KL divergence, and its parts."""
         distance, log = self.distance(images, reconstructions)
         nll = (distance / self.logvar.exp() + self.logvar).sum() / len(images)
         kl = posterior.kl().mean()

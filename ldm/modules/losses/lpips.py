@@ -1,7 +1,7 @@
 """LPIPS, the perceptual distance of Zhang et al. 2018 (arXiv 1801.03924).
 
-Its weights are those of VGG16 and one number a channel. VGG16's come from a file, or from torchvision's server where
-there is a network connection; the others (7 kB, the same as taming's) are part of torchmetrics.
+Its weights are those of VGG16 and one number for each channel. The weights of VGG16 come from a file or, with a network
+connection, from torchvision's server. The others (7 kB, the same as taming's) are part of torchmetrics.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ INSIDE_A_CHECKPOINT = ("loss.perceptual_loss.", "first_stage_model.loss.perceptu
 
 
 class LPIPS(nn.Module):
-    """Distance of VGG features, weighted by channel; state names are those of taming's class.
+    """Distance between VGG features, with a weight for each channel. The weights have the names of taming's class.
 
     Args:
-        weights: ``download`` for torchvision's VGG16, kept in torch's cache; or a file: torchvision's VGG16
-            (``vgg16-397923af.pth``), a released first stage, which holds all 33 tensors under
-            ``loss.perceptual_loss``, or a state dict of this class. Without it the network waits for
-            ``load_state_dict``.
+        weights: ``download`` for torchvision's VGG16, which is kept in torch's cache, or a file. The file is
+            torchvision's VGG16 (``vgg16-397923af.pth``), a released first stage, which has all 33 tensors under
+            ``loss.perceptual_loss``, or a state dict of this class. Without ``weights``, the network can be used
+            only after ``load_state_dict``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file does not hold these weights, or they cannot be downloaded.
+        FileNotFoundError: there is no such file.
+        ValueError: the file does not have these weights, or they cannot be downloaded.
     """
 
     def __init__(self, weights: str | Path | None = None) -> None:
@@ -60,14 +60,14 @@ class LPIPS(nn.Module):
             self.name = f"LPIPS (VGG16 of {file.name})"
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Returns the distance ``[B, 1, 1, 1]`` of two batches of images ``[B, 3, H, W]`` in [-1, 1].
+        """Returns the distance ``[B, 1, 1, 1]`` between two batches of images ``[B, 3, H, W]`` in [-1, 1].
 
         Raises:
             ValueError: the network has no weights.
         """
         if not self.loaded:
             raise ValueError(
-                "LPIPS has no weights; give 'weights': a file of them or a released first stage's model.ckpt"
+                "LPIPS has no weights; set 'weights' to a file of weights or to a released first stage's model.ckpt"
             )
         x, y = self.scaling_layer(images), self.scaling_layer(others)
         total = images.new_zeros(())
@@ -97,7 +97,7 @@ def own_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def channel_weights() -> dict[str, Tensor]:
-    """Returns the weight of every channel, version 0.1, from the file in torchmetrics.
+    """Returns the channels' weights, version 0.1 of LPIPS, from a file in torchmetrics.
 
     Raises:
         ValueError: this version of torchmetrics does not have it.
@@ -105,27 +105,27 @@ def channel_weights() -> dict[str, Tensor]:
     found = find_spec("torchmetrics")
     file = Path((found and found.origin) or "").parent / "functional" / "image" / "lpips_models" / "vgg.pth"
     if not file.is_file():
-        raise ValueError("LPIPS: torchmetrics no longer holds its weights; give a released first stage as 'weights'")
+        raise ValueError("LPIPS: torchmetrics no longer has its weights; set 'weights' to a released first stage")
     return read_weights(file)
 
 
 def download_vgg() -> Path:
-    """Returns torchvision's VGG16 in torch's cache, fetched from its server where it is not yet there.
+    """Returns the path of torchvision's VGG16 in torch's cache, and downloads it first if it is not there.
 
     Raises:
-        ValueError: it cannot be fetched.
+        ValueError: it cannot be downloaded.
     """
     from torchvision.models import VGG16_Weights
 
     return fetched(
         VGG16_Weights.IMAGENET1K_V1.url,
-        "download it elsewhere and give the file of VGG16 as 'weights', or name a network you have: "
+        "download it on another machine and set 'weights' to the file of VGG16, or use a network that you have: "
         "ldm.modules.losses.perceptual.ClipDistance",
     )
 
 
 class Scaling(nn.Module):
-    """From [-1, 1] to the values VGG was trained on."""
+    """Maps images in [-1, 1] to the range of values on which VGG was trained."""
 
     shift: Tensor
     scale: Tensor
@@ -136,12 +136,12 @@ class Scaling(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the same shape."""
+        """Returns the scaled images ``[B, 3, H, W]``."""
         return (images - self.shift) / self.scale
 
 
 class ChannelWeights(nn.Module):
-    """One weight a channel: ``[B, C, h, w]`` to ``[B, 1, h, w]``."""
+    """Weighted sum over channels, from ``[B, C, h, w]`` to ``[B, 1, h, w]``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -153,5 +153,5 @@ class ChannelWeights(nn.Module):
 
 
 def _mark_loaded(module: Any, incompatible: Any) -> None:
-    own = tuple(module.state_dict())  # what is missing may also belong to the model around this network
+    own = tuple(module.state_dict())  # missing names can also be those of the model around this network
     module.loaded |= not any(name.endswith(own) for name in incompatible.missing_keys)

@@ -1,8 +1,8 @@
-"""Perceptual distances over networks a user has: CLIP's vision tower, or torchvision's networks from a file.
+"""Perceptual distances without LPIPS' weights, with CLIP's vision tower or with torchvision's networks from a file.
 
-They stand in where LPIPS' weights cannot be had: features of some layers, normalised over channels, compared by squared
-difference and averaged over positions and layers (Zhang et al. 2018, arXiv 1801.03924, without its learned weights).
-Images are ``[B, 3, H, W]`` in [-1, 1].
+Features of several layers are normalised over channels. The distance is the squared difference of these features,
+averaged over positions and layers (Zhang et al. 2018, arXiv 1801.03924, without its learned weights). Images are
+``[B, 3, H, W]`` in [-1, 1].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ldm.modules.encoders.clip import OpenClipEmbedder
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
-# Where torchvision's networks are looked into, from edges to objects.
+# Default layers of torchvision's networks, from low-level to high-level features.
 LAYERS = {
     "alexnet": ("features.1", "features.4", "features.7", "features.9", "features.11"),
     "mobilenet_v2": ("features.1", "features.3", "features.6", "features.13", "features.17"),
@@ -33,12 +33,12 @@ LAYERS = {
 
 
 def perceptual_network(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> nn.Module:
-    """Returns the network that a config describes; of a list, the first one whose weights can be had.
+    """Returns the network of a config; of a list of configs, the first network whose weights can be loaded.
 
-    Every one that was passed over is logged with its reason.
+    Each network that was skipped is logged with the reason.
 
     Raises:
-        ValueError: a config is wrong, or no weights can be had.
+        ValueError: a config is wrong, or no network's weights can be loaded.
     """
     if isinstance(config, Mapping):
         return instantiate_from_config(config)
@@ -50,20 +50,21 @@ def perceptual_network(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) 
             return instantiate_from_config(choice)
         except (OSError, ValueError) as error:
             reasons.append(f"{choice['target'].rpartition('.')[2]}: {error}")
-            LOG.warning("perceptual network passed over: %s", reasons[-1])
-    raise ValueError(f"perceptual: got {len(reasons)} networks, none of which can be had; {'; '.join(reasons)}")
+            LOG.warning("perceptual network skipped: %s", reasons[-1])
+    raise ValueError(f"perceptual: got {len(reasons)} networks, none of which can be loaded; {'; '.join(reasons)}")
 
 
 class FeatureDistance(nn.Module):
-    """Distance of a frozen network's features; a subclass says how they are made.
+    """Distance between a frozen network's features, which a subclass computes.
 
-    The network moves with this module, but is neither trained nor stored with it: it comes from its own file.
+    The network moves between devices with this module. It is neither trained nor stored with it, because its weights
+    come from their own file.
 
     Args:
         network: the network.
-        name: of network, weights and layers, as logs and results state it.
-        mean: of the network's inputs, by channel, where images lie in [0, 1].
-        std: likewise.
+        name: description of network, weights and layers for logs and results.
+        mean: mean of each channel of the network's training images in [0, 1].
+        std: standard deviation of each channel of these images.
     """
 
     mean: Tensor
@@ -83,7 +84,7 @@ class FeatureDistance(nn.Module):
         return self
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Returns the distance ``[B, 1, 1, 1]``, 0 for equal images and at most 4."""
+        """Returns the distance ``[B, 1, 1, 1]``, which is 0 for equal images and at most 4."""
         distances = []
         for x, y in zip(self.features(self.scaled(images)), self.features(self.scaled(others)), strict=True):
             difference = F.normalize(x.float(), dim=1, eps=1e-6) - F.normalize(y.float(), dim=1, eps=1e-6)
@@ -91,27 +92,27 @@ class FeatureDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` as the network was trained on."""
+        """Returns images ``[B, 3, H, W]`` with the normalisation of the network's training images."""
         return (images / 2 + 0.5 - self.mean) / self.std
 
     @abstractmethod
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns one ``[B, C, h, w]`` a layer of scaled images, with a gradient to them."""
+        """Returns the features ``[B, C, h, w]`` of each layer for scaled images; gradients reach the images."""
 
 
 class ClipDistance(FeatureDistance):
-    """Distance of features inside CLIP's vision tower.
+    """Distance between features inside CLIP's vision tower.
 
-    A convolutional tower sees images at their own size, a transformer at the one size it knows.
+    A convolutional tower gets images at their own size. For a transformer, images are resized to its input size.
 
     Args:
         model: an open_clip architecture, or a folder in open_clip's local-directory form (``models/clip/emoji``).
-        pretrained: open_clip's tag or a weights file; must be absent for a folder.
-        layers: numbers of the blocks that are compared, from 0; up to five, evenly spread, where not given.
+        pretrained: open_clip's tag or a file of weights; must be absent for a folder.
+        layers: numbers of the blocks to compare, counted from 0; by default up to five, evenly spaced.
 
     Raises:
-        ValueError: weights that cannot be had, or a layer the tower does not have.
-        FileNotFoundError: no such folder.
+        ValueError: the weights cannot be loaded, or the tower does not have a layer.
+        FileNotFoundError: there is no such folder.
     """
 
     def __init__(self, model: str, pretrained: str | None = None, layers: Sequence[int] | None = None) -> None:
@@ -121,7 +122,7 @@ class ClipDistance(FeatureDistance):
         depth = 5 if hasattr(visual, "layer4") else len(blocks) if blocks is not None else None
         if layers is None:
             count = min(5, depth or 4)
-            # How many blocks another kind of tower has, only open_clip knows: its last ones.
+            # Only open_clip knows the number of blocks of other kinds of towers, so that the last ones are taken.
             layers = list(range(-count, 0)) if depth is None else [(i + 1) * depth // count - 1 for i in range(count)]
         elif depth is not None and not all(0 <= layer < depth for layer in layers):
             raise ValueError(f"layers: got {list(layers)}, expected numbers from 0 to {depth - 1} for {model}")
@@ -131,7 +132,7 @@ class ClipDistance(FeatureDistance):
         self.layers, self.side = list(layers), None if hasattr(visual, "layer4") else embedder.image_size
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns one ``[B, C, h, w]`` a layer."""
+        """Returns the features ``[B, C, h, w]`` of each layer."""
         if self.side is not None and images.shape[2:] != (self.side, self.side):
             images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
         visual = self.__dict__["network"]
@@ -140,15 +141,15 @@ class ClipDistance(FeatureDistance):
 
 
 class TorchvisionDistance(FeatureDistance):
-    """Distance of features of one of torchvision's networks.
+    """Distance between features of one of torchvision's networks.
 
     Args:
-        network: torchvision's name of it, such as ``vgg16``, ``resnet18`` or ``mobilenet_v2``.
-        weights: a local file of its weights, as torchvision distributes them.
-        layers: dotted names of the layers that are compared; needed for networks other than :data:`LAYERS`.
+        network: torchvision's name of the network, such as ``vgg16``, ``resnet18`` or ``mobilenet_v2``.
+        weights: a local file of its weights, as distributed by torchvision.
+        layers: dotted names of the layers to compare; required for networks that are not in :data:`LAYERS`.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
         ValueError: an unknown network or layer, or weights of another network.
     """
 
@@ -168,5 +169,5 @@ class TorchvisionDistance(FeatureDistance):
         super().__init__(extractor, name, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Returns one ``[B, C, h, w]`` a layer."""
+        """Returns the features ``[B, C, h, w]`` of each layer."""
         return list(self.__dict__["network"](images).values())

@@ -1,4 +1,4 @@
-"""Loss of the VQ first stage: distance, codebook, adversarial (Esser et al. 2021, eq. 3 to 7)."""
+"""Loss of VQ first stages: reconstruction error, codebook loss, adversarial loss (Esser et al. 2021, eq. 3 to 7)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ldm.modules.quantize import perplexity
 
 
 class VQLPIPSWithDiscriminator(AdversarialLoss):
-    """Generator and discriminator loss of a VQ-GAN; the arguments are CompVis' and taming's, and ``perceptual``.
+    """Generator and discriminator loss of a VQ-GAN; all arguments but ``perceptual`` are CompVis' and taming's.
 
     Args:
-        disc_start: generator step from which the discriminator takes part.
-        codebook_weight: of the codebook loss.
-        n_classes: number of codes, for statistics of their use in CompVis' call.
-        perceptual_loss: kind of network CompVis downloads; only ``lpips``, which ``perceptual`` names with its weights.
+        disc_start: generator step at which adversarial training starts.
+        codebook_weight: weight of the codebook loss.
+        n_classes: number of codes, with which :meth:`forward` logs how many of them are used.
+        perceptual_loss: must be ``lpips``, CompVis' default. The network and its weights are given by ``perceptual``.
         options: the other arguments of :class:`AdversarialLoss`.
     """
 
@@ -32,7 +32,7 @@ class VQLPIPSWithDiscriminator(AdversarialLoss):
     ) -> None:
         super().__init__(disc_start, **options)
         if perceptual_loss != "lpips":
-            raise ValueError(f"perceptual_loss: got '{perceptual_loss}', expected 'lpips'; name others in 'perceptual'")
+            raise ValueError(f"perceptual_loss: got '{perceptual_loss}', expected 'lpips'; set others in 'perceptual'")
         self.codebook_weight, self.n_classes = codebook_weight, n_classes
 
     def forward(
@@ -47,7 +47,7 @@ class VQLPIPSWithDiscriminator(AdversarialLoss):
         split: str = "train",
         predicted_indices: Tensor | None = None,
     ) -> tuple[Tensor, Log]:
-        """Returns what CompVis' call of this class returns, see :meth:`by_optimizer`."""
+        """Returns the same as CompVis' class, see :meth:`by_optimizer`."""
         others = codebook_loss.mean(), last_layer, global_step
         loss, log = self.by_optimizer(optimizer_idx, split, inputs, reconstructions, *others)
         if optimizer_idx == 0 and predicted_indices is not None and self.n_classes is not None:
@@ -58,7 +58,7 @@ class VQLPIPSWithDiscriminator(AdversarialLoss):
     def generator(
         self, images: Tensor, reconstructions: Tensor, codebook_loss: Tensor, last_layer: Tensor, step: int
     ) -> tuple[Tensor, Log]:
-        """Returns the autoencoder's loss ``[]`` with that of the codebook ``[]``, and its parts."""
+        """Returns the autoencoder's loss ``[]``, which includes the codebook loss ``[]``, and its parts."""
         distance, log = self.distance(images, reconstructions)
         nll = distance.mean()
         adversarial, more = self.fool(nll, reconstructions, last_layer, step)

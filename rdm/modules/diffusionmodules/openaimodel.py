@@ -1,4 +1,4 @@
-"""The U-Net as CompVis' retrieval-augmented-diffusion-models computes it."""
+"""The U-Net of CompVis' retrieval-augmented-diffusion-models."""
 
 from typing import ClassVar
 
@@ -6,10 +6,10 @@ from ldm.modules.diffusionmodules import openaimodel
 
 
 class UNetModel(openaimodel.UNetModel):
-    """The U-Net of ``ldm``, which differs in what two of its arguments mean.
+    """The U-Net of ``ldm`` with another meaning of two arguments.
 
-    The attention of encoder and decoder has the same heads whatever ``num_heads_upsample`` is, and the ``id_predictor``
-    that ``n_embed`` asks for ends in a 3x3 convolution with padding 1 in place of a 1x1 convolution.
+    ``num_heads_upsample`` has no effect: the decoder's attention has as many heads as the encoder's. With ``n_embed``,
+    the ``id_predictor`` ends in a 3x3 convolution with padding 1 instead of a 1x1 convolution.
     """
 
     upsample_heads: ClassVar[bool] = False

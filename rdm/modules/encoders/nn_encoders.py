@@ -1,4 +1,4 @@
-"""CompVis' names for passing neighbours' embeddings on as they are."""
+"""CompVis' classes that return neighbours' embeddings unchanged or in another shape."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rdm.compat import flat_neighbours
 
 
 class CLIPEmbeddingReshaper:
-    """``[B, patches, K, D]`` to ``[B, patches K, D] float32``."""
+    """Joins the neighbours of all patches, from ``[B, patches, K, D]`` to ``[B, patches K, D] float32``."""
 
     def __call__(self, neighbours: Tensor) -> Tensor:
-        """Returns the neighbours of all patches behind each other."""
+        """Returns the neighbours of all patches as one sequence, in float32."""
         return flat_neighbours(neighbours).float()
 
 
 class IdentityEncoder(torch.nn.Identity):
-    """Returns what it is given; ``encode`` in float32, unless told otherwise."""
+    """Returns its input unchanged; ``encode`` converts it to float32 if ``to_float32`` is true."""
 
     def __init__(self, to_float32: bool = True) -> None:
         super().__init__()
@@ -29,16 +29,16 @@ class IdentityEncoder(torch.nn.Identity):
 
 
 class NNReshaper:
-    """``[B, patches, K, H, W, C]`` to ``[B patches K, C, H, W]``."""
+    """Joins the neighbours' images to a batch, from ``[B, patches, K, H, W, C]`` to ``[B patches K, C, H, W]``."""
 
     def __call__(self, neighbours: Tensor) -> Tensor:
-        """Returns the neighbours' images as one batch, channels first."""
+        """Returns the neighbours' images as one batch, with channels first."""
         return neighbours.flatten(0, 2).movedim(-1, 1)
 
 
 class NNEmbeddingReshaper:
-    """``[B, patches, K, D]`` to ``[B, patches K, D]``, in the same type."""
+    """Joins the neighbours of all patches, from ``[B, patches, K, D]`` to ``[B, patches K, D]`` in the same dtype."""
 
     def __call__(self, neighbours: Tensor) -> Tensor:
-        """Returns the neighbours of all patches behind each other."""
+        """Returns the neighbours of all patches as one sequence."""
         return flat_neighbours(neighbours)

@@ -205,7 +205,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         (
             "txt2img.py",
             ["--prompt", "flag", "--to", "pirate", "--best_of", "2"],
-            "error: got best_of=2 for images of one seed, expected 1",
+            "error: got best_of=2 for images that share one seed, expected 1",
         ),
         (
             "sample.py",
@@ -229,4 +229,4 @@ def test_guidance_by_an_untrained_null_is_said(
     run(*words, "--scale", 1)
     assert "null" not in caplog.text
     run(*words, "--scale", 2)
-    assert "a null that was never trained (p_uncond is 0); scale 1 does without" in caplog.text
+    assert "p_uncond is 0" in caplog.text

@@ -1,4 +1,4 @@
-"""Metrics against closed forms and other libraries; the reconstruction report from the command line."""
+"""Moments and the Frechet distance against closed forms, and the reconstruction report of the command line."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def test_frechet_distance_of_known_distributions() -> None:
     other = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * product
     assert frechet_distance(a, b) == pytest.approx(float(other), rel=1e-5)
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b)) and abs(frechet_distance(a, a)) < 1e-9
-    with pytest.raises(ValueError, match="got 0 and 50 vectors"):
+    with pytest.raises(ValueError, match="0 and 50"):
         frechet_distance(Moments(), a)
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Path:
-    """A small first stage for pictures of 16 pixels, shipped with the pictures it is validated on."""
+    """A small first stage for pictures of 16 pixels, with its validation pictures."""
     config = copy.deepcopy(VQ)
     config["params"]["ddconfig"]["resolution"] = 16
     model = instantiate_from_config(config)
@@ -76,7 +76,7 @@ def stage(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the script in this process; returns what it printed, or its one line of complaint."""
+    """Runs the script in this process; returns its output, or its error message of one line."""
 
     def call(*words: object) -> str:
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, words)])
@@ -140,19 +140,19 @@ def test_a_kl_stage_other_pictures_and_tiles(run, tmp_path: Path) -> None:
     )
     assert tiles["figures"]["psnr"] != whole["figures"]["psnr"]
     assert tiles["figures"]["psnr"] == pytest.approx(whole["figures"]["psnr"], abs=1.0)
-    assert "expected Parquet files" in run(*given, tmp_path / "x", "--split", "val")
-    assert "no config" in run(*words[:2], "--data", tmp_path / "pictures")
+    assert "Parquet" in run(*given, tmp_path / "x", "--split", "val")
+    assert "config" in run(*words[:2], "--data", tmp_path / "pictures")
 
 
 def test_mistakes_are_answered_in_one_line(run, stage: Path, tmp_path: Path) -> None:
     off = ("--features", "none", "--perceptual", "none", "--outdir", tmp_path / "out")
-    assert "no weights of a first stage at" in run("reconstruction", tmp_path / "none")
-    assert "name other pictures with --data" in run("reconstruction", stage, "--data", tmp_path / "none", *off)
-    assert "--by style: the pictures have only" in run("reconstruction", stage, "--by", "style", *off)
-    assert "expected a side in pixels or a size such as 2GB" in run("reconstruction", stage, "--tile", "big", *off)
-    assert "downsampling factor 2" in run("reconstruction", stage, "--tile", "13", *off)
+    assert str(tmp_path / "none") in run("reconstruction", tmp_path / "none")
+    assert "--data" in run("reconstruction", stage, "--data", tmp_path / "none", *off)
+    assert "--by style" in run("reconstruction", stage, "--by", "style", *off)
+    assert "'big'" in run("reconstruction", stage, "--tile", "big", *off)
+    assert "13" in run("reconstruction", stage, "--tile", "13", *off)
     inside = stage / "config.yaml" / "out"
-    assert "expected a folder that can be made" in run("reconstruction", stage, *off[:-1], inside)
+    assert str(inside) in run("reconstruction", stage, *off[:-1], inside)
     assert not (tmp_path / "out").exists()
 
 

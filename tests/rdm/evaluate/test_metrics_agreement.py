@@ -1,4 +1,4 @@
-"""Figures of features against torch-fidelity, torchmetrics, published definitions by brute force, and closed forms."""
+"""Metrics against torch-fidelity, torchmetrics, published definitions by brute force, and closed forms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ K = 3
 
 
 def features(seed: int, n: int, dim: int = 24, shift: float = 0.0) -> Tensor:
-    """Vectors about as long and as correlated as those of a network."""
+    """Vectors with lengths and correlations like those of a network."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(dim, dim, generator=torch.Generator().manual_seed(99))
     return (torch.randn(n, dim, generator=generator) + shift) @ mixing * 0.3 + 1.0
@@ -36,7 +36,7 @@ def features(seed: int, n: int, dim: int = 24, shift: float = 0.0) -> Tensor:
 
 @pytest.fixture(params=[7, 64, 2048])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Sizes of tiles: ragged, even, and larger than all there is."""
+    """Sizes of blocks: with a remainder, without one, and larger than all features."""
     monkeypatch.setattr(metrics, "BLOCK", request.param)
     return request.param
 
@@ -45,7 +45,7 @@ REAL, MADE = features(0, 150), features(1, 130, shift=0.3)
 
 
 class Given(nn.Module):
-    """A network for torchmetrics that answers what it is shown."""
+    """A network for torchmetrics that returns its input."""
 
     num_features = REAL.shape[1]
 
@@ -54,7 +54,7 @@ class Given(nn.Module):
 
 
 def fidelity(name: str, *given: Any, **options: Any) -> dict[str, float]:
-    """What torch-fidelity's function of a name answers."""
+    """The figures of torch-fidelity's function with this name."""
     module = pytest.importorskip(f"torch_fidelity.metric_{name.partition('_')[0]}")
     return getattr(module, name)(*given, **options)
 
@@ -137,7 +137,7 @@ def test_sets_that_are_equal_and_sets_far_apart() -> None:
 
 
 def test_exact_copies_lie_in_each_others_balls() -> None:
-    """Where each picture is there four times, radii are 0, and only copies are within."""
+    """If each picture exists four times, all radii are 0, and only copies lie in a ball."""
     few = features(3, 20, dim=64) * 30
     copies = few.repeat(4, 1)
     assert precision_recall(copies, copies[torch.randperm(80)]) == (1.0, 1.0)
@@ -174,11 +174,11 @@ def test_features_in_a_file_give_the_same(tmp_path: Path) -> None:
 
 def test_too_few_pictures_are_one_line() -> None:
     few, draw = REAL[:3], np.random.default_rng(0)
-    with pytest.raises(ValueError, match="got 3 pictures, expected more than k=3"):
+    with pytest.raises(ValueError, match="3 .*k=3"):
         precision_recall(REAL, few)
-    with pytest.raises(ValueError, match="got 3 pictures, expected more than k=5"):
+    with pytest.raises(ValueError, match="3 .*k=5"):
         density_coverage(few, MADE)
-    with pytest.raises(ValueError, match="got subsets of 4 pictures, expected 2 to 3"):
+    with pytest.raises(ValueError, match="4 .*2 to 3"):
         kernel_distance(few, MADE, draw, size=4)
-    with pytest.raises(ValueError, match="got 3 pictures, expected at least 10"):
+    with pytest.raises(ValueError, match="3 .*10"):
         inception_score(few, draw)

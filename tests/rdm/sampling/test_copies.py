@@ -1,4 +1,4 @@
-"""Samples that are like a row of the database: found, marked, drawn again."""
+"""Copy detection: copies of database rows are found, flagged and redrawn."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ PROMPTS = ["pirate flag", "white flag", "rainbow flag"]
 
 
 def row_picture(loaded: Loaded, row: int) -> torch.Tensor:
-    """The picture of a row, [3, H, W] in [-1, 1]."""
+    """Returns the picture of a database row, ``[3, H, W]`` in [-1, 1]."""
     return torch.from_numpy(loaded.retriever.database.patches([row])[0]).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -46,7 +46,7 @@ def test_all_rows_are_compared_also_where_neighbours_come_from_some(loaded: Load
 
 
 def test_marked_images_are_drawn_again_and_no_others(loaded: Loaded) -> None:
-    """The second image is a copy at first and at the second draw, the others never."""
+    """The second image is a copy on its first and second draw; the other images are never copies."""
     plain, drawn = torch.zeros(3, 16, 16), []
     level = compare(plain, loaded.retriever.database.embeddings([0]), loaded.retriever, 1.0).similarity
     seeds = {further_seed(6, 1): row_picture(loaded, 4), 6: row_picture(loaded, 7)}
@@ -62,7 +62,7 @@ def test_marked_images_are_drawn_again_and_no_others(loaded: Loaded) -> None:
     assert final == [5, again[1], 7] and [likeness.rejected for likeness in found] == [(), (6, again[0]), ()]
     assert torch.equal(images, torch.stack([plain] * 3)) and not any(likeness.is_copy for likeness in found)
     images, final, found = draw_checked(draw, [6], neighbours[:1], loaded.retriever, CopyCheck(check, 1))
-    assert final == again[:1] and found[0].is_copy and torch.equal(images[0], seeds[again[0]])  # kept, marked
+    assert final == again[:1] and found[0].is_copy and torch.equal(images[0], seeds[again[0]])  # kept with its flag
 
 
 def test_further_seeds_depend_on_seed_and_attempt_alone() -> None:
@@ -72,7 +72,7 @@ def test_further_seeds_depend_on_seed_and_attempt_alone() -> None:
 
 
 def test_a_redrawn_image_depends_on_nothing_beside_it_and_is_made_again(loaded: Loaded, tmp_path: Path) -> None:
-    options = {"k": 2, "steps": 2, "copy_threshold": -1.0, "reject_copies": 2}  # everything is like something
+    options = {"k": 2, "steps": 2, "copy_threshold": -1.0, "reject_copies": 2}  # every sample is flagged
     together = draw(ways.texts, loaded, PROMPTS, seed=5, **options)
     alone = draw(ways.texts, loaded, PROMPTS[1:2], seed=6, **options)
     assert torch.equal(together.images[1:2], alone.images) and together.copies[1] == alone.copies[0]
@@ -103,7 +103,7 @@ def test_a_copy_is_marked_in_record_sheet_and_log(
     assert found["row"] == row and found["threshold"] == threshold and found["likeness"] == scores[2]
     assert found["uri"] == loaded.retriever.database.metadata([row])[0]["uri"]
     assert records[copy]["neighbours"][1]["likeness"] == samples.copies[copy].neighbours[1]
-    assert f"1 of 3 images are marked as copies: flags-{copy:03d}.png of {found['uri']}" in caplog.text
+    assert f"1 of 3 images are flagged as copies: flags-{copy:03d}.png of {found['uri']}" in caplog.text
     sheet = np.asarray(Image.open(grid))
     left = [sheet[i * 18 + 1 : i * 18 + 17, 0].tolist() for i in range(3)]  # the gap beside each sample
     assert left == [[[220, 0, 0] if i == copy else [255] * 3] * 16 for i in range(3)]
@@ -120,7 +120,7 @@ def test_an_unchecked_image_carries_no_word_of_copies(loaded: Loaded, tmp_path: 
 
 
 def test_what_the_threshold_is_chosen_from(loaded: Loaded) -> None:
-    """The toy's pictures of every split are its rows, and its tables leave no near-duplicate out."""
+    """In the tiny data set the pictures of every split are rows, and neighbour tables keep near-duplicates."""
     database, model = loaded.retriever.database, loaded.model
     vectors = database.embeddings(np.arange(len(database))).astype(np.float64)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -101,7 +101,7 @@ def test_an_inversion_gives_the_picture_back(loaded: Loaded, files: Path) -> Non
     assert errors[0] < 0.01 < errors[1]
     assert fidelity(samples, loaded) == pytest.approx([float(psnr(alone, samples.request.canvas.picture))] * 2, abs=0.1)
     assert other.request.canvas.about["inverted_with_rows"] == samples.request.retrieved.rows[0].tolist()
-    with pytest.raises(ValueError, match="made of no picture"):
+    with pytest.raises(ValueError, match="without a picture"):
         fidelity(draw(ways.texts, loaded, ["white flag"], **FAST), loaded)
 
 
@@ -179,7 +179,7 @@ def test_a_picture_is_scaled_with_its_mask(files: Path) -> None:
         ({}, "got none, expected one of mask, outpaint and invert, or a strength alone"),
         ({"mask": "mask.png", "invert": True}, "got mask and invert, expected one of"),
         ({"mask": "small.png"}, r"mask .*small\.png has 8x16 pixels, expected the 16x16 of .*a\.png"),
-        ({"mask": "white.png"}, "the mask is white all over, .*; give a prompt"),
+        ({"mask": "white.png"}, "mask is white .*; give a prompt"),
         ({"mask": "clear.png"}, r"mask .*clear\.png is transparent in places"),
         ({"mask": "text.png"}, r"text\.png: unreadable image"),
         ({"mask": "none.png"}, r"no picture at .*none\.png"),

@@ -175,7 +175,7 @@ def test_refuses() -> None:
     denoise, x0, ones = exact_denoiser(SCHEDULE), picture(), torch.ones(1, 1, 4, 4)
     for edit, message in (
         (Edit(x0, strength=1.5), "strength is 1.5, expected a number from 0 to 1"),
-        (Edit(x0, ones, invert=True), "got a mask for an inversion"),
+        (Edit(x0, ones, invert=True), "mask.*inversion"),
         (Edit(x0, torch.ones(1, 1, 4, 8)), r"mask has shape \[1, 1, 4, 8\], expected \[1, 1, 4, 4\]"),
         (Edit(x0[..., :2]), r"latent of the picture has shape \[1, 1, 4, 2\], expected \[1, 1, 4, 4\]"),
         (Edit(x0, ones, repeats=0), "got 0 repeats, expected at least 1"),

@@ -200,7 +200,7 @@ def test_refuses() -> None:
         unipc(denoise, x, SCHEDULE, 5, order=4)
     with pytest.raises(ValueError, match="1 to 1000"):
         ddim(denoise, x, SCHEDULE, 1001)
-    with pytest.raises(ValueError, match="expected rising ones"):
+    with pytest.raises(ValueError, match=r"\[5, 3\].* 999"):
         ddim(denoise, x, SCHEDULE, [5, 3])
 
 
