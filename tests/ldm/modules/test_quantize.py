@@ -46,6 +46,7 @@ def test_every_kind_gives_the_nearest_of_its_codes_and_gradients_pass_through(ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_that_are_written_are_the_codes(kind: str) -> None:
+    torch.manual_seed(3)  # the random map of simvq has a condition of 4: rounding grows with it
     codebook = Codebook(6, 3, kind=kind)
     codes = F.normalize(torch.randn(6, 3, generator=torch.Generator().manual_seed(1)), dim=1)
     codebook.write(codes)
