@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import HelpFormatter, command_line, positive
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import POOL, Settings
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument(
         "--class",
         dest="classes",

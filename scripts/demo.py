@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from ldm.command_line import HelpFormatter, command_line, finite
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
@@ -38,7 +37,7 @@ def train(minutes: float, run: Path) -> None:
 @command_line
 def main() -> None:
     """Runs the demo; ``make demo`` calls this command."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument(
         "--minutes", type=finite, default=5.0, help="training time in minutes; 0 shows the shipped model only"
     )

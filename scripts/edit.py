@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import HelpFormatter, command_line, finite, fraction, positive
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, fraction, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS, Settings
 
@@ -18,7 +18,7 @@ WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--image", required=True, metavar="FILE", help="the picture")
     p.add_argument("--prompt", metavar="TEXT", help="a text: the model sees its neighbours while it paints")
     p.add_argument("--mask", metavar="FILE", help="a picture of the same size: white is repainted, black stays")

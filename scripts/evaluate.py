@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.command_line import command_line
+from ldm.command_line import ArgumentParser, command_line
 from rdm.cli.evaluation import add_images, add_memorisation, add_reconstruction, add_repeat, add_samples
 from rdm.sampling.settings import Settings
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__)
+    p = ArgumentParser(description=__doc__)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_images(commands).set_defaults(run=run_images)
     add_samples(commands).set_defaults(run=run_images)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ldm.command_line import HelpFormatter, add_trust_option, command_line
+from ldm.command_line import ArgumentParser, HelpFormatter, add_trust_option, command_line
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("run", help="run folder or exported folder; with --from diffusers, the folder that diffusers wrote")
     p.add_argument(
         "--to", choices=("safetensors", "compvis", "diffusers"), default="safetensors", help="format of the output"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm.command_line import HelpFormatter, command_line, fraction_or_count
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, fraction_or_count
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import TOP_M, Settings
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     what = "draw from the most popular rows: a fraction (0.2) or a number (500)"
     p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=what)
     p.add_argument("--use_weights", action="store_true", help="draw rows in proportion to their popularity")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import HelpFormatter, command_line, finite, positive
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, positive
 from rdm.cli.embedding import add_embedding_options
 
 
 def parse_args() -> argparse.Namespace:
     """Returns the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     parser.add_argument(
         "--config", help="training config: makes the tables of all its data sets, and the database if it is missing"
     )

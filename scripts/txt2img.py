@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import HelpFormatter, command_line, finite
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 from ldm.files import read_text
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
@@ -12,7 +12,7 @@ from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
     p.add_argument("--from-file", metavar="FILE", help="a file with one prompt in each line")
     p.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
+from ldm.command_line import HelpFormatter, add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
 from rdm.cli.sampling import add_model_options
 from rdm.evaluate.choices import METRICS, WAYS
 from rdm.sampling.settings import OPTIONS, TOP_M
@@ -16,9 +16,7 @@ METRICS_HELP = f"metrics to compute: {', '.join(METRICS)}; all that the inputs a
 
 
 def _command(commands: Commands, name: str, what: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return commands.add_parser(name, help=what, description=what, formatter_class=HelpFormatter)
 
 
 def add_images(commands: Commands) -> argparse.ArgumentParser:
