@@ -17,7 +17,7 @@ from ldm.data import DataModule
 from ldm.data.colours import COLOURS
 from rdm.models.clip import SmallCLIP, contrastive_loss, items_of, random_affine, recolour, retrieval_figures
 
-DATA = Path(__file__).parents[2] / "data" / "emoji" / "fluent.parquet"
+DATA = Path(__file__).parents[3] / "data" / "emoji" / "fluent.parquet"
 MODEL = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": 8, "layers": 1, "width": 16, "patch_size": 4, "head_width": 8},
