@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
         default=POOL,
         help="with --by text: number of nearest rows that the neighbours are drawn from",
     )
-    add_sampling_options(p, outdir="outputs/class2img", n_samples=8)
+    add_sampling_options(p, outdir="outputs/class2img", n_samples=8, without=("text_scale",))
     return p.parse_args()
 
 

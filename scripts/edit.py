@@ -1,8 +1,9 @@
 """Edits of a picture: inpainting (--mask), outpainting (--outpaint), image-to-image (--strength), inversion (--invert).
 
-The model sees the neighbours of --prompt or, without it, the neighbours of the part that is kept. --invert finds the
-noise that leads to the picture and samples from it under the prompt; without a prompt it gives the picture back and
-prints how well. The sides of the picture must be multiples of 16 for the shipped model.
+The model sees the neighbours of --prompt. Without a prompt, it sees the neighbours of the picture or, with --mask or
+--outpaint, those of the part that is kept. --invert finds the noise that leads to the picture and samples from it under
+the prompt; without a prompt it gives the picture back and prints how well. The sides of the picture must be multiples
+of 16 for the shipped model.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import argparse
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, fraction, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
-from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS, Settings
+from rdm.sampling.settings import AUTOREGRESSION, NEGATIVE_WEIGHT, OPTIONS, REPEATS, Settings
 
 WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight")
+# Edits have the size of the picture, and autoregressive models cannot edit.
+UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.kind == AUTOREGRESSION))
 
 
 def parse() -> argparse.Namespace:
@@ -29,7 +32,11 @@ def parse() -> argparse.Namespace:
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="extend the picture by this many pixels at each side",
     )
-    p.add_argument("--strength", type=fraction, help="how much is repainted: 0 nothing, 1 all; 1 if not given")
+    p.add_argument(
+        "--strength",
+        type=fraction,
+        help="how much is repainted: 0 nothing, 1 all; required without --mask, --outpaint and --invert, else 1",
+    )
     p.add_argument("--invert", action="store_true", help="start from the noise that leads to the picture")
     p.add_argument(
         "--repeats",
@@ -45,7 +52,7 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
     )
-    add_sampling_options(p, outdir="outputs/edit", n_samples=1)
+    add_sampling_options(p, outdir="outputs/edit", n_samples=1, without=UNUSED)
     return p.parse_args()
 
 

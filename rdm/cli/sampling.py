@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ldm.command_line import add_trust_option, folder, positive, seed_number
@@ -17,10 +17,24 @@ TITLES = {
 }
 
 
-def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samples: int) -> None:
-    """Adds the options that all sampling scripts share."""
+def add_sampling_options(
+    parser: argparse.ArgumentParser, *, outdir: str, n_samples: int, without: Collection[str] = ()
+) -> None:
+    """Adds the options that all sampling scripts share.
+
+    Args:
+        parser: the parser of the script.
+        outdir: the default of ``--outdir``.
+        n_samples: the default of ``--n_samples``.
+        without: names of settings that the script cannot use; they get no option.
+    """
     p = parser.add_argument_group("output")
-    p.add_argument("--n_samples", type=positive, default=n_samples, help="number of images of each query")
+    p.add_argument(
+        "--n_samples",
+        type=positive,
+        default=n_samples,
+        help="number of images of each prompt or class; without one, of all",
+    )
     p.add_argument(
         "--n_iter", type=positive, default=1, help="number of rounds of --n_samples images; the seeds continue"
     )
@@ -37,7 +51,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
         action="store_true",
         help="also write the pictures of the neighbours as files",
     )
-    add_model_options(parser)
+    add_model_options(parser, without)
     p = parser.add_argument_group("copies of database rows")
     for name in COPIES:
         _add(p, name)
@@ -51,8 +65,8 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, outdir: str, n_samp
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the model, its database and the sampler."""
+def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Adds the options of the model, its database and the sampler, without those of some settings."""
     p = parser.add_argument_group("model and database")
     p.add_argument(
         "--ckpt", help="a checkpoint or run folder; if not given, the newest run of --model, else the shipped model"
@@ -64,7 +78,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="the newest or the shipped model of a kind: the diffusion model (rdm) or the autoregressive one (rarm)",
     )
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
-    p.add_argument("--database", help="another database than the model's, made by the same embedder")
+    p.add_argument("--database", help="another database than the model's, made with the same CLIP")
     p.add_argument(
         "--only",
         action="append",
@@ -80,13 +94,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add_trust_option(parser)
     for kind, title in TITLES.items():
-        p = parser.add_argument_group(title)
+        p = parser.add_argument_group(title)  # --help leaves out a group without options
         if kind is None:
             p.add_argument(
                 "--seed", type=seed_number, default=0, help="seed of the first image; image i has the seed --seed + i"
             )
         for name, known in OPTIONS.items():
-            if known.kind == kind and name not in COPIES:
+            if known.kind == kind and name not in (*COPIES, *without):
                 _add(p, name)
         if kind == DIFFUSION:
             p.add_argument(

@@ -131,7 +131,10 @@ class Settings:
         2.0, "scale of classifier-free guidance; 1 samples without guidance", NUMBER, "--scale", "--guidance_scale"
     )
     text_scale: float | None = option(
-        None, "with --use_query: guidance scale of the text or picture; --scale is then that of its neighbours", NUMBER
+        None,
+        "guidance scale of the text or picture, if the model sees it and its neighbours (--use_query, or --tokens both "
+        "of evaluate.py); --scale is then that of the neighbours",
+        NUMBER,
     )
     rescale: float = option(
         0.0,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from parsers import options_of
 
 from rdm.cli.sampling import add_sampling_options
 from rdm.sampling import ways
@@ -87,6 +88,12 @@ def test_the_ways_have_the_defaults_of_the_scripts(script: str, monkeypatch: pyt
             if parameter.default is not parameter.empty and name in given
         }
         assert defaults == {name: given[name] for name in defaults} and len(defaults) >= 3
+
+
+def test_a_script_has_no_option_that_it_refuses() -> None:
+    refused = {"--H", "--W", "--temperature", "--top_k", "--top_p"}
+    assert not options_of("scripts/edit.py") & refused and refused < options_of("scripts/txt2img.py")
+    assert "--text_scale" in options_of("scripts/txt2img.py") - options_of("scripts/class2img.py")
 
 
 def test_words_become_settings(parser: argparse.ArgumentParser) -> None:
