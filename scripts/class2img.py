@@ -31,7 +31,9 @@ def parse() -> argparse.Namespace:
         default=POOL,
         help="with --by text: number of nearest rows that the neighbours are drawn from",
     )
-    add_sampling_options(p, outdir="outputs/class2img", n_samples=8, without=("text_scale",))
+    add_sampling_options(
+        p, outdir="outputs/class2img", n_samples=8, counted="images of each class", without=("text_scale",)
+    )
     return p.parse_args()
 
 

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
     )
-    add_sampling_options(p, outdir="outputs/edit", n_samples=1, without=UNUSED)
+    add_sampling_options(p, outdir="outputs/edit", n_samples=1, counted="edited pictures", without=UNUSED)
     return p.parse_args()
 
 

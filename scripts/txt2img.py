@@ -37,7 +37,8 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
     )
-    add_sampling_options(p, outdir="outputs/txt2img", n_samples=4)
+    counted = "images of each prompt; with --to, of images from one text to the other"
+    add_sampling_options(p, outdir="outputs/txt2img", n_samples=4, counted=counted)
     return p.parse_args()
 
 

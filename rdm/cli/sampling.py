@@ -18,7 +18,12 @@ TITLES = {
 
 
 def add_sampling_options(
-    parser: argparse.ArgumentParser, *, outdir: str, n_samples: int, without: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    *,
+    outdir: str,
+    n_samples: int,
+    counted: str = "images",
+    without: Collection[str] = (),
 ) -> None:
     """Adds the options that all sampling scripts share.
 
@@ -26,15 +31,11 @@ def add_sampling_options(
         parser: the parser of the script.
         outdir: the default of ``--outdir``.
         n_samples: the default of ``--n_samples``.
+        counted: what ``--n_samples`` is the number of, for its help text.
         without: names of settings that the script cannot use; they get no option.
     """
     p = parser.add_argument_group("output")
-    p.add_argument(
-        "--n_samples",
-        type=positive,
-        default=n_samples,
-        help="number of images of each prompt or class; without one, of all",
-    )
+    p.add_argument("--n_samples", type=positive, default=n_samples, help=f"number of {counted}")
     p.add_argument(
         "--n_iter", type=positive, default=1, help="number of rounds of --n_samples images; the seeds continue"
     )
@@ -75,7 +76,8 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
         "--model",
         dest="ckpt",
         choices=("rdm", "rarm"),
-        help="the newest or the shipped model of a kind: the diffusion model (rdm) or the autoregressive one (rarm)",
+        help="the newest or the shipped model of a kind: the diffusion model (rdm) or the autoregressive one (rarm), "
+        "which edit.py refuses",
     )
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
     p.add_argument("--database", help="another database than the model's, made with the same CLIP")
