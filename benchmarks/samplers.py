@@ -29,10 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.models.diffusion.condition import Hybrid
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
 from rdm.evaluate import Moments, frechet_distance
 from rdm.loading import Loaded, load
+from rdm.retrieval.retriever import Retrieved
+from rdm.sampling.conditions import condition_of
 from rdm.sampling.generate import generate
 from rdm.sampling.settings import PRECISIONS, Settings
 
@@ -49,13 +52,13 @@ class Pictures(NamedTuple):
     """Held-out pictures.
 
     Attributes:
-        contexts: context of the neighbours of n pictures, ``[n, K, D]``.
+        contexts: condition of the neighbours of n pictures.
         names: captions of these pictures.
         texts: unit vectors of the captions, ``[n, D]``.
         features: moments of the unit vectors of all held-out pictures.
     """
 
-    contexts: Tensor
+    contexts: Tensor | Hybrid
     names: list[str]
     texts: Tensor
     features: Moments
@@ -72,10 +75,13 @@ def pictures(loaded: Loaded, n: int) -> Pictures:
         images = torch.stack([dataset[place]["image"] for place in places])
         features.add(F.normalize(embedder.images(images).float(), dim=1))
     chosen = evenly(len(dataset), min(n, len(dataset)))
-    neighbours = torch.stack([dataset[place]["neighbours"] for place in chosen])
+    items = [dataset[place] for place in chosen]
+    rows = torch.stack([item["neighbour_rows"] for item in items]).numpy()
+    neighbours = Retrieved(torch.stack([item["neighbours"] for item in items]), rows, np.ones(rows.shape, np.float32))
     names = [dataset.metadata(place)["caption"] for place in chosen]
-    contexts = loaded.model.conditioner(neighbours, include_query=False)
-    return Pictures(contexts, names, F.normalize(embedder.texts(names).float(), dim=1), features)
+    return Pictures(
+        condition_of(loaded, neighbours), names, F.normalize(embedder.texts(names).float(), dim=1), features
+    )
 
 
 def cases(samplers: list[str], steps: list[int]) -> Iterator[tuple[str, int, int]]:

@@ -75,6 +75,16 @@ def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
     }
 
 
+def references_config(folder: Path, **params: Any) -> dict[str, Any]:
+    """The config of the same system with a model that also sees the latents of the neighbours."""
+    config = rdm_config(folder, references={"p_drop": 0.1}, **params)
+    network = config["model"]["params"]["unet_config"]
+    network["target"] = "rdm.modules.diffusionmodules.references.ReferenceUNetModel"
+    network["params"]["reference_width"] = 4
+    config["data"]["params"]["references"] = {"first_stage": config["model"]["params"]["first_stage_config"]}
+    return config
+
+
 def rarm_config(folder: Path, **params: Any) -> dict[str, Any]:
     """The config of the same system with an autoregressive model over the first stage's 8x8 codes."""
     config = rdm_config(folder)
@@ -102,6 +112,8 @@ def ship(folder: Path, config: dict[str, Any]) -> Path:
     torch.manual_seed(1)
     model = instantiate_from_config(config["model"])
     network, std = (model.model, 0.05) if "unet_config" in config["model"]["params"] else (model.transformer, 0.1)
+    if "references" in config["model"]["params"]:
+        std = 0.2  # with smaller weights, the references change nothing but the last bits
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=std)
     write_config(folder / "config.yaml", config)

@@ -14,8 +14,10 @@ import torch
 from benchmarks.claims.measure import SEED, Bench, torch_device
 from benchmarks.claims.runs import is_trained
 from ldm.files import file_hash
+from ldm.models.diffusion.condition import Hybrid
 from rdm.loading import SHIPPED, Loaded, load
 from rdm.retrieval.queries import text_queries
+from rdm.sampling.conditions import condition_of
 from rdm.sampling.generate import generate
 from rdm.sampling.settings import Settings
 
@@ -47,18 +49,20 @@ def wait() -> None:
 def calls(loaded: Loaded, batch: int) -> dict[str, Callable[[], Any]]:
     """Returns the calls to time for a batch: the steps of retrieval, sampling, and the denoiser by context length."""
     model, retriever = loaded.diffusion, loaded.retriever
-    network, k = model.model.diffusion_model, model.conditioner.k
+    k = model.conditioner.k
     settings, shape = Settings(batch_size=batch).for_model(model), loaded.latent_shape_of()
     prompts, seeds = [PROMPT] * batch, range(SEED, SEED + batch)
     queries = text_queries(retriever.embedder, prompts).cpu()
     rows = retriever.index.search(queries.numpy(), k).rows
-    context = model.conditioner(retriever(queries, k).embeddings, include_query=False)
+    context = condition_of(loaded, retriever(queries, k))
     latents = torch.randn(batch, *shape, device=model.device)
     times = torch.full((batch,), 500, device=model.device)
 
     def step(tokens: int) -> Callable[[], Any]:
-        wide = context[:, :1].expand(-1, tokens, -1).contiguous().to(model.device)
-        return lambda: network(latents, times, context=wide)
+        shown = context.tokens if isinstance(context, Hybrid) else context
+        wide = shown[:, :1].expand(-1, tokens, -1).contiguous().to(model.device)
+        condition = context._replace(tokens=wide) if isinstance(context, Hybrid) else wide
+        return lambda: model.model(latents, times, condition)
 
     return {
         "embed": lambda: text_queries(retriever.embedder, prompts),

@@ -98,11 +98,16 @@ def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
     """Returns the class of a ``unet_config``, which is the U-Net of ``ldm`` or of ``rdm``.
 
     Raises:
-        ValueError: the class is another network.
+        ValueError: the class is another network, or has parts that others' U-Nets lack.
     """
     found = get_obj_from_str(config["target"])
     if not (isinstance(found, type) and issubclass(found, UNetModel)):
         raise ValueError(f"unet_config: got {config['target']}, expected a UNetModel; there is no counterpart")
+    if not found.is_plain:
+        raise ValueError(
+            f"unet_config: got {config['target']}, expected a UNetModel without further parts; there is no "
+            "counterpart, export it with --to safetensors"
+        )
     return found
 
 

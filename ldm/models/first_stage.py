@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
+from ldm.models.tiling import encode_tiled
+from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.run import weights_of
 from ldm.util import instantiate_from_config
 
@@ -47,6 +51,33 @@ def frozen_first_stage(config: Mapping[str, Any]) -> Any:
         stage.model_ema.copy_to(stage)
         stage.model_ema = None
     return stage
+
+
+def encode(
+    stage: Any, image: Tensor, generator: torch.Generator | None = None, tile: int | str | None = None
+) -> Tensor:
+    """Returns the latent ``[B, C, h, w]`` of images, without a scale factor.
+
+    Args:
+        stage: the first stage.
+        image: ``[B, 3, H, W]`` in [-1, 1].
+        generator: draws from a KL first stage's posterior; its mode without one.
+        tile: see :func:`ldm.models.tiling.encode_tiled`.
+    """
+    encoded = encode_tiled(stage, image, tile)
+    if isinstance(encoded, DiagonalGaussianDistribution):
+        return encoded.mode() if generator is None else encoded.sample(generator=generator)
+    return encoded
+
+
+def fingerprint(stage: nn.Module) -> str:
+    """Returns the SHA-256 of the names and values of a first stage's weights, whatever their file."""
+    digest = hashlib.sha256()
+    for name, value in sorted(stage.state_dict().items()):
+        if not name.startswith("loss."):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_first_stage(path: str | Path, config: str | Path | None = None) -> FirstStage:

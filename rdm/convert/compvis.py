@@ -100,11 +100,13 @@ def _notes(model: Mapping[str, Any]) -> str:
     """Returns notes for a user of CompVis' code about a model that is conditioned on neighbours.
 
     Raises:
-        ValueError: the model is not conditioned on neighbours.
+        ValueError: the model is not conditioned on neighbours, or also on their latents.
     """
     params = model["params"]
     if not params.get("use_neighbours", True):
         raise ValueError("use_neighbours is false, expected true; CompVis' code has no model without neighbours")
+    if params.get("references") not in (None, False):
+        raise ValueError("references are given, expected none; CompVis' code has no model with reference latents")
     notes, conditioner = "For CompVis' code; the null context is zeros.", params.get("conditioner") or {}
     if conditioner.get("normalize"):
         length = f"length {conditioner.get('scale', 1.0)}"

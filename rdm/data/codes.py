@@ -6,7 +6,6 @@ first stage that made the codes.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
 from ldm.files import check_hash, read_json
-from ldm.models.first_stage import frozen_first_stage
+from ldm.models.first_stage import fingerprint, frozen_first_stage
 from ldm.table import ResumableTable
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
@@ -135,16 +134,6 @@ class CodedDataModule(RetrievalDataModule):
         if not isinstance(dataset.images, CodedImages):
             dataset.images = CodedImages(dataset.images, CodeTable.open(self.codes_path / name))
         return dataset
-
-
-def fingerprint(stage: nn.Module) -> str:
-    """Returns the SHA-256 of the names and values of a first stage's weights, whatever their file."""
-    digest = hashlib.sha256()
-    for name, value in sorted(stage.state_dict().items()):
-        if not name.startswith("loss."):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: bool = True) -> CodeTable:

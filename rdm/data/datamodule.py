@@ -8,13 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
+from ldm.config import check_keys
 from ldm.data.datamodule import DataModule, ResumableSampler
+from ldm.models.first_stage import frozen_first_stage
 from ldm.util import instantiate_from_config
 from rdm.data.query_dataset import CaptionSampler, QueryDataset
+from rdm.data.references import ReferenceTable, prepare_reference_table
 from rdm.retrieval.builder.build import check_source, prepare_database
-from rdm.retrieval.config import check_database, load_embedder
+from rdm.retrieval.config import check_database, load_embedder, require
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import read_card
 from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
@@ -45,6 +49,9 @@ class RetrievalDataModule(DataModule):
             (0 for never). It is drawn again each time the image is seen. Text-to-image sampling uses such neighbours,
             which match the content of the text in any style. The training images need captions. Validation and test
             images always have their own neighbours.
+        references: ``first_stage`` (``{target, params}`` with ``ckpt_path``), which adds the latents of the neighbours
+            to every batch, and optionally ``path``, the folder of the table that keeps them (by default in the
+            database's). The pictures of the database are read for it once, before training.
         options: ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
@@ -65,6 +72,7 @@ class RetrievalDataModule(DataModule):
         near_duplicate: float = NEAR_DUPLICATE,
         patches_per_side: int = 1,
         caption_share: float = 0.0,
+        references: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(batch_size, train, validation, test, **options)
@@ -80,6 +88,11 @@ class RetrievalDataModule(DataModule):
         self.k, self.stored_k, self.near_duplicate = k, stored_k, near_duplicate
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
         self._database: RetrievalDatabase | None = None
+        self.reference_stage, self.reference_path = None, Path(self.database_config["path"]) / "references"
+        if references:
+            check_keys(dict(references), ("first_stage", "path"), "references")
+            (self.reference_stage,) = require(references, ("first_stage",), "references")
+            self.reference_path = Path(references.get("path", self.reference_path))
 
     @property
     def database(self) -> RetrievalDatabase:
@@ -128,6 +141,10 @@ class RetrievalDataModule(DataModule):
         """
         super().prepare_data()
         self._prepare(self.table_names)
+        if self.reference_stage is not None and self.trainer is not None:
+            tables = [self.table(name).rows for name in self.table_names]
+            stage = frozen_first_stage(self.reference_stage).to("cuda" if torch.cuda.is_available() else "cpu")
+            prepare_reference_table(self.reference_path, self.database, tables, stage, self.image_size)
 
     def prepare_retrieval(self) -> None:
         """Builds what sampling reads and is missing: the database, its index and the table of the training images.
@@ -182,7 +199,11 @@ class RetrievalDataModule(DataModule):
         images = super()._dataset(name)
         if not isinstance(images, QueryDataset):
             captions = self.table(CAPTIONS) if name == "train" and self.caption_share else None
-            self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, captions)
+            latents = None
+            if self.reference_stage is not None:
+                latents = ReferenceTable.open(self.reference_path, self.database)
+            table = self.table(name)
+            self.datasets[name] = images = QueryDataset(images, self.database, table, self.k, captions, latents)
         return images
 
     def _sampler(

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
 from ldm.models.diffusion.stepping import seeded_generator
+from rdm.data.references import ReferenceTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.patches.identity import images_hash
@@ -67,6 +68,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
         neighbours: the table made for these images, or its folder.
         k: neighbours per image, K; the first of those stored.
         captions: the table of the neighbours of these images' captions; needed for images requested by caption.
+        references: the latents of the rows in these tables; items then get a further entry ``references``
+            ``[K, C, h, w] float16``, the latents of their neighbours.
 
     Raises:
         ValueError: a table belongs to another database or other images, or holds fewer than k neighbours.
@@ -79,12 +82,13 @@ class QueryDataset(Dataset[dict[str, Any]]):
         neighbours: NeighbourTable | str,
         k: int = 4,
         captions: NeighbourTable | None = None,
+        references: ReferenceTable | None = None,
     ) -> None:
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions
-        self.k = k
+        self.k, self.references = k, references
         ids = images_hash(images)
         for each in (table, captions):
             if each is not None:
@@ -115,10 +119,15 @@ class QueryDataset(Dataset[dict[str, Any]]):
         """Returns several images with their neighbours, which are read together; loaders call this."""
         drawn = [index if isinstance(index, Drawn) else Drawn(index, by_caption=False) for index in indices]
         rows = self._rows(drawn)
-        vectors = torch.from_numpy(self.database.embeddings(rows))
+        columns = {
+            "neighbours": torch.from_numpy(self.database.embeddings(rows)),
+            "neighbour_rows": torch.from_numpy(rows),
+        }
+        if self.references is not None:
+            columns["references"] = self.references.of_rows(rows)
         return [
-            {**self.images[each.image], "neighbours": neighbours, "neighbour_rows": places}
-            for each, neighbours, places in zip(drawn, vectors, torch.from_numpy(rows), strict=True)
+            {**self.images[each.image], **{name: values[line] for name, values in columns.items()}}
+            for line, each in enumerate(drawn)
         ]
 
     def _rows(self, drawn: Sequence[Drawn]) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.models.diffusion.condition import Hybrid, of_tensors
 from ldm.util import check_params
 from rdm.modules.conditioner import Conditioner
 
@@ -43,9 +44,9 @@ class NeighbourConditioned:
         self.conditioner = Conditioner(**(conditioner or {}))
         self.p_uncond, self.use_neighbours, self.neighbours_key = p_uncond, use_neighbours, neighbours_key
 
-    def null_context(self, context: Tensor) -> Tensor:
+    def null_context(self, context: Any) -> Any:
         """Returns the null context, which is zeros of the shape of the given one."""
-        return torch.zeros_like(context)
+        return of_tensors(torch.zeros_like, context)
 
     def context(self, batch: Mapping[str, Any]) -> Tensor:
         """Returns the context ``[B, K, D]`` of a batch's neighbours.
@@ -61,6 +62,11 @@ class NeighbourConditioned:
         return context if self.use_neighbours else self.null_context(context)
 
     def drop_context(self, context: Any, generator: torch.Generator) -> Any:
-        """Returns the context ``[B, K, D]``, in which each image has the null context with probability ``p_uncond``."""
-        dropped = torch.rand(len(context), generator=generator).to(context.device) < self.p_uncond
-        return torch.where(dropped[:, None, None], self.null_context(context), context)
+        """Returns the context of B images; each has the null context instead with probability ``p_uncond``."""
+        tokens = context.tokens if isinstance(context, Hybrid) else context
+        dropped = torch.rand(len(tokens), generator=generator).to(tokens.device) < self.p_uncond
+
+        def chosen(null: Tensor, given: Tensor) -> Tensor:
+            return torch.where(dropped.view(-1, *[1] * (given.ndim - 1)), null, given)
+
+        return of_tensors(chosen, self.null_context(context), context)

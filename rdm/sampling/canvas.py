@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.decode import centre_square, open_picture
+from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.editing import Edit
 from ldm.pictures import from_uint8
 from rdm.sampling.settings import REPEATS
@@ -30,13 +31,13 @@ class Canvas:
         paint: the mask, ``[1, 1, H, W]`` in [0, 1]: 1 repaints a pixel, 0 keeps it, values between blend both; None
             repaints the whole picture.
         about: the options of the edit and the hashes of the files, as stored in the record; see :func:`open_canvas`.
-        context: the context of the model during the inversion of the picture, ``[1, K, D]``.
+        context: the context of the model during the inversion of the picture, ``[1, K, D]`` or a hybrid with it.
     """
 
     picture: Tensor
     paint: Tensor | None
     about: Mapping[str, Any]
-    context: Tensor | None = None
+    context: Tensor | Hybrid | None = None
 
     def edit(self, model: Any) -> Edit:
         """Returns the edit for the sampler: the latent of the picture and the latent cells to keep.

@@ -13,6 +13,7 @@ from ldm.metrics import psnr
 from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
+from rdm.sampling.conditions import condition_of
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples
 from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS
@@ -103,7 +104,7 @@ def check_sides(loaded: Loaded, canvas: Canvas) -> None:
 def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
     """Returns the canvas with the given database rows as the context of the inversion."""
     neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
-    context = loaded.diffusion.conditioner(neighbours.embeddings, include_query=False)
+    context = condition_of(loaded, neighbours, tuple(canvas.picture.shape[2:]))
     return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 

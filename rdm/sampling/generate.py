@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.loading import Loaded, Model, as_diffusion, config_beside, load_model
+from rdm.sampling.conditions import Conditions, Part, chosen, has_references
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 
@@ -22,11 +24,11 @@ Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 def generate(
     model: Model,
-    context: Tensor,
+    context: Tensor | Hybrid,
     latent_shape: Sequence[int],
     seeds: Sequence[int],
     settings: Settings,
-    part: Tensor | None = None,
+    parts: Sequence[Part] = (),
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -36,12 +38,13 @@ def generate(
 
     Args:
         model: the model.
-        context: the context of each image, ``[B, L, D]``.
+        context: the context of each image, ``[B, L, D]``, or a hybrid condition with it.
         latent_shape: the shape of one latent, ``(C, h, w)``.
         seeds: the seed of each image.
         settings: the settings, completed for this model by :meth:`Settings.for_model`.
-        part: the part of each context that has its own guidance scale ``text_scale``, ``[B, l, D]``.
-        options: further arguments of the model's ``sample``: ``edit``, and a loaded ``weaker`` model.
+        parts: parts of the context that have their own guidance scales, see :func:`guide`.
+        options: further arguments of the model's ``sample``, which replace those of the settings: ``scale``, ``edit``,
+            and a loaded ``weaker`` model.
 
     Raises:
         ValueError: the model cannot sample with an option, or the latents of the weaker model have another shape.
@@ -51,11 +54,12 @@ def generate(
     starts = range(0, len(seeds), size)
     for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
-        piece = context[places].to(model.device)
+        piece = chosen(context, places, model.device)
         null = model.null_context(piece)
-        piece = piece if model.use_neighbours else null  # a model trained without neighbours sees this
-        if part is not None and model.use_neighbours:
-            options |= {"part": part[places].to(model.device), "part_scale": settings.text_scale}
+        if model.use_neighbours:
+            options["parts"] = [(chosen(part, places, model.device), scale) for part, scale in parts]
+        else:  # a model trained without neighbours sees the null context
+            piece = null
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             batch = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         images.append(batch[: len(seeds) - start].float().clamp(-1, 1).cpu())
@@ -66,32 +70,35 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
     """Returns the function that samples images of a request, given their indices in the request and their seeds.
 
     Raises:
-        ValueError: the model cannot make images of this size, or the weaker model is autoregressive.
+        ValueError: the model cannot make images of this size, the weaker model does not fit, or the pictures of the
+            neighbours cannot be read although the model sees them.
     """
-    model, canvas = loaded.model, request.canvas
-    size = (settings.height, settings.width) if canvas is None else canvas.picture.shape[2:]
-    shape, context = loaded.latent_shape_of(*size), request.context(model.conditioner)
-    part = None if settings.text_scale is None else context[:, :1]
+    model, canvas, side = loaded.model, request.canvas, loaded.data.image_size
+    size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
+    shape = loaded.latent_shape_of(*size)
+    conditions = Conditions(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
     if settings.weaker is not None:
-        options["weaker"] = load_weaker(settings.weaker)
+        options["weaker"] = load_weaker(settings.weaker, loaded)
 
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        rows = list(places)
-        some = None if part is None else part[rows]
-        images = generate(model, context[rows], shape, seeds, settings, some, **options)
+        context, parts, scale = conditions.of(places, seeds)
+        images = generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
         return images if canvas is None else canvas.paste(images)
 
     return draw
 
 
-def load_weaker(path: str) -> Model:
-    """Returns the weaker model for autoguidance.
+def load_weaker(path: str, loaded: Loaded) -> Model:
+    """Returns the weaker model for the autoguidance of a model.
 
     Raises:
-        ValueError: the weaker model is autoregressive.
+        ValueError: the weaker model is autoregressive, or sees references which the model does not see.
     """
-    return as_diffusion(load_model(config_beside(Path(path))["model"], Path(path)), Path(path))
+    weaker = as_diffusion(load_model(config_beside(Path(path))["model"], Path(path)), Path(path))
+    if has_references(weaker) and not has_references(loaded.model):
+        raise ValueError(f"{path} sees reference latents, which {loaded.path} does not; give another weaker model")
+    return weaker
 
 
 @contextmanager

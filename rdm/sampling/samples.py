@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from rdm.loading import Loaded, find_checkpoint
+from rdm.sampling.conditions import has_references
 from rdm.sampling.copies import CopyCheck, Likeness
 from rdm.sampling.generate import drawing, prepared
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
@@ -79,6 +80,11 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
         )
     if settings.text_scale is not None and request.tokens != "both":
         raise ValueError(f"got text_scale={settings.text_scale} with tokens '{request.tokens}', expected tokens 'both'")
+    if not has_references(loaded.model) and (settings.reference_scale is not None or settings.reference_noise):
+        raise ValueError(
+            f"got reference_scale={settings.reference_scale}, reference_noise={settings.reference_noise} for a model "
+            "that does not see the neighbours' pictures; leave them out"
+        )
     guided = settings.scale != 1.0 or settings.text_scale not in (None, 1.0)
     if guided and not loaded.model.p_uncond:
         LOG.warning(

@@ -25,6 +25,8 @@ REPEATS = 4
 EDIT_SAMPLER = "ddim"  # an inversion reverses its steps, and repainting needs many steps to match the kept pixels
 
 
+# Settings of what a diffusion model sees, see rdm.sampling.conditions; its sampler does not take them.
+CONDITIONS = ("reference_scale", "reference_noise")
 # Names of options in reports of earlier versions -> present names.
 BEFORE = {"H": "height", "W": "width", "ddim_eta": "eta"}
 
@@ -135,6 +137,19 @@ class Settings:
         "guidance scale of the text or picture, if the model sees it and its neighbours (--use_query, or --tokens both "
         "of evaluate.py); --scale is then that of the neighbours",
         NUMBER,
+    )
+    reference_scale: float | None = option(
+        None,
+        "guidance scale of the neighbours' pictures, if the model sees them beside their embeddings; if not given, "
+        "--scale is for both; 0 samples without the pictures",
+        NUMBER,
+        kind=DIFFUSION,
+    )
+    reference_noise: float = option(
+        0.0,
+        "noise on the neighbours' pictures, from 0 (like these) to 1 (only their embeddings count)",
+        SHARE,
+        kind=DIFFUSION,
     )
     rescale: float = option(
         0.0,
@@ -255,7 +270,9 @@ class Settings:
     def model_options(self, kind: str) -> dict[str, Any]:
         """Returns the options for the ``sample`` method of a kind of model, by name."""
         return {"scale": self.scale} | {
-            each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind == kind
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if option_of(each).kind == kind and each.name not in CONDITIONS
         }
 
     def record(self, kind: str) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.models.diffusion.condition import Condition, Hybrid
 from ldm.models.diffusion.editing import put_back
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.samplers import SAMPLERS
 from ldm.models.diffusion.stepping import Noise, Step
-from ldm.models.diffusion.wrapper import Condition, Hybrid
 
 
 def as_condition(given: Any) -> Condition:
@@ -104,7 +104,6 @@ class DDIMSampler:
             return keep_known(x, step.t_next)
 
         null = as_condition(unconditional_conditioning)
-        null = null.tokens if isinstance(null, Hybrid) else null
         scale = 1.0 if null is None else float(unconditional_guidance_scale)
         denoise = model.denoiser(as_condition(conditioning), null, scale)
         x = torch.randn(batch_size, *shape, device=model.device) if x_T is None else x_T

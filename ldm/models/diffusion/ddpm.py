@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.models.diffusion.condition import Condition
 from ldm.models.diffusion.pixel import DDPM
-from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper
-from ldm.models.first_stage import frozen_first_stage
-from ldm.models.tiling import decode_tiled, encode_tiled
+from ldm.models.diffusion.wrapper import DiffusionWrapper
+from ldm.models.first_stage import encode, frozen_first_stage
+from ldm.models.tiling import decode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
 
@@ -129,10 +130,7 @@ class LatentDiffusion(DDPM):
             image: ``[B, 3, H, W]`` in [-1, 1].
             generator: draws from a KL first stage's posterior; its mode without one.
         """
-        encoded = encode_tiled(self.first_stage_model, image, self.first_stage_tile)
-        if isinstance(encoded, DiagonalGaussianDistribution):
-            encoded = encoded.mode() if generator is None else encoded.sample(generator=generator)
-        return self.scale_factor * encoded
+        return self.scale_factor * encode(self.first_stage_model, image, generator, self.first_stage_tile)
 
     @torch.no_grad()
     def to_image(self, latent: Tensor) -> Tensor:

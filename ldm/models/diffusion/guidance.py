@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ldm.models.diffusion.condition import Condition, Hybrid, of_tensors
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, C, h, w], t [B]) -> eps [B, C, h, w], with all conditions in it."""
@@ -17,31 +19,30 @@ Model = Callable[[Tensor, Tensor, Any], Tensor]
 
 def guide(
     model: Model,
-    context: Tensor | None,
-    null: Tensor | None = None,
+    context: Condition,
+    null: Condition = None,
     scale: float = 1.0,
     *,
-    part: Tensor | None = None,
-    part_scale: float = 1.0,
+    parts: Sequence[tuple[Tensor | Hybrid, float]] = (),
     rescale: float = 0.0,
     levels: Tensor | None = None,
     interval: tuple[int, int] | None = None,
-    project: Callable[[Tensor], Any] = lambda tokens: tokens,
+    project: Callable[[Any], Any] = lambda condition: condition,
 ) -> Denoiser:
     """Returns the denoiser with classifier-free guidance, eps_null + scale * (eps - eps_null).
 
-    A call costs one forward pass of batch size B for each of null, part and context whose weight is not 0. At scale 1
+    A call costs one forward pass of batch size B for each of null, parts and context whose weight is not 0. At scale 1
     that is the context alone, at scale 0 the null context alone.
 
     Args:
         model: the network.
-        context: tokens [B, L, D]; None for an unconditional model.
-        null: the null context, of the context's shape or broadcastable to it; required if the scale is not 1.
+        context: the condition: tokens [B, L, D], or a :class:`Hybrid`; None for an unconditional model.
+        null: the null context, of the context's shape or broadcastable to it; required if the scale is not 1. Tokens
+            alone leave the channels of a hybrid as they are, as CompVis' code does.
         scale: guidance scale; 1 for none.
-        part: tokens [B, l, D] of a part of the context with a scale of its own, where l divides L: eps_null +
-            part_scale * (eps_part - eps_null) + scale * (eps - eps_part) (Brooks et al. 2023, arXiv 2211.09800,
-            equation 3).
-        part_scale: guidance scale of the part.
+        parts: parts of the context with scales of their own. Each is a condition of the context's shape that shows
+            more than the one before, with its scale: eps_null + s_1 * (eps_1 - eps_null) + s_2 * (eps_2 - eps_1) + ...
+            + scale * (eps - eps_n) (Brooks et al. 2023, arXiv 2211.09800, equation 3).
         rescale: a number from 0 to 1: how far the standard deviation of each predicted image is moved from its value
             with guidance to that without (Lin et al. 2024, arXiv 2305.08891, equations 14 to 16). It is applied to the
             image because the deviation of eps is always about 1.
@@ -62,24 +63,26 @@ def guide(
     if rescale and levels is None:
         raise ValueError(f"rescale is {rescale} without noise levels, expected the schedule's sqrt(1 - alphas_cumprod)")
     if context is None or null is None:
-        if scale != 1.0 or part is not None:
+        if scale != 1.0 or parts:
             raise ValueError(f"guidance scale is {scale}, expected 1 without a context and a null context; give both")
         return _see(model, None if context is None else project(context))
-    seen = [(_fitting(null, context, "null context"), 1 - scale), (context, scale)]
-    if part is not None:
-        middle = _fitting(part.repeat_interleave(max(1, context.shape[1] // part.shape[1]), 1), context, "part")
-        seen = [(seen[0][0], 1 - part_scale), (middle, part_scale - scale), (context, scale)]
-    seen = [(tokens, weight) for tokens, weight in seen if weight != 0]
+    shown = [_fitting(null, context, "null context"), *(_fitting(part, context, "part") for part, _ in parts), context]
+    scales = [1.0, *(each for _, each in parts), scale, 0.0]
+    weighted = [(each, here - after) for each, here, after in zip(shown, scales, scales[1:], strict=False)]
+    seen = [(each, weight) for each, weight in weighted if weight != 0]
     if len(seen) == 1:
         return _see(model, project(seen[0][0]))
-    together, weights = project(torch.cat([tokens for tokens, _ in seen])), [weight for _, weight in seen]
+    together = project(of_tensors(lambda *tensors: torch.cat(tensors), *(each for each, _ in seen)))
+    weights = [weight for _, weight in seen]
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         found = model(torch.cat([x] * len(seen)), torch.cat([t] * len(seen)), together).chunk(len(seen))
         if len(seen) == 2:
             eps = torch.lerp(found[0], found[1], weights[1])
         else:
-            eps = weights[0] * found[0] + weights[1] * found[1] + weights[2] * found[2]
+            eps = sum(
+                (weight * each for weight, each in zip(weights[1:], found[1:], strict=True)), weights[0] * found[0]
+            )
         if levels is None or not (rescale and scale):
             return eps
         return _rescaled(x, eps, found[-1], levels.to(x)[t].view(-1, *[1] * (x.ndim - 1)), rescale)
@@ -104,11 +107,17 @@ def autoguide(denoise: Denoiser, weaker: Denoiser, scale: float) -> Denoiser:
     return denoise if scale == 1.0 else lambda x, t: torch.lerp(weaker(x, t), denoise(x, t), scale)
 
 
-def _fitting(tokens: Tensor, context: Tensor, what: str) -> Tensor:
-    """Returns tokens broadcast to the shape of the context, or raises ValueError if that is impossible."""
-    if tokens.ndim != context.ndim or any(a not in (1, b) for a, b in zip(tokens.shape, context.shape, strict=True)):
-        raise ValueError(f"{what} has shape {list(tokens.shape)}, expected that of the context, {list(context.shape)}")
-    return tokens.to(context).expand_as(context)
+def _fitting(given: Tensor | Hybrid, context: Tensor | Hybrid, what: str) -> Tensor | Hybrid:
+    """Returns a condition broadcast to the shape of the context, or raises ValueError if that is impossible."""
+    if isinstance(context, Hybrid) and not isinstance(given, Hybrid):
+        given = context._replace(tokens=given)
+
+    def fitted(tensor: Tensor, like: Tensor) -> Tensor:
+        if tensor.ndim != like.ndim or any(a not in (1, b) for a, b in zip(tensor.shape, like.shape, strict=True)):
+            raise ValueError(f"{what} has shape {list(tensor.shape)}, expected that of the context, {list(like.shape)}")
+        return tensor.to(like).expand_as(like)
+
+    return of_tensors(fitted, given, context)
 
 
 def _rescaled(x: Tensor, eps: Tensor, unguided: Tensor, level: Tensor, share: float) -> Tensor:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
+from ldm.models.diffusion.condition import Condition, Hybrid
 from ldm.models.diffusion.editing import Edit
 from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, USUAL, USUAL_STEPS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
 from ldm.models.diffusion.stepping import seeded_generator, seeded_noise, seeded_step_noise
-from ldm.models.diffusion.wrapper import Condition, DiffusionWrapper, Hybrid, compile_network
+from ldm.models.diffusion.wrapper import DiffusionWrapper, compile_network
 from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config, nearest
@@ -157,7 +158,7 @@ class DDPM(pl.LightningModule):
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
         """Loads weights; if the file has no running average, the average starts at the weights."""
         ignored = tuple(ignore_keys)
-        state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
+        state = self.adapted({name: v for name, v in read_weights(path).items() if not name.startswith(ignored)})
         if load_only_unet:
             own = {name.removeprefix("model."): value for name, value in state.items()}
             unet = {name: value for name, value in own.items() if name.startswith("diffusion_model.")}
@@ -171,6 +172,10 @@ class DDPM(pl.LightningModule):
             load_weights(self, state, source=path, allow=allow)
         if self.model_ema is not None and not averaged:
             self.model_ema = LitEma(self.model, decay=float(self.model_ema.decay))
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns initial weights in the form of this model; subclasses take those of related models, too."""
+        return state
 
     def to_latent(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG002
         """Returns the input of the U-Net for an image, ``[B, C, h, w]``: the image itself."""
@@ -188,27 +193,22 @@ class DDPM(pl.LightningModule):
         """Returns the context of a training step; subclasses replace some by the null context, for guidance."""
         return context
 
+    def understood(self, context: Condition) -> Condition:
+        """Returns the part of another model's condition that this model takes; all of it in this class."""
+        return context
+
     def predict_eps(self, x: Tensor, t: Tensor, context: Condition | ProjectedContext) -> Tensor:
         """Returns the model's estimate of the noise in ``x``, whatever its parameterization."""
         return self.schedule.to_eps(self.parameterization, self.model(x, t, context).to(x.dtype), x, t)
 
-    def denoiser(self, context: Condition, null: Tensor | None = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
-        """Returns the denoiser ``(x_t, t) -> eps`` for a condition; for a :class:`Hybrid`, only its tokens are guided.
+    def denoiser(self, context: Condition, null: Condition = None, scale: float = 1.0, **guidance: Any) -> Denoiser:
+        """Returns the denoiser ``(x_t, t) -> eps`` for a condition, with guidance.
 
         The denoiser is valid until the weights change, because the context is projected here, once for all steps.
         ``guidance`` are further options of :func:`ldm.models.diffusion.guidance.guide`.
         """
         guidance = {"levels": (1 - self.schedule.alphas_cumprod).sqrt(), **guidance}
-        if isinstance(context, Hybrid):
-            image, tokens = context
-
-            def predict(x: Tensor, t: Tensor, tokens: Any) -> Tensor:
-                beside = image.repeat(len(x) // len(image), 1, 1, 1)
-                return self.predict_eps(x, t, None if tokens is None else Hybrid(beside, tokens))
-
-            denoise = guide(predict, tokens, null, scale, project=self.model.project, **guidance)
-        else:
-            denoise = guide(self.predict_eps, context, null, scale, project=self.model.project, **guidance)
+        denoise = guide(self.predict_eps, context, null, scale, project=self.model.project, **guidance)
         return clip_x0(denoise, self.schedule) if self.clip_denoised else denoise
 
     def ema_scope(self) -> Any:
@@ -282,7 +282,7 @@ class DDPM(pl.LightningModule):
         sampler: str = USUAL,
         steps: int | None = None,
         scale: float = 1.0,
-        null: Tensor | None = None,
+        null: Condition = None,
         eta: float | None = None,
         spacing: str = "uniform",
         weaker: DDPM | None = None,
@@ -320,7 +320,7 @@ class DDPM(pl.LightningModule):
         x = seeded_noise(seeds, latent_shape, self.device)
         denoise = self.denoiser(context, null, scale, **guidance)
         if weaker is not None:
-            denoise = autoguide(denoise, weaker.denoiser(context), weaker_scale)
+            denoise = autoguide(denoise, weaker.denoiser(weaker.understood(context)), weaker_scale)
         steps = steps or min(USUAL_STEPS[sampler], len(self.schedule))
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})

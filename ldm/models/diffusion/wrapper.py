@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.models.diffusion.condition import Condition, Hybrid
 from ldm.modules.attention import ProjectedContext
 from ldm.util import instantiate_from_config, nearest
 
 CONDITIONING_KEYS = ("concat", "crossattn", "hybrid", "adm")
-
-
-class Hybrid(NamedTuple):
-    """A condition of two parts."""
-
-    image: Tensor
-    """Channels ``[B, C', h, w]`` that are concatenated to those of x_t."""
-    tokens: Tensor
-    """Context tokens ``[B, L, D]``."""
-
-
-Condition = Tensor | Hybrid | None
 
 
 def compile_network(network: nn.Module, how: bool | str, *, freeze: bool = False) -> None:
@@ -70,17 +59,22 @@ class DiffusionWrapper(nn.Module):
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
 
-    def project(self, condition: Tensor) -> Tensor | ProjectedContext:
-        """Returns the network's projections of context tokens, which depend on neither x nor t.
+    def project(self, condition: Any) -> Any:
+        """Returns the condition with its context tokens as the network's projections, which depend on neither x nor t.
 
         Other conditions are returned unchanged. The projections are valid until the weights change.
         """
         project = getattr(self.diffusion_model, "project_context", None)  # other networks may have no such method
-        looked_at = self.conditioning_key in ("crossattn", "hybrid")
-        return condition if project is None or not looked_at else project(condition)
+        if project is None or self.conditioning_key not in ("crossattn", "hybrid"):
+            return condition
+        return (
+            condition._replace(tokens=project(condition.tokens))
+            if isinstance(condition, Hybrid)
+            else project(condition)
+        )
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | ProjectedContext = None) -> Tensor:
-        """Returns the U-Net's prediction ``[B, C, h, w]``. Tokens can be projected, also those of a hybrid.
+        """Returns the U-Net's prediction ``[B, C, h, w]``; see :meth:`project` for projected conditions.
 
         Raises:
             ValueError: the condition is of another kind than ``conditioning_key``.

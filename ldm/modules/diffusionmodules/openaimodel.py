@@ -133,6 +133,8 @@ class UNetModel(nn.Module):
 
     upsample_heads: ClassVar[bool] = True
     """Whether ``num_heads_upsample`` has an effect."""
+    is_plain: ClassVar[bool] = True
+    """Whether the network is a U-Net alone, as other code has it."""
     id_kernel: ClassVar[int] = 1
     """Kernel size of the convolution in ``id_predictor``, an odd number."""
 
@@ -168,6 +170,7 @@ class UNetModel(nn.Module):
         check_options(use_spatial_transformer, context_dim, num_heads, num_head_channels, use_fp16, dims)
         self.image_size = image_size
         self.in_channels = in_channels
+        self.out_channels = out_channels
         self.model_channels = model_channels
         self.num_classes = num_classes
         self.n_embed = n_embed

@@ -241,7 +241,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
             length: number of tokens in a sequence, including the start token.
             null: the null context, which guidance needs.
             scale: of guidance; 1 for none.
-            guidance: ``part`` and ``part_scale`` of that function.
+            guidance: ``parts`` of that function.
         """
         past = Past(length)
 

@@ -5,17 +5,24 @@ The model takes the neighbours from the batch; it knows nothing of databases.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint import average_as_weights
+from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.util import check_params
 from rdm import compat
 from rdm.models.neighbours import NeighbourConditioned
+from rdm.models.references import References, sampled
+
+LOG = logging.getLogger(__name__)
+STEM, ENCODER = "input_blocks.0.0.weight", "reference_encoder."  # names of weights in a U-Net
 
 
 class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
@@ -26,7 +33,13 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         p_uncond: see there.
         use_neighbours: see there.
         neighbours_key: see there.
+        references: options of :class:`References`, with which the model also sees the latents of the neighbours. It
+            then needs a :class:`ReferenceUNetModel`, or a :class:`UNetModel` whose ``in_channels`` count those of x_t,
+            k references and the strength of their noise. ``None`` and ``False`` stand for a model without them.
         options: arguments of :class:`LatentDiffusion`.
+
+    Raises:
+        ValueError: options contradict each other, or the U-Net has no place for references.
     """
 
     kind = "diffusion"
@@ -39,16 +52,84 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         p_uncond: float = 0.1,
         use_neighbours: bool = True,
         neighbours_key: str = "neighbours",
+        references: Mapping[str, Any] | bool | None = None,
         **options: Any,
     ) -> None:
         check_params("LatentDiffusion", LatentDiffusion, options)
-        super().__init__(**{"conditioning_key": "crossattn", **options})
+        self.references = None
+        if references is not None and references is not False:
+            given = {} if references is True else references
+            check_params("references", References, given)
+            self.references = References(**given)
+        super().__init__(**{"conditioning_key": "hybrid" if self.references else "crossattn", **options})
+        if (self.model.conditioning_key == "hybrid") != (self.references is not None):
+            raise ValueError(
+                f"conditioning_key: got '{self.model.conditioning_key}' with references={references}, expected "
+                "'hybrid' with references and 'crossattn' without them; leave out conditioning_key"
+            )
         self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
 
     @property
     def latent_channels(self) -> int:
         """Channels C of a latent."""
-        return int(self.model.diffusion_model.in_channels)
+        network = self.model.diffusion_model
+        return int(network.in_channels if self.references is None else network.out_channels)
+
+    def context(self, batch: Mapping[str, Any]) -> Any:
+        """Returns the context ``[B, K, D]`` of a batch's neighbours; with references a :class:`Hybrid` with it.
+
+        Raises:
+            ValueError: the batch holds no neighbours or no references, or fewer than the conditioner's k.
+        """
+        tokens, k = super().context(batch), self.conditioner.k
+        if self.references is None:
+            return tokens
+        latents = batch.get(self.references.key)
+        if latents is None or latents.shape[1] < k:
+            got = "none" if latents is None else tuple(latents.shape)
+            raise ValueError(f"references: got {got}, expected [B, {k}, C, h, w]; set data.params.references")
+        context = self.with_references(tokens, self.scale_factor * latents[:, :k].to(tokens.device, torch.float32))
+        return context if self.use_neighbours else self.null_context(context)
+
+    def with_references(
+        self, tokens: Tensor, latents: Tensor, strength: float = 0.0, seeds: Sequence[int] | None = None
+    ) -> Hybrid:
+        """Returns the condition of context tokens and reference latents.
+
+        Args:
+            tokens: ``[B, L, D]``.
+            latents: ``[B, K, C, h, w]``, scaled like those of images. Zeros stand for an absent reference.
+            strength: of the noise on the references, from 0 to 1.
+            seeds: the seed of each image's noise; required with a strength.
+        """
+        return Hybrid(sampled(latents, strength, seeds), tokens)
+
+    def drop_context(self, context: Any, generator: torch.Generator) -> Any:
+        """Returns the context of a training step, in which contexts, references and single references are dropped."""
+        if isinstance(context, Hybrid) and self.references is not None:
+            latents = context.image[:, :-1].unflatten(1, (-1, self.latent_channels))
+            context = context._replace(image=self.references.trained(latents, generator))
+        return super().drop_context(context, generator)
+
+    def understood(self, context: Any) -> Any:
+        """Returns the part of another model's condition that this model takes: the tokens if it has no references."""
+        return context.tokens if isinstance(context, Hybrid) and self.references is None else context
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns initial weights, with new ones for references if the weights are those of a model without them.
+
+        The U-Net then makes at first what it made without references, because their channels have weights of zero.
+        """
+        network = self.model.diffusion_model.state_dict()
+        name = next((name for name in state if name.endswith(f"diffusion_model.{STEM}")), None)
+        if self.references is None or name is None or state[name].shape[1] != self.latent_channels:
+            return state
+        LOG.info("the weights are of a model without references; those of references are new")
+        state, start = average_as_weights(state), name.removesuffix(STEM)
+        stem = torch.zeros_like(network[STEM])
+        stem[:, : self.latent_channels] = state[name]
+        new = {f"{start}{each}": value for each, value in network.items() if each.startswith(ENCODER)}
+        return {**new, **state, name: stem}
 
     def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:  # noqa: ARG002
         """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels.
@@ -125,7 +206,7 @@ class MinimalRETRODiffusion(RetrievalAugmentedDiffusion):
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
-    def null_context(self, context: Tensor, length: float = 0.0) -> Tensor:
+    def null_context(self, context: Any, length: float = 0.0) -> Any:
         """Returns the null context: vectors of a length in the stored direction. CompVis' models use length 0."""
         stored = self.unconditional_guidance_vex
         direction = stored / stored.norm().clamp_min(torch.finfo(stored.dtype).tiny)  # zeros have none

@@ -276,6 +276,16 @@ def test_where_their_database_lies_is_kept() -> None:
     assert {name: got[name] for name in places} == places
 
 
+def test_reference_latents_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    network = {"target": "rdm.modules.diffusionmodules.references.ReferenceUNetModel", "params": unet(8)["params"]}
+    params = {"unet_config": network, "first_stage_config": VQ}
+    with pytest.raises(ValueError, match=r"unet_config.*ReferenceUNetModel.*without further parts"):
+        export_model({"target": OURS["target"], "params": params}, {}, tmp_path / "out")
+    with pytest.raises(ValueError, match="references are given, expected none"):
+        export_model({"target": OURS["target"], "params": {**params, "references": {}}}, {}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("target", [OURS["target"], "ldm.models.diffusion.ddpm.LatentDiffusion"])
 def test_another_network_is_not_passed_off_as_theirs(target: str, tmp_path: Path) -> None:
     network = {"target": "torch.nn.Identity", "params": unet(8)["params"]}

@@ -162,7 +162,7 @@ def test_guidance_one_ignores_the_null_zero_the_context_and_parts_add_up() -> No
     part = context[:, :1]
     some = model.transformer(tokens, part.expand(3, 2, 6))
     expected = nothing + 4 * (some - nothing) + 2 * (seen - some)
-    torch.testing.assert_close(logits(context, 16, null, 2.0, part=part, part_scale=4.0), expected, **close)
+    torch.testing.assert_close(logits(context, 16, null, 2.0, parts=[(part.expand(3, 2, 6), 4.0)]), expected, **close)
 
 
 @pytest.mark.parametrize("use_neighbours", [True, False])

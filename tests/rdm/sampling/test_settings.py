@@ -19,7 +19,7 @@ from rdm.retrieval.queries import text_queries
 from rdm.sampling import ways
 from rdm.sampling.edit import edit
 from rdm.sampling.pipeline import Pipeline
-from rdm.sampling.settings import AUTOREGRESSION, DIFFUSION, OPTIONS, REPEATS, Settings
+from rdm.sampling.settings import AUTOREGRESSION, CONDITIONS, DIFFUSION, OPTIONS, REPEATS, Settings
 
 PROMPT = "white flag"
 # A value of each setting that is not its default, and with it others that it needs to show.
@@ -28,6 +28,8 @@ CHANGED: dict[str, dict[str, Any]] = {
     "width": {"width": 32},
     "scale": {"scale": 3.0},
     "text_scale": {"text_scale": 5.0, "tokens": "both"},
+    "reference_scale": {"reference_scale": 5.0},
+    "reference_noise": {"reference_noise": 0.8},
     "rescale": {"rescale": 1.0, "scale": 9.0},
     "interval": {"interval": (300, 600)},
     "weaker": {"weaker": "WEAKER"},
@@ -84,12 +86,14 @@ def test_every_setting_is_tried_below() -> None:
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_setting_changes_what_is_made(name: str, loaded: Loaded, transformer: Pipeline, weaker: str) -> None:
+def test_a_setting_changes_what_is_made(
+    name: str, loaded: Loaded, with_references: Loaded, transformer: Pipeline, weaker: str
+) -> None:
     """The setting also leaves the model unchanged, and the record stores its value."""
     kind = OPTIONS[name].kind
-    model = transformer if kind == AUTOREGRESSION else loaded
+    model = transformer if kind == AUTOREGRESSION else with_references if name in CONDITIONS else loaded
     options = {key: weaker if value == "WEAKER" else value for key, value in CHANGED[name].items()}
-    common = {"k": 2, "seed": 1, "steps": 4} if model is loaded else {"k": 2, "seed": 1}
+    common = {"k": 2, "seed": 1, "steps": 4} if kind != AUTOREGRESSION else {"k": 2, "seed": 1}
     before = state(model)
     changed = draw(ways.texts, model, [PROMPT], **common | options)
     assert state(model) == before

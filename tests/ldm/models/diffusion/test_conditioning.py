@@ -9,11 +9,12 @@ from small_models import IDENTITY, VQ, randomise, unet
 from torch import Tensor, nn
 
 from ldm.checkpoint import write_weights
+from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.ddim import DDIMSampler, as_condition
 from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
 from ldm.models.diffusion.samplers import ddim
 from ldm.models.diffusion.stepping import seeded_noise
-from ldm.models.diffusion.wrapper import DiffusionWrapper, Hybrid
+from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.util import instantiate_from_config
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 5, "out_features": 6}}

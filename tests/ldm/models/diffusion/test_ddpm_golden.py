@@ -10,13 +10,13 @@ import torch
 from golden_cases import GoldenCase, load_golden
 from torch import Tensor
 
+from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import DDPM
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.samplers import ddpm
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.stepping import Noise, Step
-from ldm.models.diffusion.wrapper import Hybrid
 
 NAMES = ("ldm_crossattn_samplers", "ldm_x0_l1_logvar", "ddpm_pixel")
 BUILT: dict[str, tuple[GoldenCase, DDPM]] = {}

@@ -34,7 +34,7 @@ def test_is_linear_between_null_and_context(scale: float, batch: int) -> None:
 @pytest.mark.parametrize(("scale", "part_scale", "batch"), [(3.0, 2.0, 9), (2.0, 2.0, 6), (0.0, 1.0, 3), (1.0, 1.0, 3)])
 def test_a_part_of_the_context_has_its_own_scale(scale: float, part_scale: float, batch: int) -> None:
     model, null, part = Model(), torch.full((1, 2, 2), 0.25), CONTEXT[:, :1]
-    got = guide(model, CONTEXT, null, scale, part=part, part_scale=part_scale)(X, T)
+    got = guide(model, CONTEXT, null, scale, parts=[(part.repeat(1, 2, 1), part_scale)])(X, T)
     # One token in the place of two: attention sees no difference, and a sum sees it twice.
     of_part, told = 2 * part.sum((1, 2)).view(-1, 1, 1, 1), CONTEXT.sum((1, 2)).view(-1, 1, 1, 1)
     guided = 1.0 + part_scale * (of_part - 1.0) + scale * (told - of_part)
@@ -112,4 +112,4 @@ def test_refuses() -> None:
     with pytest.raises(ValueError, match="rescale is 0.5.*noise levels"):
         guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, rescale=0.5)
     with pytest.raises(ValueError, match=r"part.*\[3, 3, 2\].*\[3, 2, 2\]"):
-        guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, part=torch.zeros(3, 3, 2))
+        guide(Model(), CONTEXT, torch.zeros(1, 2, 2), 2.0, parts=[(torch.zeros(3, 3, 2), 2.0)])

@@ -1,0 +1,129 @@
+"""Conditions of a model: context tokens, the latents of the neighbours, and the parts that have their own scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.models.diffusion.condition import Hybrid, of_tensors
+from rdm.loading import Loaded
+from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.retriever import Retrieved
+from rdm.sampling.request import ALONE, Request
+from rdm.sampling.settings import Settings
+
+Part = tuple[Tensor | Hybrid, float]
+"""A part of a condition, and its guidance scale."""
+_BATCH = 16
+
+
+def has_references(model: Any) -> bool:
+    """Returns whether a model sees the latents of the neighbours beside their embeddings."""
+    return getattr(model, "references", None) is not None
+
+
+def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int) -> Tensor:
+    """Returns the latents of database rows ``[B, K]``, scaled like those of images, ``[B, K, C, h, w]``.
+
+    Args:
+        loaded: model and database.
+        rows: the rows, whose pictures are read from the source of the database and stretched to the size of the images.
+        height: of the images in pixels.
+        width: of the images in pixels.
+
+    Raises:
+        FileNotFoundError: the source of the database has moved.
+        ValueError: the source holds other pictures than the database was built from.
+    """
+    model, unique, encoded = loaded.diffusion, np.unique(rows), []
+    for start in range(0, len(unique), _BATCH):
+        try:
+            shown = pictures(loaded.retriever.database, unique[start : start + _BATCH], max(height, width))
+        except (OSError, ValueError) as error:
+            remedy = "set reference_scale to 0 to sample without the pictures of the neighbours"
+            raise type(error)(f"{error}; or {remedy}") from error
+        if height != width:
+            shown = F.interpolate(shown, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+        encoded.append(model.to_latent(shown.to(model.device)))
+    return torch.cat(encoded)[torch.from_numpy(np.searchsorted(unique, rows))]
+
+
+def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | None = None) -> Tensor | Hybrid:
+    """Returns the condition of the neighbours alone, as the model was trained with it.
+
+    Args:
+        loaded: model and database.
+        retrieved: the neighbours.
+        size: height and width of the images in pixels; if not given, those of training.
+    """
+    model = loaded.model
+    tokens = model.conditioner(retrieved.embeddings, include_query=False)
+    if not has_references(model):
+        return tokens
+    height, width = size or (loaded.data.image_size, loaded.data.image_size)
+    return loaded.diffusion.with_references(tokens, reference_latents(loaded, retrieved.rows, height, width))
+
+
+class Conditions:
+    """The conditions of the images of a request.
+
+    Args:
+        loaded: model and database.
+        request: the request.
+        settings: the settings.
+        size: height and width of the images in pixels.
+        latent_shape: ``(C, h, w)`` of the images.
+    """
+
+    def __init__(
+        self, loaded: Loaded, request: Request, settings: Settings, size: Sequence[int], latent_shape: Sequence[int]
+    ) -> None:
+        self.model: Any = loaded.model
+        self.settings = settings
+        self.tokens = request.context(loaded.model.conditioner)
+        self.latents = None
+        if not has_references(self.model):
+            return
+        self.shown = settings.reference_scale != 0 and request.tokens not in ALONE
+        if self.shown:
+            self.latents = reference_latents(loaded, request.retrieved.rows, *size)
+        else:
+            self.latents = torch.zeros(len(self.tokens), 1, *latent_shape, device=self.tokens.device)
+
+    def of(self, places: Sequence[int], seeds: Sequence[int]) -> tuple[Tensor | Hybrid, list[Part], float]:
+        """Returns the condition of some images, its parts with their scales, and its own scale, see ``guide``.
+
+        Args:
+            places: the places of the images in the request.
+            seeds: the seed of each image, on which the noise of its references depends.
+        """
+        some, settings = list(places), self.settings
+        tokens, scale = self.tokens[some], settings.scale
+        condition: Tensor | Hybrid = tokens
+        if self.latents is not None:
+            condition = self.model.with_references(tokens, self.latents[some], settings.reference_noise, seeds)
+        without = _without_references(condition)
+        parts: list[Part] = []
+        if settings.text_scale is not None:
+            text = tokens[:, :1].expand_as(tokens)  # attention over equal tokens is that over one of them
+            parts.append((without._replace(tokens=text) if isinstance(without, Hybrid) else text, settings.text_scale))
+        if self.latents is not None and self.shown and settings.reference_scale is not None:
+            parts.append((without, scale))
+            scale = settings.reference_scale
+        return condition, parts, scale
+
+
+def _without_references(condition: Tensor | Hybrid) -> Tensor | Hybrid:
+    if isinstance(condition, Hybrid):
+        return condition._replace(image=torch.zeros_like(condition.image))
+    return condition
+
+
+def chosen(condition: Tensor | Hybrid, places: Sequence[int], device: torch.device) -> Any:
+    """Returns the condition of some images, on a device."""
+    return of_tensors(lambda each: each[list(places)].to(device), condition)

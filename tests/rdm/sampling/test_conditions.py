@@ -1,0 +1,142 @@
+"""Sampling with reference latents: scales, noise, other ways to ask, records, and databases without pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from drawing import draw
+from PIL import Image
+from toy import references_config, ship
+
+from rdm.loading import Loaded
+from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.sampling import ways
+from rdm.sampling.conditions import condition_of, reference_latents
+from rdm.sampling.edit import edit
+from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.record import make_again, read_record, save
+
+FAST: dict[str, Any] = {"k": 2, "seed": 3, "steps": 4, "copy_threshold": None}
+
+
+def images(loaded: Loaded, way: Any = ways.texts, what: Any = ("white flag",), **options: Any) -> torch.Tensor:
+    return draw(way, loaded, what, **FAST | options).images
+
+
+def test_references_are_the_latents_of_the_rows_pictures(with_references: Loaded) -> None:
+    rows, model = np.array([[7, 2], [2, 30]]), with_references.diffusion
+    latents = reference_latents(with_references, rows, 16, 16)
+    shown = pictures(with_references.retriever.database, rows, 16)
+    expected = model.to_latent(shown.flatten(0, 1)).view(2, 2, 3, 8, 8)
+    torch.testing.assert_close(latents, expected)
+    assert reference_latents(with_references, rows, 16, 32).shape == (2, 2, 3, 8, 16)
+    retrieved = ways.retrieved_rows(with_references, rows, np.ones(rows.shape, np.float32))
+    assert torch.equal(condition_of(with_references, retrieved).image[:, :6], latents.flatten(1, 2))
+
+
+def test_a_scale_of_their_own_the_same_and_none(with_references: Loaded) -> None:
+    plain = images(with_references, scale=2.0)
+    close: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(images(with_references, scale=2.0, reference_scale=2.0), plain, **close)
+    for scale in (0, 1.0, 4.0):
+        assert (images(with_references, scale=2.0, reference_scale=scale) - plain).abs().max() > 1e-3
+    both = {"tokens": "both", "scale": 2.0}
+    three = images(with_references, text_scale=3.0, reference_scale=1.5, **both)
+    for less in ({"text_scale": 3.0}, {"reference_scale": 1.5}):
+        assert (images(with_references, **both, **less) - three).abs().max() > 1e-3
+
+
+def test_the_text_alone_sees_no_pictures(with_references: Loaded) -> None:
+    alone = images(with_references, tokens="text")
+    assert torch.equal(images(with_references, tokens="text", reference_noise=0.8), alone)
+    assert torch.equal(images(with_references, tokens="text", reference_scale=0), alone)
+    assert torch.equal(images(with_references, tokens="text", reference_scale=3.0), alone)
+
+
+def test_noise_depends_on_the_images_own_seed(with_references: Loaded) -> None:
+    prompts, options = ["white flag", "pirate flag"], {"reference_noise": 0.6}
+    both = images(with_references, what=prompts, **options)
+    second = images(with_references, what=prompts[1:], **options, seed=4)
+    torch.testing.assert_close(both[1:], second, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(both, images(with_references, what=prompts), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("way", "what", "options"),
+    [
+        (ways.rows, [7, 2], {"n": 2, "k": None}),
+        (ways.classes, ["white flag"], {}),
+        (ways.popular, 2, {}),
+        (ways.texts, ["white flag"], {"negative": "red", "height": 32, "width": 16}),
+        (ways.texts, ["white flag"], {"tokens": "both", "text_scale": 3.0, "best_of": 2, "rescale": 0.5}),
+    ],
+)
+def test_every_way_to_ask_works_and_its_record_makes_it_again(
+    way: Any, what: Any, options: dict[str, Any], with_references: Pipeline, tmp_path: Path
+) -> None:
+    given = {key: value for key, value in {**FAST, **options}.items() if value is not None}
+    wanted = {"reference_scale": 1.5, "reference_noise": 0.3, "copy_threshold": 0.999}
+    n = [given.pop("n")] if "n" in given else []
+    samples = draw(way, with_references, what, *n, **given | wanted)
+    save(samples, with_references, tmp_path, "a")
+    record = read_record(tmp_path / "a-000.png")
+    assert record["settings"]["reference_scale"] == 1.5 and record["settings"]["reference_noise"] == 0.3
+    again, _ = make_again(record)
+    torch.testing.assert_close(again.images[0], samples.images[0], atol=1e-4, rtol=1e-4)  # the batch may differ
+
+
+def test_edits_see_the_neighbours_pictures_and_an_inversion_comes_back(
+    with_references: Pipeline, tmp_path: Path
+) -> None:
+    Image.fromarray(with_references.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
+    options = {**FAST, "sampler": "ddim", "steps": 20}
+    inverted = draw(edit, with_references, tmp_path / "a.png", invert=True, **options)
+    canvas = inverted.request.canvas
+    assert canvas is not None and canvas.context.image[:, :6].abs().amax() > 0
+    save(inverted, with_references, tmp_path, "b")
+    assert torch.equal(make_again(read_record(tmp_path / "b-000.png"))[0].images, inverted.images)
+    near = draw(edit, with_references, tmp_path / "a.png", prompt="flag", strength=0.5, **options)
+    far = draw(edit, with_references, tmp_path / "a.png", prompt="flag", strength=0.5, reference_noise=1.0, **options)
+    assert not torch.allclose(near.images, far.images, atol=1e-3)
+
+
+def test_a_model_without_references_refuses_their_options_and_takes_part_as_the_weaker_one(
+    loaded: Loaded, with_references: Loaded
+) -> None:
+    for option in ({"reference_scale": 2.0}, {"reference_noise": 0.5}):
+        with pytest.raises(ValueError, match="does not see the neighbours' pictures"):
+            images(loaded, **option)
+    guided = images(with_references, weaker=str(loaded.path), weaker_scale=1.5)
+    assert not torch.allclose(guided, images(with_references), atol=1e-3)
+    with pytest.raises(ValueError, match="sees reference latents, which .* does not"):
+        images(loaded, weaker=str(with_references.path))
+
+
+def test_a_database_without_its_pictures(tmp_path: Path) -> None:
+    config = references_config(tmp_path)
+    source = tmp_path / "emoji"
+    shutil.copytree(config["data"]["params"]["database"]["source"]["params"]["files"], source)
+    inside = {**config["data"]["params"]["database"]["source"]["params"], "files": str(source)}
+    config["data"]["params"]["database"]["source"]["params"] = inside
+    model = Pipeline.load(str(ship(tmp_path / "model", config)))
+    seen = images(model, reference_scale=0)
+    source.rename(tmp_path / "gone")
+    model.retriever.database = RetrievalDatabase.open(model.retriever.database.path)  # it held its source open
+    with pytest.raises(FileNotFoundError, match="reference_scale to 0"):
+        images(model)
+    assert torch.equal(images(model, reference_scale=0), seen)
+
+
+def test_a_record_of_a_model_without_references_knows_nothing_of_them(loaded: Pipeline, tmp_path: Path) -> None:
+    samples = draw(ways.texts, loaded, ["white flag"], **FAST)
+    save(samples, loaded, tmp_path, "a")
+    record = read_record(tmp_path / "a-000.png")
+    for name in ("reference_scale", "reference_noise"):
+        del record["settings"][name]  # as earlier versions wrote it
+    assert torch.equal(make_again(record)[0].images, samples.images)
