@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import DataModule, ResumableSampler
 from ldm.util import instantiate_from_config
-from rdm.data.query_dataset import CaptionSampler, QueryDataset
+from rdm.data.query_dataset import NeighbourSampler, QueryDataset
 from rdm.retrieval.builder.build import check_source, prepare_database
 from rdm.retrieval.config import check_database, load_embedder
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -45,11 +45,13 @@ class RetrievalDataModule(DataModule):
             (0 for never). It is drawn again each time the image is seen. Text-to-image sampling uses such neighbours,
             which match the content of the text in any style. The training images need captions. Validation and test
             images always have their own neighbours.
+        draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
+            k, the default, takes the k nearest. Validation and test images always have the k nearest.
         options: ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, or ``caption_share`` is
-            not a probability or is combined with patches.
+        ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, ``draw_from`` is not
+            between the two, or ``caption_share`` is not a probability or is combined with patches.
     """
 
     def __init__(
@@ -65,12 +67,15 @@ class RetrievalDataModule(DataModule):
         near_duplicate: float = NEAR_DUPLICATE,
         patches_per_side: int = 1,
         caption_share: float = 0.0,
+        draw_from: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(batch_size, train, validation, test, **options)
         check_database(database)
         if not 1 <= k <= stored_k:
             raise ValueError(f"got k={k}, stored_k={stored_k}; expected k from 1 to stored_k")
+        if draw_from is not None and not k <= draw_from <= stored_k:
+            raise ValueError(f"got draw_from={draw_from}, expected a number from k={k} to stored_k={stored_k}")
         if not 0.0 <= caption_share <= 1.0:
             raise ValueError(f"got caption_share={caption_share}, expected a probability from 0 to 1")
         if caption_share:
@@ -79,6 +84,7 @@ class RetrievalDataModule(DataModule):
         self.database_config = dict(database)
         self.k, self.stored_k, self.near_duplicate = k, stored_k, near_duplicate
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
+        self.draw_from = draw_from or k
         self._database: RetrievalDatabase | None = None
 
     @property
@@ -165,7 +171,7 @@ class RetrievalDataModule(DataModule):
                 database,
                 index,
                 k=self.stored_k,
-                used=self.k,
+                used=self.draw_from if name in ("train", CAPTIONS) else self.k,
                 near_duplicate=self.near_duplicate,
                 patches_per_side=self.patches_per_side,
                 query=CAPTION if name == CAPTIONS else PICTURE,
@@ -181,13 +187,17 @@ class RetrievalDataModule(DataModule):
         """Returns a data set with its neighbours."""
         images = super()._dataset(name)
         if not isinstance(images, QueryDataset):
-            captions = self.table(CAPTIONS) if name == "train" and self.caption_share else None
-            self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, captions)
+            options: dict[str, Any] = {}
+            if name == "train":
+                options["draw_from"] = self.draw_from
+                options["captions"] = self.table(CAPTIONS) if self.caption_share else None
+            self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, **options)
         return images
 
     def _sampler(
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
-        if self.caption_share:
-            kind = partial(CaptionSampler, share=self.caption_share)
+        draw = self.draw_from > self.k
+        if self.caption_share or draw:
+            kind = partial(NeighbourSampler, share=self.caption_share, draw=draw)
         return super()._sampler(dataset, kind)
