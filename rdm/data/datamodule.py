@@ -15,6 +15,7 @@ from ldm.util import instantiate_from_config
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
 from rdm.retrieval.builder.build import check_source, prepare_database
 from rdm.retrieval.config import check_database, load_embedder
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import read_card
 from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
@@ -35,11 +36,12 @@ class RetrievalDataModule(DataModule):
         database: ``path`` and ``source`` (``{target, params}``) of the database, optionally ``batch_size``
             and ``shard_rows`` of its build.
         train: ``{target, params}`` of the training images.
-        validation: ``{target, params}`` of the validation images.
-        test: ``{target, params}`` of the test images.
         k: neighbours per image in a batch.
         stored_k: neighbours per image in the tables.
         near_duplicate: database rows at least this similar (cosine) to an image are left out of its neighbours.
+        same_outline: database rows whose outline correlates at least this much with that of an image, or of a nearer
+            neighbour, are left out of its neighbours (:mod:`rdm.retrieval.database.outlines`). None and numbers above 1
+            leave out none. The database must still have its pictures.
         patches_per_side: n; each of n x n patches of an image has neighbours, so a batch holds ``n * n * k`` per image.
         caption_share: probability that a training image comes with the neighbours of its caption instead of its own
             (0 for never). It is drawn again each time the image is seen. Text-to-image sampling uses such neighbours,
@@ -47,7 +49,7 @@ class RetrievalDataModule(DataModule):
             images always have their own neighbours.
         draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
             k, the default, takes the k nearest. Validation and test images always have the k nearest.
-        options: ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
+        options: ``validation``, ``test``, ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
         ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, ``draw_from`` is not
@@ -60,17 +62,16 @@ class RetrievalDataModule(DataModule):
         embedder: Mapping[str, Any],
         database: Mapping[str, Any],
         train: Mapping[str, Any],
-        validation: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
         k: int = 4,
         stored_k: int = 20,
         near_duplicate: float = NEAR_DUPLICATE,
+        same_outline: float | None = None,
         patches_per_side: int = 1,
         caption_share: float = 0.0,
         draw_from: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size, train, validation, test, **options)
+        super().__init__(batch_size, train, **options)
         check_database(database)
         if not 1 <= k <= stored_k:
             raise ValueError(f"got k={k}, stored_k={stored_k}; expected k from 1 to stored_k")
@@ -82,7 +83,8 @@ class RetrievalDataModule(DataModule):
             check_query(CAPTION, patches_per_side)
         self.embedder_config = dict(embedder)
         self.database_config = dict(database)
-        self.k, self.stored_k, self.near_duplicate = k, stored_k, near_duplicate
+        self.k, self.stored_k = k, stored_k
+        self.near_duplicate, self.same_outline = near_duplicate, same_outline
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
         self.draw_from = draw_from or k
         self._database: RetrievalDatabase | None = None
@@ -161,7 +163,7 @@ class RetrievalDataModule(DataModule):
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
-        index = NeighbourIndex.open(database)
+        index, outlines = NeighbourIndex.open(database), Outlines.of(database, self.same_outline)
         for name in names:
             images = instantiate_from_config(self.dataset_configs["train" if name == CAPTIONS else name])
             prepare_neighbour_table(
@@ -173,6 +175,7 @@ class RetrievalDataModule(DataModule):
                 k=self.stored_k,
                 used=self.draw_from if name in ("train", CAPTIONS) else self.k,
                 near_duplicate=self.near_duplicate,
+                outlines=outlines,
                 patches_per_side=self.patches_per_side,
                 query=CAPTION if name == CAPTIONS else PICTURE,
             )
