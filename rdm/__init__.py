@@ -17,6 +17,7 @@ def load(
     database: str | None = None,
     only: Sequence[str] = (),
     config: str | None = None,
+    same_outline: float | None = None,
 ) -> Pipeline:
     """Returns a pipeline ready to sample; torch is imported by this call, not with the package.
 
@@ -25,6 +26,8 @@ def load(
         database: another database than the model's, made by the same embedder.
         only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
         config: the config of the model; the one beside the checkpoint if not given.
+        same_outline: correlation of outlines from which on a neighbour is a copy of a nearer one and left out; above 1
+            none is. As in training if not given.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, config or database.
@@ -32,4 +35,4 @@ def load(
     """
     from rdm.sampling.pipeline import Pipeline
 
-    return Pipeline.load(checkpoint, database, only, config)
+    return Pipeline.load(checkpoint, database, only, config, same_outline)

@@ -19,6 +19,7 @@ from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database.find import select_rows
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.retriever import Retriever
@@ -131,6 +132,7 @@ def load(
     database: str | None = None,
     only: Sequence[str] = (),
     config: str | None = None,
+    same_outline: float | None = None,
 ) -> Loaded:
     """Loads a model that is ready to sample. Its database is built if it is missing.
 
@@ -140,6 +142,9 @@ def load(
             model's own database are then not needed.
         only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
         config: file with the config of the model; the one beside the checkpoint if not given.
+        same_outline: a neighbour counts as a copy of a nearer one and is left out if their outlines correlate at least
+            this much; above 1 none is. If not given, this is as in the neighbour tables of the training, and off if the
+            database has no pictures.
 
     Raises:
         FileNotFoundError: the checkpoint, config or database does not exist.
@@ -158,7 +163,12 @@ def load(
         data.prepare_retrieval()
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
-    retriever = Retriever(partial(load_embedder, data.embedder_config), opened, partial(_open_index, opened), rows)
+    embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
+    outlines = Outlines.of(opened, data.same_outline if same_outline is None else same_outline)
+    if same_outline is None and outlines is not None and not outlines.has_pictures():
+        LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", opened.path)
+        outlines = None
+    retriever = Retriever(embedder, opened, index, rows, outlines)
     return Loaded(model, retriever, data, path, None if config is None else Path(config))
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     names = [resolve_class(name, pipeline.retriever.database) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)

@@ -66,7 +66,7 @@ def main() -> None:
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)

@@ -66,7 +66,7 @@ def run_memorisation(args: argparse.Namespace) -> None:
     from rdm.loading import load
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
-    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config)
+    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config, args.same_outline)
     report = memorisation(loaded, given, Settings.of_command_line(vars(args)))
     print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
 

@@ -80,7 +80,7 @@ def main() -> None:
     if args.from_image:
         samples, pipeline = make_again(read_record(args.from_image), args.ckpt, args.database)
     else:
-        pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+        pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
         samples = sample(pipeline, request_of(pipeline, args), settings)
     print(save(samples, pipeline, args.outdir, "again" if args.from_image else "sample", **saving_options(args)))
 

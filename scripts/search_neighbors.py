@@ -32,6 +32,12 @@ def parse_args() -> argparse.Namespace:
         "0.999 if not given",
     )
     parser.add_argument(
+        "--same-outline",
+        type=finite,
+        help="a row is no neighbour of a picture if its outline correlates at least this much with that of the picture "
+        "or of a nearer neighbour; the config's value or none if not given, and none if above 1",
+    )
+    parser.add_argument(
         "--patches-per-side",
         type=positive,
         help="cut each picture into N x N patches with neighbours of their own; the config's value or 1 if not given",
@@ -48,6 +54,7 @@ def main() -> None:
     from ldm.config import read_config
     from ldm.util import check_mapping, instantiate_from_config
     from rdm.retrieval.config import embedder_config, load_embedder, require, source_config
+    from rdm.retrieval.database.outlines import Outlines
     from rdm.retrieval.database.rows import RetrievalDatabase
     from rdm.retrieval.index.faiss_index import NeighbourIndex
     from rdm.retrieval.neighbours.build import build_neighbour_table
@@ -57,6 +64,7 @@ def main() -> None:
     options = {"near_duplicate": args.near_duplicate, "patches_per_side": args.patches_per_side}
     given = {key: value for key, value in options.items() if value is not None}
     if args.config:
+        given |= {} if args.same_outline is None else {"same_outline": args.same_outline}
         (data,) = require(read_config([args.config], args.overrides), ("data",), args.config)
         check_mapping(data, "data")
         stored = {"stored_k": args.k} if args.k is not None else {}
@@ -71,6 +79,7 @@ def main() -> None:
         images = instantiate_from_config(source_config(args.images, args.size, args.split))
         output = args.output or database.path / "neighbours" / "train"
         options = {**given, "k": args.k if args.k is not None else 20}
+        options["outlines"] = Outlines.of(database, args.same_outline)
         index = NeighbourIndex.open(database)
         tables = [build_neighbour_table(output, images, embedder, database, index, **options)]
     for table in tables:

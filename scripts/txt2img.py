@@ -65,7 +65,7 @@ def main() -> None:
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config)
+    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     if args.to is not None:
         request = ways.between(pipeline, prompts[0], args.to, args.n_samples, k=args.knn, seed=args.seed)
         saving["per_row"] = args.n_rows or args.n_samples

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ldm.command_line import add_trust_option, folder, positive, seed_number
+from ldm.command_line import add_trust_option, finite, folder, positive, seed_number
 from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
@@ -93,6 +93,13 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
         "--k_nn",
         type=positive,
         help="number of neighbours of each image; if not given, as many as in training",
+    )
+    p.add_argument(
+        "--same_outline",
+        type=finite,
+        metavar="L",
+        help="leave out a neighbour whose outline correlates at least this much with that of a nearer one, so that all "
+        "are different pictures; if not given, as in training; above 1, leave out none",
     )
     add_trust_option(parser)
     for kind, title in TITLES.items():

@@ -15,10 +15,11 @@ from ldm.config import check_keys
 from ldm.data.datamodule import DataModule, ResumableSampler
 from ldm.models.first_stage import frozen_first_stage
 from ldm.util import instantiate_from_config
-from rdm.data.query_dataset import CaptionSampler, QueryDataset
+from rdm.data.query_dataset import NeighbourSampler, QueryDataset
 from rdm.data.references import ReferenceTable, prepare_reference_table
 from rdm.retrieval.builder.build import check_source, prepare_database
 from rdm.retrieval.config import check_database, load_embedder, require
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import read_card
 from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
@@ -39,24 +40,27 @@ class RetrievalDataModule(DataModule):
         database: ``path`` and ``source`` (``{target, params}``) of the database, optionally ``batch_size``
             and ``shard_rows`` of its build.
         train: ``{target, params}`` of the training images.
-        validation: ``{target, params}`` of the validation images.
-        test: ``{target, params}`` of the test images.
         k: neighbours per image in a batch.
         stored_k: neighbours per image in the tables.
         near_duplicate: database rows at least this similar (cosine) to an image are left out of its neighbours.
+        same_outline: database rows whose outline correlates at least this much with that of an image, or of a nearer
+            neighbour, are left out of its neighbours (:mod:`rdm.retrieval.database.outlines`). None and numbers above 1
+            leave out none. The database must still have its pictures.
         patches_per_side: n; each of n x n patches of an image has neighbours, so a batch holds ``n * n * k`` per image.
         caption_share: probability that a training image comes with the neighbours of its caption instead of its own
             (0 for never). It is drawn again each time the image is seen. Text-to-image sampling uses such neighbours,
             which match the content of the text in any style. The training images need captions. Validation and test
             images always have their own neighbours.
+        draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
+            k, the default, takes the k nearest. Validation and test images always have the k nearest.
         references: ``first_stage`` (``{target, params}`` with ``ckpt_path``), which adds the latents of the neighbours
             to every batch, and optionally ``path``, the folder of the table that keeps them (by default in the
             database's). The pictures of the database are read for it once, before training.
-        options: ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
+        options: ``validation``, ``test``, ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
-        ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, or ``caption_share`` is
-            not a probability or is combined with patches.
+        ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, ``draw_from`` is not
+            between the two, or ``caption_share`` is not a probability or is combined with patches.
     """
 
     def __init__(
@@ -65,28 +69,32 @@ class RetrievalDataModule(DataModule):
         embedder: Mapping[str, Any],
         database: Mapping[str, Any],
         train: Mapping[str, Any],
-        validation: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
         k: int = 4,
         stored_k: int = 20,
         near_duplicate: float = NEAR_DUPLICATE,
+        same_outline: float | None = None,
         patches_per_side: int = 1,
         caption_share: float = 0.0,
+        draw_from: int | None = None,
         references: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size, train, validation, test, **options)
+        super().__init__(batch_size, train, **options)
         check_database(database)
         if not 1 <= k <= stored_k:
             raise ValueError(f"got k={k}, stored_k={stored_k}; expected k from 1 to stored_k")
+        if draw_from is not None and not k <= draw_from <= stored_k:
+            raise ValueError(f"got draw_from={draw_from}, expected a number from k={k} to stored_k={stored_k}")
         if not 0.0 <= caption_share <= 1.0:
             raise ValueError(f"got caption_share={caption_share}, expected a probability from 0 to 1")
         if caption_share:
             check_query(CAPTION, patches_per_side)
         self.embedder_config = dict(embedder)
         self.database_config = dict(database)
-        self.k, self.stored_k, self.near_duplicate = k, stored_k, near_duplicate
+        self.k, self.stored_k = k, stored_k
+        self.near_duplicate, self.same_outline = near_duplicate, same_outline
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
+        self.draw_from = draw_from or k
         self._database: RetrievalDatabase | None = None
         self.reference_stage, self.reference_path = None, Path(self.database_config["path"]) / "references"
         if references:
@@ -172,7 +180,7 @@ class RetrievalDataModule(DataModule):
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
-        index = NeighbourIndex.open(database)
+        index, outlines = NeighbourIndex.open(database), Outlines.of(database, self.same_outline)
         for name in names:
             images = instantiate_from_config(self.dataset_configs["train" if name == CAPTIONS else name])
             prepare_neighbour_table(
@@ -182,8 +190,9 @@ class RetrievalDataModule(DataModule):
                 database,
                 index,
                 k=self.stored_k,
-                used=self.k,
+                used=self.draw_from if name in ("train", CAPTIONS) else self.k,
                 near_duplicate=self.near_duplicate,
+                outlines=outlines,
                 patches_per_side=self.patches_per_side,
                 query=CAPTION if name == CAPTIONS else PICTURE,
             )
@@ -198,17 +207,19 @@ class RetrievalDataModule(DataModule):
         """Returns a data set with its neighbours."""
         images = super()._dataset(name)
         if not isinstance(images, QueryDataset):
-            captions = self.table(CAPTIONS) if name == "train" and self.caption_share else None
-            latents = None
+            options: dict[str, Any] = {}
+            if name == "train":
+                options["draw_from"] = self.draw_from
+                options["captions"] = self.table(CAPTIONS) if self.caption_share else None
             if self.reference_stage is not None:
-                latents = ReferenceTable.open(self.reference_path, self.database)
-            table = self.table(name)
-            self.datasets[name] = images = QueryDataset(images, self.database, table, self.k, captions, latents)
+                options["references"] = ReferenceTable.open(self.reference_path, self.database)
+            self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, **options)
         return images
 
     def _sampler(
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
-        if self.caption_share:
-            kind = partial(CaptionSampler, share=self.caption_share)
+        draw = self.draw_from > self.k
+        if self.caption_share or draw:
+            kind = partial(NeighbourSampler, share=self.caption_share, draw=draw)
         return super()._sampler(dataset, kind)

@@ -23,33 +23,42 @@ class Drawn(NamedTuple):
     Attributes:
         image: its number.
         by_caption: whether it comes with the neighbours of its caption instead of its own.
+        seed: of the draw of its k neighbours among the ``draw_from`` nearest ones; None for the k nearest.
     """
 
     image: int
-    by_caption: bool
+    by_caption: bool = False
+    seed: int | None = None
 
 
-class CaptionSampler(ResumableSampler):
-    """Requests a share of the images with the neighbours of their captions; the order is that of the base class.
+class NeighbourSampler(ResumableSampler):
+    """Requests images with neighbours that differ from epoch to epoch; the order is that of the base class.
 
-    The choice is drawn for each image in each epoch and depends only on the seed and the epoch, not on the device, the
-    loader's workers or whether the run was resumed.
+    A share of the images comes with the neighbours of their captions, and each image with a seed for the draw of its
+    neighbours. Both are drawn for each image in each epoch and depend only on the seed and the epoch, not on the
+    device, the loader's workers or whether the run was resumed.
 
     Args:
-        dataset: a :class:`QueryDataset` with neighbours of captions.
-        share: probability that an image comes with the neighbours of its caption.
+        dataset: a :class:`QueryDataset`.
+        share: probability that an image comes with the neighbours of its caption; above 0, the data set needs them.
+        draw: whether the neighbours of an image are drawn; False requests the nearest ones.
         options: arguments of :class:`ResumableSampler`.
     """
 
-    def __init__(self, dataset: Dataset[Any], share: float, **options: Any) -> None:
+    def __init__(self, dataset: Dataset[Any], share: float, draw: bool, **options: Any) -> None:
         super().__init__(dataset, **options)
-        self.share, self.images = share, len(dataset)  # type: ignore[arg-type]  # a data set of known length
+        self.share, self.draw = share, draw
+        self.images = len(dataset)  # type: ignore[arg-type]  # a data set of known length
 
     def __iter__(self) -> Iterator[Drawn]:
         """The remaining samples of this epoch."""
         generator = seeded_generator(self.seed, 1, self.epoch)  # the order is drawn from seed + epoch
         by_caption = (torch.rand(self.images, generator=generator) < self.share).tolist()
-        return (Drawn(image, by_caption[image]) for image in super().__iter__())
+        seeds = torch.randint(2**62, (self.images,), generator=generator) if self.draw else None
+        return (
+            Drawn(image, by_caption[image], None if seeds is None else int(seeds[image]))
+            for image in super().__iter__()
+        )
 
 
 class QueryDataset(Dataset[dict[str, Any]]):
@@ -60,7 +69,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
     the shape ``[n * n * K, ...]``, patch after patch. Rows that are removed from the database are left out from that
     moment on.
 
-    ``dataset[i]`` has the neighbours of image i, ``dataset[Drawn(i, by_caption=True)]`` those of its caption.
+    ``dataset[i]`` has the k nearest neighbours of image i, ``dataset[Drawn(i, by_caption=True)]`` those of its caption,
+    and ``dataset[Drawn(i, seed=7)]`` k neighbours that are drawn with this seed.
 
     Args:
         images: data set of ``ldm.data``.
@@ -68,11 +78,13 @@ class QueryDataset(Dataset[dict[str, Any]]):
         neighbours: the table made for these images, or its folder.
         k: neighbours per image, K; the first of those stored.
         captions: the table of the neighbours of these images' captions; needed for images requested by caption.
+        draw_from: the number of nearest neighbours that those of an image with a seed are drawn from; k if not given.
         references: the latents of the rows in these tables; items then get a further entry ``references``
             ``[K, C, h, w] float16``, the latents of their neighbours.
 
     Raises:
-        ValueError: a table belongs to another database or other images, or holds fewer than k neighbours.
+        ValueError: a table belongs to another database or other images, holds fewer than k or ``draw_from`` neighbours,
+            or ``draw_from`` is below k.
     """
 
     def __init__(
@@ -82,13 +94,16 @@ class QueryDataset(Dataset[dict[str, Any]]):
         neighbours: NeighbourTable | str,
         k: int = 4,
         captions: NeighbourTable | None = None,
+        draw_from: int | None = None,
         references: ReferenceTable | None = None,
     ) -> None:
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions
-        self.k, self.references = k, references
+        self.k, self.draw_from, self.references = k, draw_from or k, references
+        if self.draw_from < k:
+            raise ValueError(f"got draw_from={draw_from}, expected at least k={k}")
         ids = images_hash(images)
         for each in (table, captions):
             if each is not None:
@@ -105,7 +120,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
                 f"neighbour table {table.path} belongs to {len(table)} other images, got {len(self.images)}; "
                 "rerun scripts/search_neighbors.py"
             )
-        table.check_k(self.k)
+        table.check_k(self.draw_from)
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -117,7 +132,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int | Drawn]) -> list[dict[str, Any]]:
         """Returns several images with their neighbours, which are read together; loaders call this."""
-        drawn = [index if isinstance(index, Drawn) else Drawn(index, by_caption=False) for index in indices]
+        drawn = [index if isinstance(index, Drawn) else Drawn(index) for index in indices]
         rows = self._rows(drawn)
         columns = {
             "neighbours": torch.from_numpy(self.database.embeddings(rows)),
@@ -136,20 +151,32 @@ class QueryDataset(Dataset[dict[str, Any]]):
         Raises:
             ValueError: an image is requested by its caption, but there is no table for captions.
         """
-        numbers = np.array([each.image for each in drawn])
-        by_caption = np.array([each.by_caption for each in drawn], dtype=bool)
-        if not by_caption.any():
-            return self.table.nearest(numbers, self.k)
-        if self.captions is None:
+        if self.captions is None and any(each.by_caption for each in drawn):
             raise ValueError(
                 "got images requested by caption, but no table of the neighbours of captions; give captions"
             )
-        rows = np.empty((len(drawn), self.k), dtype=np.int64)
-        for table, places in ((self.table, ~by_caption), (self.captions, by_caption)):
-            if places.any():
-                rows[places] = table.nearest(numbers[places], self.k)
-        return rows
+        rows: list[np.ndarray] = [np.empty(0)] * len(drawn)
+        for table, by_caption in ((self.table, False), (self.captions, True)):
+            places = [place for place, each in enumerate(drawn) if each.by_caption == by_caption]
+            if table is not None and places:
+                nearest = table.nearest([drawn[place].image for place in places], self.draw_from)
+                for place, line in zip(places, nearest.reshape(len(places), -1, self.draw_from), strict=True):
+                    rows[place] = line[_drawn_places(line.shape, self.k, drawn[place].seed)].reshape(-1)
+        return np.stack(rows)
 
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the texts of one image without decoding it."""
         return self.images.metadata(index)
+
+
+def _drawn_places(shape: tuple[int, ...], k: int, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of k of the m entries of each line, in their order; the first k without a seed.
+
+    Args:
+        shape: ``(lines, m)``.
+        k: entries per line.
+        seed: of the draw, which is uniform and without replacement; each line has a draw of its own.
+    """
+    lines, m = shape
+    order = np.tile(np.arange(m), (lines, 1)) if seed is None else np.random.default_rng(seed).random(shape).argsort(1)
+    return np.arange(lines)[:, None], np.sort(order[:, :k], axis=1)

@@ -121,7 +121,7 @@ def _measures(
 
 def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, int]:
     """Returns the images of a model, and their height in pixels."""
-    loaded = load(options.ckpt, options.database, options.only, options.config)
+    loaded = load(options.ckpt, options.database, options.only, options.config, options.same_outline)
     prompts: Sequence[str] = read_prompts(options.from_file) if options.from_file else ()
     if options.captions:
         config = source_config(options.captions, 1, options.captions_split)

@@ -7,7 +7,7 @@ once, where an evaluation begins.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 from rdm.retrieval.config import require
@@ -26,7 +26,7 @@ class Options:
         Raises:
             ValueError: an option is missing.
         """
-        names = [field.name for field in fields(cls)]
+        names = [each.name for each in fields(cls) if each.default is MISSING or each.name in arguments]
         return cls(**dict(zip(names, require(arguments, names, "the command line"), strict=True)))
 
 
@@ -96,6 +96,7 @@ class SampleOptions(Options):
         top_m: share or number of the most popular rows, without prompts.
         use_weights: whether rows are drawn in proportion to their popularity.
         tokens: context of the model for a prompt.
+        same_outline: see :func:`rdm.loading.load`; reports of earlier versions lack it.
     """
 
     ckpt: str | None
@@ -111,6 +112,7 @@ class SampleOptions(Options):
     top_m: float | int
     use_weights: bool
     tokens: str
+    same_outline: float | None = None
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class ModelSamples:
             "removed": retriever.database.removed,  # the fingerprint does not depend on removed rows
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
             "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
-            "asked": query,
+            "asked": query | retriever.about,
             "settings": {"tokens": tokens, **_recorded(sampled, loaded.model.kind)},
             "weaker_sha256": file_hash(Path(sampled.weaker)) if sampled.weaker else None,
             "seeds": [seed, seed + n - 1],

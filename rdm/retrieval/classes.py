@@ -73,7 +73,7 @@ def labelled(retriever: Retriever, classes: Sequence[str], k: int, seeds: Sequen
             )
     for name, seed in zip(classes, seeds, strict=True):
         drawn = np.random.default_rng(seed).choice(chosen[name], 1)
-        parts.append(retriever.index.search(database.embeddings(drawn), k, chosen[name]))
+        parts.append(retriever.search(database.embeddings(drawn), k, chosen[name]))
     rows = np.concatenate([part.rows for part in parts])
     scores = np.concatenate([part.scores for part in parts])
     return Retrieved(torch.from_numpy(database.embeddings(rows)), rows, scores)

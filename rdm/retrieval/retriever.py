@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, check_embedder
-from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.exact import Neighbours
+from rdm.retrieval.index.search import SearchIndex, search_chosen
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Retriever:
         database: where neighbours come from.
         index: returns the index of the database. It is called at the first search.
         rows: restricts the search to these rows, ``[M] int64``; None for all rows.
+        outlines: those of the database, if neighbours that are copies of a nearer one are left out. None keeps them.
     """
 
     def __init__(
@@ -47,8 +51,9 @@ class Retriever:
         database: RetrievalDatabase,
         index: Callable[[], SearchIndex],
         rows: np.ndarray | None = None,
+        outlines: Outlines | None = None,
     ) -> None:
-        self.database, self.rows = database, rows
+        self.database, self.rows, self.outlines = database, rows, outlines
         self._load_embedder, self._open_index = embedder, index
 
     @functools.cached_property
@@ -93,21 +98,48 @@ class Retriever:
             generator: source of the randomness; required with ``pool``.
 
         Raises:
-            ValueError: k or pool is out of range, or a pool is given without a generator.
+            ValueError: k or pool is out of range, or a pool is given without a generator; or copies are left out and
+                there are too few different pictures.
         """
-        if pool is None:
-            nearest = self.index.search(queries.detach().cpu().numpy(), k, self.rows)
-            rows, scores = nearest.rows, nearest.scores
-        else:
-            if pool < k or generator is None:
-                raise ValueError(
-                    f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
-                )
-            nearest = self.index.search(queries.detach().cpu().numpy(), pool, self.rows)
-            drawn = generator.permuted(np.tile(np.arange(pool), (len(nearest.rows), 1)), axis=1)[:, :k]
-            drawn.sort(axis=1)
-            rows, scores = (
-                np.take_along_axis(nearest.rows, drawn, 1),
-                np.take_along_axis(nearest.scores, drawn, 1),
+        if pool is not None and (pool < k or generator is None):
+            raise ValueError(
+                f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
             )
+        nearest = self.search(queries.detach().cpu().numpy(), pool or k, self.rows)
+        rows, scores = nearest.rows, nearest.scores
+        if pool is not None and generator is not None:
+            drawn = generator.permuted(np.tile(np.arange(pool), (len(rows), 1)), axis=1)[:, :k]
+            drawn.sort(axis=1)
+            rows, scores = np.take_along_axis(rows, drawn, 1), np.take_along_axis(scores, drawn, 1)
         return Retrieved(torch.from_numpy(self.database.embeddings(rows)).to(queries.device), rows, scores)
+
+    def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> Neighbours:
+        """Returns the k rows nearest to each query; with :attr:`outlines`, without copies of a nearer one.
+
+        Args:
+            queries: ``[B, D] float32``, raw vectors.
+            k: rows per query.
+            rows: restricts the search to these rows, ``[M] int64``; None for all rows.
+
+        Raises:
+            ValueError: k is out of range, or there are fewer than k different pictures.
+        """
+        if self.outlines is None:
+            return self.index.search(queries, k, rows)
+        outlines = self.outlines
+
+        def choose(_: np.ndarray, near: Neighbours) -> list[np.ndarray]:
+            return [np.array(outlines.different(line, k), dtype=np.int64) for line in near.rows]
+
+        def short(_: int, count: int) -> str:
+            return (
+                f"got k={k}, expected at most {count}, the number of different pictures among the rows of "
+                f"{self.database.path}; ask for fewer neighbours or raise same_outline={outlines.least}"
+            )
+
+        return search_chosen(self.index, queries, k, choose, short, rows)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How neighbours are chosen, as stored in records: ``same_outline`` if copies are left out."""
+        return {} if self.outlines is None else {"same_outline": self.outlines.least}

@@ -80,7 +80,7 @@ def edit(
     if tokens != "neighbours":
         raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
     query = image_queries(embedder, canvas.visible().to(model.device))
-    asked: dict[str, Any] = {"way": "edit", "k": k}
+    asked: dict[str, Any] = {"way": "edit", "k": k, **loaded.retriever.about}
     if negative:
         query = mix([query, text_queries(embedder, [negative])], [1.0, -negative_weight])
         asked |= {"negative": negative, "negative_weight": negative_weight}

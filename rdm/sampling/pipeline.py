@@ -32,9 +32,10 @@ class Pipeline(Loaded):
         database: str | None = None,
         only: Sequence[str] = (),
         config: str | None = None,
+        same_outline: float | None = None,
     ) -> Pipeline:
         """Returns a pipeline that is ready to sample, see :func:`rdm.loading.load`."""
-        return cls(**vars(load(checkpoint, database, only, config)))
+        return cls(**vars(load(checkpoint, database, only, config, same_outline)))
 
     def __call__(
         self,

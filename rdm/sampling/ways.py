@@ -61,7 +61,7 @@ def texts(
     check_tokens(tokens, ("neighbours", "text", "both"))
     k, embedded = k or loaded.k, text_queries(loaded.retriever.embedder, prompts)
     queries, weights = [embedded], [1.0]
-    asked: dict[str, Any] = {"way": "text", "k": k}
+    asked: dict[str, Any] = {"way": "text", "k": k, **loaded.retriever.about}
     if negative:
         queries.append(text_queries(loaded.retriever.embedder, [negative]).expand_as(embedded))
         weights.append(-negative_weight)
@@ -94,7 +94,7 @@ def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = Non
     ends = text_queries(loaded.retriever.embedder, [start, end])
     labels = [f"{start} -> {end}, {place / max(n - 1, 1):.0%}" for place in range(n)]
     k = k or loaded.k
-    asked = {"way": "between", "k": k, "start": start, "end": end}
+    asked = {"way": "between", "k": k, "start": start, "end": end, **loaded.retriever.about}
     return Request(loaded.retriever(texts_between(ends[0], ends[1], n), k), labels, [seed] * n, asked)
 
 
@@ -129,7 +129,7 @@ def image(
         loaded.retriever(queries, k),
         [str(picture)] * n,
         range(seed, seed + n),
-        {"way": "image", "k": k},
+        {"way": "image", "k": k, **loaded.retriever.about},
         tokens=tokens,
         queries=queries,
         query_tokens=queries,
@@ -180,7 +180,7 @@ def classes(
         raise ValueError(f"got by='{by}', expected text or label")
     k, seeds = k or loaded.k, range(seed, seed + len(names))
     sentences = class_texts([name.rpartition("/")[2] for name in names])
-    asked = {"way": "class", "by": by, "k": k}
+    asked = {"way": "class", "by": by, "k": k, **loaded.retriever.about}
     shown: dict[str, Any] = {"tokens": tokens, "prompts": sentences}
     if by == "label" and tokens == "neighbours":  # the embedder need not be loaded
         return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
@@ -218,7 +218,7 @@ def popular(
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
     """
     k, queries = k or loaded.k, popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
-    asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted}
+    asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted, **loaded.retriever.about}
     return Request(loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), asked)
 
 

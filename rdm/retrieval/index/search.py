@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ LOG = logging.getLogger(__name__)
 CARD = "index.json"
 FEW = 20_000  # selections up to this size are searched exactly, row by row
 _PER_NEIGHBOUR = 4  # least number of candidates for each neighbour
+Choose = Callable[[np.ndarray, Neighbours], Sequence[np.ndarray]]
+"""Chooses among neighbours: (numbers of n queries ``[n]``, their nearest rows) -> the places to keep, per query."""
 
 
 class SearchIndex:
@@ -158,6 +161,46 @@ class SearchIndex:
         exact = np.where(rows >= 0, scores, -np.inf) if self.exact else cosine(self.reader, unit, rows)
         near = best(rows, exact.astype(np.float32, copy=False), k)
         return near.rows, near.scores
+
+
+def search_chosen(
+    index: SearchIndex,
+    queries: np.ndarray,
+    k: int,
+    choose: Choose,
+    short: Callable[[int, int], str],
+    rows: np.ndarray | None = None,
+) -> Neighbours:
+    """Returns the k nearest rows of each query that are chosen; searches more widely where they are too few.
+
+    Args:
+        index: the index.
+        queries: ``[B, D] float32``, raw vectors.
+        k: neighbours per query.
+        choose: returns the places of the rows to keep, in their order; those behind the k-th may be missing.
+        short: (number of a query, how many of all rows are chosen) -> the message of the error.
+        rows: numbers of the rows that the search is restricted to; None for all rows.
+
+    Raises:
+        ValueError: fewer than k rows are chosen for a query.
+    """
+    database = index.database
+    total = database.living_count if rows is None else int(database.is_alive(np.unique(rows)).sum())
+    found = Neighbours(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
+    waiting, width = np.arange(len(queries)), min(k + 12, total)
+    while True:
+        near = index.search(queries[waiting], width, rows)
+        chosen = choose(waiting, near)
+        counts = np.array([len(places) for places in chosen])
+        for line in np.flatnonzero(counts >= k).tolist():
+            place, kept = waiting[line], chosen[line][:k]
+            found.rows[place], found.scores[place] = near.rows[line][kept], near.scores[line][kept]
+        if (counts >= k).all():
+            return found
+        if width == total:
+            fewest = int(np.argmin(counts))
+            raise ValueError(short(int(waiting[fewest]), int(counts[fewest])))
+        waiting, width = waiting[counts < k], min(width * 8, total)
 
 
 def new_card(database: RetrievalDatabase, factory: str, ram: int) -> dict[str, Any]:

@@ -16,10 +16,17 @@ from tqdm import tqdm
 
 from ldm.files import read_json
 from ldm.table import ResumableTable
+from rdm.retrieval.database.outlines import Outlines, outline
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.search import SearchIndex
-from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture, search_without_copies, split_picture
+from rdm.retrieval.neighbours.search import (
+    Drawings,
+    picture_vectors,
+    rows_by_picture,
+    search_without_copies,
+    split_picture,
+)
 from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
@@ -38,6 +45,7 @@ def prepare_neighbour_table(
     k: int = 20,
     used: int = 1,
     near_duplicate: float = NEAR_DUPLICATE,
+    outlines: Outlines | None = None,
     patches_per_side: int = 1,
     query: str = PICTURE,
     progress: bool = True,
@@ -48,7 +56,7 @@ def prepare_neighbour_table(
     the database have left some picture fewer than ``used`` neighbours.
     """
     path = Path(path)
-    plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
+    plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
     if (path / CARD).is_file():
         card = {**ASSUMED, **read_json(path / CARD, f"delete {path}")}
         differs = [key for key, value in {**ASSUMED, **plan}.items() if key != "k" and card.get(key) != value]
@@ -60,6 +68,7 @@ def prepare_neighbour_table(
         LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs) or "k")
     options: dict[str, Any] = {
         "near_duplicate": near_duplicate,
+        "outlines": outlines,
         "patches_per_side": patches_per_side,
         "query": query,
         "progress": progress,
@@ -76,6 +85,7 @@ def build_neighbour_table(
     *,
     k: int = 20,
     near_duplicate: float = NEAR_DUPLICATE,
+    outlines: Outlines | None = None,
     patches_per_side: int = 1,
     query: str = PICTURE,
     progress: bool = True,
@@ -83,8 +93,8 @@ def build_neighbour_table(
     """Finds k neighbours of every picture and writes the table; continues a build that was killed.
 
     A picture's own rows (those with its image id) and its near-duplicates are left out, because a model that is given
-    the picture itself learns to copy it. The vectors of pictures that are in the database are read from it. Removed
-    rows are left out.
+    the picture itself learns to copy it. With ``outlines``, copies of nearer neighbours are left out, too. The vectors
+    of pictures that are in the database are read from it. Removed rows are left out.
 
     Args:
         path: folder of the table; an existing table is replaced when the new one is complete.
@@ -94,6 +104,7 @@ def build_neighbour_table(
         index: the index of that database.
         k: neighbours per picture.
         near_duplicate: rows at least this similar (cosine) to the picture are left out; above 1 none is.
+        outlines: those of the database, if rows with the outline of the picture or of a nearer neighbour are left out.
         patches_per_side: n; each picture is cut into n x n patches, row by row, and each patch gets k neighbours
             (CompVis' ``n_patches_per_side``).
         query: ``picture``, or ``caption`` for the neighbours of each picture's caption, which are those that
@@ -106,7 +117,7 @@ def build_neighbour_table(
     """
     path = Path(path)
     _check_made_for(database, embedder, index)
-    plan = _new_plan(images, database, k, near_duplicate, patches_per_side, query)
+    plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
     table = ResumableTable(path, len(images), plan)
     dtype = np.int32 if len(database) < 2**31 else np.int64
     line = (k,) if patches_per_side == 1 else (patches_per_side**2, k)
@@ -116,11 +127,12 @@ def build_neighbour_table(
             items = [images[number] for number in range(start, min(start + step, len(images)))]
             parts = [(part, item["id"]) for item in items for part in split_picture(item["image"], patches_per_side)]
             pictures, ids = picture_vectors(parts, embedder, database, known), [name for _, name in parts]
+            drawings = None if outlines is None else Drawings(outlines, [outline(part) for part, _ in parts])
             if query == PICTURE:
-                rows = search_without_copies(pictures, ids, database, index, k, near_duplicate)
+                rows = search_without_copies(pictures, ids, database, index, k, near_duplicate, drawings=drawings)
             else:
                 queries = text_queries(embedder, [item["caption"] for item in items]).cpu().numpy()
-                rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures)
+                rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures, drawings)
             table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
             bar.update(len(items))
     table.finish(CARD, {**plan, "sha256": table.hashes()["neighbours"]})
@@ -179,9 +191,16 @@ def captions_hash(images: Any) -> str:
 
 
 def _new_plan(
-    images: Any, database: RetrievalDatabase, k: int, near_duplicate: float, patches_per_side: int, query: str
+    images: Any,
+    database: RetrievalDatabase,
+    k: int,
+    near_duplicate: float,
+    outlines: Outlines | None,
+    patches_per_side: int,
+    query: str,
 ) -> dict[str, Any]:
     check_query(query, patches_per_side)
+    drawings = {} if outlines is None else {"same_outline": outlines.least}
     captions = {} if query == PICTURE else {"query": query, "captions": captions_hash(images)}
     return {
         "format": FORMAT,
@@ -192,6 +211,6 @@ def _new_plan(
         "database": database.fingerprint,
         "database_rows": len(database),
         "embedder": database.card["embedder"]["fingerprint"],
-        "leave_out": {"same_image_id": True, "near_duplicate": near_duplicate},
+        "leave_out": {"same_image_id": True, "near_duplicate": near_duplicate, **drawings},
         **captions,
     }

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_images
-from rdm.retrieval.index.exact import cosine, unit_vectors
-from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.index.exact import Neighbours, cosine, unit_vectors
+from rdm.retrieval.index.search import SearchIndex, search_chosen
 from rdm.retrieval.patches.identity import picture_hash, to_pixels
 
 _REUSE_ROWS = 2_000_000  # larger databases do not hold the hashes of their pictures in memory
+
+
+class Drawings(NamedTuple):
+    """What shows that rows are copies of pictures.
+
+    Attributes:
+        outlines: those of the database.
+        of_pictures: the outline of each picture, ``[1024]``.
+    """
+
+    outlines: Outlines
+    of_pictures: Sequence[np.ndarray]
 
 
 def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
@@ -64,6 +78,7 @@ def search_without_copies(
     k: int,
     near_duplicate: float,
     pictures: np.ndarray | None = None,
+    drawings: Drawings | None = None,
 ) -> np.ndarray:
     """Returns the k nearest rows of each picture without its own rows and near-duplicates, ``[B, k] int64``.
 
@@ -75,31 +90,32 @@ def search_without_copies(
         k: neighbours per picture.
         near_duplicate: rows at least this similar to the picture are left out.
         pictures: ``[B, D] float32``, raw vectors of the pictures; None if they are the queries.
+        drawings: if given, rows with the outline of the picture or of a nearer neighbour are left out as well.
 
     Raises:
-        ValueError: fewer than k rows are left for a picture.
+        ValueError: fewer than k rows are left for a picture, or their outlines are needed and have no pictures.
     """
-    nearest = np.full((len(queries), k), -1, dtype=np.int64)
-    open_places, total = np.arange(len(queries)), database.living_count
-    width = min(k + 12, total)
+    names = np.array(ids, dtype=object)
     unit = None if pictures is None else unit_vectors(pictures, "picture")
-    while True:
-        candidates = index.search(queries[open_places], width)
-        owners = database.values("image_id", candidates.rows)
-        own_ids = np.array([ids[place] for place in open_places], dtype=object)[:, None]
-        similarity = candidates.scores if unit is None else cosine(index.reader, unit[open_places], candidates.rows)
-        keep = (owners != own_ids) & (similarity < near_duplicate) & database.is_alive(candidates.rows)
-        enough = keep.sum(axis=1) >= k
-        for line in np.flatnonzero(enough):
-            nearest[open_places[line]] = candidates.rows[line][keep[line]][:k]
-        if enough.all():
-            return nearest
-        if width == total:
-            short = int(np.argmin(enough))
-            raise ValueError(
-                f"image '{ids[open_places[short]]}' has {int(keep[short].sum())} neighbours in "
-                f"{database.path} besides itself and near-duplicates, expected k={k}; "
-                f"ask for fewer neighbours or raise near_duplicate={near_duplicate}"
-            )
-        open_places = open_places[~enough]
-        width = min(width * 8, total)
+
+    def choose(places: np.ndarray, near: Neighbours) -> list[np.ndarray]:
+        similarity = near.scores if unit is None else cosine(index.reader, unit[places], near.rows)
+        own = database.values("image_id", near.rows) == names[places, None]
+        keep = ~own & (similarity < near_duplicate) & database.is_alive(near.rows)
+        chosen = [np.flatnonzero(line) for line in keep]
+        if drawings is None:
+            return chosen
+        outlines, of_pictures = drawings
+        return [
+            line[outlines.different(near.rows[number][line], k, [of_pictures[place]])]
+            for number, (place, line) in enumerate(zip(places, chosen, strict=True))
+        ]
+
+    def short(place: int, count: int) -> str:
+        outlines = "" if drawings is None else f" or same_outline={drawings.outlines.least}"
+        return (
+            f"image '{ids[place]}' has {count} neighbours in {database.path} besides itself and near-duplicates, "
+            f"expected k={k}; ask for fewer neighbours or raise near_duplicate={near_duplicate}{outlines}"
+        )
+
+    return search_chosen(index, queries, k, choose, short).rows

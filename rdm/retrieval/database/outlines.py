@@ -1,0 +1,112 @@
+"""Outlines of pictures: they show that two rows are one drawing, even if its colours, its size or its file differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.pictures import from_uint8
+from rdm.retrieval.database.rows import RetrievalDatabase
+
+_SIDE = 64  # pixels of the picture that edges are taken from; their map has half of it
+_FLAT = 0.1  # length of an edge map below which there is only the rounding error of scaling
+_CACHED = 100_000  # rows whose outlines stay in memory: 200 MB
+
+
+def outline(image: Tensor) -> np.ndarray:
+    """Returns the outline of a picture: a map of its edges, centred and of length one, ``[1024] float32``.
+
+    The product of two outlines is the correlation of the two edge maps. It is 1 for equal pictures. The outline of a
+    picture without edges is zero, so it correlates with none.
+
+    Args:
+        image: ``[3, H, W]`` in [-1, 1].
+    """
+    picture = image[None].float()
+    if picture.shape[2:] != (_SIDE, _SIDE):
+        picture = F.interpolate(picture, (_SIDE, _SIDE), mode="bicubic", antialias=True)
+    padded = F.pad(picture, (1, 1, 1, 1), mode="replicate")
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    edges = (across.square() + down.square()).sum(1, keepdim=True).sqrt()
+    flat = F.avg_pool2d(edges.sqrt(), 2).flatten()  # the root weakens the strongest edges, such as those of lines
+    flat = flat - flat.mean()
+    length = flat.norm()
+    return (flat / length if length > _FLAT else torch.zeros_like(flat)).numpy()
+
+
+class Outlines:
+    """Tells which rows of a database are copies of one another, by their outlines.
+
+    Outlines are computed when a row is first compared, and the latest ones are kept in memory.
+
+    Args:
+        database: the database; it must still have its pictures.
+        least: the correlation of two outlines from which on the pictures count as copies.
+
+    Raises:
+        ValueError: ``least`` is not above 0 and at most 1.
+    """
+
+    def __init__(self, database: RetrievalDatabase, least: float) -> None:
+        if not 0 < least <= 1:
+            raise ValueError(f"got same_outline={least}, expected a number above 0; above 1 no copies are left out")
+        self.database, self.least = database, least
+        self._known: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def of(cls, database: RetrievalDatabase, least: float | None) -> Outlines | None:
+        """Returns the outlines of a database; None if ``least`` is None or above 1, so that no picture is a copy.
+
+        Raises:
+            ValueError: ``least`` is not above 0.
+        """
+        return None if least is None or least > 1 else cls(database, least)
+
+    def has_pictures(self) -> bool:
+        """Whether the picture of the first row can be read."""
+        try:
+            return bool(self.database.patches([0]))
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Returns the outline of a row, see :func:`outline`, rounded to float16.
+
+        Raises:
+            ValueError: the database has lost its pictures.
+        """
+        row = int(row)
+        if row not in self._known:
+            try:
+                (pixels,) = self.database.patches([row])
+            except (FileNotFoundError, ValueError) as error:
+                raise ValueError(f"same_outline compares pictures, but {error}; or leave same_outline out") from error
+            if len(self._known) >= _CACHED:
+                self._known.clear()
+            image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1))
+            self._known[row] = outline(image).astype(np.float16)
+        return self._known[row].astype(np.float32)
+
+    def different(self, rows: Iterable[int], k: int, others: Sequence[np.ndarray] = ()) -> list[int]:
+        """Returns the places of the first k rows that are copies of no earlier one, or fewer if there are no k.
+
+        Args:
+            rows: row numbers, nearest first.
+            k: number of rows.
+            others: outlines of further pictures that the rows must not be copies of.
+        """
+        kept: list[int] = []
+        seen = list(others)
+        for place, row in enumerate(rows):
+            if len(kept) == k:
+                break
+            own = self[row]
+            if not seen or float((np.stack(seen) @ own).max()) < self.least:
+                kept.append(place)
+                seen.append(own)
+        return kept
