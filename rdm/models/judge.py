@@ -8,6 +8,7 @@ against every sample.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.checkpoint import write_weights
-from ldm.config import write_config
+from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
+from ldm.config import read_config, write_config
 from ldm.data.augment import add_noise, move, recolour, soften
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.first_stage import load_first_stage
 from ldm.models.tiling import reconstruct
+from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "model.safetensors", "config.yaml"  # of an export
+TARGET = "rdm.models.judge.Judge"
 _RECONSTRUCTED_AT_ONCE = 16
 
 
@@ -81,6 +84,7 @@ class Judge(pl.LightningModule):
 
     Attributes:
         concepts: the name of each concept, in the order of the classes.
+        data_configs: of a judge that was loaded, the configs of the data sets that it was trained on, by name.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Judge(pl.LightningModule):
         self.warmup_steps, self.decay_steps, self.seed = warmup_steps, decay_steps, seed
         self.first_stage, self.reconstructed = first_stage, reconstructed if first_stage else 0.0
         self.concepts: dict[str, str] = {}
+        self.data_configs: dict[str, Any] = {}
         self._stage: list[nn.Module] = []  # a list, so that its weights are no part of the judge's
         self._reconstructions: dict[str, Tensor] = {}
 
@@ -249,9 +254,8 @@ class Judge(pl.LightningModule):
             data: the configs of the data sets by name, such as ``validation``.
         """
         folder = Path(folder)
-        target = f"{type(self).__module__}.{type(self).__name__}"
         write_weights(folder / WEIGHTS, self.state_dict(), dtype=torch.float16, metadata={"concepts": self.concepts})
-        write_config(folder / CONFIG, {"model": {"target": target, "params": self.architecture}, "data": dict(data)})
+        write_config(folder / CONFIG, {"model": {"target": TARGET, "params": self.architecture}, "data": dict(data)})
         LOG.info("wrote the judge to %s", folder)
 
 
@@ -282,3 +286,37 @@ def rank(logits: Tensor, right: Tensor) -> Tensor:
 def share_of(key: str) -> float:
     """Returns a number from 0 to 1 that depends on a text alone, spread evenly over texts."""
     return int.from_bytes(hashlib.sha256(b"share " + key.encode()).digest()[:8], "big") / 2**64
+
+
+def load_judge(folder: str | Path) -> Judge:
+    """Returns a judge with its concepts, in evaluation mode and on the GPU if there is one.
+
+    Args:
+        folder: what :meth:`Judge.export` wrote, or the run folder that it lies in.
+
+    Raises:
+        FileNotFoundError: there is no judge.
+        ValueError: the folder holds another kind of model, or names no concepts.
+    """
+    file = judge_file(folder)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no judge at {folder}; train one with main.py --base configs/judge/emoji.yaml -t and give its RUN/judge"
+        )
+    config = read_config([file.parent / CONFIG])
+    model = config.get("model") or {}
+    concepts = read_metadata(file).get("concepts")
+    if model.get("target") != TARGET or concepts is None:
+        raise ValueError(f"{folder} holds a {model.get('target', 'nothing')}, expected {TARGET} with its concepts")
+    judge: Judge = instantiate_from_config(model)
+    load_weights(judge, read_weights(file), source=file)
+    judge.concepts, judge.data_configs = json.loads(concepts), dict(config.get("data") or {})
+    if len(judge.concepts) != judge.classes:
+        raise ValueError(f"{file} names {len(judge.concepts)} concepts, expected {judge.classes}, one for each class")
+    return judge.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def judge_file(folder: str | Path) -> Path:
+    """Returns the path of a judge's weights, whether it exists or not; ``folder`` is as for :func:`load_judge`."""
+    inside = Path(folder) / "judge" / WEIGHTS
+    return inside if inside.is_file() else Path(folder) / WEIGHTS
