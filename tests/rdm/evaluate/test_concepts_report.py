@@ -96,7 +96,7 @@ def test_a_judge_is_asked_about_each_picture_by_itself(file: Path, tmp_path: Pat
     judge = load_judge(stubborn_judge(tmp_path / "judge", file, "abcdef"))
     head: Any = judge.network[-1]
     torch.nn.init.normal_(head.weight, std=30.0)
-    images = torch.rand(70, 3, 16, 16) * 2 - 1
+    images = (torch.rand(70, 3, 1, 1) * 2 - 1).expand(-1, -1, 16, 16)  # each of one colour
     places, said = judgement(judge, images, ["b"] * 70)
     one_by_one = [judgement(judge, images[i : i + 1], ["b"]) for i in range(70)]
     assert places.tolist() == [int(place) for place, _ in one_by_one] and len(set(places.tolist())) > 1
