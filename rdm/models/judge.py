@@ -77,6 +77,8 @@ class Judge(pl.LightningModule):
         weight_decay: for matrices; vectors have none.
         warmup_steps: length of the warm-up, in steps.
         decay_steps: how many steps before the last one the rate begins to fall, linearly to zero.
+        coarse_steps: how many steps see pictures of half the side, which cost a quarter (progressive resizing, as in
+            Tan and Le 2021).
         label_smoothing: share of the target that is spread evenly over all concepts.
         first_stage: folder of the first stage that reconstructs training pictures; None reconstructs none.
         reconstructed: share of the pictures that are reconstructed; each is shown so every other time.
@@ -99,6 +101,7 @@ class Judge(pl.LightningModule):
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         decay_steps: int = 1000,
+        coarse_steps: int = 0,
         label_smoothing: float = 0.1,
         first_stage: str | None = None,
         reconstructed: float = 0.1,
@@ -127,6 +130,7 @@ class Judge(pl.LightningModule):
         self.classes, self.size, self.label_smoothing = classes, size, label_smoothing
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps, self.seed = warmup_steps, decay_steps, seed
+        self.coarse_steps = coarse_steps
         self.first_stage, self.reconstructed = first_stage, reconstructed if first_stage else 0.0
         self.concepts: dict[str, str] = {}
         self.data_configs: dict[str, Any] = {}
@@ -135,8 +139,20 @@ class Judge(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits ``[B, classes]`` of images ``[B, 3, H, W]`` in [-1, 1]."""
-        if images.shape[2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.logits(self.scaled(images))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Returns images ``[B, 3, H, W]`` with the sides that the network sees."""
+        sides = (self.size, self.size)
+        return images if images.shape[2:] == sides else F.interpolate(images, sides, mode="bilinear", antialias=True)
+
+    def now(self, images: Tensor) -> Tensor:
+        """Returns images ``[B, 3, H, W]`` with the sides that the network sees at this step of training."""
+        images = self.scaled(images)
+        return F.avg_pool2d(images, 2) if self.global_step < self.coarse_steps else images
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Returns the logits ``[B, classes]`` of images ``[B, 3, H, W]`` as they are."""
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
     def setup(self, stage: str) -> None:
@@ -193,7 +209,7 @@ class Judge(pl.LightningModule):
         """Returns the cross-entropy of one batch."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.global_step)
         images = self.with_reconstructions(batch["image"], batch["id"], generator)
-        logits = self(augment(images, generator)).float()
+        logits = self.logits(augment(self.now(images), generator)).float()
         target = self.targets(batch["concept"])
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
@@ -202,7 +218,7 @@ class Judge(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Logs how often the concept of a held-out picture is the first, or among the first five."""
-        logits, target = self(batch["image"]).float(), self.targets(batch["concept"])
+        logits, target = self.logits(self.now(batch["image"])).float(), self.targets(batch["concept"])
         place = rank(logits, target[:, None])
         figures = {"loss": F.cross_entropy(logits, target), "top1": (place < 1).float().mean()}
         figures["top5"] = (place < 5).float().mean()

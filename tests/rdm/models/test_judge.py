@@ -114,6 +114,13 @@ def test_augmentation_depends_on_the_generator_alone_and_differs_by_image() -> N
     assert all((first[0] - one).abs().mean() > 0.05 for one in first[1:])
 
 
+def test_the_first_steps_see_pictures_of_half_the_side(file: Path, tmp_path: Path) -> None:
+    judge, sides = Judge(6, **NETWORK, coarse_steps=2), []
+    judge.network.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    fit(judge, tmp_path, file, 4)
+    assert sides[:4] == [8, 8, 16, 16] and set(sides[4:]) == {16}  # the rest is validation
+
+
 def test_pictures_of_another_size_are_scaled() -> None:
     judge = Judge(6, **NETWORK).eval()
     small, large = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 40, 40) * 2 - 1
