@@ -143,6 +143,14 @@ def decode_tiled(stage: Any, latent: Tensor, tile: int | str | None) -> Tensor:
     return tiled(stage.decode, latent, side, side // 4, factor, side // 16)
 
 
+@torch.no_grad()
+def reconstruct(stage: Any, images: Tensor, tile: int | str | None = None) -> Tensor:
+    """Returns what a first stage makes of images ``[B, 3, H, W]``, from the mean of a distribution; see above."""
+    latent = encode_tiled(stage, images, tile)
+    latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
+    return decode_tiled(stage, latent, tile).float().clamp(-1, 1)
+
+
 def tile_side(stage: Any, tile: int | str, batch_size: int) -> int:
     """Returns the side of a tile in pixels.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ldm.command_line import HelpFormatter, add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
 from rdm.cli.sampling import add_model_options
@@ -12,7 +13,17 @@ from rdm.sampling.settings import OPTIONS, TOP_M
 Commands = argparse._SubParsersAction  # the type that add_subparsers returns
 SPLIT = "split to read from Parquet files{}, such as train or val"
 POPULAR = "without prompts: share or number of the most popular database rows to sample from"
+TOKENS: dict[str, Any] = {
+    "default": "neighbours",
+    "choices": ("neighbours", "text", "both"),
+    "help": "context of the model for a prompt: its neighbours, its text embedding, or both",
+}
 METRICS_HELP = f"metrics to compute: {', '.join(METRICS)}; all that the inputs allow if not given"
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of a command by name, as its report stores them."""
+    return {name: value for name, value in vars(args).items() if name not in ("run", "command", "trust")}
 
 
 def _command(commands: Commands, name: str, what: str) -> argparse.ArgumentParser:
@@ -47,12 +58,7 @@ def add_samples(commands: Commands) -> argparse.ArgumentParser:
     )
     what.add_argument("--captions", metavar="PATH", help="pictures whose captions are the prompts")
     p.add_argument("--captions_split", help=SPLIT.format(" of --captions"))
-    p.add_argument(
-        "--tokens",
-        default="neighbours",
-        choices=("neighbours", "text", "both"),
-        help="context of the model for a prompt: its neighbours, its text embedding, or both",
-    )
+    p.add_argument("--tokens", **TOKENS)
     p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=POPULAR)
     p.add_argument(
         "--use_weights",
@@ -200,6 +206,45 @@ def add_memorisation(commands: Commands) -> argparse.ArgumentParser:
         type=folder,
         default="outputs/memorisation",
         help="output folder for the samples, results.json and the plots",
+    )
+    add_model_options(p)
+    return p
+
+
+def add_concepts(commands: Commands) -> argparse.ArgumentParser:
+    """Adds the command that measures how often a sample shows its prompt."""
+    what = "samples concepts by name and measures how often a classifier of pixels, the judge, recognises them"
+    p = _command(commands, "concepts", what)
+    p.add_argument("checkpoint", nargs="?", metavar="MODEL", help="the same as --ckpt MODEL")
+    p.add_argument(
+        "--judge",
+        metavar="FOLDER",
+        default="models/judge/emoji",
+        help="the judge: the folder 'judge' of a run of configs/judge/emoji.yaml, or a copy of it",
+    )
+    p.add_argument(
+        "--data",
+        metavar="PATH",
+        help="Parquet files with the columns concept, name and split; if not given, those that trained the judge",
+    )
+    p.add_argument(
+        "--n",
+        type=positive,
+        default=100,
+        help="number of trained concepts and of held-out concepts, each spread evenly; one sample of each is made",
+    )
+    p.add_argument(
+        "--n_real",
+        type=positive,
+        default=500,
+        help="largest number of real pictures, which the judge never saw, and of their reconstructions",
+    )
+    p.add_argument("--tokens", **TOKENS)
+    p.add_argument(
+        "--outdir",
+        type=folder,
+        default="outputs/concepts",
+        help="output folder for the samples, results.json and a grid of each group",
     )
     add_model_options(p)
     return p

@@ -173,3 +173,28 @@ class MemorisationOptions(Options):
     knn: int | None
     seed: int
     outdir: str
+
+
+@dataclass(frozen=True)
+class ConceptOptions(Options):
+    """The options of ``concepts``; those of sampling are in ``Settings``.
+
+    Attributes:
+        judge: folder of the judge.
+        data: pictures of all concepts; None takes those that the judge was trained with.
+        n: number of trained and of held-out concepts.
+        n_real: number of real pictures.
+        tokens: context of the model for a prompt.
+        knn: number of neighbours; None takes as many as in training.
+        seed: seed of the first sample of each group.
+        outdir: folder of samples, report and pictures.
+    """
+
+    judge: str
+    data: str | None
+    n: int
+    n_real: int
+    tokens: str
+    knn: int | None
+    seed: int
+    outdir: str

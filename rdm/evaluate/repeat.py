@@ -100,3 +100,23 @@ def compare_figures(before: Mapping[str, Any], after: Mapping[str, Any], name: s
             equal = abs(value - after[key]) <= TOLERANCE * max(abs(value), abs(after[key])) + 1e-9
             pairs[path] = {"before": value, "after": after[key], "equal": equal}
     return pairs
+
+
+def summary(repeated: Mapping[str, Any]) -> list[str]:
+    """Returns a line to print for each figure of a repeated report, before and after; a last one if all are equal."""
+    lines = [
+        f"{name:60s}{figure['before']:.6g}  {figure['after']:.6g}  {'equal' if figure['equal'] else 'DIFFERS'}"
+        for name, figure in repeated.items()
+    ]
+    every = all(figure["equal"] for figure in repeated.values())
+    return [*lines, f"all {len(repeated)} figures are equal"] if every else lines
+
+
+def check_equal(repeated: Mapping[str, Any]) -> None:
+    """Checks that no figure of a repeated report differs.
+
+    Raises:
+        ValueError: some figures differ; the error names them.
+    """
+    if differing := [name for name, figure in repeated.items() if not figure["equal"]]:
+        raise ValueError(f"{len(differing)} of {len(repeated)} figures differ: {', '.join(differing)}")

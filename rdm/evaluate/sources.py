@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from ldm.data.decode import open_picture
 from ldm.files import file_hash, read_json, read_text, write_json
-from ldm.models.tiling import decode_tiled, encode_tiled
-from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.models.tiling import reconstruct
 from ldm.pictures import from_uint8, save_png, to_uint8
 from ldm.util import evenly, instantiate_from_config
 from rdm.loading import Loaded, config_beside, model_config
@@ -221,14 +220,11 @@ class FirstStageCopies:
         """Returns the number of pictures."""
         return len(self.images)
 
-    @torch.no_grad()
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Returns a reconstruction with 8 bits, as in a file. Its id is empty, because it is another picture."""
         stage, tile = self.model.first_stage_model, self.model.first_stage_tile
-        latent = encode_tiled(stage, self.images[number]["image"][None].to(self.model.device), tile)
-        latent = latent.mode() if isinstance(latent, DiagonalGaussianDistribution) else latent
-        reconstruction = decode_tiled(stage, latent, tile)[0].float().clamp(-1, 1).cpu()
-        return {"image": as_written(reconstruction), "id": ""}
+        image = self.images[number]["image"][None].to(self.model.device)
+        return {"image": as_written(reconstruct(stage, image, tile)[0].cpu()), "id": ""}
 
 
 def write_samples(folder: Path, samples: ModelSamples) -> list[Path]:
