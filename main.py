@@ -145,12 +145,14 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         ValueError: Lightning knows no such setting, or there is no such GPU.
     """
     import pytorch_lightning as pl
+    import torch
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
     from pytorch_lightning.loggers import CSVLogger
 
     from ldm.callbacks import LastStep, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
+    from ldm.precision import AUTO, fastest_precision
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
@@ -160,6 +162,10 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
+    if options.get("precision") == AUTO:
+        on_gpu = options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        options["precision"] = fastest_precision(on_gpu)
+        LOG.info("precision %s", options["precision"])
     best: dict[str, Any] = {"monitor": config.monitor, "mode": "min", "save_top_k": 1}
     keep: dict[str, Any] = {
         "every_n_train_steps": 500,

@@ -1,4 +1,4 @@
-"""Trains the default model for some minutes, samples from it in every way, and shows all images in one picture."""
+"""Shows samples of the shipped model, then adapts it to other pictures for some minutes and shows what has changed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from pathlib import Path
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "an openmoji line drawing of a car", "house")
+PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "a car", "house")
 CLASSES = ("animal-bird", "food-fruit", "sky-weather")
+DRAWINGS = ROOT / "data" / "emoji" / "openmoji-line.parquet"
 
 
-def train(minutes: float, run: Path) -> None:
-    """Trains ``configs/rdm.yaml`` from random weights for the given number of minutes."""
-    words = [
-        f"lightning.trainer.max_time.seconds={round(60 * minutes)}",
-        "lightning.trainer.val_check_interval=100",
-    ]
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "--base",
-        "configs/rdm.yaml",
-        "-t",
-        "-p",
-        str(run),
-        *words,
-    ]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:  # noqa: S603 (our own command)
+def adapt(pictures: str, run: Path, outdir: Path, minutes: float) -> Path:
+    """Adapts the shipped model to pictures, and returns the path of their database."""
+    from ldm.config import write_config
+    from rdm.loading import SHIPPED
+    from rdm.sampling.adapt import adapting_config
+
+    database = outdir / "database"
+    write_config(outdir / "config.yaml", adapting_config(str(SHIPPED), pictures, database, minutes))
+    words = ["--base", str(outdir / "config.yaml"), "-t", "-p", str(run), "--no-test"]
+    if subprocess.run([sys.executable, str(ROOT / "main.py"), *words], cwd=ROOT, check=False).returncode != 0:  # noqa: S603
         raise ValueError("training failed; see its message above")
+    return database
 
 
 @command_line
@@ -41,20 +36,29 @@ def main() -> None:
     p.add_argument(
         "--minutes", type=finite, default=5.0, help="training time in minutes; 0 shows the shipped model only"
     )
+    p.add_argument(
+        "--pictures",
+        help="pictures to adapt to: a folder, Parquet files or tar shards; if not given, line drawings of OpenMoji as "
+        "blueprints",
+    )
     p.add_argument("--outdir", default="outputs/demo", help="output folder for the pictures")
     args = p.parse_args()
     from rdm.loading import SHIPPED
-    from rdm.sampling.demo import paint
+    from rdm.sampling.adapt import blueprints
+    from rdm.sampling.demo import Column, paint
 
-    started = time.time()
-    run = Path("logs") / time.strftime("%Y-%m-%dT%H-%M-%S_demo")
-    checkpoints = [str(SHIPPED)] if SHIPPED.is_dir() else []
+    started, outdir = time.time(), Path(args.outdir)
+    columns = [Column("the shipped model", str(SHIPPED))]
     if args.minutes > 0:
-        train(args.minutes, run)
-        checkpoints.append(str(run))
-    if not checkpoints:
-        raise ValueError(f"nothing to show: no model in {SHIPPED}, and --minutes {args.minutes:g} trains none")
-    picture = paint(checkpoints, PROMPTS, CLASSES, Path(args.outdir))
+        outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")
+        run = Path("logs") / f"{outdir.name}_demo"
+        pictures = args.pictures or str(blueprints(DRAWINGS, outdir / "pictures" / "blueprint.parquet", 800))
+        database = str(adapt(pictures, run, outdir, args.minutes))
+        columns += [
+            Column("the shipped model with other pictures", str(SHIPPED), database),
+            Column(f"after {args.minutes:g} minutes", str(run), database),
+        ]
+    picture = paint(columns, PROMPTS, () if args.pictures else CLASSES, outdir)
     print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -19,46 +20,59 @@ from rdm.sampling.settings import Settings
 from rdm.sampling.ways import classes as of_classes
 from rdm.sampling.ways import popular, texts
 
-CAPTION = 14  # height of a line of text, in pixels
+CAPTION, GAP = 14, 10  # height of a line of text and space between columns, in pixels
 
 
-def paint(checkpoints: Sequence[str], prompts: Sequence[str], classes: Sequence[str], outdir: Path) -> Path:
-    """Samples from each checkpoint and returns the path of one labelled picture.
+class Column(NamedTuple):
+    """A column of the demo picture.
+
+    Attributes:
+        title: what it shows.
+        checkpoint: file or folder, see ``rdm.loading.find_checkpoint``.
+        database: another database than that of the model's config.
+    """
+
+    title: str
+    checkpoint: str
+    database: str | None = None
+
+
+def paint(columns: Sequence[Column], prompts: Sequence[str], classes: Sequence[str], outdir: Path) -> Path:
+    """Samples for each column and returns the path of one labelled picture.
 
     Args:
-        checkpoints: files or folders, see ``rdm.loading.find_checkpoint``.
+        columns: the columns, from left to right.
         prompts: texts.
         classes: names of classes of the database.
         outdir: the folder that ``demo.png`` is written to.
     """
-    columns = [sheet(Pipeline.load(checkpoint), prompts, classes) for checkpoint in checkpoints]
-    page = Image.new("RGB", (sum(c.width for c in columns) + 10 * (len(columns) - 1), columns[0].height), "white")
+    sheets = [sheet(Pipeline.load(each.checkpoint, each.database), each.title, prompts, classes) for each in columns]
+    height = max(part.height for part in sheets)
+    page = Image.new("RGB", (sum(part.width + GAP for part in sheets) - GAP, height), "white")
     left = 0
-    for column in columns:
-        page.paste(column, (left, 0))
-        left += column.width + 10
+    for part in sheets:
+        page.paste(part, (left, 0))
+        left += part.width + GAP
     target = outdir / "demo.png"
     with atomic_path(target) as temporary:
         page.save(temporary, format="png")
     return target
 
 
-def sheet(loaded: Loaded, prompts: Sequence[str], classes: Sequence[str]) -> Image.Image:
+def sheet(loaded: Loaded, title: str, prompts: Sequence[str], classes: Sequence[str]) -> Image.Image:
     """Returns a picture of the labelled samples of one model."""
     settings = Settings(batch_size=6)
-    folder = loaded.path.parent if loaded.path.parent.name != "checkpoints" else loaded.path.parents[1]
     twice = [name for name in classes for _ in range(2)]
-    parts = {
-        "text: " + ", ".join(prompts): texts(loaded, prompts),
-        "class: " + ", ".join(classes): of_classes(loaded, twice),
-        "unconditional, from popular rows": popular(loaded, 6),
-    }
+    parts = {"text: " + ", ".join(prompts): texts(loaded, prompts)}
+    if twice:
+        parts["class: " + ", ".join(classes)] = of_classes(loaded, twice)
+    parts["unconditional, from popular rows"] = popular(loaded, 6)
     blocks = {label: side_by_side(sample(loaded, request, settings), loaded) for label, request in parts.items()}
     width = max(block.shape[2] for block in blocks.values())
     height = CAPTION + sum(CAPTION + block.shape[1] for block in blocks.values())
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((3, 1), f"{folder}: each sample, then the {loaded.k} neighbours that the model saw", fill="black")
+    draw.text((3, 1), f"{title}: each sample, then its {loaded.k} neighbours", fill="black")
     top = CAPTION
     for label, block in blocks.items():
         draw.text((3, top + 1), label, fill="black")
