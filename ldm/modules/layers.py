@@ -105,7 +105,7 @@ class _Linear(torch.autograd.Function):
         return (
             _product(rows, weight.t()).view(x.shape) if of_x else None,
             rows.t() @ x.reshape(-1, weight.shape[1]) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            (rows.new_ones(1, len(rows)) @ rows)[0] if of_bias else None,  # twice as fast as a sum over rows
         )
 
 
@@ -232,6 +232,24 @@ class _Convolution(torch.autograd.Function):
         gradient = channels_last(gradient)
         of_input = torchs(True, False, False)[0] if of_x else None
         return of_input, weight_gradient(x, gradient), gradient.sum((0, 2, 3)) if of_bias else None
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, which on a CPU draws 16 random bits for each number instead of a floating-point number.
+
+    The rate is rounded to a multiple of 1 / 65536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the same shape as x, with numbers set to zero and the others scaled in training."""
+        dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        cut = round(self.p * (1 << 16))
+        fast = self.training and dense and x.device.type == "cpu" and 0 < cut < 1 << 16 and x.numel()
+        if not fast or torch.compiler.is_compiling():
+            return super().forward(x)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+        kept = drawn.view(torch.int16).as_strided(x.shape, x.stride()) >= cut - (1 << 15)
+        return x * kept.to(x.dtype).mul_(1 / (1 - cut / (1 << 16)))
 
 
 class UpsamplingConv2d(Conv2d):

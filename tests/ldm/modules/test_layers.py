@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules import layers, winograd
-from ldm.modules.layers import Conv2d, GroupNorm, Linear, UpsamplingConv2d, attend_in_parts, channels_last
+from ldm.modules.layers import Conv2d, Dropout, GroupNorm, Linear, UpsamplingConv2d, attend_in_parts, channels_last
 
 
 def numbers(*shape: int) -> Tensor:
@@ -165,3 +165,24 @@ def test_gradients_have_gradients(layer: nn.Module, shape: tuple[int, ...], monk
         (of_weight,) = torch.autograd.grad(y.square().mean(), weight, create_graph=True)
         twice.append(torch.autograd.grad(of_weight.square().sum(), x)[0])
     torch.testing.assert_close(*twice, rtol=1e-3, atol=1e-4 * float(twice[1].abs().max()))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_dropout(last: bool) -> None:
+    layer, x = Dropout(0.25), 1 + numbers(64, 8, 16, 16).abs()
+    x = (channels_last(x) if last else x).requires_grad_()
+    y = layer(x)
+    kept = y != 0
+    assert 0.23 < 1 - float(kept.float().mean()) < 0.27
+    assert 0.23 < 1 - float(kept[:, :, ::2].float().mean()) < 0.27  # not a whole row at once
+    torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept / 0.75)
+    assert y.stride() == x.stride()
+    assert not torch.equal(layer(x), y)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_dropout_of_nothing_and_of_everything(rate: float) -> None:
+    assert torch.equal(Dropout(rate)(torch.ones(8)), torch.full((8,), 1 - rate))
