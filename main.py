@@ -150,7 +150,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
     from pytorch_lightning.loggers import CSVLogger
 
-    from ldm.callbacks import LastStep, Timings
+    from ldm.callbacks import KeptMemory, LastStep, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.precision import AUTO, fastest_precision
 
@@ -176,7 +176,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     }
     check_params("lightning.checkpoint", ModelCheckpoint, keep)
     best |= {name: keep.pop(name) for name in ("monitor", "mode") if name in keep}
-    callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), Timings()]
+    callbacks = [ModelCheckpoint(run / "checkpoints", filename="best", **keep), KeptMemory(), Timings()]
     if best["monitor"]:  # saved after a validation; the callback above would see the value of the validation before
         after: dict[str, Any] = {"every_n_epochs": 1, "save_on_train_epoch_end": False, "enable_version_counter": False}
         callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))

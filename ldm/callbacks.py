@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import resource
 import sys
@@ -19,6 +20,8 @@ from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
 
 LOG = logging.getLogger(__name__)
+# Parameters of glibc's mallopt, see mallopt(3), and the largest value.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, (1 << 31) - 1
 
 
 class ImageLogger(pl.Callback):
@@ -110,6 +113,21 @@ class LastStep(pl.Callback):
             trainer.save_checkpoint(self.path)
             for other in trainer.checkpoint_callbacks:  # otherwise one that never wrote overwrites it after the epoch
                 other._last_checkpoint_saved = str(self.path)  # type: ignore[attr-defined]
+
+
+class KeptMemory(pl.Callback):
+    """Lets glibc keep freed memory for the next step instead of returning it to the system.
+
+    Otherwise every step asks for its large tensors again, page by page, which is 5 to 10 % of a step on a CPU. The peak
+    of the memory does not change. Other C libraries are left as they are.
+    """
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Changes the allocator's settings for the rest of the process."""
+        library = ctypes.CDLL(None) if sys.platform == "linux" else None
+        if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
+            library.mallopt(M_MMAP_THRESHOLD, LARGEST)
+            library.mallopt(M_TRIM_THRESHOLD, LARGEST)
 
 
 class Timings(pl.Callback):

@@ -53,7 +53,11 @@ class LitEma(nn.Module):
         share = 1 - torch.where(counted, torch.minimum(self.decay, warm), self.decay)
         pairs = list(self._pairs(model))
         averages = [average for average, _ in pairs]
-        moved = torch._foreach_mul([parameter.to(average.dtype) for average, parameter in pairs], share)
+        weights = [parameter.to(average.dtype) for average, parameter in pairs]
+        if share.device.type == "cpu":  # reads and writes every average once
+            torch._foreach_lerp_(averages, weights, float(share))
+            return
+        moved = torch._foreach_mul(weights, share)
         torch._foreach_mul_(averages, 1 - share)  # a few kernels for all parameters are faster than one for each
         torch._foreach_add_(averages, moved)
 

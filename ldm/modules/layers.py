@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.winograd import weight_gradient
+
 # A 3x3 convolution of at most so many pixels with at least so many weights is computed as one matrix product.
 FEW_PIXELS = 256
 LARGE_WEIGHT = 1 << 20
@@ -36,6 +38,13 @@ INTEL = "intel" in str(_capabilities().get("cpu_name", "")).lower()
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Without AVX-512 or a successor oneDNN has no products of bfloat16, and calling it by name is an error.
 HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# A gradient of a weight is a product of two transposed matrices. oneDNN copies them first, MKL reads them as they are:
+# faster without AVX-512 (benchmarks/training.py) and on Intel's processors, where the products of MKL are as fast.
+MKL_SUMS = INTEL or not HAS_BFLOAT16
+# Without AVX-512, oneDNN sums the gradient of a convolution's weight at half of the rate of its other products.
+SLOW_SUMS = HAS_ONEDNN and not HAS_BFLOAT16
+# The transforms of ldm.modules.winograd pay from so many channels and pixels on.
+WIDE, MANY_PIXELS = 32, 512
 
 
 def _onednn(x: Tensor, *others: Tensor | None) -> bool:
@@ -78,12 +87,36 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 _linear.register_autograd(_gradients, setup_context=_save)
 
 
+class _Linear(torch.autograd.Function):
+    """The same outside of ``torch.compile``, without the cost of a custom operator."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() or not MKL_SUMS:
+            return _gradients(ctx, gradient)
+        x, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, weight.shape[0])
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _product(rows, weight.t()).view(x.shape) if of_x else None,
+            rows.t() @ x.reshape(-1, weight.shape[1]) if of_weight else None,
+            (rows.new_ones(1, len(rows)) @ rows)[0] if of_bias else None,  # twice as fast as a sum over rows
+        )
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns ``F.linear(x, weight, bias)``: ``[..., C]`` with weight ``[C', C]`` to ``[..., C']``."""
     if not _onednn(x, weight, bias) or not x.numel():
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return _linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight, bias)
     if x.numel() <= FEW_TOKENS * x.shape[-1]:
         return F.linear(x, weight, bias)
     return _product(x, weight, bias)  # the same product without the cost of a custom operator
@@ -162,7 +195,61 @@ class Conv2d(nn.Conv2d):
             around = torch.cat([framed[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], dim=-1)
             weight = self.weight.permute(0, 2, 3, 1).flatten(1)
             return linear(around, weight, self.bias).permute(0, 3, 1, 2)
+        if self.kernel_size == (3, 3) and self.padding == (1, 1) and self._sums_slowly(x):
+            return _Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+    def _sums_slowly(self, x: Tensor) -> bool:
+        """Whether the weight has a gradient that :func:`weight_gradient` computes faster than oneDNN."""
+        if not (SLOW_SUMS and torch.is_grad_enabled() and self.weight.requires_grad and _onednn(x, self.weight)):
+            return False
+        large = min(self.in_channels, self.out_channels) >= WIDE and x[:, 0].numel() >= MANY_PIXELS
+        return large and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0
+
+
+class _Convolution(torch.autograd.Function):
+    """A 3x3 convolution with padding 1, and the gradient of its weight by :func:`weight_gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        again = torch.is_grad_enabled()  # for gradients of gradients, by torch's operator
+
+        def torchs(*wanted: bool) -> tuple[Tensor | None, ...]:
+            sizes, ones = [weight.shape[0]], [1, 1]
+            return torch.ops.aten.convolution_backward(
+                gradient, x, weight, sizes, ones, ones, ones, False, [0, 0], 1, list(wanted)
+            )
+
+        if again or not of_weight:
+            return torchs(of_x, of_weight, of_bias)
+        gradient = channels_last(gradient)
+        of_input = torchs(True, False, False)[0] if of_x else None
+        return of_input, weight_gradient(x, gradient), gradient.sum((0, 2, 3)) if of_bias else None
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, which on a CPU draws 16 random bits for each number instead of a floating-point number.
+
+    The rate is rounded to a multiple of 1 / 65536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the same shape as x, with numbers set to zero and the others scaled in training."""
+        dense = x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+        cut = round(self.p * (1 << 16))
+        fast = self.training and dense and x.device.type == "cpu" and 0 < cut < 1 << 16 and x.numel()
+        if not fast or torch.compiler.is_compiling():
+            return super().forward(x)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+        kept = drawn.view(torch.int16).as_strided(x.shape, x.stride()) >= cut - (1 << 15)
+        return x * kept.to(x.dtype).mul_(1 / (1 - cut / (1 << 16)))
 
 
 class UpsamplingConv2d(Conv2d):

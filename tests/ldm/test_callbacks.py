@@ -1,5 +1,8 @@
 """What a run leaves beside its weights."""
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +38,26 @@ def test_save_png_is_lossless_and_complete(tmp_path: Path) -> None:
     save_png(image, tmp_path / "images" / "a.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "a.png")), image.permute(1, 2, 0).numpy())
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept_in_training() -> None:
+    code = """
+import resource, torch
+from ldm.callbacks import KeptMemory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+KeptMemory().on_fit_start()
+faults()
+print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)  # noqa: S603
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10
 
 
 def test_memory_is_that_of_a_process_with_torch() -> None:

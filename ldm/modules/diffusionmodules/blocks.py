@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import Context, SpatialTransformer, attend
 from ldm.modules.diffusionmodules.util import avg_pool_nd, checkpoint, conv_nd, normalization, zero_module
-from ldm.modules.layers import Linear, UpsamplingConv2d, linear
+from ldm.modules.layers import Dropout, Linear, UpsamplingConv2d, linear
 
 
 class Upsample(nn.Module):
@@ -98,7 +98,7 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             normalization(out_channels),
             nn.SiLU(inplace=True),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             zero_module(conv_nd(dims, out_channels, out_channels, 3, padding=1)),
         )
         same = out_channels == channels

@@ -183,3 +183,16 @@ def test_one_context_serves_all_blocks_and_a_list_each_its_own() -> None:
         transformer(x, [context] * 3)
     with pytest.raises(ValueError, match="context_dim.* 3 "):
         SpatialTransformer(32, 2, 16, depth=2, context_dim=[8, 8, 8])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_self_attention_in_training_is_that_of_sampling(causal: bool) -> None:
+    """In training, one product makes queries, keys and values."""
+    attention, x = CrossAttention(48, heads=3, dim_head=8), normal(2, 5, 48)
+    with torch.no_grad():
+        expected = attention(x, causal=causal)
+        torch.testing.assert_close(attention(x, x, causal=causal), expected)
+    trained = attention(x, causal=causal)
+    torch.testing.assert_close(trained, expected)
+    trained.sum().backward()
+    assert all(parameter.grad.any() for parameter in (attention.to_q.weight, attention.to_k.weight))

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules import layers
-from ldm.modules.layers import Conv2d, GroupNorm, Linear, UpsamplingConv2d, attend_in_parts, channels_last
+from ldm.modules import layers, winograd
+from ldm.modules.layers import Conv2d, Dropout, GroupNorm, Linear, UpsamplingConv2d, attend_in_parts, channels_last
 
 
 def numbers(*shape: int) -> Tensor:
@@ -129,3 +129,60 @@ def test_weights_lie_channels_last_on_a_cpu_and_keep_their_names_and_numbers() -
     assert torch.equal(layer.weight, plain.weight)
     assert layer.double().weight.is_contiguous(memory_format=torch.channels_last)
     assert layer.to("meta").weight.is_contiguous()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(8, 12), (16, 4)])
+def test_the_gradient_of_a_wide_convolution(size: tuple[int, int], bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed by another method where that is faster, which this test forces on every processor."""
+    monkeypatch.setattr(layers, "SLOW_SUMS", layers.HAS_ONEDNN)
+    monkeypatch.setattr(winograd, "NUMBERS_AT_ONCE", 1 << 15)  # some images at a time
+    arguments = {"padding": 1, "bias": bias}
+    x = channels_last(numbers(8, 32, *size))
+    assert_same(Conv2d(32, 40, 3, **arguments), nn.Conv2d(32, 40, 3, **arguments), x)
+
+
+def test_the_gradient_of_a_weight_is_as_exact_as_torchs() -> None:
+    x, gradient = numbers(8, 5, 8, 12), numbers(8, 7, 8, 12)
+    shape = [7, 5, 3, 3]
+    exact = torch.nn.grad.conv2d_weight(x.double(), shape, gradient.double(), padding=1)
+    theirs = torch.nn.grad.conv2d_weight(x, shape, gradient, padding=1)
+    error = (winograd.weight_gradient(x, gradient) - exact).norm() / exact.norm()
+    assert error < max(1e-5, 10 * float((theirs - exact).norm() / exact.norm()))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(Conv2d(32, 32, 3, padding=1), (8, 32, 8, 8)), (Linear(6, 7), (5, 6))], ids=["conv", "linear"]
+)
+def test_gradients_have_gradients(layer: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "SLOW_SUMS", layers.HAS_ONEDNN)
+    x = channels_last(numbers(*shape)).requires_grad_()
+    twice = []
+    for weight, bias in ((layer.weight, layer.bias), (layer.weight.detach().clone().requires_grad_(), layer.bias)):
+        convolution = isinstance(layer, Conv2d)
+        plain = F.conv2d(x, weight, bias, padding=1) if convolution else F.linear(x, weight, bias)
+        y = layer(x) if weight is layer.weight else plain
+        (of_weight,) = torch.autograd.grad(y.square().mean(), weight, create_graph=True)
+        twice.append(torch.autograd.grad(of_weight.square().sum(), x)[0])
+    torch.testing.assert_close(*twice, rtol=1e-3, atol=1e-4 * float(twice[1].abs().max()))
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_dropout(last: bool) -> None:
+    layer, x = Dropout(0.25), 1 + numbers(64, 8, 16, 16).abs()
+    x = (channels_last(x) if last else x).requires_grad_()
+    y = layer(x)
+    kept = y != 0
+    assert 0.23 < 1 - float(kept.float().mean()) < 0.27
+    assert 0.23 < 1 - float(kept[:, :, ::2].float().mean()) < 0.27  # not a whole row at once
+    torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, kept / 0.75)
+    assert y.stride() == x.stride()
+    assert not torch.equal(layer(x), y)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_dropout_of_nothing_and_of_everything(rate: float) -> None:
+    assert torch.equal(Dropout(rate)(torch.ones(8)), torch.full((8,), 1 - rate))
