@@ -175,9 +175,13 @@ def _ratio(figures: Mapping[str, Mapping[str, float]], group: str, top: str) -> 
 
 
 def grid_of(images: Tensor, judged: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Returns a picture ``[3, H', W'] uint8`` of samples over their prompts, and over what they were mistaken for."""
-    words = [one["prompt"] if one["rank"] == 1 else f"{one['prompt']} > {one['judged']}" for one in judged]
-    tiles = torch.stack([captioned(*pair) for pair in zip(images, words, strict=True)])
+    """Returns a picture ``[3, H', W'] uint8`` of samples over their prompts; below, what they were mistaken for."""
+    tiles = torch.stack(
+        [
+            captioned(captioned(image, one["prompt"]), "" if one["rank"] == 1 else f"> {one['judged']}")
+            for image, one in zip(images, judged, strict=True)
+        ]
+    )
     missing = -len(tiles) % _PER_ROW
     tiles = torch.cat([tiles, tiles.new_ones(missing, *tiles.shape[1:])])
     return image_grid({"samples": tiles.unflatten(0, (-1, _PER_ROW))})
