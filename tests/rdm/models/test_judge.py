@@ -115,10 +115,11 @@ def test_augmentation_depends_on_the_generator_alone_and_differs_by_image() -> N
 
 
 def test_the_first_steps_see_pictures_of_half_the_side(file: Path, tmp_path: Path) -> None:
-    judge, sides = Judge(6, **NETWORK, coarse_steps=2), []
-    judge.network.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    judge, seen = Judge(6, **NETWORK, coarse_steps=2), []
+    judge.network.register_forward_pre_hook(lambda _, inputs: seen.append((judge.training, inputs[0].shape[-1])))
     fit(judge, tmp_path, file, 4)
-    assert sides[:4] == [8, 8, 16, 16] and set(sides[4:]) == {16}  # the rest is validation
+    assert [side for training, side in seen if training] == [8, 8, 16, 16]
+    assert seen[-1] == (False, 16)  # the validation at the end
 
 
 def test_pictures_of_another_size_are_scaled() -> None:
