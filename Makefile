@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself: with faiss-gpu and xformers if nvidia-smi runs, else with faiss-cpu.
 #
-#   make demo    train for a few minutes, sample, and print the path of a picture of the results
+#   make demo    sample, adapt the shipped model to another style, and print the path of a picture of the results
 #   make check   run a quick subset of the tests, in less than a minute
 #   make test    run the tests, on all cores
 #   make lint    run ruff and mypy

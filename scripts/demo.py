@@ -51,7 +51,7 @@ def main() -> None:
     columns = [Column("the shipped model", str(SHIPPED))]
     if args.minutes > 0:
         outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")
-        run = Path("logs") / f"{outdir.name}_demo"
+        run = outdir / "run"  # not in logs/, so that the other scripts load the shipped model
         pictures = args.pictures or str(blueprints(DRAWINGS, outdir / "pictures" / "blueprint.parquet", 800))
         database = str(adapt(pictures, run, outdir, args.minutes))
         columns += [
