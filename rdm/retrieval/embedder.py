@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,17 @@ class Embedder(Protocol):
         """Returns raw vectors ``[B, D] float32``."""
 
 
+class SpatialEmbedder(Embedder, Protocol):
+    """An embedder that also gives the feature map of a picture. Only models with ``tokens: grid`` need one."""
+
+    def tokens(self, images: Tensor, grid: int) -> Tensor:
+        """Returns the feature map of images, pooled to g x g raw tokens, ``[B, g * g, D'] float32``, row by row.
+
+        Raises:
+            ValueError: the grid does not fit the map.
+        """
+
+
 @torch.inference_mode()
 def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[str]) -> np.ndarray:
     """Returns the raw vectors of some pictures, ``[B, D] float32``.
@@ -47,6 +58,39 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
         raw = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
         vectors[places] = _checked(embedder, raw, [names[place] for place in places])
     return vectors
+
+
+@torch.no_grad()
+def embed_tokens(embedder: Embedder, images: Sequence[Tensor], names: Sequence[str], grid: int) -> Tensor:
+    """Returns the tokens of some pictures, ``[B, g * g, D'] float32`` on the device of the embedder.
+
+    Args:
+        embedder: the embedder.
+        images: pictures ``[3, H, W] float32`` in [-1, 1].
+        names: a name for each picture, used in messages.
+        grid: side g of the grid.
+
+    Raises:
+        ValueError: the embedder has no spatial features, or its tokens have a wrong shape or are not finite.
+    """
+    if not hasattr(embedder, "tokens"):
+        raise ValueError(
+            f"embedder {embedder.name} has no spatial features (no method tokens); use an OpenClipEmbedder, or "
+            "neighbours without a grid of tokens"
+        )
+    spatial = cast(SpatialEmbedder, embedder)
+    found: dict[int, Tensor] = {}
+    for places in _by_shape(images):
+        raw = spatial.tokens(torch.stack([images[place] for place in places]).to(_device(embedder)), grid).float()
+        if raw.ndim != 3 or raw.shape[:2] != (len(places), grid * grid):
+            expected = f"[{len(places)}, {grid * grid}, D']"
+            raise ValueError(f"embedder {embedder.name} gave tokens of shape {list(raw.shape)}, expected {expected}")
+        finite = raw.isfinite().flatten(1).all(1).tolist()
+        if not all(finite):
+            name = names[places[finite.index(False)]]
+            raise ValueError(f"embedder {embedder.name} gave tokens that are not finite for image '{name}'")
+        found.update(zip(places, raw, strict=True))
+    return torch.stack([found[place] for place in range(len(images))])
 
 
 def embed_ahead(

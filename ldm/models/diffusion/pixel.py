@@ -144,7 +144,7 @@ class DDPM(pl.LightningModule):
             self.logvar = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=False)
-        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.model = self.wrapped(unet_config, conditioning_key)
         compile_network(self.model.diffusion_model, compile)
         self.model_ema = LitEma(self.model, decay=ema_decay) if use_ema else None
         self.parameterization, self.clip_denoised, self.seed = parameterization, clip_denoised, seed
@@ -155,13 +155,18 @@ class DDPM(pl.LightningModule):
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
+    def wrapped(self, unet_config: Mapping[str, Any], conditioning_key: str | None) -> DiffusionWrapper:
+        """Returns the U-Net in its wrapper; subclasses add further networks, which are trained and averaged alike."""
+        return DiffusionWrapper(unet_config, conditioning_key)
+
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
         """Loads weights; if the file has no running average, the average starts at the weights."""
         ignored = tuple(ignore_keys)
         state = self.adapted({name: v for name, v in read_weights(path).items() if not name.startswith(ignored)})
         if load_only_unet:
             own = {name.removeprefix("model."): value for name, value in state.items()}
-            unet = {name: value for name, value in own.items() if name.startswith("diffusion_model.")}
+            networks = tuple(f"{name}." for name, _ in self.model.named_children())
+            unet = {name: value for name, value in own.items() if name.startswith(networks)}
             load_weights(self.model, unet, source=path)
             averaged = False
         else:
@@ -263,7 +268,7 @@ class DDPM(pl.LightningModule):
         values = {f"val/{name}": value.mean() for name, value in self.losses(latent, context, t, noise).items()}
         if self.model_ema is not None:
             with self.ema_scope():
-                averaged = self.losses(latent, context, t, noise)
+                averaged = self.losses(latent, self.context(batch), t, noise)
             values |= {f"val/{name}_ema": value.mean() for name, value in averaged.items()}
         for name, value in values.items():
             self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n, sync_dist=True)

@@ -20,7 +20,7 @@ PREPROCESSING = ("clip", "compvis")
 
 
 class OpenClipEmbedder(nn.Module):
-    """Computes CLIP vectors of images and texts. The vectors are raw (not normalised).
+    """Computes CLIP vectors of images and texts, and feature maps of images. The vectors are raw (not normalised).
 
     Args:
         model: an open_clip architecture (``ViT-B-32-quickgelu``) or a folder in open_clip's local-directory form.
@@ -68,10 +68,52 @@ class OpenClipEmbedder(nn.Module):
         Raises:
             ValueError: the images have another shape.
         """
+        return self.clip.encode_image(self._pixels(images)).float()
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor, grid: int) -> Tensor:
+        """Returns the feature map of the vision tower, pooled to a grid of tokens, row by row.
+
+        The map is the third stage of CLIP's ResNets, else the patch tokens or the stage at the end of the tower.
+
+        Args:
+            images: ``[B, 3, H, W]`` in [-1, 1].
+            grid: side g of the grid, a divisor of the sides of the map.
+
+        Returns:
+            Raw tokens ``[B, g * g, D'] float32``.
+
+        Raises:
+            ValueError: the images have another shape, the tower has no map, or the grid does not divide its sides.
+        """
+        found = self._feature_map(self._pixels(images)).float()
+        height, width = found.shape[2:]
+        if grid < 1 or height % grid or width % grid:
+            raise ValueError(
+                f"grid: got {grid}, expected a divisor of the sides of the {height}x{width} feature map of {self.name}"
+            )
+        return F.adaptive_avg_pool2d(found, grid).flatten(2).transpose(1, 2).contiguous()
+
+    def _feature_map(self, pixels: Tensor) -> Tensor:
+        """Returns the feature map ``[B, D', h, w]`` of normalised pixels."""
+        tower = self.clip.visual
+        if not hasattr(getattr(tower, "trunk", tower), "forward_intermediates"):
+            raise ValueError(
+                f"the vision tower of {self.name} ({type(tower).__name__}) has no feature map; use another CLIP, or "
+                "neighbours without a grid of tokens"
+            )
+        resnet = hasattr(tower, "layer3")  # its stages are the stem and layers 1 to 4
+        options: dict[str, Any] = {"indices": [3] if resnet else 1, "intermediates_only": True}
+        if not resnet:  # an attention pooling has a norm of its own, which is not that of the patch tokens
+            options["normalize_intermediates"] = getattr(tower, "attn_pool", None) is None
+        return tower.forward_intermediates(pixels, **options)["image_intermediates"][-1]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Returns images at the size and with the mean and deviation that the model expects."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W]")
         pixels = self.resize(images.to(self.mean)).clamp(-1, 1) / 2 + 0.5
-        return self.clip.encode_image((pixels - self.mean) / self.std).float()
+        return (pixels - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:
         """Returns images ``[B, 3, S, S]`` at the model's size S, resized as ``preprocessing`` says."""

@@ -24,7 +24,7 @@ from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
-from rdm.models.neighbours import NeighbourConditioned
+from rdm.models.neighbours import NeighbourConditioned, with_grid_weights
 from rdm.modules.attention import Past
 
 AGREE = 0.9  # share of the stored codes that the first stage must reproduce; rounding differs between processors
@@ -104,6 +104,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         self.register_buffer("sos_token", torch.tensor([codes + 1]))
         self.register_buffer("mask_token", torch.tensor([codes]))
         self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
+        self.grid_tokens = self.conditioner.grid_tokens(self.transformer.context_dim)
         self.p_mask_max, self.first_stage_key, self.codes_key = p_mask_max, first_stage_key, codes_key
         self.monitor, self.scheduler_config, self.seed = monitor, scheduler_config, seed
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -113,9 +114,13 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
             self.init_from_checkpoint(ckpt_path, ignore_keys)
 
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Loads weights, except those whose names begin with one of the keys."""
+        """Loads weights, except those whose names begin with one of the keys.
+
+        The weights of a model of pooled vectors are a possible start for a model with grids of tokens.
+        """
         ignored = tuple(ignore_keys)
         state = {name: value for name, value in read_weights(path).items() if not name.startswith(ignored)}
+        state = with_grid_weights(state, "grid_tokens.", self.grid_tokens)
         load_weights(self, state, source=path, allow=[*self.optional_names, *(f"{name}*" for name in ignored)])
 
     @property
@@ -316,9 +321,10 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
 
     def decay_groups(self) -> list[dict[str, Any]]:
         """Returns the trained parameters in two groups: matrices, with weight decay, and all others, without."""
-        matrices = [m.weight for m in self.transformer.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+        trained = nn.ModuleList([self.transformer, *([] if self.grid_tokens is None else [self.grid_tokens])])
+        matrices = [m.weight for m in trained.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
         decaying = {id(weight) for weight in matrices}
-        others = [parameter for parameter in self.transformer.parameters() if id(parameter) not in decaying]
+        others = [parameter for parameter in trained.parameters() if id(parameter) not in decaying]
         return [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
     def configure_optimizers(self) -> Any:

@@ -16,10 +16,12 @@ from ldm.checkpoint import average_as_weights
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
+from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.util import check_params
 from rdm import compat
-from rdm.models.neighbours import NeighbourConditioned
+from rdm.models.neighbours import NeighbourConditioned, make_conditioner, with_grid_weights
 from rdm.models.references import References, sampled
+from rdm.modules.grid_tokens import GridTokens
 
 LOG = logging.getLogger(__name__)
 STEM, ENCODER = "input_blocks.0.0.weight", "reference_encoder."  # names of weights in a U-Net
@@ -56,6 +58,7 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         **options: Any,
     ) -> None:
         check_params("LatentDiffusion", LatentDiffusion, options)
+        self._conditioner_config = conditioner
         self.references = None
         if references is not None and references is not False:
             given = {} if references is True else references
@@ -69,6 +72,22 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
             )
         self.set_conditioning(conditioner, p_uncond, use_neighbours, neighbours_key)
 
+    def wrapped(self, unet_config: Mapping[str, Any], conditioning_key: str | None) -> DiffusionWrapper:
+        """Returns the U-Net in its wrapper, with the module for grids of tokens if the conditioner has a grid."""
+        wrapper = super().wrapped(unet_config, conditioning_key)
+        conditioner = make_conditioner(self._conditioner_config)
+        if conditioner.grid is not None:
+            widths: list[int] = list(getattr(wrapper.diffusion_model, "context_widths", ()))
+            if len(widths) != 1:
+                raise ValueError(f"tokens: grid: got a U-Net with context_dim {widths}, expected one width")
+            wrapper.add_module("grid_tokens", conditioner.grid_tokens(widths[0]))
+        return wrapper
+
+    @property
+    def grid_tokens(self) -> GridTokens | None:  # type: ignore[override]  # it belongs to the networks that are averaged
+        """The module for grids of tokens; None for a model of pooled vectors."""
+        return getattr(self.model, "grid_tokens", None)
+
     @property
     def latent_channels(self) -> int:
         """Channels C of a latent."""
@@ -76,7 +95,7 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         return int(network.in_channels if self.references is None else network.out_channels)
 
     def context(self, batch: Mapping[str, Any]) -> Any:
-        """Returns the context ``[B, K, D]`` of a batch's neighbours; with references a :class:`Hybrid` with it.
+        """Returns the context ``[B, L, D]`` of a batch's neighbours; with references a :class:`Hybrid` with it.
 
         Raises:
             ValueError: the batch holds no neighbours or no references, or fewer than the conditioner's k.
@@ -116,10 +135,17 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         return context.tokens if isinstance(context, Hybrid) and self.references is None else context
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns initial weights, with new ones for references if the weights are those of a model without them.
+        """Returns initial weights, with new ones for references and grids if they are of a model without them.
 
         The U-Net then makes at first what it made without references, because their channels have weights of zero.
+
+        Raises:
+            ValueError: the weights are those of a model with grids, but this model has none.
         """
+        found = next((name for name in state if name.partition("diffusion_model.")[1]), None)
+        if found is not None:
+            prefix = found.partition("diffusion_model.")[0]
+            state = with_grid_weights(state, f"{prefix}grid_tokens.", self.grid_tokens)
         network = self.model.diffusion_model.state_dict()
         name = next((name for name in state if name.endswith(f"diffusion_model.{STEM}")), None)
         if self.references is None or name is None or state[name].shape[1] != self.latent_channels:

@@ -1,4 +1,4 @@
-"""Pictures of database rows, for display."""
+"""Pictures of database rows, for display and as the input of networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ldm.pictures import from_uint8
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder, embed_tokens
+
+_BATCH = 16
 
 
 def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor:
@@ -26,3 +29,32 @@ def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor
             image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
         scaled.append(image[0])
     return torch.stack(scaled).view(*rows.shape, 3, size, size)
+
+
+def grid_tokens(database: RetrievalDatabase, rows: np.ndarray, embedder: Embedder, grid: int) -> Tensor:
+    """Returns the tokens of rows' own pictures, ``[*rows.shape, g * g, D'] float32`` on the device of the embedder.
+
+    The pictures are cut out of the source of the database at the size at which they were embedded.
+
+    Args:
+        database: the database.
+        rows: integers of any shape.
+        embedder: the embedder that made the database.
+        grid: side g of the grid of tokens.
+
+    Raises:
+        FileNotFoundError: the source of the database has moved.
+        ValueError: the source holds other pictures than the database was built from, or none is recorded; or the
+            embedder has no tokens for this grid.
+    """
+    unique, tokens = np.unique(rows), []
+    for start in range(0, len(unique), _BATCH):
+        some = unique[start : start + _BATCH]
+        try:
+            patches = database.patches(some)
+        except (OSError, ValueError) as error:
+            remedy = "a model with a grid of tokens needs the pictures of the neighbours"
+            raise type(error)(f"{error}; {remedy}") from error
+        images = [from_uint8(torch.from_numpy(patch).permute(2, 0, 1)) for patch in patches]
+        tokens.append(embed_tokens(embedder, images, [f"row {row}" for row in some], grid))
+    return torch.cat(tokens)[torch.from_numpy(np.searchsorted(unique, rows))]

@@ -1,8 +1,10 @@
 """The open_clip embedder: fingerprints, preprocessing, refusals."""
 
+import json
 import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,3 +134,51 @@ def test_openai_names_mean_their_weights_with_the_right_activation(clip: str) ->
     assert openai_model("RN50x4", None) == ("RN50x4-quickgelu", "openai")
     assert openai_model("ViT-B-32-quickgelu", "laion400m_e32") == ("ViT-B-32-quickgelu", "laion400m_e32")
     assert openai_model(clip, None) == (clip, None)
+
+
+def resnet(folder: Path) -> str:
+    """Writes a tiny untrained CLIP with a ResNet, whose third stage is 2x2 for its pictures of 32 pixels."""
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1}
+    model = {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}
+    folder.mkdir()
+    config = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    write_weights(folder / "open_clip_model.safetensors", open_clip.CLIP(**model).state_dict())
+    return str(folder)
+
+
+def test_tokens_are_the_patches_of_a_vit_after_its_last_norm(clip: str) -> None:
+    embedder, images = OpenClipEmbedder(clip), pictures(3, 8, 8)
+    tower = embedder.clip.visual
+    patches = tower.ln_post(tower.transformer(tower._embeds(images)))[:, 1:]  # mean and std are 0.5
+    tokens = embedder.tokens(images, 2)
+    assert tokens.shape == (3, 4, 16) and tokens.dtype == torch.float32
+    torch.testing.assert_close(tokens, patches)
+    torch.testing.assert_close(embedder.tokens(images, 1), patches.mean(1, keepdim=True))
+    torch.testing.assert_close(embedder.tokens(images[1:2], 2), tokens[1:2])
+    upper = images.clone()
+    upper[:, :, :4, 4:] = 0  # the second patch of the first row
+    changed = (tower._embeds(upper) - tower._embeds(images)).abs().amax((0, 2)) > 0
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+def test_tokens_are_the_third_stage_of_a_resnet(tmp_path: Path) -> None:
+    embedder, images = OpenClipEmbedder(resnet(tmp_path / "resnet")), pictures(2, 32, 32)
+    tower = embedder.clip.visual
+    stage = tower.layer3(tower.layer2(tower.layer1(tower.stem(images))))
+    assert stage.shape == (2, 128, 2, 2)
+    torch.testing.assert_close(embedder.tokens(images, 2), stage.flatten(2).transpose(1, 2))
+
+
+def test_a_grid_that_does_not_fit_and_a_tower_without_a_map_are_named(clip: str) -> None:
+    embedder = OpenClipEmbedder(clip)
+    for wrong in (0, 3, 4):
+        with pytest.raises(ValueError, match=f"grid: got {wrong}, expected a divisor of the sides of the 2x2"):
+            embedder.tokens(pictures(1, 8, 8), wrong)
+    with pytest.raises(ValueError, match=r"images: got shape \(1, 4, 8, 8\)"):
+        embedder.tokens(torch.zeros(1, 4, 8, 8), 1)
+    embedder.clip.visual = torch.nn.Flatten()
+    with pytest.raises(ValueError, match=r"vision tower of .*Flatten.* has no feature map"):
+        embedder.tokens(pictures(1, 8, 8), 1)
