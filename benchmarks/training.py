@@ -5,12 +5,12 @@
 ============= =======================================================================================================
 ``ours``      the step of ``main.py``: Lightning, loader, neighbours, AdamW, clipping, moving average, all callbacks
 ``before``    the same of the commit that ``--commit`` names, from an archive of it
-``diffusers`` ``UNet2DConditionModel`` of the same size in a plain loop over tensors in memory: AdamW, clipping, ``EMAModel``
+``diffusers`` ``UNet2DConditionModel`` of this size in a plain loop, its data in memory: AdamW, clipping, ``EMAModel``
 ============= =======================================================================================================
 
 Each way is a process of its own, and they take turns of one step. ``wall`` and ``cpu`` are medians of seconds for a
 step, of which ``loader`` is the time for the next batch. ``cpu`` hardly depends on other programs. ``faster`` is the
-ratio to this way's CPU seconds: the median over the turns, and the range of its middle half.
+ratio of its CPU seconds to those of ``ours``: the median over the turns, and the range of its middle half.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Clock:
     def __init__(self, commands: IO[str], answers: IO[str]) -> None:
         self.commands, self.answers = commands, answers
         self._last = self._times()
-        self._loader = 0.0
         self.seconds: dict[str, float] = {}
 
     @staticmethod
@@ -71,9 +70,9 @@ class Clock:
 
 def train_ours(clock: Clock, config_path: str, folder: str, precision: str, pictures: str) -> None:
     """Trains as ``main.py`` of the current folder does, until the clock stops."""
-    import main
     import pytorch_lightning as pl
 
+    import main
     from ldm.config import read_run_config
     from ldm.util import instantiate_from_config
 
