@@ -93,11 +93,18 @@ def load_weaker(path: str, loaded: Loaded) -> Model:
     """Returns the weaker model for the autoguidance of a model.
 
     Raises:
-        ValueError: the weaker model is autoregressive, or sees references which the model does not see.
+        ValueError: the weaker model is autoregressive, or sees references which the model does not see, or one of the
+            two sees grids of tokens.
     """
     weaker = as_diffusion(load_model(config_beside(Path(path))["model"], Path(path)), Path(path))
     if has_references(weaker) and not has_references(loaded.model):
         raise ValueError(f"{path} sees reference latents, which {loaded.path} does not; give another weaker model")
+    grids = [model.grid_tokens is not None for model in (loaded.model, weaker)]
+    if any(grids):  # each model would need a context of its own, because the projection of the tokens is its own
+        raise ValueError(
+            f"weaker: got {loaded.path} {'with' if grids[0] else 'without'} grids of tokens and {path} "
+            f"{'with' if grids[1] else 'without'} them, expected two models without; leave out weaker"
+        )
     return weaker
 
 
