@@ -77,6 +77,17 @@ def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray) -> Tensor:
     return torch.cat([context[:, :first], module(context[:, first:], grids)], dim=1)
 
 
+def context_of(loaded: Loaded, request: Request) -> Tensor:
+    """Returns the context ``[B, L, D]`` of a request, in which neighbours have their grids of tokens.
+
+    Args:
+        loaded: model and database.
+        request: the request. The query has its vector only.
+    """
+    context = request.context(loaded.model.conditioner)
+    return context if request.tokens in ALONE else with_grids(loaded, context, request.retrieved.rows)
+
+
 def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | None = None) -> Tensor | Hybrid:
     """Returns the condition of the neighbours alone, as the model was trained with it.
 
@@ -109,9 +120,7 @@ class Conditions:
     ) -> None:
         self.model: Any = loaded.model
         self.settings = settings
-        self.tokens = request.context(loaded.model.conditioner)
-        if request.tokens not in ALONE:
-            self.tokens = with_grids(loaded, self.tokens, request.retrieved.rows)
+        self.tokens = context_of(loaded, request)
         self.latents = None
         if not has_references(self.model):
             return

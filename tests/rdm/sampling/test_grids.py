@@ -14,6 +14,7 @@ from pictures import QUIET, write_pictures
 from PIL import Image
 from toy import grid_config, rarm_config, ship, with_grid
 
+from ldm.checkpoint import read_weights, write_weights
 from ldm.config import read_config, write_config
 from rdm.loading import Loaded, load
 from rdm.retrieval.builder.build import build_database
@@ -111,11 +112,20 @@ def test_an_autoregressive_model_has_grids_too(tmp_path: Path) -> None:
     assert torch.equal(make_again(read_record(tmp_path / "a-000.png"))[0].images, samples.images)
 
 
-def test_a_weaker_model_is_refused_with_grids_on_either_side(loaded: Loaded, with_grids: Loaded) -> None:
-    for model, weaker in ((loaded, with_grids), (with_grids, loaded), (with_grids, with_grids)):
-        with pytest.raises(ValueError, match="weaker: got .* grids of tokens .*expected two models without") as raised:
-            images(model, weaker=str(weaker.path), weaker_scale=1.5)
-        assert "\n" not in str(raised.value)
+def test_a_weaker_model_gets_its_own_context(loaded: Loaded, with_grids: Loaded, tmp_path: Path) -> None:
+    """With the scale 0 of autoguidance, images are those of the weaker model."""
+    torch.manual_seed(2)
+    state = read_weights(with_grids.path)
+    projection = "model.grid_tokens.project.weight"
+    write_weights(tmp_path / "model.safetensors", state | {projection: torch.randn_like(state[projection])})
+    shutil.copy(with_grids.path.parent / "config.yaml", tmp_path)
+    other = load(str(tmp_path))
+    for model, weaker in ((loaded, with_grids), (with_grids, loaded), (with_grids, other)):
+        for way, what, options in ((ways.texts, ["white flag", "flag"], {"tokens": "both"}), (ways.popular, 3, {})):
+            given = {**FAST, **options, "sampler": "ddim", "scale": 1.0}
+            alone = draw(way, weaker, what, **given).images
+            guided = draw(way, model, what, **given, weaker=str(weaker.path), weaker_scale=0.0).images
+            torch.testing.assert_close(guided, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_another_database_and_one_without_its_pictures(tmp_path: Path) -> None:
