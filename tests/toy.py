@@ -85,6 +85,18 @@ def references_config(folder: Path, **params: Any) -> dict[str, Any]:
     return config
 
 
+def with_grid(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with a model that sees 2x2 tokens of each neighbour beside its vector."""
+    config["model"]["params"]["conditioner"] |= {"tokens": "grid", "grid": 2, "token_width": 16}
+    config["data"]["params"]["tokens"] = {"grid": 2}
+    return config
+
+
+def grid_config(folder: Path, **params: Any) -> dict[str, Any]:
+    """The config of the same system with such a model."""
+    return with_grid(rdm_config(folder, **params))
+
+
 def rarm_config(folder: Path, **params: Any) -> dict[str, Any]:
     """The config of the same system with an autoregressive model over the first stage's 8x8 codes."""
     config = rdm_config(folder)
@@ -112,8 +124,8 @@ def ship(folder: Path, config: dict[str, Any]) -> Path:
     torch.manual_seed(1)
     model = instantiate_from_config(config["model"])
     network, std = (model.model, 0.05) if "unet_config" in config["model"]["params"] else (model.transformer, 0.1)
-    if "references" in config["model"]["params"]:
-        std = 0.2  # with smaller weights, the references change nothing but the last bits
+    if "references" in config["model"]["params"] or model.conditioner.grid is not None:
+        std = 0.2  # with smaller weights, what is seen beside the vectors changes nothing but the last bits
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=std)
     write_config(folder / "config.yaml", config)

@@ -69,6 +69,8 @@ def export_diffusers(
     built: Any = check_described(model, state, "the run's checkpoint")
     if built.model.conditioning_key != "crossattn":
         raise ValueError(f"conditioning_key is '{built.model.conditioning_key}', expected crossattn; no counterpart")
+    if further := [name for name, _ in built.model.named_children() if name != "diffusion_model"]:
+        raise ValueError(f"the model has {', '.join(further)} beside its U-Net, expected none; no counterpart")
     schedule = {name for name, value in built.named_buffers() if not value.is_meta}
     scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     _write_first_stage(output, first, _below(state, FIRST_STAGE), scale)

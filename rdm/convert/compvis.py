@@ -100,7 +100,7 @@ def _notes(model: Mapping[str, Any]) -> str:
     """Returns notes for a user of CompVis' code about a model that is conditioned on neighbours.
 
     Raises:
-        ValueError: the model is not conditioned on neighbours, or also on their latents.
+        ValueError: the model is not conditioned on neighbours, or also on their latents or grids of their tokens.
     """
     params = model["params"]
     if not params.get("use_neighbours", True):
@@ -108,6 +108,8 @@ def _notes(model: Mapping[str, Any]) -> str:
     if params.get("references") not in (None, False):
         raise ValueError("references are given, expected none; CompVis' code has no model with reference latents")
     notes, conditioner = "For CompVis' code; the null context is zeros.", params.get("conditioner") or {}
+    if conditioner.get("tokens", "pooled") != "pooled":
+        raise ValueError("conditioner.tokens is grid, expected pooled; CompVis' code has no model with grids of tokens")
     if conditioner.get("normalize"):
         length = f"length {conditioner.get('scale', 1.0)}"
         notes += f"\nThe model was trained on vectors of {length}: scale every neighbour (and query) to it before."

@@ -8,19 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
-from ldm.config import check_keys
-from ldm.data.datamodule import DataModule, ResumableSampler
-from ldm.models.first_stage import frozen_first_stage
+from ldm.data.datamodule import ResumableSampler
 from ldm.util import instantiate_from_config
+from rdm.data.further import FurtherDataModule
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
-from rdm.data.references import ReferenceTable, prepare_reference_table
 from rdm.retrieval.builder.build import check_source, prepare_database
-from rdm.retrieval.config import check_database, load_embedder, require
+from rdm.retrieval.config import check_database, load_embedder
 from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.search import read_card
 from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
 from rdm.retrieval.neighbours.table import CAPTION, NEAR_DUPLICATE, PICTURE, NeighbourTable
@@ -29,7 +27,7 @@ LOG = logging.getLogger(__name__)
 CAPTIONS = "train-captions"  # name of the table with the neighbours of the training images' captions
 
 
-class RetrievalDataModule(DataModule):
+class RetrievalDataModule(FurtherDataModule):
     """Images with neighbours from a database.
 
     ``prepare_data`` runs in one process, which loads the embedder and faiss. Training reads memory-mapped files.
@@ -53,10 +51,8 @@ class RetrievalDataModule(DataModule):
             images always have their own neighbours.
         draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
             k, the default, takes the k nearest. Validation and test images always have the k nearest.
-        references: ``first_stage`` (``{target, params}`` with ``ckpt_path``), which adds the latents of the neighbours
-            to every batch, and optionally ``path``, the folder of the table that keeps them (by default in the
-            database's). The pictures of the database are read for it once, before training.
-        options: ``validation``, ``test``, ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
+        options: ``references`` and ``tokens``, see :class:`FurtherDataModule`, and ``validation``, ``test``,
+            ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
     Raises:
         ValueError: a key of ``database`` is unknown or missing, k is larger than ``stored_k``, ``draw_from`` is not
@@ -76,10 +72,9 @@ class RetrievalDataModule(DataModule):
         patches_per_side: int = 1,
         caption_share: float = 0.0,
         draw_from: int | None = None,
-        references: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(batch_size, train, **options)
+        super().__init__(batch_size=batch_size, train=train, **options)
         check_database(database)
         if not 1 <= k <= stored_k:
             raise ValueError(f"got k={k}, stored_k={stored_k}; expected k from 1 to stored_k")
@@ -96,11 +91,6 @@ class RetrievalDataModule(DataModule):
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
         self.draw_from = draw_from or k
         self._database: RetrievalDatabase | None = None
-        self.reference_stage, self.reference_path = None, Path(self.database_config["path"]) / "references"
-        if references:
-            check_keys(dict(references), ("first_stage", "path"), "references")
-            (self.reference_stage,) = require(references, ("first_stage",), "references")
-            self.reference_path = Path(references.get("path", self.reference_path))
 
     @property
     def database(self) -> RetrievalDatabase:
@@ -144,15 +134,16 @@ class RetrievalDataModule(DataModule):
     def prepare_data(self) -> None:
         """Builds or completes the database, its index and the neighbour tables, and checks finished ones.
 
+        Within a trainer, also the tables of what batches hold of neighbours beside their embeddings.
+
         Raises:
             ValueError: the database was made by another embedder or from another source.
         """
         super().prepare_data()
-        self._prepare(self.table_names)
-        if self.reference_stage is not None and self.trainer is not None:
+        embedder = self._prepare(self.table_names)
+        if self.trainer is not None:
             tables = [self.table(name).rows for name in self.table_names]
-            stage = frozen_first_stage(self.reference_stage).to("cuda" if torch.cuda.is_available() else "cpu")
-            prepare_reference_table(self.reference_path, self.database, tables, stage, self.image_size)
+            self.prepare_further(self.database, tables, embedder, self.image_size)
 
     def prepare_retrieval(self) -> None:
         """Builds what sampling reads and is missing: the database, its index and the table of the training images.
@@ -175,7 +166,8 @@ class RetrievalDataModule(DataModule):
         except (FileNotFoundError, ValueError):  # a table of another database is built again
             return False
 
-    def _prepare(self, names: Sequence[str]) -> None:
+    def _prepare(self, names: Sequence[str]) -> Embedder:
+        """Builds what is missing of the database, its index and some neighbour tables, and returns the embedder."""
         from rdm.retrieval.index.faiss_index import NeighbourIndex  # so that processes which only train load no faiss
 
         embedder = load_embedder(self.embedder_config)
@@ -196,6 +188,7 @@ class RetrievalDataModule(DataModule):
                 patches_per_side=self.patches_per_side,
                 query=CAPTION if name == CAPTIONS else PICTURE,
             )
+        return embedder
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the data sets that ``stage`` reads and adds their neighbours."""
@@ -207,12 +200,10 @@ class RetrievalDataModule(DataModule):
         """Returns a data set with its neighbours."""
         images = super()._dataset(name)
         if not isinstance(images, QueryDataset):
-            options: dict[str, Any] = {}
+            options: dict[str, Any] = {"further": self.further(self.database)}
             if name == "train":
                 options["draw_from"] = self.draw_from
                 options["captions"] = self.table(CAPTIONS) if self.caption_share else None
-            if self.reference_stage is not None:
-                options["references"] = ReferenceTable.open(self.reference_path, self.database)
             self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, **options)
         return images
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
 from ldm.models.diffusion.stepping import seeded_generator
-from rdm.data.references import ReferenceTable
+from rdm.data.row_tables import RowTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.patches.identity import images_hash
@@ -79,8 +79,9 @@ class QueryDataset(Dataset[dict[str, Any]]):
         k: neighbours per image, K; the first of those stored.
         captions: the table of the neighbours of these images' captions; needed for images requested by caption.
         draw_from: the number of nearest neighbours that those of an image with a seed are drawn from; k if not given.
-        references: the latents of the rows in these tables; items then get a further entry ``references``
-            ``[K, C, h, w] float16``, the latents of their neighbours.
+        further: name -> values of the rows in these tables; items then get the values of their neighbours as a further
+            entry of that name, such as ``references`` ``[K, C, h, w] float16`` or ``neighbour_tokens``
+            ``[K, g * g, D'] float16``.
 
     Raises:
         ValueError: a table belongs to another database or other images, holds fewer than k or ``draw_from`` neighbours,
@@ -95,13 +96,13 @@ class QueryDataset(Dataset[dict[str, Any]]):
         k: int = 4,
         captions: NeighbourTable | None = None,
         draw_from: int | None = None,
-        references: ReferenceTable | None = None,
+        further: Mapping[str, RowTable] | None = None,
     ) -> None:
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions
-        self.k, self.draw_from, self.references = k, draw_from or k, references
+        self.k, self.draw_from, self.further = k, draw_from or k, dict(further or {})
         if self.draw_from < k:
             raise ValueError(f"got draw_from={draw_from}, expected at least k={k}")
         ids = images_hash(images)
@@ -137,9 +138,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
         columns = {
             "neighbours": torch.from_numpy(self.database.embeddings(rows)),
             "neighbour_rows": torch.from_numpy(rows),
+            **{name: each.of_rows(rows) for name, each in self.further.items()},
         }
-        if self.references is not None:
-            columns["references"] = self.references.of_rows(rows)
         return [
             {**self.images[each.image], **{name: values[line] for name, values in columns.items()}}
             for line, each in enumerate(drawn)

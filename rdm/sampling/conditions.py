@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.condition import Hybrid, of_tensors
 from rdm.loading import Loaded
-from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.request import ALONE, Request
 from rdm.sampling.settings import Settings
@@ -53,6 +53,41 @@ def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int)
     return torch.cat(encoded)[torch.from_numpy(np.searchsorted(unique, rows))]
 
 
+def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray) -> Tensor:
+    """Returns the context with the grid of tokens of each neighbour, for a model that sees them; else the given one.
+
+    Args:
+        loaded: model and database.
+        context: ``[B, L, D]``, whose last K tokens are the pooled vectors of the neighbours.
+        rows: their rows ``[B, K]``, whose pictures are read from the source of the database.
+
+    Returns:
+        ``[B, L - K + K * (1 + g * g), D]``.
+
+    Raises:
+        FileNotFoundError: the source of the database has moved.
+        ValueError: the source holds other pictures than the database was built from, or none is recorded; or the
+            embedder has no tokens for this grid.
+    """
+    module, grid = loaded.model.grid_tokens, loaded.model.conditioner.grid
+    if module is None or grid is None:
+        return context
+    retriever, first = loaded.retriever, context.shape[1] - rows.shape[1]
+    grids = grid_tokens(retriever.database, rows, retriever.embedder, grid).to(context)
+    return torch.cat([context[:, :first], module(context[:, first:], grids)], dim=1)
+
+
+def context_of(loaded: Loaded, request: Request) -> Tensor:
+    """Returns the context ``[B, L, D]`` of a request, in which neighbours have their grids of tokens.
+
+    Args:
+        loaded: model and database.
+        request: the request. The query has its vector only.
+    """
+    context = request.context(loaded.model.conditioner)
+    return context if request.tokens in ALONE else with_grids(loaded, context, request.retrieved.rows)
+
+
 def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | None = None) -> Tensor | Hybrid:
     """Returns the condition of the neighbours alone, as the model was trained with it.
 
@@ -62,7 +97,7 @@ def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | Non
         size: height and width of the images in pixels; if not given, those of training.
     """
     model = loaded.model
-    tokens = model.conditioner(retrieved.embeddings, include_query=False)
+    tokens = with_grids(loaded, model.conditioner(retrieved.embeddings, include_query=False), retrieved.rows)
     if not has_references(model):
         return tokens
     height, width = size or (loaded.data.image_size, loaded.data.image_size)
@@ -85,7 +120,7 @@ class Conditions:
     ) -> None:
         self.model: Any = loaded.model
         self.settings = settings
-        self.tokens = request.context(loaded.model.conditioner)
+        self.tokens = context_of(loaded, request)
         self.latents = None
         if not has_references(self.model):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.loading import Loaded, Model, as_diffusion, config_beside, load_model
-from rdm.sampling.conditions import Conditions, Part, chosen, has_references
+from rdm.sampling.conditions import Conditions, Part, chosen, context_of, has_references
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 
@@ -29,6 +30,7 @@ def generate(
     seeds: Sequence[int],
     settings: Settings,
     parts: Sequence[Part] = (),
+    weaker_context: Tensor | Hybrid | None = None,
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -43,6 +45,7 @@ def generate(
         seeds: the seed of each image.
         settings: the settings, completed for this model by :meth:`Settings.for_model`.
         parts: parts of the context that have their own guidance scales, see :func:`guide`.
+        weaker_context: the context of the weaker model if it is not that of the model.
         options: further arguments of the model's ``sample``, which replace those of the settings: ``scale``, ``edit``,
             and a loaded ``weaker`` model.
 
@@ -58,6 +61,8 @@ def generate(
         null = model.null_context(piece)
         if model.use_neighbours:
             options["parts"] = [(chosen(part, places, model.device), scale) for part, scale in parts]
+            if weaker_context is not None:
+                options["weaker_context"] = chosen(weaker_context, places, model.device)
         else:  # a model trained without neighbours sees the null context
             piece = null
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -78,11 +83,19 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
     shape = loaded.latent_shape_of(*size)
     conditions = Conditions(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
+    weaker_tokens: Tensor | None = None
     if settings.weaker is not None:
-        options["weaker"] = load_weaker(settings.weaker, loaded)
+        options["weaker"] = weaker = load_weaker(settings.weaker, loaded)
+        if (
+            loaded.model.grid_tokens is not None or weaker.grid_tokens is not None
+        ):  # each projects tokens in its own way
+            weaker_tokens = context_of(replace(loaded, model=weaker), request)
 
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
         context, parts, scale = conditions.of(places, seeds)
+        if weaker_tokens is not None:
+            own = weaker_tokens[list(places)]
+            options["weaker_context"] = context._replace(tokens=own) if isinstance(context, Hybrid) else own
         images = generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
         return images if canvas is None else canvas.paste(images)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pictures import QUIET, ProjectionEmbedder, write_pictures
-from toy import rdm_config, references_config, ship
+from toy import grid_config, rdm_config, references_config, ship
 
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -36,3 +36,10 @@ def with_references(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """A tiny model that also sees the latents of the neighbours, with random weights."""
     folder = tmp_path_factory.mktemp("references")
     return Pipeline.load(str(ship(folder / "model", references_config(folder))))
+
+
+@pytest.fixture(scope="session")
+def with_grids(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A tiny model that also sees 2x2 tokens of each neighbour, with random weights."""
+    folder = tmp_path_factory.mktemp("grids")
+    return Pipeline.load(str(ship(folder / "model", grid_config(folder))))

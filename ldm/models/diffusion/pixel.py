@@ -292,6 +292,7 @@ class DDPM(pl.LightningModule):
         spacing: str = "uniform",
         weaker: DDPM | None = None,
         weaker_scale: float = 1.0,
+        weaker_context: Condition = None,
         edit: Edit | None = None,
         **guidance: Any,
     ) -> Tensor:
@@ -309,6 +310,7 @@ class DDPM(pl.LightningModule):
             spacing: of the steps over time, see ``NoiseSchedule.timesteps``.
             weaker: a smaller or less trained model of the same latents, for autoguidance.
             weaker_scale: scale of autoguidance; 1 for none.
+            weaker_context: the condition of the weaker model; by default the part of ``context`` that it takes.
             edit: a picture for image-to-image, or one of which a part is kept (inpainting).
             guidance: further options of :func:`ldm.models.diffusion.guidance.guide`.
 
@@ -325,7 +327,8 @@ class DDPM(pl.LightningModule):
         x = seeded_noise(seeds, latent_shape, self.device)
         denoise = self.denoiser(context, null, scale, **guidance)
         if weaker is not None:
-            denoise = autoguide(denoise, weaker.denoiser(weaker.understood(context)), weaker_scale)
+            shown = weaker.understood(context if weaker_context is None else weaker_context)
+            denoise = autoguide(denoise, weaker.denoiser(shown), weaker_scale)
         steps = steps or min(USUAL_STEPS[sampler], len(self.schedule))
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})

@@ -17,6 +17,7 @@ from test_checkpoint_names import OURS as LAYOUT_OF
 from ldm.checkpoint import choose_weights, read_weights, write_weights
 from ldm.config import read_config, write_config
 from ldm.convert.compvis import ENCODERS, compvis_model
+from ldm.convert.diffusers import export_diffusers
 from ldm.run import read_run
 from ldm.util import instantiate_from_config
 from rdm.compat import RETRIEVAL_ARGUMENTS, UNET_TARGET
@@ -336,3 +337,15 @@ def test_a_folder_of_float16_weights_becomes_float32_for_their_code(tmp_path: Pa
     got = read_weights(tmp_path / "c" / "model.ckpt")
     assert {tensor.dtype for tensor in got.values()} == {torch.float32}
     assert torch.equal(got["model.diffusion_model.out.2.weight"].half(), half["model.diffusion_model.out.2.weight"])
+
+
+def test_grids_of_tokens_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    conditioner = {"k": 2, "tokens": "grid", "grid": 2, "token_width": 5}
+    params = {"unet_config": unet(8), "first_stage_config": VQ, "conditioner": conditioner}
+    with pytest.raises(ValueError, match=r"conditioner\.tokens is grid, expected pooled; CompVis"):
+        export_model({"target": OURS["target"], "params": params}, {}, tmp_path / "out")
+    model = {"target": OURS["target"], "params": {**params, "use_ema": False}}
+    state = instantiate_from_config(model).state_dict()
+    with pytest.raises(ValueError, match="the model has grid_tokens beside its U-Net, expected none"):
+        export_diffusers({"model": model}, state, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -15,8 +15,9 @@ from toy import references_config
 
 from ldm.models.first_stage import encode
 from ldm.util import instantiate_from_config
-from rdm.data import references as module
+from rdm.data import row_tables as module
 from rdm.data.references import ReferenceTable, prepare_reference_table
+from rdm.data.row_tables import RowTable
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -31,7 +32,7 @@ def first_stage(config: dict[str, Any] = VQ, seed: int = 0) -> Any:
     return stage.eval()
 
 
-def prepare(path: Path, database: RetrievalDatabase, stage: Any, neighbours: Any = NEIGHBOURS) -> ReferenceTable:
+def prepare(path: Path, database: RetrievalDatabase, stage: Any, neighbours: Any = NEIGHBOURS) -> RowTable:
     return prepare_reference_table(path, database, neighbours, stage, 8, progress=False)
 
 
@@ -72,7 +73,7 @@ def test_a_table_that_was_half_made_is_gone_on_with(
     made.clear()
     parts = prepare(tmp_path / "parts", database, stage)
     assert made == [1, 1]  # one row tells how large a latent is, and one was left
-    assert parts.card == whole.card and np.array_equal(parts.latents, whole.latents)
+    assert parts.card == whole.card and np.array_equal(parts.values, whole.values)
     made.clear()
     assert prepare(tmp_path / "parts", database, stage).card == whole.card and made == []
 
@@ -80,9 +81,9 @@ def test_a_table_that_was_half_made_is_gone_on_with(
 def test_another_first_stage_or_other_rows_or_database_are_told_apart(
     tmp_path: Path, database: RetrievalDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = np.array(prepare(tmp_path / "table", database, first_stage()).latents)
+    first = np.array(prepare(tmp_path / "table", database, first_stage()).values)
     again = prepare(tmp_path / "table", database, first_stage(seed=1))
-    assert "differ in first_stage" in caplog.text and not np.array_equal(first, again.latents)
+    assert "differ in first_stage" in caplog.text and not np.array_equal(first, again.values)
     assert len(prepare(tmp_path / "table", database, first_stage(seed=1), [np.arange(3)])) == 3
     assert "differ in rows, rows_hash" in caplog.text
     other = build_database(tmp_path / "other", write_pictures(tmp_path / "p", 12, 5), ProjectionEmbedder(), **QUIET)

@@ -125,6 +125,24 @@ def test_weights_of_a_pooled_diffusion_model_are_a_start_and_not_the_other_way(o
     assert "\n" not in str(raised.value)
 
 
+def test_grids_and_reference_latents_go_together(tmp_path: Path) -> None:
+    pooled = diffusion(POOLED, use_ema=False)
+    randomise(pooled.model)
+    write_weights(tmp_path / "pooled.safetensors", pooled.state_dict())
+    network = unet(context_dim=6) | {"target": "rdm.modules.diffusionmodules.references.ReferenceUNetModel"}
+    torch.manual_seed(0)
+    model = RetrievalAugmentedDiffusion(
+        conditioner=GRID, unet_config=network, first_stage_config=IDENTITY, timesteps=20, references=True,
+        ckpt_path=str(tmp_path / "pooled.safetensors"),
+    )  # fmt: skip
+    given = {**batch(), "references": draw(2, 4, 3, 4, 4, seed=3)}
+    context = model.context(given)
+    assert context.tokens.shape == (2, 10, 6) and context.image.shape == (2, 7, 4, 4)
+    x, t = draw(2, 3, 4, 4), torch.tensor([3, 9])
+    torch.testing.assert_close(model.predict_eps(x, t, context), pooled.predict_eps(x, t, context.tokens))
+    assert model.training_step(given, 0).isfinite()
+
+
 def test_weights_of_a_pooled_transformer_are_a_start_and_not_the_other_way(tmp_path: Path) -> None:
     pooled = autoregression(POOLED)
     write_weights(tmp_path / "pooled.safetensors", pooled.state_dict())
