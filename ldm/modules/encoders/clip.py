@@ -78,19 +78,19 @@ class OpenClipEmbedder(nn.Module):
 
         Args:
             images: ``[B, 3, H, W]`` in [-1, 1].
-            grid: side g of the grid, a divisor of the sides of the map.
+            grid: side g of the grid, at most that of the map. Where it does not divide it, the areas overlap.
 
         Returns:
             Raw tokens ``[B, g * g, D'] float32``.
 
         Raises:
-            ValueError: the images have another shape, the tower has no map, or the grid does not divide its sides.
+            ValueError: the images have another shape, the tower has no map, or the grid is larger than it.
         """
         found = self._feature_map(self._pixels(images)).float()
         height, width = found.shape[2:]
-        if grid < 1 or height % grid or width % grid:
+        if not 1 <= grid <= min(height, width):
             raise ValueError(
-                f"grid: got {grid}, expected a divisor of the sides of the {height}x{width} feature map of {self.name}"
+                f"grid: got {grid}, expected 1 to {min(height, width)}, the side of the feature map of {self.name}"
             )
         return F.adaptive_avg_pool2d(found, grid).flatten(2).transpose(1, 2).contiguous()
 

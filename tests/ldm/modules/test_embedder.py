@@ -175,7 +175,7 @@ def test_tokens_are_the_third_stage_of_a_resnet(tmp_path: Path) -> None:
 def test_a_grid_that_does_not_fit_and_a_tower_without_a_map_are_named(clip: str) -> None:
     embedder = OpenClipEmbedder(clip)
     for wrong in (0, 3, 4):
-        with pytest.raises(ValueError, match=f"grid: got {wrong}, expected a divisor of the sides of the 2x2"):
+        with pytest.raises(ValueError, match=f"grid: got {wrong}, expected 1 to 2, the side of the feature map"):
             embedder.tokens(pictures(1, 8, 8), wrong)
     with pytest.raises(ValueError, match=r"images: got shape \(1, 4, 8, 8\)"):
         embedder.tokens(torch.zeros(1, 4, 8, 8), 1)

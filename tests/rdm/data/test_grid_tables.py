@@ -79,7 +79,7 @@ def test_another_grid_is_made_again_and_another_database_or_embedder_refused(
     tmp_path: Path, made: RetrievalDatabase, embedder: OpenClipEmbedder, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepare(tmp_path / "table", made, embedder)
-    with pytest.raises(ValueError, match="grid: got 4, expected a divisor of the sides of the 2x2"):
+    with pytest.raises(ValueError, match="grid: got 4, expected 1 to 2, the side of the feature map"):
         prepare(tmp_path / "table", made, embedder, 4)
     other = OpenClipEmbedder(write_clip(tmp_path / "other", seed=1))
     with pytest.raises(ValueError, match=r"was made by embedder .* with fingerprint .*use the embedder that made it"):
