@@ -12,7 +12,7 @@ from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "a car", "house")
 CLASSES = ("animal-bird", "food-fruit", "sky-weather")
-DRAWINGS = ROOT / "data" / "emoji" / "openmoji-line.parquet"
+DRAWINGS = ROOT / "data" / "emoji" / "noto.parquet"
 
 
 def adapt(pictures: str, run: Path, outdir: Path, minutes: float) -> Path:
@@ -38,13 +38,12 @@ def main() -> None:
     )
     p.add_argument(
         "--pictures",
-        help="pictures to adapt to: a folder, Parquet files or tar shards; if not given, line drawings of OpenMoji as "
-        "blueprints",
+        help="pictures to adapt to: a folder, Parquet files or tar shards; if not given, emoji as pixel art",
     )
     p.add_argument("--outdir", default="outputs/demo", help="output folder for the pictures")
     args = p.parse_args()
     from rdm.loading import SHIPPED
-    from rdm.sampling.adapt import blueprints
+    from rdm.sampling.adapt import pixel_art
     from rdm.sampling.demo import Column, paint
 
     started, outdir = time.time(), Path(args.outdir)
@@ -52,7 +51,7 @@ def main() -> None:
     if args.minutes > 0:
         outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")
         run = outdir / "run"  # not in logs/, so that the other scripts load the shipped model
-        pictures = args.pictures or str(blueprints(DRAWINGS, outdir / "pictures" / "blueprint.parquet", 800))
+        pictures = args.pictures or str(pixel_art(DRAWINGS, outdir / "pictures" / "pixel-art.parquet", 800))
         database = str(adapt(pictures, run, outdir, args.minutes))
         columns += [
             Column("the shipped model with other pictures", str(SHIPPED), database),

@@ -7,45 +7,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from ldm.files import atomic_path
-from ldm.util import evenly
+from ldm.util import evenly, instantiate_from_config
 from rdm.loading import config_beside, find_checkpoint
 from rdm.retrieval.config import source_config
 
-PAPER = np.array([24, 62, 120], dtype=np.float32)  # the blue of a blueprint, RGB
+BATCH = 16  # small, so that a few minutes on two cores are some hundred steps
+SIDE, LARGE, COLOURS = 16, 8, 12  # of pixel art: large pixels of a side, small ones of a large one, and colours
 
 
-def blueprints(drawings: Path, target: Path, n: int) -> Path:
-    """Writes black line drawings as white lines on blue, a style that the shipped model was not trained on.
+def pixel_art(drawings: Path, target: Path, n: int) -> Path:
+    """Writes drawings as pixel art of 16 x 16 large pixels, a style that the shipped model was not trained on.
 
     Args:
-        drawings: a Parquet file of line drawings on white, with a column ``image``.
+        drawings: a Parquet file with a column ``image``.
         target: the Parquet file to write, with the other columns unchanged.
         n: number of drawings, spread evenly over the file.
     """
     table = pq.read_table(drawings)
     table = table.take(evenly(len(table), min(n, len(table))))
-    cells = [{"bytes": _blueprint(cell["bytes"]), "path": None} for cell in table["image"].to_pylist()]
-    place = table.column_names.index("image")
-    table = table.set_column(place, "image", pa.array(cells, table.schema.field("image").type))
-    if "style" in table.column_names:
-        table = table.set_column(table.column_names.index("style"), "style", pa.array(["blueprint"] * len(table)))
+    cells = [{"bytes": _pixelated(cell["bytes"]), "path": None} for cell in table["image"].to_pylist()]
+    for name, values in (("image", cells), ("style", ["pixel art"] * len(table))):
+        if name in table.column_names:
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         pq.write_table(table, temporary)
     return target
 
 
-def _blueprint(data: bytes) -> bytes:
-    """Returns an encoded picture with its darkness as white on blue."""
-    grey = np.asarray(Image.open(io.BytesIO(data)).convert("L"), dtype=np.float32)[..., None] / 255
+def _pixelated(data: bytes) -> bytes:
+    """Returns an encoded picture with large pixels of few colours."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    few = picture.quantize(COLOURS, dither=Image.Dither.NONE).convert("RGB")
     buffer = io.BytesIO()
-    Image.fromarray((PAPER + (255 - PAPER) * (1 - grey)).astype(np.uint8)).save(buffer, format="png")
+    few.resize((LARGE * SIDE, LARGE * SIDE), Image.Resampling.NEAREST).save(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -72,18 +73,17 @@ def adapting_config(checkpoint: str | None, pictures: str, database: Path, minut
     data |= {
         "database": {"path": str(database), "source": source},
         "train": train,
-        "validation": source,
+        "batch_size": min(BATCH, len(instantiate_from_config(source))),
         "caption_share": 0.5 if has_captions else 0.0,
         "stored_k": 12,
     }
-    data.pop("test", None)
+    for name in ("validation", "test"):
+        data.pop(name, None)
     params = {**config["model"]["params"], "ckpt_path": str(path), "scheduler_config": None, "learning_rate": 3e-4}
     trainer |= {
         "max_steps": 100_000,
         "max_time": {"seconds": round(60 * minutes)},
         "precision": "auto",
-        "val_check_interval": 100_000,  # steps, as there is no validation by epochs
-        "check_val_every_n_epoch": None,
     }
     return {
         **config,

@@ -17,22 +17,25 @@ from toy import FLAGS, ROOT, references_config, ship
 from ldm.checkpoint import read_weights
 from ldm.config import write_config
 from ldm.data import ParquetImages
-from rdm.sampling.adapt import adapting_config, blueprints
+from rdm.sampling.adapt import adapting_config, pixel_art
 from rdm.sampling.pipeline import Pipeline
 
-DRAWINGS = ROOT / "data" / "emoji" / "openmoji-line.parquet"
+DRAWINGS = ROOT / "data" / "emoji" / "noto.parquet"
 
 
-def test_blueprints_are_white_lines_on_blue_with_the_drawings_names(tmp_path: Path) -> None:
-    table = pq.read_table(blueprints(DRAWINGS, tmp_path / "new" / "blue.parquet", 7))
+def test_pixel_art_has_large_pixels_of_few_colours_and_the_drawings_names(tmp_path: Path) -> None:
+    table = pq.read_table(pixel_art(DRAWINGS, tmp_path / "new" / "art.parquet", 7))
     source = pq.read_table(DRAWINGS)
-    assert len(table) == 7 and set(table["style"].to_pylist()) == {"blueprint"}
+    assert len(table) == 7 and set(table["style"].to_pylist()) == {"pixel art"}
     assert table["name"][0] == source["name"][0] and table["name"][6] == source["name"][len(source) - 1]
     assert table.schema.field("image").type == source.schema.field("image").type
     for before, after in ((source["image"][0], table["image"][0]), (source["image"][-1], table["image"][6])):
-        grey = np.asarray(Image.open(io.BytesIO(before.as_py()["bytes"])).convert("L")).astype(float)
-        blue = np.asarray(Image.open(io.BytesIO(after.as_py()["bytes"]))).astype(float)
-        assert np.abs(blue[grey == 255] - [24, 62, 120]).max() <= 1 and blue[grey < 5].min() > 245
+        drawing = Image.open(io.BytesIO(before.as_py()["bytes"])).convert("RGB").resize((16, 16), Image.Resampling.BOX)
+        art = np.asarray(Image.open(io.BytesIO(after.as_py()["bytes"])))
+        large = art[::8, ::8]
+        assert art.shape == (128, 128, 3) and np.array_equal(large.repeat(8, 0).repeat(8, 1), art)
+        assert 2 <= len(np.unique(large.reshape(-1, 3), axis=0)) <= 12
+        assert np.abs(large.astype(float) - np.asarray(drawing).astype(float)).mean() < 15
     images = ParquetImages(str(tmp_path / "new"), size=16)
     assert len(images) == 7 and images[0]["image"].shape == (3, 16, 16)
 
@@ -41,7 +44,7 @@ def test_a_run_adapts_the_model_with_all_it_has_to_a_folder_or_to_parquet_files(
     config = references_config(tmp_path)
     config["lightning"] = {"trainer": {"max_steps": 3, "accelerator": "cpu"}}
     shipped = ship(tmp_path / "model", config)
-    pictures = blueprints(DRAWINGS, tmp_path / "pictures" / "blue.parquet", 9)
+    pictures = pixel_art(DRAWINGS, tmp_path / "pictures" / "art.parquet", 9)
     made = adapting_config(str(shipped), str(pictures), tmp_path / "others", 0.5)
     params: dict[str, Any] = made["data"]["params"]
     assert params["caption_share"] == 0.5 and params["train"]["params"]["size"] == FLAGS["size"]
