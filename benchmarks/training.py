@@ -19,6 +19,7 @@ import argparse
 import io
 import json
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -72,7 +73,6 @@ def train_ours(clock: Clock, config_path: str, folder: str, precision: str, pict
     """Trains as ``main.py`` of the current folder does, until the clock stops."""
     import pytorch_lightning as pl
 
-    import main
     from ldm.config import read_run_config
     from ldm.util import instantiate_from_config
 
@@ -90,12 +90,12 @@ def train_ours(clock: Clock, config_path: str, folder: str, precision: str, pict
         settings |= {"model.params.lossconfig.params.disc_start": 0}
 
     class Turns(pl.Callback):
-        def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        def on_train_start(self, trainer: Any, module: Any) -> None:
             if getattr(module, "_latents", None) is not None:  # as after the first epoch
                 for batch in trainer.train_dataloader:
                     module.training_latents(batch, module.generator(0))
 
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> int | None:
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> Any:
             trainer.should_stop = not clock.wait()
             return -1 if trainer.should_stop else None
 
@@ -111,7 +111,8 @@ def train_ours(clock: Clock, config_path: str, folder: str, precision: str, pict
     pl.seed_everything(0)
     config = read_run_config([config_path], [f"{name}={value}" for name, value in settings.items()])
     model, data = instantiate_from_config(config.model), instantiate_from_config(config.data)
-    trainer = main.build_trainer(config, Path(folder) / "run", "", True)
+    program = runpy.run_path("main.py")  # of the source tree that is measured, which is the current folder
+    trainer = program["build_trainer"](config, Path(folder) / "run", "", True)
     trainer.callbacks.append(Turns())
     trainer.fit(model, datamodule=data)
 
@@ -129,7 +130,8 @@ def train_diffusers(clock: Clock, config_path: str, folder: str, precision: str,
     batch, params = config["data"]["params"]["batch_size"], config["model"]["params"]
     described: Any = unet_to_diffusers(params["unet_config"]["params"])
     unet: Any = UNet2DConditionModel.from_config(described).train()
-    ema, schedule = EMAModel(unet.parameters(), decay=params["ema_decay"]), DDPMScheduler()
+    schedule: Any = DDPMScheduler()
+    ema = EMAModel(unet.parameters(), decay=params["ema_decay"])
     optimizer = torch.optim.AdamW(unet.parameters(), lr=params["learning_rate"], weight_decay=params["weight_decay"])
     size, width = described["sample_size"], described["cross_attention_dim"]
     latents = torch.randn(batch, described["in_channels"], size, size)
@@ -175,22 +177,25 @@ def running(way: str, tree: Path, arguments: list[str], threads: int) -> Iterato
     command = [sys.executable, "-P", str(Path(__file__).resolve()), "--child", way, *arguments]
     settings = {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tree, env=os.environ | settings, **pipes) as process:  # noqa: S603 (ourselves)
+    started = subprocess.Popen(command, cwd=tree, env=os.environ | settings, **pipes)  # noqa: S603 (ourselves)
+    with started as process:
+        commands: Any = process.stdin
+        answers: Any = process.stdout
 
         def answer() -> dict[str, float]:
-            line = process.stdout.readline()
+            line = answers.readline()
             if not line:
                 raise RuntimeError(f"the process of '{way}' ended; its error is above")
             return json.loads(line)
 
         def step() -> dict[str, float]:
-            process.stdin.write("step\n")
-            process.stdin.flush()
+            commands.write("step\n")
+            commands.flush()
             return answer()
 
         answer()
         yield step
-        process.stdin.close()
+        commands.close()
 
 
 def write_archive(commit: str, folder: Path) -> Path:

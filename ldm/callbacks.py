@@ -124,7 +124,7 @@ class KeptMemory(pl.Callback):
 
     def on_fit_start(self, *_: Any) -> None:
         """Changes the allocator's settings for the rest of the process."""
-        library = ctypes.CDLL(None) if sys.platform == "linux" else None
+        library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
         if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
             library.mallopt(M_MMAP_THRESHOLD, LARGEST)
             library.mallopt(M_TRIM_THRESHOLD, LARGEST)
