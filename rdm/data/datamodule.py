@@ -143,6 +143,9 @@ class RetrievalDataModule(FurtherDataModule):
         embedder = self._prepare(self.table_names)
         if self.trainer is not None:
             tables = [self.table(name).rows for name in self.table_names]
+            config = self.dataset_configs["train"]
+            own = self.own_rows(instantiate_from_config(config), config, self.database)
+            tables += [] if own is None else [own]
             self.prepare_further(self.database, tables, embedder, self.image_size)
 
     def prepare_retrieval(self) -> None:
@@ -204,6 +207,7 @@ class RetrievalDataModule(FurtherDataModule):
             if name == "train":
                 options["draw_from"] = self.draw_from
                 options["captions"] = self.table(CAPTIONS) if self.caption_share else None
+                options["own"] = self.own_rows(images, self.dataset_configs[name], self.database)
             self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, **options)
         return images
 

@@ -18,6 +18,8 @@ from rdm.retrieval.config import require
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 
+CHOICES = {"split", "where", "keep", "max_broken"}  # arguments that choose among pictures and do not change them
+
 
 class FurtherDataModule(DataModule):
     """Images whose batches may hold the latents of their neighbours and grids of their neighbours' tokens.
@@ -77,6 +79,27 @@ class FurtherDataModule(DataModule):
         """Returns the tables by the name that their values have in a batch."""
         names: dict[type[RowTable], str] = {ReferenceTable: "references", GridTable: "neighbour_tokens"}
         return {names[kind]: kind.open(self._path(kind, database), database) for kind in self._paths}
+
+    def own_rows(self, images: Any, config: Mapping[str, Any], database: RetrievalDatabase) -> np.ndarray | None:
+        """Returns the database rows that show the images themselves, ``[N] int64``, so that their latents are known.
+
+        Returns None without references, or if the database was not made of the whole pictures of this data set.
+
+        Args:
+            images: the data set.
+            config: its ``{target, params}``.
+            database: the database.
+        """
+        sources = database.sources
+        source, patches = sources[0].get("source"), sources[0].get("patches") or {}
+        if self.reference_stage is None or len(sources) != 1 or not source or patches.get("policy") != "whole":
+            return None
+        theirs, ours = ({**each.get("params", {}), "target": each["target"]} for each in (source, config))
+        if any(theirs.get(key) != ours.get(key) for key in {*theirs, *ours} - CHOICES):
+            return None
+        rows = {name: row for row, name in enumerate(database.column("image_id").to_pylist())}
+        found = [rows.get(images.metadata(number)["id"], -1) for number in range(len(images))]
+        return None if -1 in found or len(rows) != len(database) else np.array(found, dtype=np.int64)
 
     def _path(self, kind: type[RowTable], database: RetrievalDatabase) -> Path:
         own = "references" if kind is ReferenceTable else f"tokens-{self.grid}"

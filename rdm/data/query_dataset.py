@@ -82,6 +82,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
         further: name -> values of the rows in these tables; items then get the values of their neighbours as a further
             entry of that name, such as ``references`` ``[K, C, h, w] float16`` or ``neighbour_tokens``
             ``[K, g * g, D'] float16``.
+        own: the rows that show the images themselves, ``[N] int64``, in the table of ``references``; items then get a
+            further entry ``latent`` ``[C, h, w] float16``.
 
     Raises:
         ValueError: a table belongs to another database or other images, holds fewer than k or ``draw_from`` neighbours,
@@ -97,12 +99,13 @@ class QueryDataset(Dataset[dict[str, Any]]):
         captions: NeighbourTable | None = None,
         draw_from: int | None = None,
         further: Mapping[str, RowTable] | None = None,
+        own: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions
-        self.k, self.draw_from, self.further = k, draw_from or k, dict(further or {})
+        self.k, self.draw_from, self.further, self.own = k, draw_from or k, dict(further or {}), own
         if self.draw_from < k:
             raise ValueError(f"got draw_from={draw_from}, expected at least k={k}")
         ids = images_hash(images)
@@ -140,6 +143,8 @@ class QueryDataset(Dataset[dict[str, Any]]):
             "neighbour_rows": torch.from_numpy(rows),
             **{name: each.of_rows(rows) for name, each in self.further.items()},
         }
+        if self.own is not None:
+            columns["latent"] = self.further["references"].of_rows(self.own[[each.image for each in drawn]])
         return [
             {**self.images[each.image], **{name: values[line] for name, values in columns.items()}}
             for line, each in enumerate(drawn)

@@ -86,6 +86,8 @@ class RowTable:
     ) -> RowTable:
         """Returns the table at ``path``; builds or completes it unless it holds these rows and was made in this way.
 
+        If only the rows differ, values that are there are not computed again.
+
         Args:
             path: folder of the table; an existing table is replaced when the new one is complete.
             database: the database, whose source must hold the pictures.
@@ -107,12 +109,15 @@ class RowTable:
             "rows_hash": hashlib.sha256(rows.tobytes()).hexdigest(),
             **made_by,
         }
+        earlier = None
         if (path / cls.card_file).is_file():
             card = read_json(path / cls.card_file, _REMEDY)
             differs = [key for key in plan if card.get(key) != plan[key]]
             if not differs:
                 return cls.open(path, database)
             LOG.warning("%s %s differ in %s; computing them again", cls.what, path, ", ".join(differs))
+            if set(differs) <= {"rows", "rows_hash"}:  # their values are still those of their rows
+                earlier = cls.open(path, database)
 
         table = ResumableTable(path, len(rows), plan)
         left = rows[table.done :]
@@ -121,7 +126,7 @@ class RowTable:
         with tqdm(total=len(rows), initial=table.done, unit="row", desc=cls.what, disable=not progress) as bar:
             for start in range(table.done, len(rows), _BATCH):
                 some = rows[start : start + _BATCH]
-                table.append(**{ROWS: some, cls.name: cls._half(some, values_of)})
+                table.append(**{ROWS: some, cls.name: cls._completed(some, values_of, earlier)})
                 bar.update(len(some))
         table.finish(cls.card_file, {**plan, **{f"{name}.npy": value for name, value in table.hashes().items()}})
         LOG.info("wrote %s %s: %d rows", cls.what, path, len(rows))
@@ -137,6 +142,20 @@ class RowTable:
                 f"{cls.what} need {needed / 1e6:.1f} MB of disk space at {path}, got {free / 1e6:.1f} MB free; "
                 f"name another path in {cls.setting}"
             )
+
+    @classmethod
+    def _completed(
+        cls, rows: np.ndarray, values_of: Callable[[np.ndarray], Tensor], earlier: RowTable | None
+    ) -> np.ndarray:
+        """Returns the values of rows, ``[n, ...] float16``, those of an earlier table as they are there."""
+        if earlier is None:
+            return cls._half(rows, values_of)
+        known = np.isin(rows, earlier.rows)
+        values = np.empty((len(rows), *earlier.values.shape[1:]), dtype=np.float16)
+        values[known] = earlier.of_rows(rows[known]).numpy()
+        if not known.all():
+            values[~known] = cls._half(rows[~known], values_of)
+        return values
 
     @classmethod
     @torch.no_grad()

@@ -22,6 +22,7 @@ from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
 LOG = logging.getLogger(__name__)
+LATENT = "latent"  # key of a batch for the latents of its images, without a scale factor
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"  # CompVis' words
 
 
@@ -47,7 +48,8 @@ class LatentDiffusion(DDPM):
         ignore_keys: beginnings of names that are not loaded from that file.
         load_only_unet: load only the U-Net from that file.
         cache_latents: keep the latent of every training image in memory, by its ``id``. This suits a small data set
-            without augmentation. A KL first stage then gives its mode in every epoch.
+            without augmentation. A KL first stage then gives its mode in every epoch. A batch with ``latent`` has them
+            already.
         first_stage_tile: encode and decode large images in tiles with this side in pixels, or within this memory for a
             tile (``2GB``); see :mod:`ldm.models.tiling` for what that changes.
         options: arguments of :class:`DDPM`; ``clip_denoised`` has no effect, because latents have no fixed range.
@@ -161,6 +163,8 @@ class LatentDiffusion(DDPM):
         """Returns the latents ``[B, C, h, w]`` of a training batch, from the cache if there is one."""
         if self._latents is None:
             return super().training_latents(batch, generator)
+        if LATENT in batch:
+            return self.scale_factor * batch[LATENT].to(self.device, torch.float32)
         new = [i for i, name in enumerate(batch["id"]) if name not in self._latents]
         if new:
             made = self.to_latent(batch[self.first_stage_key][new]).float().cpu()

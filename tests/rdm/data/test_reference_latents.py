@@ -128,3 +128,36 @@ def test_wrong_sections_of_references_are_named(tmp_path: Path) -> None:
         data["params"]["references"] = wrong
         with pytest.raises(ValueError, match=f"references.*{message}"):
             instantiate_from_config(data)
+
+
+def test_rows_that_are_known_are_not_encoded_again(
+    tmp_path: Path, database: RetrievalDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, made = first_stage(), []
+    prepare(tmp_path / "table", database, stage)
+    plain = stage.encode
+    monkeypatch.setattr(stage, "encode", lambda images: made.append(len(images)) or plain(images))
+    grown = prepare(tmp_path / "table", database, stage, [*NEIGHBOURS, np.array([7, 2])])
+    assert made == [1, 2]  # one row tells how large a latent is, and two are new
+    monkeypatch.undo()
+    whole = prepare(tmp_path / "whole", database, stage, [*NEIGHBOURS, np.array([7, 2])])
+    assert np.array_equal(grown.values, whole.values) and grown.card == whole.card
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_images_that_are_rows_themselves_are_not_encoded_again(cached: bool, tmp_path: Path) -> None:
+    config = references_config(tmp_path, cache_latents=cached, scale_factor=0.5)
+    data, model = instantiate_from_config(config["data"]), instantiate_from_config(config["model"])
+    data.trainer = SimpleNamespace()
+    data.prepare_data()
+    data.setup("fit")
+    (train, validation) = (next(iter(each)) for each in (data.train_dataloader(), data.val_dataloader()))
+    expected = model.to_latent(train["image"])
+    torch.testing.assert_close(model.scale_factor * train["latent"].float(), expected, atol=2e-3, rtol=2e-3)
+    assert "latent" not in validation
+    train["latent"] = torch.zeros_like(train["latent"])
+    used = model.training_latents(train, torch.Generator())
+    assert torch.equal(used, torch.zeros_like(used) if cached else expected)
+    others = {**config["data"]["params"]["train"]["params"], "size": 8}
+    other = {"target": "ldm.data.ParquetImages", "params": others}
+    assert data.own_rows(instantiate_from_config(other), other, data.database) is None  # pictures of another size
