@@ -9,6 +9,9 @@ meaning only in comparison with groups of pictures that are known to be copies o
 * copies: training pictures that were reconstructed by the first stage, the most faithful copies that the model can
   produce.
 
+A sample that is a copy of a neighbour which the model was shown is counted apart: it says how strongly the model
+follows its neighbours, and not what it has memorised.
+
 Near-duplicates of the held-out and training pictures are left out, as in neighbour tables, because they are copies.
 """
 
@@ -49,7 +52,7 @@ from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.sampling.copies import DIGITS
-from rdm.sampling.record import ABOUT_A_ROW, written_images
+from rdm.sampling.record import ABOUT_A_ROW, read_record, written_images
 from rdm.sampling.settings import THRESHOLD, Settings
 
 LOG = logging.getLogger(__name__)
@@ -64,6 +67,8 @@ _SAMPLES = 256  # samples of each way, if no number is given
 _SHOWN = 128  # smallest side in pixels of a picture in worst.png
 _STRIP = 14  # height in pixels of the words below it
 
+Neighbours = Mapping[str, Sequence[set[int]]]
+"""The rows that each sample of a group was shown."""
 NearestBySet = Mapping[str, Mapping[str, Mapping[str, Nearest]]]
 """The nearest pictures in a set to the pictures of a group by a feature: ``nearest_in[set][group][feature]``."""
 
@@ -90,7 +95,7 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
     configs = {HELD_OUT: datasets["validation"], TRAINING: datasets["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
     outdir, size = Path(options.outdir), loaded.data.image_size
-    files, made_by = _samples(loaded, real[HELD_OUT], options, settings)
+    files, made_by, neighbours = _samples(loaded, real[HELD_OUT], options, settings)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)
     groups, near = {}, dict.fromkeys(REAL, loaded.data.near_duplicate)
@@ -103,7 +108,7 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
     nearest_in[TRAINING] = nearest(groups, _bar(training, len(every), "training pictures"), near)
     picture, worst = worst_pairs(nearest_in, samples, features.database, real[TRAINING], options.rows)
     report = {
-        "figures": figures(nearest_in),
+        "figures": figures(nearest_in, neighbours),
         "worst": worst,
         "protocol": {
             "command": "memorisation",
@@ -138,16 +143,18 @@ def _bar(parts: Any, n: int, what: str) -> Any:
 
 def _samples(
     loaded: Loaded, held_out: Any, options: MemorisationOptions, settings: Settings
-) -> tuple[dict[str, list[Path]], dict[str, Any]]:
-    """Returns the files of each group of samples, and how each group was made.
+) -> tuple[dict[str, list[Path]], dict[str, Any], Neighbours]:
+    """Returns the files of each group of samples, how each group was made, and the neighbours of its samples.
 
     The captions that are used as prompts are those of the held-out pictures.
     """
     n = options.n or _SAMPLES
     files: dict[str, list[Path]] = {}
     made_by: dict[str, Any] = {}
+    neighbours: dict[str, list[set[int]]] = {}
     if options.images:
         written, runs = written_images(options.images)
+        neighbours["images"] = [_recorded_rows(file, loaded) for file in written[: options.n]]
         files["images"], made_by["images"] = written[: options.n], runs
         n = len(files["images"])
         if {run["checkpoint_sha256"] for run in runs} - {file_hash(loaded.path)}:
@@ -161,29 +168,56 @@ def _samples(
             loaded, n, prompts, settings=settings, k=options.knn, seed=options.seed, top_m=options.top_m
         )
         files[way] = write_samples(Path(options.outdir) / "samples" / way, samples)
-        made_by[way] = samples.about
-    return files, made_by
+        made_by[way], neighbours[way] = samples.about, samples.neighbour_rows()
+    return files, made_by, neighbours
 
 
-def figures(nearest_in: NearestBySet) -> dict[str, Any]:
-    """Returns the figures of each feature and set."""
+def _recorded_rows(file: Path, loaded: Loaded) -> set[int]:
+    """Returns the neighbours in the record of an image; none without a record, or if it is of another database."""
+    try:
+        record = read_record(file)
+    except ValueError:
+        return set()
+    same = record.get("database_fingerprint") == loaded.retriever.database.fingerprint
+    return {neighbour["row"] for neighbour in record.get("neighbours", ())} if same else set()
+
+
+def figures(nearest_in: NearestBySet, neighbours: Neighbours | None = None) -> dict[str, Any]:
+    """Returns the figures of each feature and set.
+
+    Args:
+        nearest_in: the nearest pictures.
+        neighbours: the rows that each sample of a group was shown.
+    """
+    shown = {
+        feature: {
+            group: np.array([int(row) in rows for row, rows in zip(near[feature].numbers, of_group, strict=True)])
+            for group, of_group in (neighbours or {}).items()
+            if feature in (near := nearest_in[DATABASE][group])
+        }
+        for feature in next(iter(nearest_in[DATABASE].values()))
+    }
     features = dict.fromkeys(
         feature for groups in nearest_in.values() for group in groups.values() for feature in group
     )
     return {
         feature: {
-            name: group_figures({group: by_feature[feature].similarities for group, by_feature in groups.items()})
+            name: group_figures(
+                {group: by_feature[feature].similarities for group, by_feature in groups.items()},
+                shown[feature] if name == DATABASE else {},
+            )
             for name, groups in nearest_in.items()
         }
         for feature in features
     }
 
 
-def group_figures(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def group_figures(groups: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
     """Returns the figures of each group's similarities ``[n]``, and for samples also the comparison with known groups.
 
     ``beyond`` is the share of the samples above the similarity that 5 % of the real pictures reach. The same share of
-    the copies shows whether a small share of the samples has a meaning.
+    the copies shows whether a small share of the samples has a meaning. ``neighbours`` is the part of it whose nearest
+    row is a neighbour that the model was shown (``shown [n] bool`` of a group).
     ``nearer`` is the probability that a sample is more similar to its nearest picture than a real picture is. Meehan et
     al. 2020 test whether it differs from a half, with distances to training pictures.
     """
@@ -200,6 +234,9 @@ def group_figures(groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
                 "share": _rounded(np.mean(values >= threshold)),
                 "copies": _rounded(np.mean(groups[COPIES] >= threshold)),
             }
+            if shown and name in shown:
+                of_neighbours = _rounded(np.mean((values >= threshold) & shown[name]))
+                result[name][f"beyond {BEYOND:.0%} of {other}"]["neighbours"] = of_neighbours
             result[name][f"nearer than {other}"] = _rounded(probability_nearer(values, groups[other]))
     return result
 
@@ -233,9 +270,11 @@ def summary(report: Mapping[str, Any]) -> list[str]:
                 lines.append(f"nearest in {name} by {feature}, median similarity: {medians}")
                 for other in REAL:
                     beyond = groups[group][f"beyond {BEYOND:.0%} of {other}"]
+                    own = beyond.get("neighbours")
+                    told = "" if own is None else f" ({own:.1%} by a neighbour that they were shown)"
                     lines.append(
-                        f"  {beyond['share']:.1%} reach {beyond['threshold']:.4f}, which {1 - BEYOND:.0%} of {other} "
-                        f"pictures and {beyond['copies']:.0%} of copies reach"
+                        f"  {beyond['share']:.1%}{told} reach {beyond['threshold']:.4f}, which {1 - BEYOND:.0%} of "
+                        f"{other} pictures and {beyond['copies']:.0%} of copies reach"
                     )
     return lines
 

@@ -189,6 +189,11 @@ class ModelSamples:
             query_tokens=tokens,
         )
 
+    def neighbour_rows(self) -> list[set[int]]:
+        """Returns the database rows that each image has as neighbours."""
+        parts = [self.request(start, min(start + TEXTS, self.n)) for start in range(0, self.n, TEXTS)]
+        return [set(line) for part in parts for line in part.retrieved.rows.tolist()]
+
     def batches(self, start: int, size: int) -> Iterator[Tensor]:
         """See :class:`rdm.evaluate.extract.Source`."""
         for first in range(start, self.n, size):

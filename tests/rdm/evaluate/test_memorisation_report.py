@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,6 +204,21 @@ def test_the_report_of_new_samples(run: Run, loaded: Loaded, tmp_path: Path) -> 
     assert files[0].read_bytes() != pixels[4]
 
 
+def test_samples_like_a_neighbour_that_they_were_shown_are_counted_apart() -> None:
+    known = {name: np.linspace(0, 0.8, 50) for name in ("held-out", "training", "copies")}
+    groups = {"mine": np.array([0.1, 0.9, 0.95, 0.2]), **known}
+    told = group_figures(groups, {"mine": np.array([True, True, False, False])})["mine"]["beyond 95% of held-out"]
+    assert told["share"] == 0.5 and told["neighbours"] == 0.25
+    assert "neighbours" not in group_figures(groups)["mine"]["beyond 95% of held-out"]
+
+
+def beyond_of(report: dict[str, Any], group: str) -> list[dict[str, float]]:
+    """What a report says of the samples that are beyond, with the part that is like a neighbour they were shown."""
+    found = [figures["database"][group]["beyond 95% of held-out"] for figures in report["figures"].values()]
+    assert all(0 <= each["neighbours"] <= each["share"] for each in found)
+    return found
+
+
 def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows(loaded, [7, 21, 30], tmp_path / "rows")
     assert "nearest in training by embedder, median similarity: images 1.000" in run(
@@ -221,10 +237,12 @@ def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["sample.py", "--ckpt", str(loaded.path), *words])
     runpy.run_path(str(ROOT / "scripts/sample.py"), run_name="__main__")
     run("--images", tmp_path / "made")  # of twelve files two are samples
-    protocol = json.loads((tmp_path / "out/results.json").read_text())["protocol"]
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    protocol, recorded = report["protocol"], beyond_of(report, "images")
     assert protocol["samples"]["images"]["n"] == 2
     assert protocol["samples"]["images"]["made_by"][0]["settings"]["steps"] == 1
     run("--n", 2)  # the same samples again, without the script
+    assert beyond_of(json.loads((tmp_path / "out/results.json").read_text()), "popular") == recorded
     for i in range(2):
         ours, theirs = tmp_path / f"out/samples/popular/{i:06d}.png", tmp_path / f"made/sample-{i:03d}.png"
         assert np.array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(theirs)))
