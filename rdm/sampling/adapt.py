@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,10 @@ def adapting_config(checkpoint: str | None, pictures: str, database: Path, minut
     """
     path = find_checkpoint(checkpoint)
     config: dict[str, Any] = config_beside(path)
-    data, trainer = dict(config["data"]["params"]), dict(config["lightning"]["trainer"])
-    size = _size(data["train"])
-    source = source_config(pictures, size)
+    if not {"data", "lightning"} <= config.keys():
+        raise ValueError(f"the config of {path} has no 'data' or no 'lightning', expected that of a whole run")
+    data, trainer = dict(config["data"]["params"]), dict(config["lightning"].get("trainer", {}))
+    source = source_config(pictures, instantiate_from_config(config["data"]).image_size)
     train = {**source, "params": {**source["params"], "keep": True}}
     has_captions = source["target"].endswith("ParquetImages")
     data |= {
@@ -91,8 +91,3 @@ def adapting_config(checkpoint: str | None, pictures: str, database: Path, minut
         "data": {**config["data"], "params": data},
         "lightning": {**config["lightning"], "trainer": trainer, "callbacks": {}},
     }
-
-
-def _size(train: Mapping[str, Any]) -> int:
-    size: int = train["params"]["size"]
-    return size

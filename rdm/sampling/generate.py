@@ -86,9 +86,7 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
     weaker_tokens: Tensor | None = None
     if settings.weaker is not None:
         options["weaker"] = weaker = load_weaker(settings.weaker, loaded)
-        if (
-            loaded.model.grid_tokens is not None or weaker.grid_tokens is not None
-        ):  # each projects tokens in its own way
+        if any(each.grid_tokens is not None for each in (model, weaker)):  # each projects tokens in its own way
             weaker_tokens = context_of(replace(loaded, model=weaker), request)
 
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:

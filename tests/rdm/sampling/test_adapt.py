@@ -72,6 +72,9 @@ def test_a_run_adapts_the_model_with_all_it_has_to_a_folder_or_to_parquet_files(
     assert of_folder["train"]["target"] == "ldm.data.ImageFolder" and of_folder["caption_share"] == 0.0
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_or_no_whole_run_is_named(tmp_path: Path) -> None:
+    shipped = ship(tmp_path / "model", references_config(tmp_path))  # without `lightning`
+    with pytest.raises(ValueError, match=f"the config of {shipped}.* has no 'data' or no 'lightning'"):
+        adapting_config(str(shipped), "pictures", tmp_path / "d", 1)
     with pytest.raises(FileNotFoundError, match=f"no checkpoint at {tmp_path / 'none'}"):
         adapting_config(str(tmp_path / "none"), "pictures", tmp_path / "d", 1)
