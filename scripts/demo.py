@@ -55,7 +55,7 @@ def main() -> None:
         database = str(adapt(pictures, run, outdir, args.minutes))
         columns += [
             Column("the shipped model with other pictures", str(SHIPPED), database),
-            Column(f"after {args.minutes:g} minutes", str(run), database),
+            Column(f"after {args.minutes:g} min of training", str(run), database),
         ]
     picture = paint(columns, PROMPTS, () if args.pictures else CLASSES, outdir)
     print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}")
