@@ -22,13 +22,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.checkpoint import write_weights
+from ldm.checkpoint import read_weights, write_weights
 from ldm.data.colours import COLOURS, dominant_colours
 from ldm.files import write_json
 from ldm.lr_scheduler import StepSchedule
 from rdm.models.captions import WORDS, bare_name, facts_of, positives, text_about
 
 LOG = logging.getLogger(__name__)
+# What a residual branch ends with, in open_clip's transformers and ResNets.
+BRANCH_ENDS = tuple(
+    f"{layer}.{kind}" for layer in ("attn.out_proj", "mlp.c_proj", "bn3") for kind in ("weight", "bias")
+)
 DETAILS = ("keywords", "category", "subcategory", "style")
 
 
@@ -73,6 +77,29 @@ def recolour(images: Tensor, rng: np.random.Generator) -> Tensor:
     return images.gather(1, orders[:, :, None, None].expand_as(images))
 
 
+def grow(clip: open_clip.CLIP, start: Path) -> None:
+    """Gives a CLIP the weights of a smaller one of the same widths, so that both compute the same.
+
+    Blocks that the smaller one lacks become identities: the last layer of each of their branches is zero.
+
+    Args:
+        clip: is changed.
+        start: folder of the smaller one, in open_clip's local-directory form.
+
+    Raises:
+        ValueError: the smaller one has weights of another shape, or weights that this one lacks.
+    """
+    weights = {key: value.float() for key, value in read_weights(start / "open_clip_model.safetensors").items()}
+    own = clip.state_dict()
+    if wrong := [key for key, value in weights.items() if key not in own or own[key].shape != value.shape]:
+        raise ValueError(
+            f"start={start}: {len(wrong)} of its weights do not fit, such as {wrong[0]}; expected a CLIP of the widths "
+            "in model_cfg, with the same number of blocks or fewer"
+        )
+    further = {key: torch.zeros_like(own[key]) for key in set(own) - set(weights) if key.endswith(BRANCH_ENDS)}
+    clip.load_state_dict(weights | further, strict=False)
+
+
 class SmallCLIP(pl.LightningModule):
     """An open_clip model trained on pictures with names, keywords, categories and styles.
 
@@ -87,6 +114,8 @@ class SmallCLIP(pl.LightningModule):
         recoloured: share of a batch that is replaced by copies of its other pictures in other colours, so that the
             same thing occurs in several colours.
         seed: of texts and augmentation; step n draws from (seed, n), so a resumed run repeats nothing.
+        start: folder of a CLIP in open_clip's local-directory form whose weights the training starts from. It may have
+            fewer blocks than this one; see :func:`grow`.
     """
 
     mean: Tensor
@@ -102,12 +131,15 @@ class SmallCLIP(pl.LightningModule):
         decay_steps: int = 1000,
         recoloured: float = 0.125,
         seed: int = 0,
+        start: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= recoloured <= 0.5:
             raise ValueError(f"recoloured: got {recoloured}, expected a share from 0 to 0.5")
         self.config = {"model_cfg": json.loads(json.dumps(model_cfg)), "preprocess_cfg": dict(preprocess_cfg)}
         self.clip = open_clip.CLIP(**self.config["model_cfg"])
+        if start is not None:
+            grow(self.clip, Path(start))
         self.clip.visual.to(memory_format=torch.channels_last)
         text = self.config["model_cfg"]["text_cfg"]
         self.tokenizer = open_clip.SimpleTokenizer(

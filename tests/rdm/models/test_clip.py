@@ -89,6 +89,29 @@ def test_untaught_words_read_like_the_article() -> None:
     assert torch.equal(model.clip.token_embedding.weight, before)
 
 
+def resnet(layers: list[int], text_layers: int) -> dict:
+    vision = {"image_size": 32, "layers": layers, "width": 8, "head_width": 8}
+    return MODEL | {"vision_cfg": vision, "text_cfg": MODEL["text_cfg"] | {"layers": text_layers}}
+
+
+def test_a_clip_that_grew_from_a_smaller_one_computes_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = SmallCLIP(resnet([1, 1, 1, 1], 1), PREPROCESS).eval()
+    for weight in small.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    small.export(tmp_path, ["a red cat"])
+    small = SmallCLIP(small.config["model_cfg"], PREPROCESS, start=str(tmp_path)).eval()
+    large = SmallCLIP(resnet([1, 2, 3, 1], 2), PREPROCESS, start=str(tmp_path)).eval()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    assert torch.allclose(small.encode_image(images), large.encode_image(images), atol=1e-6)
+    assert torch.allclose(small.encode_text(["a red cat"]), large.encode_text(["a red cat"]), atol=1e-6)
+    assert len(large.clip.transformer.resblocks) == 2
+    large.encode_image(images).sum().backward()
+    assert large.clip.visual.layer3[2].bn3.weight.grad.abs().sum() > 0  # the identities learn
+    with pytest.raises(ValueError, match=r"start=.*weights do not fit, such as .*expected a CLIP of the widths"):
+        SmallCLIP(resnet([1, 1, 1, 1], 1) | {"embed_dim": 4}, PREPROCESS, start=str(tmp_path))
+
+
 def batch_of(*changes: dict, image: torch.Tensor) -> dict:
     items = [ITEM | {"id": str(number)} | change for number, change in enumerate(changes)]
     return {key: [item[key] for item in items] for key in items[0]} | {"image": image}
