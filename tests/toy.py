@@ -11,7 +11,12 @@ from ldm.config import write_config
 from ldm.util import instantiate_from_config
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = {"files": str(ROOT / "data/emoji"), "size": 16, "where": {"category": "flags"}}  # 40 pictures
+STYLES = ("fluent", "noto", "openmoji", "openmoji-line", "twemoji")
+FLAGS = {  # 40 pictures
+    "files": [str(ROOT / f"data/emoji/{style}.parquet") for style in STYLES],
+    "size": 16,
+    "where": {"category": "flags"},
+}
 
 
 def clip_config() -> dict[str, Any]:
