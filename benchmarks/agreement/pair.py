@@ -21,6 +21,7 @@ from torch import Tensor
 from ldm.util import evenly
 
 ROOT = Path(__file__).parents[2]
+SIDE = 64  # of the pictures in pixels
 SEED = 0  # seed of the splits of the inception score, as in the report of the script
 
 
@@ -44,6 +45,8 @@ class Pair(NamedTuple):
 def write_pair(folder: Path, made: Path, real: Path, n: int) -> Pair:
     """Writes n pictures of each of two Parquet files as PNG, spread evenly over the rows; replaces the old folders.
 
+    They are scaled to ``SIDE``.
+
     Args:
         folder: parent of the new folders.
         made: file of the pictures to evaluate.
@@ -63,7 +66,7 @@ def write_pair(folder: Path, made: Path, real: Path, n: int) -> Pair:
             raise ValueError(f"got {len(column)} pictures in {file}, expected at least n={n}; ask for fewer")
         for row in evenly(len(column), n):
             with Image.open(io.BytesIO(column[row]["bytes"].as_py())) as picture:
-                picture.convert("RGB").save(target / f"{row:05d}.png")
+                picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(target / f"{row:05d}.png")
     shutil.rmtree(pair.ordered, ignore_errors=True)
     pair.ordered.mkdir()
     names = sorted(pair.made.iterdir())

@@ -194,8 +194,15 @@ class RetrievalDataModule(FurtherDataModule):
         return embedder
 
     def setup(self, stage: str | None = None) -> None:
-        """Builds the data sets that ``stage`` reads and adds their neighbours."""
+        """Builds the data sets that ``stage`` reads and adds their neighbours.
+
+        Raises:
+            ValueError: another first stage than the model's encoded the references.
+        """
         super().setup(stage)
+        model = getattr(self.trainer, "lightning_module", None)
+        if model is not None and self.datasets:
+            self.check_first_stage(self.database, model)
         for name in list(self.datasets):
             self._dataset(name)
 

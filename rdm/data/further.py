@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ldm.config import check_keys
 from ldm.data.datamodule import DataModule
-from ldm.models.first_stage import frozen_first_stage
+from ldm.models.first_stage import fingerprint, frozen_first_stage
 from rdm.data.references import GridTable, ReferenceTable, prepare_grid_table, prepare_reference_table
 from rdm.data.row_tables import RowTable
 from rdm.retrieval.config import require
@@ -79,6 +80,24 @@ class FurtherDataModule(DataModule):
         """Returns the tables by the name that their values have in a batch."""
         names: dict[type[RowTable], str] = {ReferenceTable: "references", GridTable: "neighbour_tokens"}
         return {names[kind]: kind.open(self._path(kind, database), database) for kind in self._paths}
+
+    def check_first_stage(self, database: RetrievalDatabase, model: nn.Module) -> None:
+        """Checks that a model's own first stage encoded the references.
+
+        The latents of a model that started from the weights of another one may be of another first stage.
+
+        Raises:
+            ValueError: they were encoded by another one.
+        """
+        if self.reference_stage is None:
+            return
+        theirs, own = self.further(database)["references"].card["first_stage"], fingerprint(model.first_stage_model)
+        if theirs != own:
+            raise ValueError(
+                f"data.params.references.first_stage has the weights {theirs[:12]}, expected those of the model's "
+                f"first stage, {own[:12]}; weights of a whole model (ckpt_path) replace its first stage, unless "
+                "model.params.load_only_unet=true"
+            )
 
     def own_rows(self, images: Any, config: Mapping[str, Any], database: RetrievalDatabase) -> np.ndarray | None:
         """Returns the database rows that show the images themselves, ``[N] int64``, so that their latents are known.

@@ -170,7 +170,7 @@ def test_emoji_rows_carry_the_whole_contract() -> None:
 
 def test_emoji_filters_agree_with_the_published_counts() -> None:
     everything = str(EMOJI / "*.parquet")
-    assert len(ParquetImages(everything, 64, split="train")) == 5 * 1427
+    assert len(ParquetImages(everything, 64, split="train")) == 12_544
     held_out = ParquetImages(str(EMOJI), 64, split="val", where={"style": ["noto", "fluent"]})
     assert len(held_out) == 2 * 139
     assert {held_out.metadata(i)["style"] for i in range(len(held_out))} == {"noto", "fluent"}

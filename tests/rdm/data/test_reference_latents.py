@@ -144,6 +144,20 @@ def test_rows_that_are_known_are_not_encoded_again(
     assert np.array_equal(grown.values, whole.values) and grown.card == whole.card
 
 
+def test_references_of_another_first_stage_than_the_models_are_refused(tmp_path: Path) -> None:
+    """Whole weights to start from bring a first stage of their own, which the table of references does not know."""
+    config = references_config(tmp_path)
+    data, model = instantiate_from_config(config["data"]), instantiate_from_config(config["model"])
+    data.trainer = SimpleNamespace(lightning_module=model)
+    data.prepare_data()
+    data.setup("fit")
+    randomise(model.first_stage_model, 1)
+    again = instantiate_from_config(config["data"])
+    again.trainer = data.trainer
+    with pytest.raises(ValueError, match=r"references.first_stage has the weights \w+, expected .*load_only_unet=true"):
+        again.setup("fit")
+
+
 @pytest.mark.parametrize("cached", [True, False])
 def test_images_that_are_rows_themselves_are_not_encoded_again(cached: bool, tmp_path: Path) -> None:
     config = references_config(tmp_path, cache_latents=cached, scale_factor=0.5)
