@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ldm.data.datamodule import ResumableSampler
+from ldm.data.datamodule import ResumableLoader, ResumableSampler
 from ldm.util import instantiate_from_config
 from rdm.data.further import FurtherDataModule
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
@@ -194,17 +194,22 @@ class RetrievalDataModule(FurtherDataModule):
         return embedder
 
     def setup(self, stage: str | None = None) -> None:
-        """Builds the data sets that ``stage`` reads and adds their neighbours.
-
-        Raises:
-            ValueError: another first stage than the model's encoded the references.
-        """
+        """Builds the data sets that ``stage`` reads and adds their neighbours."""
         super().setup(stage)
-        model = getattr(self.trainer, "lightning_module", None)
-        if model is not None and self.datasets:
-            self.check_first_stage(self.database, model)
         for name in list(self.datasets):
             self._dataset(name)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Returns the loader of the training images, see :meth:`DataModule.train_dataloader`.
+
+        Raises:
+            ValueError: also if another first stage than the model's encoded the references. A resumed run has its
+                weights by now.
+        """
+        model = getattr(self.trainer, "lightning_module", None)
+        if model is not None:
+            self.check_first_stage(self.database, model)
+        return super().train_dataloader()
 
     def _dataset(self, name: str) -> QueryDataset:
         """Returns a data set with its neighbours."""

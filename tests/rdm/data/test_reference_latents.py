@@ -151,11 +151,10 @@ def test_references_of_another_first_stage_than_the_models_are_refused(tmp_path:
     data.trainer = SimpleNamespace(lightning_module=model)
     data.prepare_data()
     data.setup("fit")
+    data.train_dataloader()
     randomise(model.first_stage_model, 1)
-    again = instantiate_from_config(config["data"])
-    again.trainer = data.trainer
     with pytest.raises(ValueError, match=r"references.first_stage has the weights \w+, expected .*load_only_unet=true"):
-        again.setup("fit")
+        data.train_dataloader()
 
 
 @pytest.mark.parametrize("cached", [True, False])
