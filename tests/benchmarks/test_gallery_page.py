@@ -21,7 +21,6 @@ NO_PICTURE = {
     "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
     "--model", "--temperature", "--top_k", "--top_p",  # the pictures of rarm are next to its weights
     "--weaker", "--weaker_scale",  # no weights of a weaker model are shipped
-    "--reference_scale", "--reference_noise", "--same_outline",  # the shipped model was trained without them
 }  # fmt: skip
 
 
