@@ -90,8 +90,8 @@ def _dropping(p_uncond: float, k: int, width: int) -> str:
         f"The model was trained with p_uncond: {p_uncond}. Here it is 0: CompVis' training step stops with another "
         f"value, unless the null context has the shape of the neighbours, and then its sampling takes k_nn {k} only. "
         f"To train there with dropped contexts, set p_uncond: {p_uncond} and guidance_vex_shape: [{k}, {width}]. Then "
-        f"put 1e-6 * torch.ones({k}, {width}) in the place of unconditional_guidance_vex in model.ckpt: the null context "
-        "of the training was zeros, and CompVis' sampling divides by its length."
+        f"put 1e-6 * torch.ones({k}, {width}) in the place of unconditional_guidance_vex in model.ckpt: the null "
+        "context of the training was zeros, and CompVis' sampling divides by its length."
     )
 
 
