@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from ldm.models.diffusion.editing import Edit
 from ldm.pictures import from_uint8
 from rdm.sampling.given import GivenPicture, Picture, open_given
 from rdm.sampling.values import REPEATS, check_arguments
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,8 @@ def open_canvas(
         raise ValueError(f"got {got}, expected one of mask, outpaint and invert, or a strength alone")
     given_picture = open_given(picture, picture_sha256)
     given_mask = None if mask is None else open_given(mask, mask_sha256)
+    if not given_picture.is_opaque():
+        LOG.warning("%s is transparent in places, which count as white", given_picture.name)
     image = _sized(given_picture, size)
     pixels, paint = _pixels(image), None
     if given_mask is not None:
@@ -159,4 +164,11 @@ def _paint(given: GivenPicture, size: int | None, picture: Image.Image, picture_
         raise ValueError(f"mask {given.name} has {got} pixels, expected the {expected} of {picture_name}")
     if not given.is_opaque():
         raise ValueError(f"mask {given.name} is transparent in places, expected black and white pixels only")
-    return torch.from_numpy(np.array(mask.convert("L")))[None, None].float() / 255
+    shown, grey = np.array(mask), np.array(mask.convert("L"))
+    if (shown != shown[..., :1]).any():
+        LOG.warning("mask %s has colours, of which only the brightness counts: white is repainted", given.name)
+    if not (grey >= 128).any():
+        LOG.warning(
+            "mask %s is black all over, or nearly so: nothing is painted anew; white is what is repainted", given.name
+        )
+    return torch.from_numpy(grey)[None, None].float() / 255

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.decode import open_picture
+from ldm.data.left_out import pages_left_out
 from rdm.retrieval.patches.identity import picture_hash
 
+LOG = logging.getLogger(__name__)
 Picture = str | Path | Image.Image
 """The path of a picture, or an open picture of Pillow."""
 IN_MEMORY = "a picture in memory"
@@ -72,9 +75,12 @@ def open_given(picture: Picture, sha256: str | None = None) -> GivenPicture:
     if sha256 is not None and found != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
-        return GivenPicture(data, open_picture(data), found, str(picture))
+        given = GivenPicture(data, open_picture(data), found, str(picture))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if words := pages_left_out(data):
+        LOG.warning("%s: %s", path, words)
+    return given
 
 
 def name_of(picture: Picture) -> str:

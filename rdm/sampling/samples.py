@@ -73,6 +73,8 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
     settings = settings.for_model(loaded.model)
     if loaded.model.kind == DIFFUSION:
         check_times(settings, len(loaded.diffusion.schedule))
+    if request.canvas is not None:
+        say_what_is_kept(request.canvas.about["strength"], settings, loaded)
     if settings.weaker is not None:
         settings = replace(settings, weaker=str(find_checkpoint(settings.weaker)))
     check_best_of(settings, request)
@@ -94,6 +96,19 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
             "set scale to 1 to sample without guidance"
         )
     return settings
+
+
+def say_what_is_kept(strength: float, settings: Settings, loaded: Loaded) -> None:
+    """Logs that an edit leaves the picture as it is, because its strength is below that of the first step."""
+    schedule = loaded.diffusion.schedule
+    first = int(schedule.timesteps(settings.steps or 1, settings.spacing)[0])
+    if first >= strength * len(schedule):
+        LOG.warning(
+            "strength %s is so small that none of the %s steps is taken: nothing is painted, and the images are the "
+            "picture as the first stage decodes it; raise strength or steps",
+            strength,
+            settings.steps,
+        )
 
 
 def check_times(settings: Settings, times: int) -> None:

@@ -166,6 +166,26 @@ def test_open_pictures_are_edited_like_their_files(loaded: Pipeline, files: Path
         loaded.edit(broken, strength=0.5)
 
 
+def test_what_changes_nothing_is_said(loaded: Loaded, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def told(**options: object) -> str:
+        caplog.clear()
+        draw(edit, loaded, **({"picture": files / "a.png", "prompt": "flag"} | FAST | options))
+        return caplog.text
+
+    assert told(mask=files / "mask.png") == "" and told(strength=0.6) == ""
+    write_mask(files / "black.png", 0, 100)
+    assert f"mask {files}/black.png is black all over" in told(mask=files / "black.png")
+    Image.new("RGB", (16, 16), "red").save(files / "red.png")
+    said = told(mask=files / "red.png")
+    assert "red.png has colours" in said and "red.png is black all over" in said
+    assert "strength 0.001 is so small that none of the 4 steps" in told(strength=0.001)
+    Image.new("RGBA", (16, 16), (255, 0, 0, 9)).save(files / "clear.png")
+    assert f"{files}/clear.png is transparent in places" in told(picture=files / "clear.png", strength=0.6)
+    pages = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    pages[0].save(files / "pages.tif", save_all=True, append_images=pages[1:])
+    assert f"{files}/pages.tif: it has 2 pages" in told(picture=files / "pages.tif", strength=0.6)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_an_edited_image_is_made_again_from_its_record(loaded: Loaded, files: Path, way: str) -> None:
     options = dict(WAYS[way])
