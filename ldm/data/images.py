@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.decode import decode_image
 from ldm.data.left_out import pictures_below, say_pages
+from ldm.files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class ImageFolder(ImageDataset):
         """Returns the strings of an item; `id` is the path below the root."""
         name = Path(self.names[index])
         text = self.root / name.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+        caption = read_text(text).strip() if text.is_file() else ""
         class_id = folder_of(self.names[index])
         caption = caption or self.class_names.get(class_id, "")
         return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
@@ -200,8 +201,7 @@ def _lines(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
-    text = Path(file).read_text(encoding="utf-8")
-    return [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+    return [line.strip().removeprefix("./") for line in read_text(file).splitlines() if line.strip()]
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:

@@ -97,7 +97,7 @@ class WebDatasetImages(ImageDataset):
                     known[entry] = str(value)
         for entry, extension in (("caption", "txt"), ("class_id", "cls")):
             if text := self._member(index, extension):
-                known[entry] = text.decode("utf-8").strip()
+                known[entry] = text.decode("utf-8-sig").strip()
         return complete(known)
 
     def read(self, index: int) -> bytes:

@@ -94,3 +94,34 @@ def test_further_pictures_of_a_sample_are_said(tmp_path: Path, caplog: pytest.Lo
             archive.addfile(member, io.BytesIO(buffer.getvalue()))
     assert len(WebDatasetImages(str(tmp_path / "a.tar"), 8)) == 2
     assert "1 samples have several pictures, of which the first is read, such as 1 (png, jpg)" in caplog.text
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    save(tmp_path / "root" / "a" / "1.png")
+    (tmp_path / "root" / "a" / "1.txt").write_text("a größe", encoding="utf-8-sig")
+    (tmp_path / "list.txt").write_text("a/1.png\n", encoding="utf-8-sig")
+    (tmp_path / "names.txt").write_text("a dog, domestic dog\n", encoding="utf-8-sig")
+    data = ImageFolder(
+        str(tmp_path / "root"), 8, files=str(tmp_path / "list.txt"), class_names=str(tmp_path / "names.txt")
+    )
+    assert data[0]["id"] == "a/1.png" and data[0]["caption"] == "a größe"
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, text in (("1.txt", "a größe"), ("1.cls", "7"), ("1.json", '{"licence": "MIT"}')):
+            member, content = tarfile.TarInfo(name), text.encode("utf-8-sig")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        archive.add(tmp_path / "root" / "a" / "1.png", "1.png")
+    entry = WebDatasetImages(str(tmp_path / "a.tar"), 8)[0]
+    assert (entry["caption"], entry["class_id"], entry["licence"]) == ("a größe", "7", "MIT")
+
+
+def test_a_broken_picture_is_named_and_no_object_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_text("no picture")
+    (tmp_path / "c.png").write_bytes((tmp_path / "b.png").read_bytes()[:40])
+    data = ImageFolder(str(tmp_path), 8)
+    assert data[0]["id"] == data[2]["id"] == "b.png"
+    reader = ChunkReader(data, Patches(), [range(3)])
+    told = [caplog.text, *(fault["reason"] for fault in reader[0].faults)]
+    assert len(told) == 3 and f"{tmp_path}/a.png" in told[0]
+    assert not [text for text in told if "BytesIO" in text or "unreadable" not in text]

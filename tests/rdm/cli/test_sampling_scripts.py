@@ -43,7 +43,7 @@ def record(grid: str) -> dict[str, Any]:
 
 
 def test_txt2img_takes_what_compvis_script_takes(run: Run, tmp_path: Path, loaded: Loaded) -> None:
-    (tmp_path / "prompts.txt").write_text("white flag\n\npirate flag\n")
+    (tmp_path / "prompts.txt").write_text("white flag\n\npirate flag\n", encoding="utf-8-sig")
     words = ["--from-file", tmp_path / "prompts.txt", "--ddim_steps", 2, "--plms", "--ddim_eta", 0, "--n_iter", 2]
     words += ["--H", 16, "--W", 32, "--n_samples", 1, "--n_rows", 3, "--scale", 3, "--use_neighbors", "--knn", 3]
     words += ["--config", loaded.path.parent / "config.yaml", "--database", loaded.retriever.database.path]
