@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 
@@ -55,10 +54,10 @@ def open_picture(data: bytes | Image.Image) -> Image.Image:
         ValueError: the bytes are not a readable picture, or it has more than `MAX_PIXELS` pixels.
     """
     try:
-        with contextlib.nullcontext(data) if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
-            return _to_rgb(ImageOps.exif_transpose(opened))
+        opened = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
+        return _to_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError as error:  # its text names an object in memory
         raise ValueError("unreadable image: it has no format that Pillow knows, or its beginning is damaged") from error
     except _UNREADABLE as error:
