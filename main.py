@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import HelpFormatter, add_trust_option, command_line, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
+from ldm.trainer_options import check_trainer_options, errors_in_words
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     options: dict[str, Any] = {**defaults, **config.trainer}
     if taken := sorted({"callbacks", "logger"} & set(options)):
         raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
+    check_trainer_options(options)
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
     if options.get("precision") == AUTO:
@@ -295,7 +297,8 @@ def fit(
     if options.train:
         LOG.info("run folder %s", run)
         try:
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            with errors_in_words():
+                trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # raised by Lightning on SIGINT and SIGTERM, with an exit code of success
             stored = (run / "checkpoints" / "last.ckpt").is_file()
             how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
@@ -303,7 +306,8 @@ def fit(
             sys.exit(143 if trainer.received_sigterm else 130)
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
-        trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
+        with errors_in_words():
+            trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
     if not options.no_test and "test" in data.dataset_configs:
         LOG.info("the figures of validation, on the test set:")
         data.setup("test")

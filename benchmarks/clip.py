@@ -21,6 +21,7 @@ from torch import Tensor
 from ldm.data import ParquetImages
 from ldm.data.colours import dominant_colours
 from ldm.data.split import is_held_out
+from ldm.files import read_text
 from ldm.modules.encoders.clip import OpenClipEmbedder
 from rdm.models.captions import facts_of, with_article
 from rdm.models.clip import places_of, ranks, retrieval_figures
@@ -32,7 +33,7 @@ BATCH = 128
 
 def read_prompts(file: Path = PROMPTS) -> list[tuple[str, str]]:
     """Returns the colour and the thing of each line."""
-    pairs = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines()]
+    pairs = [line.split(maxsplit=1) for line in read_text(file).splitlines()]
     return [(colour, thing) for colour, thing in pairs]
 
 

@@ -37,7 +37,8 @@ from rdm.loading import Loaded, load
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.conditions import condition_of
 from rdm.sampling.generate import generate
-from rdm.sampling.settings import PRECISIONS, Settings
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import PRECISIONS
 
 SAMPLERS = ("ddim", "ddpm", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 STEPS = (5, 10, 20, 50, 100, 250)

@@ -84,13 +84,6 @@ def finite(text: str) -> float:
     return value
 
 
-def fraction(text: str) -> float:
-    """Returns a number from 0 to 1."""
-    if not 0 <= finite(text) <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got '{text}'")
-    return float(text)
-
-
 def folder(text: str) -> str:
     """Returns the path of a folder that is there or can be made, so that nothing is sampled in vain."""
     path = Path(text)
@@ -98,19 +91,6 @@ def folder(text: str) -> str:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"cannot write to {there}, expected a folder that can be made or written to")
     return text
-
-
-def fraction_or_count(text: str) -> float | int:
-    """Returns a fraction in (0, 1] as a float, or a number of rows as an int."""
-    try:
-        value = int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a fraction such as 0.2 or a number such as 500, got '{text}'"
-        ) from None
-    if not value > 0 or (isinstance(value, float) and value > 1):
-        raise argparse.ArgumentTypeError(f"expected a fraction in (0, 1] or a positive number, got '{text}'")
-    return value
 
 
 def pixels_or_memory(text: str) -> int | str:

@@ -43,7 +43,7 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {file.parent}; {remedy}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())  # UTF-8 with or without a byte-order mark
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
@@ -80,13 +80,13 @@ def fetched(url: str, remedy: str) -> Path:
 
 
 def read_text(file: str | Path) -> str:
-    """Returns the content of a UTF-8 text file.
+    """Returns the content of a UTF-8 text file, without the byte-order mark that some editors put before it.
 
     Raises:
         ValueError: not UTF-8.
     """
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
 

@@ -130,7 +130,7 @@ def _is_of(kind: str, run: Path) -> bool:
 def load(
     checkpoint: str | None = None,
     database: str | None = None,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     config: str | None = None,
     same_outline: float | None = None,
 ) -> Loaded:
@@ -140,7 +140,8 @@ def load(
         checkpoint: file or folder; see :func:`find_checkpoint`.
         database: another database than the one of the model's config, made by the same embedder. The pictures of the
             model's own database are then not needed.
-        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``.
+        only: ``COLUMN=VALUE`` rules for the rows that neighbours come from, such as ``licence=CC0-1.0``; one text
+            stands for a list of it.
         config: file with the config of the model; the one beside the checkpoint if not given.
         same_outline: a neighbour counts as a copy of a nearer one and is left out if their outlines correlate at least
             this much; above 1 none is. If not given, this is as in the neighbour tables of the training, and off if the
@@ -150,6 +151,7 @@ def load(
         FileNotFoundError: the checkpoint, config or database does not exist.
         ValueError: the weights or the database do not fit the model.
     """
+    only = [only] if isinstance(only, str) else only
     path = find_checkpoint(checkpoint)
     parts = config_beside(path) if config is None else model_config(Path(config), path)
     LOG.info("model %s", path)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import ArgumentParser, HelpFormatter, command_line, positive
-from rdm.cli.sampling import add_sampling_options, saving_options
-from rdm.sampling.settings import POOL, Settings
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line
+from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import POOL, check_pool
 
 
 def parse() -> argparse.Namespace:
@@ -24,10 +25,10 @@ def parse() -> argparse.Namespace:
         metavar="NAME",
         help="a class, such as animal-bird; may be given several times",
     )
-    p.add_argument("--by", choices=("text", "label"), default="text", help="how the rows of a class are found")
+    p.add_argument("--by", type=argument("by"), default="text", help="how the rows of a class are found: text or label")
     p.add_argument(
         "--pool",
-        type=positive,
+        type=argument("pool"),
         default=POOL,
         help="with --by text: number of nearest rows that the neighbours are drawn from",
     )
@@ -41,8 +42,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Samples ``--n_samples`` images of every class."""
     args = parse()
-    if args.by == "text" and args.pool < (args.knn or 0):
-        raise ValueError(f"got --pool {args.pool}, expected at least --knn, which is {args.knn}")
+    check_pool(args.pool, args.by, args.knn)
     settings = Settings.of_command_line(vars(args))
     import rdm
     from rdm.retrieval.classes import resolve_class

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, fraction, positive
-from rdm.cli.sampling import add_sampling_options, saving_options
-from rdm.sampling.settings import AUTOREGRESSION, NEGATIVE_WEIGHT, OPTIONS, REPEATS, Settings
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line
+from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.sampling.settings import AUTOREGRESSION, OPTIONS, Settings
+from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, whole_or_text
 
 WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight")
 # Edits have the size of the picture, and autoregressive models cannot edit.
@@ -23,34 +24,42 @@ def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--image", required=True, metavar="FILE", help="the picture")
-    p.add_argument("--prompt", metavar="TEXT", help="a text: the model sees its neighbours while it paints")
+    p.add_argument(
+        "--prompt",
+        type=argument("prompt"),
+        metavar="TEXT",
+        help="a text: the model sees its neighbours while it paints",
+    )
     p.add_argument("--mask", metavar="FILE", help="a picture of the same size: white is repainted, black stays")
     p.add_argument(
         "--outpaint",
-        type=int,
+        type=whole_or_text,
         nargs=4,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="extend the picture by this many pixels at each side",
     )
     p.add_argument(
         "--strength",
-        type=fraction,
+        type=argument("strength"),
         help="how much is repainted: 0 nothing, 1 all; required without --mask, --outpaint and --invert, else 1",
     )
     p.add_argument("--invert", action="store_true", help="start from the noise that leads to the picture")
     p.add_argument(
         "--repeats",
-        type=positive,
+        type=argument("repeats"),
         default=REPEATS,
         help="with a mask: number of times that each step is sampled, so that new and old parts fit",
     )
-    p.add_argument("--size", type=positive, help="scale the centre square of picture and mask to this side in pixels")
+    p.add_argument(
+        "--size", type=argument("size"), help="scale the centre square of picture and mask to this side in pixels"
+    )
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the prompt alone, without neighbours")
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")
-    p.add_argument("--negative", metavar="TEXT", help="move the query away from this text")
+    p.add_argument("--negative", type=argument("negative"), metavar="TEXT", help="move the query away from this text")
+    weight = argument("negative_weight")
     p.add_argument(
-        "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
+        "--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has weight 1"
     )
     add_sampling_options(p, outdir="outputs/edit", n_samples=1, counted="edited pictures", without=UNUSED)
     return p.parse_args()
@@ -60,14 +69,15 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Makes ``--n_samples`` images of the picture."""
     args = parse()
+    tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     settings = Settings.of_command_line(vars(args))
+    settings.check_tokens(tokens)
     import rdm
     from rdm.sampling.edit import edit, fidelity
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample
 
     pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
-    tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)
     samples = sample(pipeline, request, settings)

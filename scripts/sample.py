@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm.command_line import ArgumentParser, HelpFormatter, command_line, fraction_or_count
-from rdm.cli.sampling import add_sampling_options, saving_options
-from rdm.sampling.settings import TOP_M, Settings
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line
+from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import TOP_M
 
 if TYPE_CHECKING:
     from rdm.sampling.pipeline import Pipeline
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    what = "draw from the most popular rows: a fraction (0.2) or a number (500)"
-    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=what)
+    p.add_argument(
+        "--top_m", type=argument("top_m"), default=TOP_M, help="draw from so many rows, or this share of all"
+    )
     p.add_argument("--use_weights", action="store_true", help="draw rows in proportion to their popularity")
     of = p.add_mutually_exclusive_group()
     of.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
@@ -31,14 +33,13 @@ def parse() -> argparse.Namespace:
     of.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
     of.add_argument("--from-image", metavar="PNG", help="make this image again from its record, with its own settings")
     seen = p.add_mutually_exclusive_group()
-    seen.add_argument("--only_caption", action="store_true", help="with --caption: the model sees the text alone")
-    seen.add_argument(
-        "--omit_query", action="store_true", help="with --caption: the model sees the --knn neighbours alone"
-    )
-    seen.add_argument("--only_picture", action="store_true", help="with --image: the model sees the picture alone")
-    seen.add_argument(
-        "--use_query", action="store_true", help="with --image: the model sees the picture and then its neighbours"
-    )
+    for name, what in {
+        "only_caption": "with --caption: the model sees the text alone",
+        "omit_query": "with --caption: the model sees the --knn neighbours alone",
+        "only_picture": "with --image: the model sees the picture alone",
+        "use_query": "with --image: the model sees the picture and then its neighbours",
+    }.items():
+        seen.add_argument(f"--{name}", action="store_true", help=what)
     add_sampling_options(p, outdir="outputs/sample", n_samples=8)
     return p.parse_args()
 
@@ -50,13 +51,12 @@ def request_of(pipeline: Pipeline, args: argparse.Namespace) -> Request:
     n, common = args.n_samples * args.n_iter, {"k": args.knn, "seed": args.seed}
     if args.rows:
         return ways.rows(pipeline, args.rows, n, seed=args.seed)
-    if args.image:
+    if args.image is not None:
         tokens = "picture" if args.only_picture else "both" if args.use_query else "neighbours"
         return ways.image(pipeline, args.image, n, tokens=tokens, **common)
     if args.caption is not None:
         k = args.knn or pipeline.k
-        alone = args.only_caption or (k == 1 and not args.omit_query)
-        tokens = "text" if alone else "neighbours" if args.omit_query else "both"
+        tokens = "neighbours" if args.omit_query else "text" if args.only_caption or k == 1 else "both"
         k = k - 1 if tokens == "both" else k
         return ways.texts(pipeline, [args.caption] * n, k=k, seed=args.seed, tokens=tokens)
     return ways.popular(pipeline, n, top_m=args.top_m, weighted=args.use_weights, **common)
@@ -66,10 +66,10 @@ def request_of(pipeline: Pipeline, args: argparse.Namespace) -> Request:
 def main() -> None:
     """Samples ``--n_samples`` images."""
     args = parse()
-    if args.caption is None and (args.only_caption or args.omit_query):
-        raise ValueError("got --only_caption or --omit_query, expected --caption TEXT with it")
-    if args.image is None and (args.only_picture or args.use_query):
-        raise ValueError("got --only_picture or --use_query, expected --image FILE with it")
+    if (args.top_m != TOP_M or args.use_weights) and (args.caption or args.image or args.rows or args.from_image):
+        raise ValueError("got --top_m or --use_weights, expected neither with another option that says what to make")
+    if args.rows and (args.knn or args.only):
+        raise ValueError("got --knn or --only with --rows, expected --rows alone, as nothing is looked up")
     if args.from_image and args.best_of > 1:
         raise ValueError("got --best_of with --from-image, expected it alone: its record says which image was kept")
     settings = Settings.of_command_line(vars(args))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line
 from ldm.files import read_text
-from rdm.cli.sampling import add_sampling_options, saving_options
-from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, Settings
+from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument("--prompt", "--caption", action="append", help="a text; may be given several times")
+    p.add_argument(
+        "--prompt", "--caption", type=argument("prompt"), action="append", help="a text; may be given several times"
+    )
     p.add_argument("--from-file", metavar="FILE", help="a file with one prompt in each line")
     p.add_argument(
         "--to", metavar="TEXT", help="make a strip of --n_samples images that leads from --prompt to this text"
@@ -29,13 +32,14 @@ def parse() -> argparse.Namespace:
     p.add_argument("--image", metavar="FILE", help="mix this picture into the query")
     p.add_argument(
         "--image_weight",
-        type=finite,
+        type=argument("image_weight"),
         default=IMAGE_WEIGHT,
         help="weight of --image in the query; the text has weight 1",
     )
-    p.add_argument("--negative", metavar="TEXT", help="move the query away from this text")
+    p.add_argument("--negative", type=argument("negative"), metavar="TEXT", help="move the query away from this text")
+    weight = argument("negative_weight")
     p.add_argument(
-        "--negative_weight", type=finite, default=NEGATIVE_WEIGHT, help="weight of --negative; the prompt has weight 1"
+        "--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has weight 1"
     )
     counted = "images of each prompt; with --to, of images from one text to the other"
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4, counted=counted)
@@ -51,15 +55,13 @@ def main() -> None:
         prompts += [line.strip() for line in read_text(args.from_file).splitlines() if line.strip()]
     if not prompts:
         raise ValueError("no prompt; give --prompt TEXT, or --from-file FILE with one in each line")
-    if not all(prompt.strip() for prompt in prompts):
-        raise ValueError("got an empty --prompt, expected some words")
-    if args.text_scale is not None and not args.use_query:
-        raise ValueError("got --text_scale, expected --use_query with it")
     if args.to is not None and (len(prompts) > 1 or args.n_iter > 1 or args.image or args.negative):
         raise ValueError("got --to with several prompts or rounds, --image or --negative, expected one --prompt alone")
     if args.to is not None and (args.only_caption or args.use_query):
         raise ValueError("got --to with --only_caption or --use_query, expected it without: no text is half-way")
+    tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
+    settings.check_tokens(tokens)
     import rdm
     from rdm.sampling import ways
     from rdm.sampling.record import save
@@ -75,7 +77,7 @@ def main() -> None:
             [prompt for prompt in prompts for _ in range(args.n_samples)] * args.n_iter,
             k=args.knn,
             seed=args.seed,
-            tokens="text" if args.only_caption else "both" if args.use_query else "neighbours",
+            tokens=tokens,
             image=args.image,
             image_weight=args.image_weight,
             negative=args.negative,

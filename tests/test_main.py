@@ -245,6 +245,34 @@ def test_a_run_is_neither_written_over_nor_spoilt_by_a_wrong_config(config: str,
         main.train(main.parse(["-t", "-r", str(run / "config.yaml")]))
 
 
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (["lightning.trainer.precision=16-true"], "precision: got 16-true.*bf16-mixed"),
+        (["lightning.trainer.precision=64"], "precision: got 64"),
+        (["lightning.trainer.overfit_batches=2"], "overfit_batches: got 2.*limit_train_batches"),
+        (["lightning.trainer.profiler=none"], "lightning.trainer: .*none"),
+        (
+            ["lightning.callbacks.stop.target=pytorch_lightning.callbacks.EarlyStopping"]
+            + ["lightning.callbacks.stop.params.monitor=val/later"],
+            "metric `val/later` which is not available.*strict: false",
+        ),
+        (
+            ["lightning.callbacks.sums.target=pytorch_lightning.callbacks.GradientAccumulationScheduler"]
+            + ["lightning.callbacks.sums.params.scheduling={0: 2}", "lightning.trainer.accumulate_grad_batches=2"],
+            "lightning: .*accumulate_grad_batches",
+        ),
+    ],
+)
+def test_options_of_lightning_that_cannot_work_end_in_one_line(
+    config: str, tmp_path: Path, words: list[str], fact: str
+) -> None:
+    limits = ["lightning.trainer.max_epochs=1", "lightning.trainer.limit_train_batches=1"]
+    with pytest.raises(ValueError, match=fact) as refused:
+        main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(tmp_path / "run"), *limits, *words]))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_network_of_too_many_outputs_is_named(config: str, tmp_path: Path) -> None:
     words = ["-b", config, "-t", "-p", str(tmp_path / "run"), "model.params.unet_config.params.out_channels=5"]
     with pytest.raises(ValueError, match="output has shape .* correct out_channels in unet_config"):

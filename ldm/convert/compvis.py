@@ -15,6 +15,7 @@ from ldm.checkpoint import write_checkpoint
 from ldm.config import write_config
 from ldm.convert.autoencoder import with_plain_codes
 from ldm.convert.unet import network_class, one_width
+from ldm.files import atomic_path
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.encoders.clip import openai_model
 
@@ -54,6 +55,12 @@ CONDITIONS = {
 # Losses are not exported, nor is CLIP, whose weights CompVis' code loads under other names.
 LEFT = ("loss.", "first_stage_model.loss.", "cond_stage_model.embedder.")
 UNCONDITIONAL = "__is_unconditional__"
+README = """# Export for CompVis' code
+
+`model.ckpt` has the weights in float32, and `config.yaml` the arguments of CompVis' `{target}`.
+Without a loss and an optimiser, a training there starts from these weights anew, with `model.params.ckpt_path`.
+
+"""
 IDENTITY = {"target": "torch.nn.Identity"}
 
 
@@ -65,14 +72,14 @@ def export_compvis(
     arguments: Sequence[str] = (),
     notes: str = "",
 ) -> Path:
-    """Writes ``model.ckpt`` and ``config.yaml`` and returns the path of ``model.ckpt``.
+    """Writes ``model.ckpt``, ``config.yaml`` and ``README.md`` and returns the path of ``model.ckpt``.
 
     Args:
         model: target and params of a latent diffusion model or a first stage; see :func:`compvis_model`.
         state: its weights; CompVis' code uses a running average if the state has one.
         output: the folder.
         arguments: names of further arguments of the model's class.
-        notes: lines that are written into the config as comments.
+        notes: lines that are written into the config as comments, and into the README.
 
     Raises:
         ValueError: CompVis' code has no counterpart for a class or an option.
@@ -85,10 +92,13 @@ def export_compvis(
 
 
 def write_compvis(config: dict[str, Any], state: Mapping[str, Tensor], output: Path, notes: str = "") -> Path:
-    """Writes ``model.ckpt`` in float32 and ``config.yaml`` with notes as comments; returns the weights' path."""
+    """Writes ``model.ckpt`` in float32, and ``config.yaml`` and ``README.md`` with notes; returns the weights' path."""
     kept = {n: t.float() if t.is_floating_point() else t for n, t in state.items() if not n.startswith(LEFT)}
     write_checkpoint(output / "model.ckpt", kept)
     write_config(output / "config.yaml", config, notes)
+    told = "".join(f"- {line}\n" for line in notes.splitlines())
+    with atomic_path(output / "README.md") as temporary:
+        temporary.write_text(f"{README.format(target=config['model']['target'])}{told}", encoding="utf-8")
     return output / "model.ckpt"
 
 

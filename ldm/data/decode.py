@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.pictures import from_uint8
@@ -44,17 +44,22 @@ def decode_image(data: bytes, size: int) -> Tensor:
     return from_uint8(pixels, torch.contiguous_format)
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes | Image.Image) -> Image.Image:
     """Decodes a picture at its own size, in the orientation of its EXIF data, as 8-bit RGB over white.
+
+    Args:
+        data: content of an image file, or a picture that is open already.
 
     Raises:
         ValueError: the bytes are not a readable picture, or it has more than `MAX_PIXELS` pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
-            return _to_rgb(ImageOps.exif_transpose(opened))
+        opened = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
+        return _to_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError as error:  # its text names an object in memory
+        raise ValueError("unreadable image: it has no format that Pillow knows, or its beginning is damaged") from error
     except _UNREADABLE as error:
         raise ValueError(f"unreadable image: {error}") from error
 

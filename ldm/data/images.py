@@ -11,6 +11,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ldm.data.decode import decode_image
+from ldm.data.left_out import pictures_below, say_pages
+from ldm.files import read_text
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
         self.size = size
         self.max_broken = max_broken
+        self.said: set[str] = set()  # what was logged of pictures that are not read as a whole
         self._broken: dict[int, str] = {}
         self._items: dict[int, dict[str, Any]] | None = {} if keep else None
 
@@ -87,7 +90,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         if self._items is not None and index in self._items:
             return dict(self._items[index])
         try:
-            item = {"image": decode_image(self.read(index), self.size), **self.metadata(index)}
+            data = self.read(index)
+            item = {"image": decode_image(data, self.size), **self.metadata(index)}
+            say_pages(data, self.uri(index), self.said)
         except (OSError, ValueError) as error:
             name = self.uri(index)
             self._broken[index] = name
@@ -107,7 +112,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
 
 class ImageFolder(ImageDataset):
-    """The pictures below a folder, sorted by path, or those in a list of files.
+    """The pictures below a folder, sorted by path, or those in a list of files. Links to folders are followed.
 
     The first folder of a picture's path below the root is its class. The content of `cat.txt` is the caption of
     `cat.jpg`; without such a file, the caption is the name of the class.
@@ -158,8 +163,7 @@ class ImageFolder(ImageDataset):
             raise ValueError(f"class_names: got no name for class {unknown[0]!r} in {class_names!r}; add its line")
 
     def _found(self) -> list[str]:
-        found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        names = sorted(path.relative_to(self.root).as_posix() for path in found)
+        names = pictures_below(self.root, SUFFIXES)
         if not names:
             raise FileNotFoundError(
                 f"no image below {str(self.root)!r}; expected files ending in {', '.join(SUFFIXES)}"
@@ -178,7 +182,7 @@ class ImageFolder(ImageDataset):
         """Returns the strings of an item; `id` is the path below the root."""
         name = Path(self.names[index])
         text = self.root / name.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+        caption = read_text(text).strip() if text.is_file() else ""
         class_id = folder_of(self.names[index])
         caption = caption or self.class_names.get(class_id, "")
         return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
@@ -197,8 +201,7 @@ def _lines(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
-    text = Path(file).read_text(encoding="utf-8")
-    return [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+    return [line.strip().removeprefix("./") for line in read_text(file).splitlines() if line.strip()]
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tarfile
 from bisect import bisect_right
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
+
+LOG = logging.getLogger(__name__)
 
 _JSON_KEYS = {
     "caption": ("caption", "text"),
@@ -56,6 +59,12 @@ class WebDatasetImages(ImageDataset):
         self.shards = expand_files([name for entry in entries for name in _expand_range(entry)], ".tar")
         listed = [list(_samples(shard)) for shard in self.shards]
         self._samples = [sample for samples in listed for sample in samples]
+        several = [sample for sample in self._samples if len(_pictures(sample)) > 1]
+        if several:
+            example = f"{several[0].key} ({', '.join(_pictures(several[0]))})"
+            LOG.warning(
+                "%d samples have several pictures, of which the first is read, such as %s", len(several), example
+            )
         self._ends: list[int] = []
         for samples in listed:
             self._ends.append(len(samples) + (self._ends[-1] if self._ends else 0))
@@ -88,13 +97,12 @@ class WebDatasetImages(ImageDataset):
                     known[entry] = str(value)
         for entry, extension in (("caption", "txt"), ("class_id", "cls")):
             if text := self._member(index, extension):
-                known[entry] = text.decode("utf-8").strip()
+                known[entry] = text.decode("utf-8-sig").strip()
         return complete(known)
 
     def read(self, index: int) -> bytes:
         """Returns the encoded picture."""
-        extension = next(name for name in self._samples[index].parts if f".{name}" in SUFFIXES)
-        return self._member(index, extension)
+        return self._member(index, _pictures(self._samples[index])[0])
 
     def _shard(self, index: int) -> Path:
         return self.shards[bisect_right(self._ends, range(len(self))[index])]
@@ -131,7 +139,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 if key != current.key:
-                    if _holds_image(current):
+                    if _pictures(current):
                         yield current
                     current = _Sample(key)
                 current.parts[extension.lower()] = (member.offset_data, member.size)
@@ -139,9 +147,10 @@ def _samples(shard: Path) -> Iterator[_Sample]:
         raise ValueError(
             f"{shard} is not a complete uncompressed tar file ({error}); unpack or fetch it again"
         ) from error
-    if _holds_image(current):
+    if _pictures(current):
         yield current
 
 
-def _holds_image(sample: _Sample) -> bool:
-    return any(f".{extension}" in SUFFIXES for extension in sample.parts)
+def _pictures(sample: _Sample) -> list[str]:
+    """Returns the extensions of the pictures of a sample."""
+    return [extension for extension in sample.parts if f".{extension}" in SUFFIXES]

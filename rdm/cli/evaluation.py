@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ldm.command_line import HelpFormatter, add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
-from rdm.cli.sampling import add_model_options
+from ldm.command_line import HelpFormatter, add_trust_option, folder, pixels_or_memory, positive
+from rdm.cli.sampling import add_model_options, argument
 from rdm.evaluate.choices import METRICS, WAYS
-from rdm.sampling.settings import OPTIONS, TOP_M
+from rdm.sampling.settings import OPTIONS
+from rdm.sampling.values import TOP_M
 
 Commands = argparse._SubParsersAction  # the type that add_subparsers returns
 SPLIT = "split to read from Parquet files{}, such as train or val"
@@ -59,7 +60,7 @@ def add_samples(commands: Commands) -> argparse.ArgumentParser:
     what.add_argument("--captions", metavar="PATH", help="pictures whose captions are the prompts")
     p.add_argument("--captions_split", help=SPLIT.format(" of --captions"))
     p.add_argument("--tokens", **TOKENS)
-    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=POPULAR)
+    p.add_argument("--top_m", type=argument("top_m"), default=TOP_M, help=POPULAR)
     p.add_argument(
         "--use_weights",
         action="store_true",
@@ -200,7 +201,7 @@ def add_memorisation(commands: Commands) -> argparse.ArgumentParser:
     p.add_argument(
         "--rows", type=positive, default=8, help="number of most similar pairs in worst.png, for each feature"
     )
-    p.add_argument("--top_m", type=fraction_or_count, default=TOP_M, help=POPULAR)
+    p.add_argument("--top_m", type=argument("top_m"), default=TOP_M, help=POPULAR)
     p.add_argument(
         "--outdir",
         type=folder,

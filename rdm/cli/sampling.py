@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Collection
 from typing import Any
 
-from ldm.command_line import add_trust_option, finite, folder, positive, seed_number
-from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS, Value
+from ldm.command_line import add_trust_option, folder
+from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS
+from rdm.sampling.values import ARGUMENTS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
 TITLES = {
@@ -35,14 +36,17 @@ def add_sampling_options(
         without: names of settings that the script cannot use; they get no option.
     """
     p = parser.add_argument_group("output")
-    p.add_argument("--n_samples", type=positive, default=n_samples, help=f"number of {counted}")
+    p.add_argument("--n_samples", type=argument("n_samples"), default=n_samples, help=f"number of {counted}")
     p.add_argument(
-        "--n_iter", type=positive, default=1, help="number of rounds of --n_samples images; the seeds continue"
+        "--n_iter",
+        type=argument("n_iter"),
+        default=1,
+        help="number of rounds of --n_samples images; the seeds continue",
     )
     p.add_argument("--outdir", type=folder, default=outdir, help="folder for the images, the grid and the JSON record")
     p.add_argument(
         "--n_rows",
-        type=positive,
+        type=argument("n_rows"),
         metavar="N",
         help="make the grid of the images without their neighbours, with N images in a row",
     )
@@ -91,12 +95,12 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
     p.add_argument(
         "--knn",
         "--k_nn",
-        type=positive,
+        type=argument("knn"),
         help="number of neighbours of each image; if not given, as many as in training",
     )
     p.add_argument(
         "--same_outline",
-        type=finite,
+        type=argument("same_outline"),
         metavar="L",
         help="leave out a neighbour whose outline correlates at least this much with that of a nearer one, so that all "
         "are different pictures; if not given, as in training; above 1, leave out none",
@@ -106,7 +110,10 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
         p = parser.add_argument_group(title)  # --help leaves out a group without options
         if kind is None:
             p.add_argument(
-                "--seed", type=seed_number, default=0, help="seed of the first image; image i has the seed --seed + i"
+                "--seed",
+                type=argument("seed"),
+                default=0,
+                help="seed of the first image; image i has the seed --seed + i",
             )
         for name, known in OPTIONS.items():
             if known.kind == kind and name not in (*COPIES, *without):
@@ -128,23 +135,26 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
     if isinstance(more.get("nargs"), int):
         more["type"] = known.value.read
     elif "action" not in more:
-        more["type"] = _reader(known.value)
+        more["type"] = reader(name, known.value)
     flags = known.flags or (f"--{name}",)
     group.add_argument(*flags, dest=name, default=DEFAULTS[name], help=known.what, **more)
 
 
-def _reader(value: Value) -> Callable[[str], Any]:
-    """Returns a function that converts a word of the command line to a value."""
+def reader(name: str, value: Value) -> Callable[[str], Any]:
+    """Returns a function that converts a word of the command line to a value of an option."""
 
     def read(text: str) -> Any:
         try:
-            if value.fits(found := value.read(text)):
-                return found
-        except ValueError:
-            pass
-        raise argparse.ArgumentTypeError(f"expected {value.expected}, got '{text}'")
+            return value.of_word(name, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return read
+
+
+def argument(name: str) -> Callable[[str], Any]:
+    """Returns a function that converts a word of the command line to an argument of a request."""
+    return reader(name, ARGUMENTS[name])
 
 
 def saving_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,10 +17,14 @@ from rdm.compat import DATABASE_ARGUMENTS, IDENTITIES, RESHAPERS, RETRIEVAL_ARGU
 from rdm.modules.diffusionmodules.openaimodel import UNetModel
 
 LOG = logging.getLogger(__name__)
+NO_AVERAGE = (
+    "There is no running average. CompVis' class makes model_ema.* even with use_ema: false, so load model.ckpt with "
+    "strict=False, as CompVis' scripts do; or export with --weights both, which a training there also averages on."
+)
 
 
 def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path) -> Path:
-    """Writes ``model.ckpt`` and ``config.yaml`` for CompVis' code and returns the path of ``model.ckpt``.
+    """Writes ``model.ckpt``, ``config.yaml`` and ``README.md`` for CompVis' code; returns the path of ``model.ckpt``.
 
     Args:
         model: target and params of any latent diffusion model or first stage, with or without retrieval.
@@ -38,6 +42,8 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
         return write_compvis({"model": _autoregressive_model(model, state)}, state, Path(output), notes)
     notes, model = _retrieval_model(model)
     state = dict(state)
+    if not any(name.startswith("model_ema.") for name in state):
+        notes += f"\n{NO_AVERAGE}"
     if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # CompVis' code divides by its length
         state["unconditional_guidance_vex"] = torch.ones(*model["params"]["guidance_vex_shape"])
     return export_compvis(model, state, output, arguments=RETRIEVAL_ARGUMENTS, notes=notes)
@@ -56,20 +62,37 @@ def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         )
     width = unet["context_dim"]
     conditioner = params.pop("conditioner", None) or {}
+    k = params.get("k_nn", conditioner.get("k", 4))
+    shape = params.get("guidance_vex_shape") or [width if isinstance(width, int) else width[0]]
+    p_uncond = params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1)
+    if p_uncond and len(shape) == 1:  # one vector for all neighbours, which CompVis' training step cannot broadcast
+        notes += f"\n{_dropping(p_uncond, k, shape[0])}"
+        p_uncond = 0.0
     theirs = {
-        "k_nn": conditioner.get("k", 4),
+        "k_nn": k,
         "query_key": "clip_img_emb",
         "nn_key": "nn_embeddings",
         "retrieval_encoder_cfg": {"target": IDENTITIES[0]},
-        "guidance_vex_shape": [width if isinstance(width, int) else width[0]],
+        "guidance_vex_shape": shape,
         "cond_stage_key": "nixda",
-        "p_uncond": params.pop("p_uncond", 0.0 if "k_nn" in params else 0.1),
+        "p_uncond": p_uncond,
     }
     params = {**theirs, **params, "conditioning_key": "retro_only", "cond_stage_config": UNCONDITIONAL}
     params["unet_config"] = {"target": UNET_TARGET, "params": unet}
     if not params.get("retrieval_cfg"):
         notes += "\nCompVis' scripts/rdm_sample.py also needs a database: retrieval_cfg and nn_memory in params."
     return notes, {**model, "target": "rdm.models.diffusion.ddpm.MinimalRETRODiffusion", "params": params}
+
+
+def _dropping(p_uncond: float, k: int, width: int) -> str:
+    """Returns the note on training with dropped contexts in CompVis' code."""
+    return (
+        f"The model was trained with p_uncond: {p_uncond}. Here it is 0: CompVis' training step stops with another "
+        f"value, unless the null context has the shape of the neighbours, and then its sampling takes k_nn {k} only. "
+        f"To train there with dropped contexts, set p_uncond: {p_uncond} and guidance_vex_shape: [{k}, {width}]. Then "
+        f"put 1e-6 * torch.ones({k}, {width}) in the place of unconditional_guidance_vex in model.ckpt: the null "
+        "context of the training was zeros, and CompVis' sampling divides by its length."
+    )
 
 
 def _autoregressive_model(model: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from rdm.retrieval.queries import text_queries
 from rdm.sampling.copies import as_written
 from rdm.sampling.request import Request
 from rdm.sampling.samples import sample, settings_of
-from rdm.sampling.settings import TOP_M, Settings
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import TOP_M
 from rdm.sampling.ways import popular_vectors
 
 # Part of the fingerprint: with other words, earlier reports could not be repeated.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import centre_square, open_picture
+from ldm.data.decode import centre_square
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.editing import Edit
 from ldm.pictures import from_uint8
-from rdm.sampling.settings import REPEATS
+from rdm.sampling.given import GivenPicture, Picture, open_given
+from rdm.sampling.values import REPEATS, check_arguments
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +81,9 @@ class Canvas:
 
 
 def open_canvas(
-    picture: str | Path,
+    picture: Picture,
     *,
-    mask: str | Path | None = None,
+    mask: Picture | None = None,
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
@@ -92,11 +93,11 @@ def open_canvas(
     picture_sha256: str | None = None,
     mask_sha256: str | None = None,
 ) -> Canvas:
-    """Returns the canvas of a picture in a file. Every file is read once.
+    """Returns the canvas of a picture. Every file is read once.
 
     Args:
-        picture: the file of the picture.
-        mask: the file of a mask of the same size; it is white where the picture is repainted.
+        picture: the picture, or its file.
+        mask: a mask of the same size, or its file; it is white where the picture is repainted.
         outpaint: numbers of pixels by which the picture is extended at the left, top, right and bottom.
         size: if given, the picture and the mask are cropped to their centre square and scaled to this side in pixels.
         strength: see :class:`Edit`; None stands for 1.
@@ -109,31 +110,32 @@ def open_canvas(
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: none or several of mask, outpaint and invert are given, a file is not a picture or has another hash,
-            or the mask has another size.
+            the mask has another size, or an argument does not accept its value or has no effect.
     """
+    check_arguments(outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert, mask=mask)
     ways = {"mask": mask is not None, "outpaint": outpaint is not None, "invert": invert}
     given = [name for name, there in ways.items() if there]
     if len(given) > 1 or not (given or strength is not None):
         got = " and ".join(given) or "none"
         raise ValueError(f"got {got}, expected one of mask, outpaint and invert, or a strength alone")
-    if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0 or not any(outpaint)):
-        raise ValueError(f"outpaint: got {list(outpaint)}, expected pixels at the left, top, right and bottom")
-    image, data = _open(picture, picture_sha256, size)
+    given_picture = open_given(picture, picture_sha256)
+    given_mask = None if mask is None else open_given(mask, mask_sha256)
+    if not given_picture.is_opaque():
+        LOG.warning("%s is transparent in places, which count as white", given_picture.name)
+    image = _sized(given_picture, size)
     pixels, paint = _pixels(image), None
-    if mask is not None:
-        opened, mask_data = _open(mask, mask_sha256, size)
-        mask_sha256 = hashlib.sha256(mask_data).hexdigest()
-        paint = _paint(opened, mask_data, str(mask), image, str(picture))
+    if given_mask is not None:
+        paint = _paint(given_mask, size, image, given_picture.name)
     if outpaint is not None:
         left, top, right, bottom = outpaint
         sides = (left, right, top, bottom)
         paint = F.pad(torch.zeros(1, 1, *pixels.shape[2:]), sides, value=1.0)
         pixels = F.pad(pixels, sides, mode="replicate")
     about = {
-        "picture": str(picture),
-        "picture_sha256": hashlib.sha256(data).hexdigest(),
-        "mask": None if mask is None else str(mask),
-        "mask_sha256": mask_sha256,
+        "picture": given_picture.file,
+        "picture_sha256": given_picture.sha256,
+        "mask": None if given_mask is None else given_mask.file,
+        "mask_sha256": None if given_mask is None else given_mask.sha256,
         "outpaint": None if outpaint is None else list(outpaint),
         "size": size,
         "strength": 1.0 if strength is None else strength,
@@ -144,18 +146,9 @@ def open_canvas(
     return Canvas(pixels, paint, about)
 
 
-def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image.Image, bytes]:
-    """Returns the picture in a file, cropped and scaled to ``size``, and the bytes of the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no picture at {path}")
-    data = Path(path).read_bytes()
-    if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
-    try:
-        picture = open_picture(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return picture if size is None else centre_square(picture, size), data
+def _sized(given: GivenPicture, size: int | None) -> Image.Image:
+    """Returns a picture, cropped and scaled to ``size``."""
+    return given.image if size is None else centre_square(given.image, size)
 
 
 def _pixels(picture: Image.Image) -> Tensor:
@@ -163,12 +156,19 @@ def _pixels(picture: Image.Image) -> Tensor:
     return from_uint8(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
 
 
-def _paint(mask: Image.Image, data: bytes, path: str, picture: Image.Image, picture_path: str) -> Tensor:
+def _paint(given: GivenPicture, size: int | None, picture: Image.Image, picture_name: str) -> Tensor:
     """Returns a mask as a tensor ``[1, 1, H, W]`` in [0, 1], after checks of its size and transparency."""
+    mask = _sized(given, size)
     if mask.size != picture.size:
         got, expected = ("x".join(map(str, each.size)) for each in (mask, picture))
-        raise ValueError(f"mask {path} has {got} pixels, expected the {expected} of {picture_path}")
-    with Image.open(io.BytesIO(data)) as opened:
-        if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
-            raise ValueError(f"mask {path} is transparent in places, expected black and white pixels only")
-    return torch.from_numpy(np.array(mask.convert("L")))[None, None].float() / 255
+        raise ValueError(f"mask {given.name} has {got} pixels, expected the {expected} of {picture_name}")
+    if not given.is_opaque():
+        raise ValueError(f"mask {given.name} is transparent in places, expected black and white pixels only")
+    shown, grey = np.array(mask), np.array(mask.convert("L"))
+    if (shown != shown[..., :1]).any():
+        LOG.warning("mask %s has colours, of which only the brightness counts: white is repainted", given.name)
+    if not (grey >= 128).any():
+        LOG.warning(
+            "mask %s is black all over, or nearly so: nothing is painted anew; white is what is repainted", given.name
+        )
+    return torch.from_numpy(grey)[None, None].float() / 255

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,22 @@ from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
 from rdm.sampling.conditions import condition_of
-from rdm.sampling.request import Request
+from rdm.sampling.given import Picture, name_of
+from rdm.sampling.request import Request, check_tokens
 from rdm.sampling.samples import Samples
-from rdm.sampling.settings import NEGATIVE_WEIGHT, REPEATS
+from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, check_arguments
 from rdm.sampling.ways import retrieved_rows, texts
 
 
 def edit(
     loaded: Loaded,
-    picture: str | Path,
+    picture: Picture,
     n: int = 1,
     *,
     prompt: str | None = None,
     k: int | None = None,
     seed: int = 0,
-    mask: str | Path | None = None,
+    mask: Picture | None = None,
     outpaint: Sequence[int] | None = None,
     size: int | None = None,
     strength: float | None = None,
@@ -46,7 +46,7 @@ def edit(
 
     Args:
         loaded: model and database.
-        picture: the file of the picture.
+        picture: the picture, or its file.
         n: number of images.
         prompt: the text that neighbours are looked up with.
         k: number of neighbours of each image.
@@ -66,6 +66,11 @@ def edit(
         ValueError: the mask has another size, the model cannot make images of this size, or options contradict each
             other.
     """
+    weight = {"negative": negative, "negative_weight": negative_weight}
+    check_arguments(n=n, prompt=prompt, k=k, seed=seed, **weight)
+    check_tokens(tokens, ("neighbours", "text", "both"))
+    if prompt is None and tokens != "neighbours":
+        raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
     k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
     canvas = open_canvas(
         picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
@@ -75,18 +80,16 @@ def edit(
         own = loaded.retriever(image_queries(embedder, canvas.picture.to(model.device)), k)
         canvas = with_inversion(loaded, canvas, own.rows[0].tolist())
     if prompt is not None:
-        options: dict[str, Any] = {"tokens": tokens, "negative": negative, "negative_weight": negative_weight}
+        options: dict[str, Any] = {"tokens": tokens, **weight}
         return replace(texts(loaded, [prompt] * n, k=k, seed=seed, **options), canvas=canvas)
-    if tokens != "neighbours":
-        raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
     query = image_queries(embedder, canvas.visible().to(model.device))
     asked: dict[str, Any] = {"way": "edit", "k": k, **loaded.retriever.about}
-    if negative:
+    if negative is not None:
         query = mix([query, text_queries(embedder, [negative])], [1.0, -negative_weight])
-        asked |= {"negative": negative, "negative_weight": negative_weight}
+        asked |= weight
     queries = query.expand(n, -1)
     retrieved, seeds = loaded.retriever(queries, k), range(seed, seed + n)
-    return Request(retrieved, [str(picture)] * n, seeds, asked, queries=queries, canvas=canvas)
+    return Request(retrieved, [name_of(picture)] * n, seeds, asked, queries=queries, canvas=canvas)
 
 
 def check_sides(loaded: Loaded, canvas: Canvas) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -12,9 +11,11 @@ from torchvision.transforms.functional import to_pil_image
 from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
+from rdm.sampling.given import Picture
 from rdm.sampling.request import Request
 from rdm.sampling.samples import sample
-from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, REPEATS, Settings
+from rdm.sampling.settings import Settings
+from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT, REPEATS, check_arguments
 from rdm.sampling.ways import texts
 
 
@@ -30,7 +31,7 @@ class Pipeline(Loaded):
         cls,
         checkpoint: str | None = None,
         database: str | None = None,
-        only: Sequence[str] = (),
+        only: str | Sequence[str] = (),
         config: str | None = None,
         same_outline: float | None = None,
     ) -> Pipeline:
@@ -44,7 +45,7 @@ class Pipeline(Loaded):
         neighbours: int | None = None,
         seed: int = 0,
         tokens: str = "neighbours",
-        image: str | Path | None = None,
+        image: Picture | None = None,
         image_weight: float = IMAGE_WEIGHT,
         negative: str | None = None,
         negative_weight: float = NEGATIVE_WEIGHT,
@@ -67,9 +68,11 @@ class Pipeline(Loaded):
             ValueError: a setting is unknown or does not accept its value.
         """
         chosen = Settings.of(**settings)
+        check_arguments(neighbours=neighbours)
+        chosen.check_tokens(tokens)
         request = texts(
             self,
-            [prompts] if isinstance(prompts, str) else prompts,
+            prompts,
             k=neighbours,
             seed=seed,
             tokens=tokens,
@@ -82,13 +85,13 @@ class Pipeline(Loaded):
 
     def edit(
         self,
-        picture: str | Path,
+        picture: Picture,
         prompt: str | None = None,
         *,
         n: int = 1,
         neighbours: int | None = None,
         seed: int = 0,
-        mask: str | Path | None = None,
+        mask: Picture | None = None,
         outpaint: Sequence[int] | None = None,
         size: int | None = None,
         strength: float | None = None,
@@ -102,7 +105,7 @@ class Pipeline(Loaded):
         """Samples n edits of a picture, with the neighbours of a prompt or of the picture itself.
 
         Args:
-            picture: the file of the picture.
+            picture: the picture, or its file.
             prompt: the text that neighbours are looked up with.
             n: number of images.
             neighbours: number of neighbours of each image; if not given, as many as in training.
@@ -123,6 +126,8 @@ class Pipeline(Loaded):
             ValueError: a setting is unknown or does not accept its value, or options contradict each other.
         """
         chosen = Settings.of(**settings)
+        check_arguments(neighbours=neighbours)
+        chosen.check_tokens(tokens)
         request = edit(
             self,
             picture,

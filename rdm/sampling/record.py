@@ -30,12 +30,14 @@ from rdm.retrieval.queries import text_queries
 from rdm.sampling.canvas import open_canvas
 from rdm.sampling.copies import Likeness
 from rdm.sampling.edit import with_inversion
+from rdm.sampling.given import IN_MEMORY
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.ranking import Candidate
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
 from rdm.sampling.settings import Settings
 from rdm.sampling.sheet import sheet
+from rdm.sampling.values import check_arguments
 from rdm.sampling.ways import picture_queries, retrieved_rows
 
 LOG = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ def save(
     Returns:
         the path of the contact sheet.
     """
+    check_arguments(per_row=per_row)
     outdir, database = Path(outdir), loaded.retriever.database
     common = about_the_run(samples, loaded)
     records: list[dict[str, Any]] = []
@@ -238,11 +241,14 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     prompts, picture, shown, canvas = None, record.get("query_picture"), None, None
     if picture is not None:
+        _check_file(picture["file"], picture["sha256"])
         shown = picture_queries(loaded, picture["file"], picture["sha256"])
     elif "prompt" in record:
         prompts = [record["prompt"]]
         shown = None if record["tokens"] == "neighbours" else text_queries(loaded.retriever.embedder, prompts)
     if "edit" in record:
+        for part in ("picture", "mask"):
+            _check_file(record["edit"][part], record["edit"][f"{part}_sha256"])
         canvas = open_canvas(**record["edit"])
         if record["edit"]["inverted_with_rows"] is not None:
             canvas = with_inversion(loaded, canvas, record["edit"]["inverted_with_rows"])
@@ -257,6 +263,19 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
         query_picture=picture,
         canvas=canvas,
     )
+
+
+def _check_file(file: str | None, sha256: str | None) -> None:
+    """Checks that a picture of a record was in a file.
+
+    Raises:
+        ValueError: it was given open, from Python.
+    """
+    if file is None and sha256 is not None:
+        raise ValueError(
+            f"the image was made with {IN_MEMORY} (sha256 of its pixels {sha256}), expected one in a file, which can "
+            "be read again; make the image again from Python"
+        )
 
 
 def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:

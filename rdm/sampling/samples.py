@@ -13,7 +13,7 @@ from rdm.sampling.copies import CopyCheck, Likeness
 from rdm.sampling.generate import drawing, prepared
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
-from rdm.sampling.settings import EDIT_SAMPLER, Settings
+from rdm.sampling.settings import DIFFUSION, EDIT_SAMPLER, Settings
 
 LOG = logging.getLogger(__name__)
 
@@ -67,9 +67,14 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
     """
     if request.canvas is not None:
         comes_back = request.canvas.about["invert"] and request.prompts is None
-        scale = 1.0 if comes_back else settings.scale  # the inversion is unguided
-        settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER, scale=scale)
+        if comes_back:  # the inversion is unguided
+            settings = settings.unguided("an inversion without a prompt; give a prompt")
+        settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER)
     settings = settings.for_model(loaded.model)
+    if loaded.model.kind == DIFFUSION:
+        check_times(settings, len(loaded.diffusion.schedule))
+    if request.canvas is not None:
+        say_what_is_kept(request.canvas.about["strength"], settings, loaded)
     if settings.weaker is not None:
         settings = replace(settings, weaker=str(find_checkpoint(settings.weaker)))
     check_best_of(settings, request)
@@ -78,8 +83,7 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
             f"got height={settings.height} and width={settings.width} with a picture to edit, expected neither, as "
             "images have the size of the picture; leave them out"
         )
-    if settings.text_scale is not None and request.tokens != "both":
-        raise ValueError(f"got text_scale={settings.text_scale} with tokens '{request.tokens}', expected tokens 'both'")
+    settings.check_tokens(request.tokens)
     if not has_references(loaded.model) and (settings.reference_scale is not None or settings.reference_noise):
         raise ValueError(
             f"got reference_scale={settings.reference_scale}, reference_noise={settings.reference_noise} for a model "
@@ -92,3 +96,28 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
             "set scale to 1 to sample without guidance"
         )
     return settings
+
+
+def say_what_is_kept(strength: float, settings: Settings, loaded: Loaded) -> None:
+    """Logs that an edit leaves the picture as it is, because its strength is below that of the first step."""
+    schedule = loaded.diffusion.schedule
+    first = int(schedule.timesteps(settings.steps or 1, settings.spacing)[0])
+    if first >= strength * len(schedule):
+        LOG.warning(
+            "strength %s is so small that none of the %s steps is taken: nothing is painted, and the images are the "
+            "picture as the first stage decodes it; raise strength or steps",
+            strength,
+            settings.steps,
+        )
+
+
+def check_times(settings: Settings, times: int) -> None:
+    """Checks that steps and interval fit the diffusion times of a model, 0 to ``times - 1``.
+
+    Raises:
+        ValueError: there are more steps than times, or the interval begins after the last time.
+    """
+    if settings.steps is not None and settings.steps > times:
+        raise ValueError(f"got steps={settings.steps}, expected 1 to {times}, the number of times of the model")
+    if settings.interval is not None and settings.interval[0] >= times:
+        raise ValueError(f"got interval={settings.interval}, expected times from 0 to {times - 1}, those of the model")

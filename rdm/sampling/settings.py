@@ -6,77 +6,40 @@ is a new field here and the code that uses it. This module imports nothing slow,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from ldm.util import bytes_of, nearest
+from ldm.util import nearest
+from rdm.sampling.values import (
+    AT_LEAST_0,
+    CHECKPOINT,
+    COUNT,
+    COUNT_OR_NONE,
+    NUMBER,
+    NUMBER_OR_NONE,
+    PRECISION,
+    SAMPLERS,
+    SHARE,
+    SHARE_ABOVE_0,
+    SIDE_OR_MEMORY,
+    SPACINGS,
+    STOCHASTIC,
+    SWITCH,
+    TIMES,
+    Value,
+    check_needed,
+    one_of,
+)
 
 DIFFUSION, AUTOREGRESSION = "diffusion", "autoregression"
-PRECISIONS = ("32", "bf16")
 # The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
 THRESHOLD = 0.995
-# Defaults of the arguments of requests, see rdm.sampling.ways and rdm.sampling.edit.
-POOL = 20
-TOP_M = 0.2
-IMAGE_WEIGHT = NEGATIVE_WEIGHT = 0.5
-REPEATS = 4
 EDIT_SAMPLER = "ddim"  # an inversion reverses its steps, and repainting needs many steps to match the kept pixels
-
-
 # Settings of what a diffusion model sees, see rdm.sampling.conditions; its sampler does not take them.
 CONDITIONS = ("reference_scale", "reference_noise")
 # Names of options in reports of earlier versions -> present names.
 BEFORE = {"H": "height", "W": "width", "ddim_eta": "eta"}
-
-
-@dataclass(frozen=True)
-class Value:
-    """The values that an option accepts.
-
-    Attributes:
-        expected: a description of the values for error messages.
-        read: converts a word of the command line to a value; raises ValueError if it cannot.
-        fits: whether a value is accepted.
-    """
-
-    expected: str
-    read: Callable[[str], Any]
-    fits: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _fits_memory(value: Any) -> bool:
-    try:
-        return _is_count(value) or (isinstance(value, str) and bytes_of(value) > 0)
-    except ValueError:
-        return False
-
-
-COUNT = Value("a whole number of at least 1", int, _is_count)
-COUNT_OR_NONE = Value("a whole number of at least 0", int, lambda value: value == 0 or _is_count(value))
-NUMBER = Value("a finite number", float, _is_number)
-NUMBER_OR_NONE = Value("a finite number", float, lambda value: value is None or _is_number(value))
-SHARE = Value("a number from 0 to 1", float, lambda value: _is_number(value) and 0 <= value <= 1)
-TIMES = Value(
-    "a first and a last time",
-    int,
-    lambda value: isinstance(value, tuple) and len(value) == 2 and all(isinstance(time, int) for time in value),
-)
-TEXT = Value("a name", str, lambda value: isinstance(value, str) and bool(value))
-PRECISION = Value(" or ".join(PRECISIONS), str, lambda value: value in PRECISIONS)
-SIDE_OR_MEMORY = Value(
-    "a side in pixels or a size such as 2GB", lambda text: int(text) if text.isdigit() else text, _fits_memory
-)
-SWITCH = Value("true, false or the name of a backend", str, lambda value: isinstance(value, bool | str))
 
 
 @dataclass(frozen=True)
@@ -164,14 +127,14 @@ class Settings:
     weaker: str | None = option(
         None,
         "checkpoint of a weaker model; samples are guided away from what it would do (autoguidance)",
-        TEXT,
+        CHECKPOINT,
         kind=DIFFUSION,
         metavar="CKPT",
     )
     weaker_scale: float = option(2.0, "scale of autoguidance; 1 samples without it", NUMBER, kind=DIFFUSION)
     sampler: str | None = option(
-        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; if not given, unipc, and ddim for edits", TEXT,
-        kind=DIFFUSION,
+        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; if not given, unipc, and ddim for edits",
+        one_of(*SAMPLERS), kind=DIFFUSION,
     )  # fmt: skip
     steps: int | None = option(
         None, "number of denoising steps; if not given, as many as the sampler needs", COUNT, "--steps", "--ddim_steps",
@@ -182,16 +145,19 @@ class Settings:
         kind=DIFFUSION,
     )  # fmt: skip
     spacing: str = option(
-        "uniform", "spacing of the steps over time: uniform, trailing, karras or quad", TEXT, kind=DIFFUSION
+        "uniform",
+        "spacing of the steps over time: uniform, trailing, karras or quad",
+        one_of(*SPACINGS),
+        kind=DIFFUSION,
     )
     temperature: float = option(
-        1.0, "temperature of the codes; 0 takes the likeliest code each time", NUMBER, kind=AUTOREGRESSION
+        1.0, "temperature of the codes; 0 takes the likeliest code each time", AT_LEAST_0, kind=AUTOREGRESSION
     )
     top_k: int | None = option(
         None, "choose each code among this number of likeliest codes", COUNT, kind=AUTOREGRESSION
     )
     top_p: float | None = option(
-        None, "choose each code among the likeliest codes that have this probability together", SHARE,
+        None, "choose each code among the likeliest codes that have this probability together", SHARE_ABOVE_0,
         kind=AUTOREGRESSION,
     )  # fmt: skip
     best_of: int = option(
@@ -215,7 +181,7 @@ class Settings:
         SIDE_OR_MEMORY, metavar="SIDE",
     )  # fmt: skip
     precision: str = option(
-        "32", "precision of the networks; bf16 is faster on processors that have it", PRECISION, choices=PRECISIONS
+        "32", "precision of the networks, 32 or bf16, which is faster on processors that have it", PRECISION
     )
     compile: bool | str = option(
         False, "compile the networks, which takes minutes at first and then samples faster", SWITCH, action="store_true"
@@ -223,15 +189,31 @@ class Settings:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, known = getattr(self, each.name), option_of(each)
-            if value != each.default and not known.value.fits(value):
-                raise ValueError(f"got {each.name}={value!r}, expected {known.value.expected}")
-        if self.reject_copies and self.copy_threshold is None:
-            raise ValueError(f"got reject_copies={self.reject_copies} without a copy check; give a copy_threshold")
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                option_of(each).value.check(each.name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Checks that no setting contradicts another or has no effect without it."""
+        check_needed(vars(self))
+        unguided = self.scale == 1 and self.text_scale in (None, 1) and self.reference_scale in (None, 0, 1)
+        alone = {
+            "reject_copies": (self.copy_threshold is None, "a copy check; give a copy_threshold"),
+            "rescale": (unguided, "guidance; give another scale than 1"),
+            "interval": (unguided, "guidance; give another scale than 1"),
+            "reference_noise": (self.reference_scale == 0, "the neighbours' pictures; give another reference_scale"),
+            "top_k": (self.temperature == 0, "a temperature above 0; give one"),
+            "top_p": (self.temperature == 0, "a temperature above 0; give one"),
+        }
+        for name, (lacks, what) in alone.items():
+            value = getattr(self, name)
+            if lacks and value != DEFAULTS[name]:
+                raise ValueError(f"got {name}={value!r} without {what}, or leave out {name}")
 
     @classmethod
     def of(cls, **options: Any) -> Settings:
-        """Returns settings with the given options, by name.
+        """Returns settings with the given options, by name. Lists, as in records, stand for tuples.
 
         Raises:
             ValueError: there is no option with a given name; the message names the nearest one.
@@ -242,11 +224,16 @@ class Settings:
                 raise ValueError(
                     f"unknown sampling option '{name}'{nearest(name, known) or ', expected ' + ', '.join(known)}"
                 )
-        return cls(**options)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
 
     @classmethod
     def of_command_line(cls, given: Mapping[str, Any]) -> Settings:
-        """Returns the settings of parsed command-line options, such as ``vars(args)``; missing ones have defaults."""
+        """Returns the settings of parsed command-line options, such as ``vars(args)``; missing ones have defaults.
+
+        Raises:
+            ValueError: settings contradict each other, or an option has no effect without another that is not given.
+        """
+        check_needed(given)
         given = {BEFORE.get(name, name): value for name, value in given.items()}
         return cls.from_record({name: value for name, value in given.items() if name in OPTIONS})
 
@@ -254,7 +241,7 @@ class Settings:
         """Returns the settings completed with the model's defaults where they are None.
 
         Raises:
-            ValueError: an option is set that only the other kind of model has.
+            ValueError: an option is set that only the other kind of model has, or that the sampler does not use.
         """
         articles = {DIFFUSION: "a diffusion model", AUTOREGRESSION: "an autoregressive model"}
         for each in fields(self):
@@ -265,7 +252,40 @@ class Settings:
                     f"{articles[model.kind]}; leave it out"
                 )
         usual = model.usual_options(self.sampler)
-        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        settings = replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        if settings.eta and settings.sampler not in STOCHASTIC:
+            raise ValueError(
+                f"got eta={settings.eta} with sampler={settings.sampler}, expected 0 for a sampler without noise; give "
+                f"{', '.join(STOCHASTIC[:-1])} or {STOCHASTIC[-1]} as sampler, or leave out eta"
+            )
+        return settings
+
+    def unguided(self, where: str) -> Settings:
+        """Returns the settings without guidance.
+
+        Args:
+            where: what is sampled without it, for the error.
+
+        Raises:
+            ValueError: a setting asks for guidance.
+        """
+        for name in ("scale", "text_scale", "rescale", "interval"):
+            value = getattr(self, name)
+            if value != DEFAULTS[name] and value != 1:
+                raise ValueError(f"got {name}={value!r}, which has no effect in {where}, or leave out {name}")
+        return replace(self, scale=1.0)
+
+    def check_tokens(self, tokens: str) -> None:
+        """Checks that settings have an effect with a context, see :class:`rdm.sampling.request.Request`.
+
+        Raises:
+            ValueError: a setting has none.
+        """
+        if self.text_scale is not None and tokens != "both":
+            raise ValueError(
+                f"got text_scale={self.text_scale} with tokens '{tokens}', expected tokens 'both', which are "
+                "--use_query on the command line"
+            )
 
     def model_options(self, kind: str) -> dict[str, Any]:
         """Returns the options for the ``sample`` method of a kind of model, by name."""
@@ -287,7 +307,7 @@ class Settings:
         Raises:
             ValueError: the record has an unknown option.
         """
-        return cls.of(**{name: tuple(v) if isinstance(v, list) else v for name, v in record.items()})
+        return cls.of(**record)
 
 
 def option_of(setting: Any) -> Option:

@@ -7,33 +7,33 @@ large as in training. ``seed`` is the seed of the first image; image i has the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.decode import decode_image
-from ldm.files import file_hash
+from ldm.data.decode import centre_square
+from ldm.pictures import from_uint8
 from rdm.loading import Loaded
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.neighbours.popularity import popularity
 from rdm.retrieval.queries import between as texts_between
 from rdm.retrieval.queries import class_texts, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
+from rdm.sampling.given import GivenPicture, Picture, name_of, open_given
 from rdm.sampling.request import Request, check_tokens
-from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M
+from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M, WORDS, check_arguments, check_pool
 
 
 def texts(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     k: int | None = None,
     seed: int = 0,
     tokens: str = "neighbours",
-    image: str | Path | None = None,
+    image: Picture | None = None,
     image_weight: float = IMAGE_WEIGHT,
     negative: str | None = None,
     negative_weight: float = NEGATIVE_WEIGHT,
@@ -42,34 +42,37 @@ def texts(
 
     Args:
         loaded: model and database.
-        prompts: the texts.
+        prompts: the texts; one text stands for a list of it.
         k: number of neighbours of each image.
         seed: the seed of the first image.
         tokens: what the context consists of: ``neighbours``, ``text`` (the prompt alone) or ``both`` (the prompt
             followed by the neighbours).
-        image: the file of a picture. Neighbours are then looked up with a weighted mean of the prompt and the picture.
+        image: a picture or its file. Neighbours are then looked up with a weighted mean of the prompt and the picture.
         image_weight: the weight of the picture; the prompt has the weight 1.
         negative: a negative prompt. It enters the query vector for the neighbours with a negative weight.
         negative_weight: the magnitude of this weight; the prompt has the weight 1.
 
     Raises:
         FileNotFoundError: the picture does not exist.
-        ValueError: there is no prompt, a prompt is empty, or ``tokens`` is unknown.
+        ValueError: there is no prompt, a prompt is empty, or an argument does not accept its value or has no effect.
     """
-    if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise ValueError("got an empty prompt, expected some words")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for prompt in prompts or [""]:
+        WORDS.check("prompt", prompt)
     check_tokens(tokens, ("neighbours", "text", "both"))
+    weights_given = {"image": image, "image_weight": image_weight, "negative_weight": negative_weight}
+    check_arguments(k=k, seed=seed, negative=negative, **weights_given)
     k, embedded = k or loaded.k, text_queries(loaded.retriever.embedder, prompts)
     queries, weights = [embedded], [1.0]
     asked: dict[str, Any] = {"way": "text", "k": k, **loaded.retriever.about}
-    if negative:
+    if negative is not None:
         queries.append(text_queries(loaded.retriever.embedder, [negative]).expand_as(embedded))
         weights.append(-negative_weight)
         asked |= {"negative": negative, "negative_weight": negative_weight}
-    if image:
+    if image is not None:
         queries.append(picture_queries(loaded, image).expand_as(embedded))
         weights.append(image_weight)
-        asked |= {"image": str(image), "image_weight": image_weight}
+        asked |= {"image": name_of(image), "image_weight": image_weight}
     vectors = embedded if len(queries) == 1 else mix(queries, weights)
     return Request(
         loaded.retriever(vectors, k),
@@ -89,8 +92,9 @@ def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = Non
     Raises:
         ValueError: n is below 2, or a text is empty.
     """
-    if not start.strip() or not end.strip():
-        raise ValueError("got an empty prompt, expected some words at both ends")
+    check_arguments(n=n, k=k, seed=seed)
+    for text in (start, end):
+        WORDS.check("prompt", text)
     ends = text_queries(loaded.retriever.embedder, [start, end])
     labels = [f"{start} -> {end}, {place / max(n - 1, 1):.0%}" for place in range(n)]
     k = k or loaded.k
@@ -100,7 +104,7 @@ def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = Non
 
 def image(
     loaded: Loaded,
-    picture: str | Path,
+    picture: Picture,
     n: int,
     *,
     k: int | None = None,
@@ -111,7 +115,7 @@ def image(
 
     Args:
         loaded: model and database.
-        picture: the file of the picture.
+        picture: the picture, or its file.
         n: number of images.
         k: number of neighbours of each image.
         seed: the seed of the first image.
@@ -120,14 +124,16 @@ def image(
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is not a picture, or ``tokens`` is unknown.
+        ValueError: the file is not a picture, or an argument does not accept its value.
     """
     check_tokens(tokens, ("neighbours", "picture", "both"))
-    queries = picture_queries(loaded, picture).expand(n, -1)
-    k, seen = k or loaded.k, {"file": str(picture), "sha256": file_hash(Path(picture))}
+    check_arguments(n=n, k=k, seed=seed)
+    opened = open_given(picture)
+    queries = picture_queries(loaded, opened).expand(n, -1)
+    k, seen = k or loaded.k, {"file": opened.file, "sha256": opened.sha256}
     return Request(
         loaded.retriever(queries, k),
-        [str(picture)] * n,
+        [opened.name] * n,
         range(seed, seed + n),
         {"way": "image", "k": k, **loaded.retriever.about},
         tokens=tokens,
@@ -141,8 +147,11 @@ def rows(loaded: Loaded, numbers: Sequence[int], n: int, *, seed: int = 0) -> Re
     """Requests n images that use the given database rows as neighbours.
 
     Raises:
-        ValueError: a row does not exist.
+        ValueError: a row does not exist, there is none, or an argument does not accept its value.
     """
+    check_arguments(n=n, seed=seed)
+    if not len(numbers):
+        raise ValueError("got no row, expected the numbers of some rows of the database")
     tiled = np.tile(np.array(numbers, dtype=np.int64), (n, 1))
     retrieved = retrieved_rows(loaded, tiled, np.ones(tiled.shape, np.float32))
     label = "rows " + ", ".join(map(str, numbers))
@@ -151,7 +160,7 @@ def rows(loaded: Loaded, numbers: Sequence[int], n: int, *, seed: int = 0) -> Re
 
 def classes(
     loaded: Loaded,
-    names: Sequence[str],
+    names: str | Sequence[str],
     *,
     k: int | None = None,
     pool: int = POOL,
@@ -163,7 +172,7 @@ def classes(
 
     Args:
         loaded: model and database.
-        names: class names, see :func:`rdm.retrieval.classes.class_names`.
+        names: class names, see :func:`rdm.retrieval.classes.class_names`; one name stands for a list of it.
         k: number of neighbours of each image.
         pool: with ``by="text"``, the number of nearest rows that neighbours are drawn from.
         by: ``text`` draws k neighbours from the ``pool`` rows nearest to the sentence of the class (Blattmann et al.
@@ -173,11 +182,14 @@ def classes(
         tokens: what the context consists of: ``neighbours``, ``text`` (the sentence of the class) or ``both``.
 
     Raises:
-        ValueError: ``by`` or ``tokens`` is unknown, a class has fewer than k rows, or ``pool`` is smaller than k.
+        ValueError: a class has fewer than k rows, or an argument does not accept its value or has no effect.
     """
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names or [""]:
+        WORDS.check("class", name)
     check_tokens(tokens, ("neighbours", "text", "both"))
-    if by not in ("text", "label"):
-        raise ValueError(f"got by='{by}', expected text or label")
+    check_arguments(k=k, seed=seed, pool=pool, by=by)
+    check_pool(pool, by, k or loaded.k)
     k, seeds = k or loaded.k, range(seed, seed + len(names))
     sentences = class_texts([name.rpartition("/")[2] for name in names])
     asked = {"way": "class", "by": by, "k": k, **loaded.retriever.about}
@@ -216,7 +228,9 @@ def popular(
 
     Raises:
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
+        ValueError: an argument does not accept its value.
     """
+    check_arguments(n=n, k=k, seed=seed, top_m=top_m, weighted=weighted)
     k, queries = k or loaded.k, popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
     asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted, **loaded.retriever.about}
     return Request(loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), asked)
@@ -244,20 +258,13 @@ def retrieved_rows(loaded: Loaded, numbers: np.ndarray, scores: np.ndarray) -> R
     return Retrieved(vectors, numbers, scores)
 
 
-def picture_queries(loaded: Loaded, image: str | Path, sha256: str | None = None) -> Tensor:
-    """Returns the embedding ``[1, D]`` of a picture in a file, processed like the pictures of the database.
+def picture_queries(loaded: Loaded, picture: Picture | GivenPicture, sha256: str | None = None) -> Tensor:
+    """Returns the embedding ``[1, D]`` of a picture, processed like the pictures of the database.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a picture, or does not have the given hash.
     """
-    path = Path(image)
-    if not path.is_file():
-        raise FileNotFoundError(f"no picture at {path}")
-    if sha256 is not None and (found := file_hash(path)) != sha256:
-        raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
-    try:
-        pixels = decode_image(path.read_bytes(), loaded.data.image_size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return image_queries(loaded.retriever.embedder, pixels[None].to(loaded.model.device))
+    opened = picture if isinstance(picture, GivenPicture) else open_given(picture, sha256)
+    pixels = from_uint8(torch.from_numpy(np.array(centre_square(opened.image, loaded.data.image_size))))
+    return image_queries(loaded.retriever.embedder, pixels.permute(2, 0, 1)[None].contiguous().to(loaded.model.device))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -58,7 +59,7 @@ class DDPM(pl.LightningModule):
         given_betas: T variances in place of a named schedule.
         zero_terminal_snr: give the last time no signal, see ``NoiseSchedule.with_zero_terminal_snr``.
         original_elbo_weight: weight of the variational bound in the loss.
-        v_posterior: weight of beta in the stored posterior variance, and thus in that bound.
+        v_posterior: weight of beta in the variance of ancestral sampling, and thus in that bound.
         l_simple_weight: weight of the plain error in the loss.
         conditioning_key: see :class:`DiffusionWrapper`.
         parameterization: prediction of the U-Net: ``eps``, ``x0`` or ``v``.
@@ -127,15 +128,16 @@ class DDPM(pl.LightningModule):
         self.objective = Objective(loss_type, l_simple_weight, original_elbo_weight)
         with torch.device("cpu"):  # values, not weights, which are known also if the model is on the meta device
             if given_betas is None:
-                self.schedule = NoiseSchedule.from_name(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+                schedule = NoiseSchedule.from_name(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
             else:
-                self.schedule = NoiseSchedule.from_betas(torch.as_tensor(given_betas))
+                schedule = NoiseSchedule.from_betas(torch.as_tensor(given_betas, dtype=torch.float64))
             if zero_terminal_snr:
-                self.schedule = self.schedule.with_zero_terminal_snr(parameterization)
-            for name, value in self.schedule.buffers(v_posterior).items():
+                schedule = schedule.with_zero_terminal_snr(parameterization)
+            self.schedule = replace(schedule, v_posterior=v_posterior)
+            for name, value in self.schedule.buffers().items():
                 self.register_buffer(name, value)
             bounded = parameterization != "v" or original_elbo_weight  # there is no such bound for v
-            weights = self.schedule.lvlb_weights(parameterization, v_posterior) if bounded else None
+            weights = self.schedule.lvlb_weights(parameterization) if bounded else None
             self.register_buffer("lvlb_weights", weights, persistent=False)
             weights = None if min_snr_gamma is None else self.schedule.min_snr_weights(parameterization, min_snr_gamma)
             self.register_buffer("time_weights", weights, persistent=False)

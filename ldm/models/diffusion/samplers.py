@@ -91,7 +91,8 @@ def ddpm(
 
     With fewer than T steps, this samples the shorter chain of the chosen times (Nichol & Dhariwal 2021). Arguments are
     those of ``ddim``. With eta = 1, a step of ``ddim`` is the posterior of Ho et al. 2020, equations 6 and 7, expressed
-    by the noise instead of x0.
+    by the noise instead of x0. As in CompVis' code, ``schedule.v_posterior`` moves the variance of the new noise
+    towards beta, and the mean stays as it is.
 
     Raises:
         ValueError: wrong steps, or no source of noise.
@@ -110,10 +111,13 @@ def _ddim(
     on_step: OnStep | None,
 ) -> Tensor:
     require_noise(eta, noise)
+    wide = schedule.v_posterior
     for index, t, t_next, level, level_next in walk(schedule, steps, end):
         eps = denoise(x, times_of(t, x))
         sigma = eta * math.sqrt((1 - level_next) / (1 - level) * (1 - level / level_next))
         x, x0 = move(x, eps, level, level_next, sigma)
+        if end is not None and level_next < 1:  # ancestral: the last step, to x0, has no noise
+            sigma = math.sqrt((1 - wide) * sigma**2 + wide * eta**2 * (1 - level / level_next))
         if sigma and noise is not None:
             x = x + sigma * noise(x)
         x = observe(on_step, Step(index, t, t_next, x, x0))

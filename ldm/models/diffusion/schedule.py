@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,17 +25,23 @@ class NoiseSchedule:
 
     Attributes:
         alphas_cumprod: [T], strictly decreasing in (0, 1), float64 on the CPU.
+        v_posterior: the place of the variance of ancestral sampling between its lower bound (0), the variance of the
+            posterior, and its upper bound (1), which is beta (Nichol & Dhariwal 2021, section 3.1, with CompVis'
+            interpolation).
     """
 
     alphas_cumprod: Tensor
+    v_posterior: float = 0.0
     _tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Checks the values and converts them to float64 on the CPU.
 
         Raises:
-            ValueError: the values are not strictly decreasing in (0, 1).
+            ValueError: the values are not strictly decreasing in (0, 1), or v_posterior is not from 0 to 1.
         """
+        if not 0 <= self.v_posterior <= 1:
+            raise ValueError(f"v_posterior is {self.v_posterior}, expected a number from 0 to 1")
         values = self.alphas_cumprod.detach().to("cpu", torch.float64)
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"alphas_cumprod has shape {list(values.shape)}, expected [T]")
@@ -116,7 +122,7 @@ class NoiseSchedule:
             raise ValueError("zero_terminal_snr: got parameterization eps, expected v or x0")
         signal = self.alphas_cumprod.sqrt()
         scale = (signal[0] - NO_SIGNAL) / (signal[0] - signal[-1])
-        return NoiseSchedule((NO_SIGNAL + (signal - signal[-1]) * scale).square())
+        return replace(self, alphas_cumprod=(NO_SIGNAL + (signal - signal[-1]) * scale).square())
 
     def __repr__(self) -> str:
         """Returns a description with T and the first and last value."""
@@ -127,18 +133,12 @@ class NoiseSchedule:
         """Returns T."""
         return len(self.alphas_cumprod)
 
-    def _signal_and_noise(self, t: Tensor, x: Tensor, sampling: bool = False) -> tuple[Tensor, Tensor]:
-        """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x.
-
-        With ``sampling``, the second is computed from a level rounded to float32, see ``sampling_levels``.
-        """
+    def _signal_and_noise(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns sqrt(alphas_cumprod[t]) and sqrt(1 - alphas_cumprod[t]), shaped to broadcast over x."""
         if x.device not in self._tables:
-            total = self.alphas_cumprod
-            rounded = 1 - total.float().double()
-            squares = torch.stack([total, 1 - total, torch.where(rounded > 0, rounded, 1 - total)])
+            squares = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod])
             self._tables[x.device] = squares.sqrt().float().to(x.device)
-        table = self._tables[x.device]
-        signal, noise = table[0][t].to(x.dtype), table[2 if sampling else 1][t].to(x.dtype)
+        signal, noise = (values[t].to(x.dtype) for values in self._tables[x.device])
         shape = (-1,) + (1,) * (x.ndim - 1)
         return signal.view(shape), noise.view(shape)
 
@@ -153,11 +153,8 @@ class NoiseSchedule:
         return (x_t - sigma * eps) / signal
 
     def eps_from_x0(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """Returns the noise for which ``add_noise`` to x0 gives x_t; all [B, C, h, w], t [B].
-
-        The noise level is rounded as in samplers, which thus compute the same x0 from this noise.
-        """
-        signal, sigma = self._signal_and_noise(t, x_t, sampling=True)
+        """Returns the noise for which ``add_noise`` to x0 gives x_t; all [B, C, h, w], t [B]."""
+        signal, sigma = self._signal_and_noise(t, x_t)
         return (x_t - signal * x0) / sigma
 
     def target(self, parameterization: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -194,17 +191,13 @@ class NoiseSchedule:
         signal, sigma = self._signal_and_noise(t, x_t)
         return signal * output + sigma * x_t
 
-    def buffers(self, v_posterior: float = 0.0) -> dict[str, Tensor]:
-        """Returns the twelve float32 [T] tensors in CompVis' checkpoints, by their names there.
-
-        Args:
-            v_posterior: the posterior variance's place between its lower (0) and upper (1) bound, which is beta.
-        """
+    def buffers(self) -> dict[str, Tensor]:
+        """Returns the twelve float32 [T] tensors in CompVis' checkpoints, by their names there."""
         total = self.alphas_cumprod
         before = torch.cat([total.new_ones(1), total[:-1]])
         alphas = _ratios(total)
         betas = 1 - alphas
-        variance = betas * ((1 - v_posterior) * (1 - before) / (1 - total) + v_posterior)
+        variance = betas * ((1 - self.v_posterior) * (1 - before) / (1 - total) + self.v_posterior)
         values = {
             "betas": betas,
             "alphas_cumprod": total,
@@ -221,7 +214,7 @@ class NoiseSchedule:
         }
         return {name: value.float() for name, value in values.items()}
 
-    def lvlb_weights(self, parameterization: str = "eps", v_posterior: float = 0.0) -> Tensor:
+    def lvlb_weights(self, parameterization: str = "eps") -> Tensor:
         """Returns the weights [T] float32 of the loss terms in CompVis' variational bound.
 
         For x0, the denominator is CompVis' (2 - alphas_cumprod), with which released models were trained.
@@ -229,7 +222,7 @@ class NoiseSchedule:
         Raises:
             ValueError: the parameterization has no such weights.
         """
-        buffers = self.buffers(v_posterior)
+        buffers = self.buffers()
         betas, total = buffers["betas"], buffers["alphas_cumprod"]
         if parameterization == "eps":
             alphas = _ratios(self.alphas_cumprod).float()
@@ -299,17 +292,19 @@ class NoiseSchedule:
     def sampling_levels(self, times: Sequence[int] | Tensor, end: float | None = None) -> tuple[Tensor, Tensor]:
         """Returns alphas_cumprod at each of the times, and at the time to which a step from there leads.
 
-        Levels are first rounded to float32, the precision of checkpoints, and kept above zero.
-
         Args:
             times: increasing times [S].
-            end: the level to which the step from the first time leads, which is the last step of sampling; by default
-                ``alphas_cumprod[0]``.
+            end: the level to which the step from the first time leads, which is the last step of sampling. By default,
+                it is ``alphas_cumprod[0]``, and all levels are rounded to float32, the precision of checkpoints, and
+                kept above zero, as in CompVis' DDIM and in diffusers. With a level, as in ancestral sampling, none is
+                rounded: at the least noisy times, 1 - alphas_cumprod would lose most of its digits.
 
         Returns:
             Two [S] float64 tensors.
         """
-        levels = self.alphas_cumprod.float().clamp_min(torch.finfo(torch.float32).tiny).double()
+        levels = self.alphas_cumprod
+        if end is None:
+            levels = levels.float().clamp_min(torch.finfo(torch.float32).tiny).double()
         here = levels[torch.as_tensor(times, dtype=torch.int64)]
         last = levels[:1] if end is None else levels.new_tensor([end])
         return here, torch.cat([last, here[:-1]])

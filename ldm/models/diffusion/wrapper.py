@@ -23,9 +23,16 @@ def compile_network(network: nn.Module, how: bool | str, *, freeze: bool = False
         how: whether to compile it, or the name of a backend other than inductor.
         freeze: on a CPU, let inductor treat the weights as constants, which is faster. The weights must not change
             afterwards, and there are no gradients.
+
+    Raises:
+        ValueError: torch has no such backend.
     """
     if how:
         backend = "inductor" if how is True else str(how)
+        if backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+            raise ValueError(
+                f"got compile={how!r}, expected true, false or a backend of torch.compile: {', '.join(known)}"
+            )
         frozen = freeze and backend == "inductor" and next(network.parameters()).device.type == "cpu"
         network.compile(backend=backend, options={"freezing": True} if frozen else None)
 

@@ -184,7 +184,8 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         """
         sampler = sampler or USUAL
         batch_size = 1 if self.device.type == "cpu" else 8
-        return {"sampler": sampler, "steps": USUAL_STEPS.get(sampler), "batch_size": batch_size}
+        steps = min(USUAL_STEPS[sampler], len(self.schedule))
+        return {"sampler": sampler, "steps": steps, "batch_size": batch_size}
 
     def compiled_networks(self) -> list[nn.Module]:
         """Returns the networks that may be compiled for sampling."""

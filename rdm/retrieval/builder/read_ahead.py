@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.decode import open_picture
+from ldm.data.left_out import say_pages
 from rdm.retrieval.patches.identity import picture_hash
 from rdm.retrieval.patches.policy import Patches, cut
 
@@ -49,6 +50,7 @@ class ChunkReader(Dataset[Chunk]):
 
     def __init__(self, images: Any, patches: Patches, chunks: Sequence[Sequence[int]]) -> None:
         self.images, self.patches, self.chunks = images, patches, chunks
+        self.said: set[str] = set()
 
     def __len__(self) -> int:
         """Returns the number of chunks."""
@@ -77,7 +79,9 @@ class ChunkReader(Dataset[Chunk]):
         """Returns the patch and the metadata of each row that a picture gives."""
         texts = dict(self.images.metadata(item))
         image_id = texts.pop("id")
-        picture = open_picture(self.images.read(item))
+        data = self.images.read(item)
+        picture = open_picture(data)
+        say_pages(data, self.images.uri(item), self.said)
         rows = []
         for box, class_id in self.patches.of(image_id, picture.width, picture.height):
             patch = cut(picture, box, self.images.size)

@@ -95,7 +95,8 @@ class Build:
             self.plan.write(file)
             return
         plan, wanted = Plan.from_file(file), self.plan
-        remedy = f"finish it with those settings, or delete {path if self.file == PLAN else file}"
+        unused = path if self.file == PLAN else file
+        remedy = f"finish it with those settings, or, if no other process is at work on it, delete {unused}"
         check_embedder(plan.embedder, self.embedder, f"the unfinished build at {path}", remedy)
         for key in _COMPARED:
             there, expected = getattr(plan, key), getattr(wanted, key)

@@ -82,7 +82,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
 
 def _read_csv(path: Path) -> pa.Table:
     """Returns the columns that are used; texts stay texts even if they look like numbers."""
-    header = path.open(encoding="utf-8").readline().strip().split(",")
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline().strip().split(",")
     texts = {name: pa.string() for name in (_PIXELS[0], _PIXELS[5], _PARTS[0], _PARTS[5])}
     wanted: Sequence[str] = [name for name in header if name in (*_PIXELS, *_PARTS)]
     options = pc.ConvertOptions(column_types=texts, include_columns=wanted or header)
@@ -96,7 +97,7 @@ def _bytes(table: pa.Table, name: str) -> np.ndarray:
 
 
 def _read_coco(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_bytes())
     files = {image["id"]: str(image["file_name"]).encode() for image in content["images"]}
     names = {entry["id"]: str(entry["name"]).encode() for entry in content.get("categories", [])}
     boxes = content["annotations"]

@@ -36,12 +36,12 @@ def test_numbers_that_may_be_given(parser: argparse.ArgumentParser, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "nan"], "--scale/--guidance_scale: expected a finite number, got 'nan'"),
-        (["--scale", "inf"], "expected a finite number, got 'inf'"),
-        (["--ddim_eta", "2"], "--eta/--ddim_eta: expected a number from 0 to 1, got '2'"),
-        (["--ddim_eta", "nan"], "expected a number from 0 to 1, got 'nan'"),
-        (["--seed=-5"], "--seed: expected a whole number from 0 to 4294967295, got '-5'"),
-        (["--steps", "0"], "expected a whole number of at least 1, got '0'"),
+        (["--scale", "nan"], "--scale/--guidance_scale: got scale=nan, expected a finite number"),
+        (["--scale", "inf"], "got scale=inf, expected a finite number"),
+        (["--ddim_eta", "2"], "--eta/--ddim_eta: got eta=2.0, expected a number from 0 to 1"),
+        (["--ddim_eta", "nan"], "got eta=nan, expected a number from 0 to 1"),
+        (["--seed=-5"], "--seed: got seed=-5, expected a whole number from 0 to 4294967295"),
+        (["--steps", "0"], "got steps=0, expected a whole number of at least 1"),
     ],
 )
 def test_numbers_that_make_no_image_are_refused(
@@ -106,6 +106,61 @@ def test_words_become_settings(parser: argparse.ArgumentParser) -> None:
     assert Settings.of_command_line(vars(parser.parse_args(["--no_copy_check"]))).copy_threshold is None
     with pytest.raises(ValueError, match="reject_copies=2 without a copy check"):
         Settings.of_command_line(vars(parser.parse_args(["--no_copy_check", "--reject-copies", "2"])))
+
+
+WRONG = {
+    "steps": ("0", "1.5", "many"),
+    "scale": ("nan", "-inf", "much"),
+    "rescale": ("1.5", "-1", "nan"),
+    "sampler": ("dimm",),
+    "spacing": ("even",),
+    "precision": ("16",),
+    "temperature": ("-1", "nan"),
+    "top_p": ("0", "1.1"),
+    "top_k": ("0",),
+    "height": ("0", "-16"),
+    "tile": ("0", "2 apples"),
+    "best_of": ("0",),
+    "reject_copies": ("-1",),
+    "copy_threshold": ("nan",),
+    "batch_size": ("0",),
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in WRONG.items() for text in texts])
+def test_python_and_the_command_line_refuse_in_the_same_sentence(
+    parser: argparse.ArgumentParser, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag = next(iter(OPTIONS[name].flags), f"--{name}")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"{flag}={text}"])
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    try:
+        value = OPTIONS[name].value.read(text)
+    except ValueError:
+        value = text
+    with pytest.raises(ValueError, match=f"^got {name}=") as refused:
+        Settings.of(**{name: value})
+    assert told.endswith(f": {refused.value}")
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [
+        (["--weaker_scale", "3"], "weaker_scale=3.0 without weaker"),
+        (["--interval", "800", "200"], r"interval=\(800, 200\), expected a first and a last time"),
+        (["--interval", "a", "200"], r"interval=\('a', 200\), expected a first and a last time"),
+        (["--scale", "1", "--rescale", "0.5"], "rescale=0.5 without guidance"),
+        (["--scale", "1", "--interval", "2", "9"], r"interval=\(2, 9\) without guidance"),
+        (["--temperature", "0", "--top_k", "5"], "top_k=5 without a temperature above 0"),
+        (["--reference_scale", "0", "--reference_noise", "0.5"], "reference_noise=0.5 without"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    parser: argparse.ArgumentParser, words: list[str], fact: str
+) -> None:
+    with pytest.raises(ValueError, match=fact):
+        Settings.of_command_line(vars(parser.parse_args(words)))
 
 
 def test_a_kind_of_model_is_asked_for_by_name(parser: argparse.ArgumentParser) -> None:

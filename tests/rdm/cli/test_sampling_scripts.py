@@ -43,7 +43,7 @@ def record(grid: str) -> dict[str, Any]:
 
 
 def test_txt2img_takes_what_compvis_script_takes(run: Run, tmp_path: Path, loaded: Loaded) -> None:
-    (tmp_path / "prompts.txt").write_text("white flag\n\npirate flag\n")
+    (tmp_path / "prompts.txt").write_text("white flag\n\npirate flag\n", encoding="utf-8-sig")
     words = ["--from-file", tmp_path / "prompts.txt", "--ddim_steps", 2, "--plms", "--ddim_eta", 0, "--n_iter", 2]
     words += ["--H", 16, "--W", 32, "--n_samples", 1, "--n_rows", 3, "--scale", 3, "--use_neighbors", "--knn", 3]
     words += ["--config", loaded.path.parent / "config.yaml", "--database", loaded.retriever.database.path]
@@ -159,7 +159,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
             ["--prompt", "flag", "--database", "data/none"],
             "error: no finished database at data/none; build it with scripts/build_database.py --output data/none",
         ),
-        ("txt2img.py", ["--prompt", ""], "error: got an empty --prompt, expected some words"),
+        ("txt2img.py", ["--prompt", ""], "argument --prompt/--caption: got an empty prompt, expected some words"),
         ("txt2img.py", [], "error: no prompt; give --prompt TEXT, or --from-file FILE with one in each line"),
         ("sample.py", ["--caption", " "], "error: got an empty prompt, expected some words"),
         (
@@ -168,7 +168,7 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
             "error: the text 'flag flag flag flag flag flag flag flag ...' has 42 tokens, the model reads 12; shorten",
         ),
         ("txt2img.py", ["--prompt", "flag", "--to", "flag " * 11], "has 13 tokens, the model reads 12; shorten it"),
-        ("txt2img.py", ["--prompt", "flag", "--knn", "0"], "expected a whole number of at least 1, got '0'"),
+        ("txt2img.py", ["--prompt", "flag", "--knn", "0"], "got knn=0, expected a whole number of at least 1"),
         (
             "txt2img.py",
             ["--prompt", "flag", "--knn", "41"],
@@ -183,10 +183,10 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         (
             "txt2img.py",
             ["--prompt", "flag", "--text_scale", "3"],
-            "error: got --text_scale, expected --use_query with it",
+            "error: got text_scale=3.0 with tokens 'neighbours', expected tokens 'both', which are --use_query",
         ),
-        ("sample.py", ["--only_caption"], "error: got --only_caption or --omit_query, expected --caption TEXT with it"),
-        ("sample.py", ["--use_query"], "error: got --only_picture or --use_query, expected --image FILE with it"),
+        ("sample.py", ["--only_caption"], "error: got only_caption=True without caption, expected both"),
+        ("sample.py", ["--use_query"], "error: got use_query=True without image, expected both"),
         ("sample.py", ["--rows", "3", "--caption", "flag"], "argument --caption: not allowed with argument --rows"),
         ("txt2img.py", ["--prompt", "flag", "--config", "none.yaml"], "error: no config at none.yaml; give the file"),
         ("class2img.py", ["--class", "flags/flag", "--by", "label", "--knn", "41"], "has 40 rows, expected at least"),
@@ -199,9 +199,9 @@ def test_another_config_is_part_of_the_record(run: Run, tmp_path: Path, loaded: 
         (
             "txt2img.py",
             ["--prompt", "flag", "--best_of", "0"],
-            "--best_of: expected a whole number of at least 1, got '0'",
+            "--best_of: got best_of=0, expected a whole number of at least 1",
         ),
-        ("sample.py", ["--best_of", "-2"], "argument --best_of: expected a whole number of at least 1, got '-2'"),
+        ("sample.py", ["--best_of", "-2"], "argument --best_of: got best_of=-2, expected a whole number of at least 1"),
         (
             "txt2img.py",
             ["--prompt", "flag", "--to", "pirate", "--best_of", "2"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ THEIR_PARAMS = {
     "query_key": "clip_img_emb",
     "nn_key": "nn_embeddings",
     "retrieval_encoder_cfg": {"target": "torch.nn.Identity"},
-    "p_uncond": 0.2,
+    "p_uncond": 0.0,
     "cond_stage_key": "nixda",
     "cond_stage_config": "__is_unconditional__",
     "conditioning_key": "retro_only",
@@ -107,6 +108,33 @@ def test_the_config_says_what_their_code_cannot(tmp_path: Path) -> None:
     export_model(OURS, trained().state_dict(), tmp_path)
     text = (tmp_path / "config.yaml").read_text(encoding="utf-8")
     assert text.startswith("# For CompVis' code") and "vectors of length 4.0" in text.splitlines()[1]
+
+
+def step_of_theirs(params: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Returns the context of a step of their training for 3 pictures, whose neighbours are ones."""
+    context, stored = torch.ones(3, params["k_nn"], 8), state["unconditional_guidance_vex"]
+    assert list(stored.shape) == params["guidance_vex_shape"]
+    if params["p_uncond"] > 0:
+        dropped = torch.tensor([True, False, True])[:, None, None]
+        context = torch.where(dropped, torch.stack([stored] * 3), context)
+    return context
+
+
+def test_their_code_trains_on_the_export(tmp_path: Path) -> None:
+    """As it is, without dropped contexts; and with them, as its notes say."""
+    described = {**OURS, "params": {**OURS["params"], "conditioner": {"k": 4}}}
+    file = export_model(described, choose_weights(trained().state_dict(), "average"), tmp_path)
+    params, state = read_config([tmp_path / "config.yaml"])["model"]["params"], read_weights(file)
+    assert step_of_theirs(params, state).shape == (3, 4, 8)
+    texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("config.yaml", "README.md")]
+    for text in texts:
+        assert "set p_uncond: 0.2 and guidance_vex_shape: [4, 8]" in text and "1e-6 * torch.ones(4, 8)" in text
+        assert "model_ema" in text and "--weights both" in text
+    params = {**params, "p_uncond": 0.2, "guidance_vex_shape": [4, 8]}
+    context = step_of_theirs(params, {"unconditional_guidance_vex": 1e-6 * torch.ones(4, 8)})
+    assert context[0].abs().max() < 1e-5 and torch.equal(context[1], torch.ones(4, 8))
+    export_model(described, choose_weights(trained().state_dict(), "both"), tmp_path)
+    assert "model_ema" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("which", ["average", "raw"])

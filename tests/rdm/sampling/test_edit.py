@@ -1,5 +1,6 @@
 """Edits of pictures with a tiny model and database, and their reproduction from records."""
 
+import io
 import json
 import runpy
 import sys
@@ -138,6 +139,53 @@ WAYS = {
 }
 
 
+def test_open_pictures_are_edited_like_their_files(loaded: Pipeline, files: Path) -> None:
+    """Neither the picture nor the mask has to be in a file; only a file can be read again from a record."""
+    common = {"n": 1, "neighbours": 2, "seed": 3, "steps": 2, "repeats": 2}
+    with Image.open(files / "a.png") as picture, Image.open(files / "mask.png") as mask:
+        opened = loaded.edit(picture, mask=mask, **common)[0]
+        turned = loaded.edit(picture.convert("P"), mask=mask.convert("1"), **common)[0]
+        samples = draw(edit, loaded, picture, mask=mask, repeats=2, **FAST)
+    filed = loaded.edit(files / "a.png", mask=files / "mask.png", **common)[0]
+    assert opened.tobytes() == filed.tobytes() and turned.size == filed.size
+    save(samples, loaded, files, "open")
+    record = read_record(files / "open-000.png")
+    assert record["edit"]["picture"] is None and len(record["edit"]["picture_sha256"]) == 64
+    with pytest.raises(ValueError, match="picture in memory.*in a file"):
+        make_again(record)
+    with Image.open(files / "a.png") as picture:
+        seen = draw(ways.image, loaded, picture, 1, tokens="both", **FAST)
+        mixed = draw(ways.texts, loaded, ["flag"], image=picture, **FAST)
+    assert torch.equal(seen.images, draw(ways.image, loaded, files / "a.png", 1, tokens="both", **FAST).images)
+    assert torch.equal(mixed.images, draw(ways.texts, loaded, ["flag"], image=files / "a.png", **FAST).images)
+    save(seen, loaded, files, "seen")
+    with pytest.raises(ValueError, match="picture in memory"):
+        make_again(read_record(files / "seen-000.png"))
+    broken = Image.open(io.BytesIO((files / "a.png").read_bytes()[:100]))
+    with pytest.raises(ValueError, match="picture in memory: unreadable"):
+        loaded.edit(broken, strength=0.5)
+
+
+def test_what_changes_nothing_is_said(loaded: Loaded, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def told(**options: object) -> str:
+        caplog.clear()
+        draw(edit, loaded, **({"picture": files / "a.png", "prompt": "flag"} | FAST | options))
+        return caplog.text
+
+    assert told(mask=files / "mask.png") == "" and told(strength=0.6) == ""
+    write_mask(files / "black.png", 0, 100)
+    assert f"mask {files}/black.png is black all over" in told(mask=files / "black.png")
+    Image.new("RGB", (16, 16), "red").save(files / "red.png")
+    said = told(mask=files / "red.png")
+    assert "red.png has colours" in said and "red.png is black all over" in said
+    assert "strength 0.001 is so small that none of the 4 steps" in told(strength=0.001)
+    Image.new("RGBA", (16, 16), (255, 0, 0, 9)).save(files / "clear.png")
+    assert f"{files}/clear.png is transparent in places" in told(picture=files / "clear.png", strength=0.6)
+    pages = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    pages[0].save(files / "pages.tif", save_all=True, append_images=pages[1:])
+    assert f"{files}/pages.tif: it has 2 pages" in told(picture=files / "pages.tif", strength=0.6)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_an_edited_image_is_made_again_from_its_record(loaded: Loaded, files: Path, way: str) -> None:
     options = dict(WAYS[way])
@@ -184,9 +232,9 @@ def test_a_picture_is_scaled_with_its_mask(files: Path) -> None:
         ({"mask": "text.png"}, r"text\.png: unreadable image"),
         ({"mask": "none.png"}, r"no picture at .*none\.png"),
         ({"outpaint": (0, 0, 3, 0)}, "got images of 16 x 19 pixels .* expected multiples of 2: .*; change outpaint"),
-        ({"outpaint": (0, 0, 0, 0)}, r"outpaint: got \[0, 0, 0, 0\], expected pixels at the left"),
-        ({"outpaint": (0, 0, -2, 0)}, r"outpaint: got \[0, 0, -2, 0\], expected pixels at the left"),
-        ({"strength": 1.5}, "strength is 1.5, expected a number from 0 to 1"),
+        ({"outpaint": (0, 0, 0, 0)}, r"outpaint=\(0, 0, 0, 0\), expected pixels at the left"),
+        ({"outpaint": (0, 0, -2, 0)}, r"outpaint=\(0, 0, -2, 0\), expected pixels at the left"),
+        ({"strength": 1.5}, "strength=1.5, expected a number from 0 to 1"),
         ({"strength": 0.5, "tokens": "both"}, "got tokens 'both' without a prompt"),
         ({"strength": 0.5, "prompt": " "}, "empty prompt"),
     ],

@@ -9,17 +9,21 @@ from typing import Any
 import pytest
 import torch
 from drawing import draw
+from PIL import Image
 from toy import rarm_config, ship
 
 import rdm
 from ldm.checkpoint import read_weights, write_weights
+from ldm.models.diffusion import samplers, schedule
 from ldm.models.diffusion.editing import Edit
 from rdm.loading import Loaded
 from rdm.retrieval.queries import text_queries
 from rdm.sampling import ways
 from rdm.sampling.edit import edit
 from rdm.sampling.pipeline import Pipeline
-from rdm.sampling.settings import AUTOREGRESSION, CONDITIONS, DIFFUSION, OPTIONS, REPEATS, Settings
+from rdm.sampling.record import save
+from rdm.sampling.settings import AUTOREGRESSION, CONDITIONS, DIFFUSION, OPTIONS, Settings
+from rdm.sampling.values import REPEATS, SAMPLERS, SPACINGS, STOCHASTIC
 
 PROMPT = "white flag"
 # A value of each setting that is not its default, and with it others that it needs to show.
@@ -152,8 +156,6 @@ def test_nothing_is_embedded_or_read_twice(loaded: Loaded, tmp_path: Path, monke
     monkeypatch.setattr(loaded.retriever.embedder, "texts", lambda words: texts.append(words) or embed(words))
     draw(ways.texts, loaded, [PROMPT], k=2, steps=1, tokens="both")
     assert texts == [[PROMPT]]
-    from PIL import Image
-
     Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path) or read(path))
     draw(edit, loaded, tmp_path / "a.png", strength=0.5, k=2, steps=2)
@@ -175,11 +177,101 @@ def test_nothing_is_embedded_or_read_twice(loaded: Loaded, tmp_path: Path, monke
         ({"tile": "2 apples"}, "tile='2 apples'"),
         ({"best_of": 0}, "best_of=0"),
         ({"copy_threshold": None, "reject_copies": 2}, "reject_copies=2"),
+        ({"best_of": True}, "best_of=True"),
+        ({"best_of": 1.0}, "best_of=1.0"),
+        ({"reject_copies": False}, "reject_copies=False"),
+        ({"compile": 0}, "compile=0"),
+        ({"sampler": 3}, "sampler=3"),
+        ({"sampler": "dimm"}, "sampler='dimm'.*'ddim'"),
+        ({"weaker": 5}, "weaker=5.*path"),
+        ({"scale": torch.ones(2)}, "scale=.*finite number"),
+        ({"interval": (800, 200)}, r"interval=\(800, 200\)"),
+        ({"weaker_scale": 3.0}, "weaker_scale=3.0 without weaker"),
+        ({"rescale": 0.5, "scale": 1.0}, "rescale=0.5 without guidance"),
+        ({"temperature": 0, "top_p": 0.5}, "top_p=0.5"),
     ],
 )
 def test_values_that_make_no_image_are_refused(options: dict[str, Any], facts: str) -> None:
     with pytest.raises(ValueError, match=facts):
         Settings.of(**options)
+
+
+def test_names_are_those_of_the_samplers() -> None:
+    assert tuple(samplers.SAMPLERS) == SAMPLERS and schedule.SPACINGS == SPACINGS
+    zero, x = (lambda x, _: 0 * x), torch.zeros(1, 1, 2, 2)
+    for name, sampler in samplers.SAMPLERS.items():
+        try:
+            sampler(zero, x, schedule.NoiseSchedule.linear(10), 2, eta=0.5, noise=torch.zeros_like)
+        except ValueError:
+            assert name not in STOCHASTIC
+        else:
+            assert name in STOCHASTIC
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"neighbours": 0}, "neighbours=0, expected a whole number of at least 1"),
+        ({"neighbours": 2.0}, "neighbours=2.0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"image_weight": 0.7}, "image_weight=0.7 without image"),
+        ({"negative_weight": 0.7}, "negative_weight=0.7 without negative"),
+        ({"negative": ""}, "empty negative"),
+        ({"negative": "red", "negative_weight": float("nan")}, "negative_weight=nan"),
+        ({"tokens": "txt"}, "tokens 'txt'"),
+        ({"text_scale": 3.0}, "text_scale=3.0 with tokens 'neighbours'"),
+        ({"eta": 0.5}, "eta=0.5 with sampler=unipc"),
+        ({"steps": 1001}, "steps=1001, expected 1 to 1000"),
+        ({"interval": [1000, 2000]}, "interval=.*0 to 999"),
+        ({"image": 3}, "3 as a picture"),
+        ({"compile": "fast"}, "compile='fast'"),
+    ],
+)
+def test_a_call_with_arguments_that_cannot_be_meant_is_refused(
+    loaded: Pipeline, options: dict[str, Any], fact: str
+) -> None:
+    with pytest.raises(ValueError, match=fact):
+        loaded(PROMPT, **options)
+
+
+def test_requests_with_arguments_that_cannot_be_meant_are_refused(loaded: Loaded, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (16, 16), "red")
+    cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
+        (ways.texts, ([PROMPT],), {"k": 0}, "k=0"),
+        (ways.texts, ([],), {}, "empty prompt"),
+        (ways.texts, ([3],), {}, "prompt=3"),
+        (ways.between, ("a", "b", 2), {"k": 0}, "k=0"),
+        (ways.image, (picture, 0), {}, "n=0"),
+        (ways.rows, ([1], 0), {}, "n=0"),
+        (ways.rows, ([], 1), {}, "no row"),
+        (ways.classes, (["flags"],), {"pool": 1, "k": 2}, "pool=1.*2"),
+        (ways.classes, (["flags"],), {"pool": 3, "by": "label"}, "pool=3.*label"),
+        (ways.classes, ([],), {}, "empty class"),
+        (ways.popular, (2,), {"top_m": 1.5}, "top_m=1.5"),
+        (ways.popular, (2,), {"top_m": True}, "top_m=True"),
+        (ways.popular, (2,), {"weighted": 1}, "weighted=1"),
+        (edit, (picture,), {"strength": "half"}, "strength='half'"),
+        (edit, (picture,), {"strength": 0.5, "repeats": 2}, "repeats=2 without mask or outpaint"),
+        (edit, (picture,), {"outpaint": (1, 2, 3)}, r"outpaint=\(1, 2, 3\)"),
+        (edit, (picture,), {"strength": 0.5, "size": 0}, "size=0"),
+        (edit, (picture, 0), {"strength": 0.5}, "n=0"),
+        (edit, (picture,), {"invert": 1}, "invert=1"),
+        (edit, (picture,), {"strength": 0.5, "k": 0}, "k=0"),
+    ]
+    for way, what, options, fact in cases:
+        with pytest.raises(ValueError, match=fact):
+            way(loaded, *what, **options)
+    with pytest.raises(ValueError, match="scale=3.0.*inversion without a prompt"):
+        draw(edit, loaded, picture, invert=True, scale=3.0, steps=2)
+    with pytest.raises(ValueError, match="per_row=0"):
+        save(draw(ways.texts, loaded, PROMPT, steps=1), loaded, tmp_path, "a", per_row=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_text_or_class_is_a_list_of_it(loaded: Loaded) -> None:
+    assert list(ways.texts(loaded, PROMPT, k=2).labels) == [PROMPT]
+    assert list(ways.classes(loaded, "flags/flag", k=2).labels) == ["flags/flag"]
 
 
 def test_a_misspelt_option_is_refused_before_anything_is_looked_up(loaded: Pipeline) -> None:

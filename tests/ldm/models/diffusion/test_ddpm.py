@@ -47,6 +47,15 @@ def test_loss_is_the_squared_error_of_what_is_predicted(kind: str) -> None:
     assert torch.equal(model.losses(perfect[0], None, t, perfect[1])["loss"], torch.zeros(4))
 
 
+def test_the_schedule_has_every_digit_of_the_config() -> None:
+    betas = [0.1 + 0.02 * step for step in range(20)]
+    model = make(given_betas=betas, v_posterior=0.4)
+    exact = torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0)
+    assert torch.equal(model.schedule.alphas_cumprod, exact) and model.schedule.v_posterior == 0.4
+    lower = torch.tensor(betas[5]) * (1 - exact[4]) / (1 - exact[5])
+    assert float(model.posterior_variance[5]) == pytest.approx(0.6 * float(lower) + 0.4 * betas[5], rel=1e-6)
+
+
 def test_the_model_sees_the_noised_latent() -> None:
     model = make()
     randomise(model.model)

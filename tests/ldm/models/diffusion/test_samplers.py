@@ -2,14 +2,15 @@
 
 import importlib
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from golden_cases import GoldenCase, load_golden
+from golden_cases import GoldenCase, error_of, load_golden
 from torch import Tensor
 
-from ldm.models.diffusion.guidance import guide
-from ldm.models.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc
+from ldm.models.diffusion.guidance import Denoiser, guide
+from ldm.models.diffusion.samplers import SAMPLERS, clip_x0, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, unipc
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.stepping import Noise, Step, seeded_noise, seeded_step_noise
 
@@ -72,6 +73,44 @@ def test_stochastic_samples_have_the_distribution_of_the_data(sampler) -> None:
     got = sampler(exact_denoiser(0.5, schedule), x, schedule, 200, eta=1.0, noise=seeded_step_noise([5]))
     assert float(got.mean()) == pytest.approx(MEAN, abs=0.03)
     assert float(got.std()) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("v_posterior", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("limit", [None, 1.0])
+def test_an_ancestral_step_is_that_of_the_original_at_every_time(limit: float | None, v_posterior: float) -> None:
+    """Its coefficients are computed in float64, which shows at the last times of a cosine schedule.
+
+    The mean is that of the posterior of x0, and ``v_posterior`` of its variance is beta (CompVis' ``p_sample``).
+    """
+    schedule = replace(NoiseSchedule.cosine(1000), v_posterior=v_posterior)
+    generator = torch.Generator().manual_seed(0)
+    x, eps, fresh = torch.randn(3, 2, 3, 4, 4, generator=generator)
+    fixed: Denoiser = lambda *_: eps  # noqa: E731
+    denoise = fixed if limit is None else clip_x0(fixed, schedule, limit)
+    seen: list[Step] = []
+    for t in (0, 1, 2, 3, 10, 100, 500, 900):
+        total = schedule.alphas_cumprod[t]
+        before = schedule.alphas_cumprod[t - 1] if t else torch.ones((), dtype=torch.float64)
+        beta = 1 - total / before
+        x0 = (x - (1 - total).sqrt() * eps.double()) / total.sqrt()
+        x0 = x0 if limit is None else x0.clamp(-limit, limit)
+        mean = beta * before.sqrt() / (1 - total) * x0 + (1 - before) * (total / before).sqrt() / (1 - total) * x
+        variance = (1 - v_posterior) * beta * (1 - before) / (1 - total) + v_posterior * beta
+        expected = mean + (variance.sqrt() * fresh if t else 0)
+        seen.clear()
+        ddpm(denoise, x, schedule, [t - 1, t] if t else [0], noise=lambda _: fresh, on_step=seen.append)
+        assert error_of(seen[0].x, expected) <= 4e-6, t
+
+
+def test_a_wider_posterior_is_of_ancestral_sampling_alone() -> None:
+    wide = replace(SCHEDULE, v_posterior=1.0)
+    noisy = [
+        ddim(exact_denoiser(0.5), start(), each, 5, eta=1.0, noise=seeded_step_noise([0, 1]))
+        for each in (SCHEDULE, wide)
+    ]
+    assert torch.equal(*noisy)
+    quiet = [ddpm(exact_denoiser(0.5), start(), each, 5, eta=0.0) for each in (SCHEDULE, wide)]
+    assert torch.equal(*quiet)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,5 +1,7 @@
 """The noise schedule against the original's buffers and times, and its closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_cases import error_of, load_golden
@@ -12,17 +14,17 @@ SCHEDULES = load_golden("schedules")
 def from_golden(params: dict) -> NoiseSchedule:
     known = {"beta_schedule": "name", "timesteps": "timesteps", "linear_start": "linear_start"}
     known |= {"linear_end": "linear_end"}
-    return NoiseSchedule.from_name(**{known[key]: value for key, value in params.items() if key in known})
+    schedule = NoiseSchedule.from_name(**{known[key]: value for key, value in params.items() if key in known})
+    return replace(schedule, v_posterior=params.get("v_posterior", 0.0))
 
 
 @pytest.mark.parametrize("entry", SCHEDULES.card["options"]["schedules"], ids=lambda entry: entry["name"])
 def test_buffers_match_original(entry: dict) -> None:
     expected = SCHEDULES.part(f"out.{entry['name']}")
     schedule, params = from_golden(entry["params"]), entry["params"]
-    v_posterior = params.get("v_posterior", 0.0)
-    got = schedule.buffers(v_posterior)
+    got = schedule.buffers()
     assert len(got) == 12
-    got["lvlb_weights"] = schedule.lvlb_weights(params.get("parameterization", "eps"), v_posterior)
+    got["lvlb_weights"] = schedule.lvlb_weights(params.get("parameterization", "eps"))
     assert set(got) == set(expected)
     for name, value in got.items():
         assert value.dtype == torch.float32
@@ -101,6 +103,8 @@ def test_refuses() -> None:
         NoiseSchedule(torch.tensor([0.5, 0.9]))
     with pytest.raises(ValueError, match=r"shape \[1, 2\], expected \[T\]"):
         NoiseSchedule(torch.tensor([[0.5, 0.4]]))
+    with pytest.raises(ValueError, match="v_posterior is 1.5.*from 0 to 1"):
+        replace(NoiseSchedule.linear(10), v_posterior=1.5)
     with pytest.raises(ValueError, match="beta_schedule is 'square'"):
         NoiseSchedule.from_name("square")
     schedule = NoiseSchedule.linear(10)
@@ -155,7 +159,8 @@ def test_karras_times_are_those_of_even_steps_in_the_seventh_root_of_noise(count
 
 def test_zero_terminal_snr_keeps_the_start_and_loses_the_end() -> None:
     schedule = NoiseSchedule.linear(1000, 0.00085, 0.012)
-    changed = schedule.with_zero_terminal_snr("v")
+    changed = replace(schedule, v_posterior=0.3).with_zero_terminal_snr("v")
+    assert changed.v_posterior == 0.3
     assert float(changed.alphas_cumprod[0]) == pytest.approx(float(schedule.alphas_cumprod[0]), rel=1e-12)
     assert float(changed.alphas_cumprod[-1]) == 2.0**-24
     before, after = schedule.alphas_cumprod.sqrt(), changed.alphas_cumprod.sqrt()

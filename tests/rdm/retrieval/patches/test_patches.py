@@ -87,7 +87,7 @@ def test_annotated_boxes_of_three_forms_are_the_same_squares(tmp_path: Path) -> 
     table = pa.table({name: [box[place] for box in boxes] for place, name in enumerate(columns)})
     pq.write_table(table, tmp_path / "boxes.parquet")
     lines = [",".join(map(str, box)) for box in (columns, *boxes)]
-    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
     parts = [f"{i},x,{c},1,{x0 / 100},{x1 / 100},{y0 / 60},{y1 / 60}" for i, x0, y0, x1, y1, c in boxes]
     header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax"
     (tmp_path / "open.csv").write_text("\n".join([header, *parts]) + "\n")
@@ -103,7 +103,7 @@ def test_annotated_boxes_of_three_forms_are_the_same_squares(tmp_path: Path) -> 
             for i, x, y, u, v, c in boxes
         ],
     }
-    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    (tmp_path / "coco.json").write_text(json.dumps(coco), encoding="utf-8-sig")
     for name in ("boxes.parquet", "boxes.csv", "open.csv", "coco.json"):
         policy = Patches({"policy": "boxes", "file": str(tmp_path / name), "min_side": 4})
         asked = "train/{}.png" if name != "coco.json" else "{}.png"
