@@ -9,14 +9,18 @@ import argparse
 import logging
 import os
 import re
+import shlex
+import signal
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.command_line import HelpFormatter, add_trust_option, command_line, seed_number
+from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
+from ldm.files import FULL
+from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
@@ -148,11 +152,11 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     import torch
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-    from pytorch_lightning.loggers import CSVLogger
 
-    from ldm.callbacks import KeptMemory, LastStep, Timings
+    from ldm.callbacks import KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.precision import AUTO, fastest_precision
+    from ldm.saving import AtomicCheckpoints, Metrics
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
@@ -186,8 +190,8 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
     ]
-    if keep["save_last"]:
-        callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
+    last = LastStep(run / "checkpoints" / "last.ckpt")
+    callbacks += [last, Signals(last)] if keep["save_last"] else [Signals(last)]
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
@@ -196,9 +200,11 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     if train:
         keep_metrics(run)
         # Lightning numbers its log folders; a run is one folder here.
-        logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
+        logger = Metrics(run, name="", version="", flush_logs_every_n_steps=50)
+    plugins = options.pop("plugins", None) or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
     try:
-        return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+        return pl.Trainer(**options, callbacks=callbacks, logger=logger, plugins=plugins)
     except (TypeError, MisconfigurationException) as error:
         given = f"--gpus {gpus}" if gpus else "lightning.trainer"
         raise ValueError(f"{given}: {str(error).rstrip('!.')}; correct it, or leave it out") from error
@@ -296,11 +302,16 @@ def fit(
         LOG.info("run folder %s", run)
         try:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # raised by Lightning on SIGINT and SIGTERM, with an exit code of success
-            stored = (run / "checkpoints" / "last.ckpt").is_file()
-            how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
-            sys.stderr.write(f"stopped at step {trainer.global_step}; {how}\n")
-            sys.exit(143 if trainer.received_sigterm else 130)
+        except Stopped as stop:
+            how = "there is no checkpoint yet; the same command begins again, and goes on with unfinished tables"
+            if (run / "checkpoints" / "last.ckpt").is_file():
+                how = f"go on from its last checkpoint with -t --resume {shlex.quote(str(run))}"
+            raise Stopped(stop.number, f"stopped at step {trainer.global_step}; {how}") from stop
+        except OSError as error:
+            if error.errno not in FULL or not (run / "checkpoints" / "last.ckpt").is_file():
+                raise
+            again = f"then go on from the last checkpoint with -t --resume {shlex.quote(str(run))}"
+            raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
         trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
@@ -310,11 +321,18 @@ def fit(
         trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
 
 
+def nothing_to_save(number: int, frame: Any) -> None:  # noqa: ARG001
+    """Handles a signal that asks for a checkpoint before the first step or after the last one."""
+    os.write(2, f"{signal.Signals(number).name}: no step is in hand, nothing to save\n".encode())
+
+
 @command_line
 def main() -> None:
     """The command ``python main.py``."""
     sys.path.insert(0, str(Path(__file__).parent))
-    train(parse())
+    early = {signal.SIGINT: stop_at_once, signal.SIGUSR1: nothing_to_save}
+    with handled(early):
+        train(parse())
 
 
 if __name__ == "__main__":

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ldm.util import instantiate_from_config
+
+
+def start_worker(number: int) -> None:
+    """Starts a loader process: with its own seed, and deaf to signals that the run's process decides on.
+
+    Those of a terminal and of a cluster's scheduler reach all processes of a run, which first needs its next batch. A
+    loader process ends when the run's process does.
+    """
+    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(told, signal.SIG_IGN)
+    if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning leaves this to whoever names a function
+        pl_worker_init_function(number)
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -165,6 +180,7 @@ class DataModule(pl.LightningDataModule):
         """Returns the loader's options. With its own generator, it does not use torch's global random state."""
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": start_worker,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(self.seed),
