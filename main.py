@@ -6,6 +6,7 @@ Example: ``python main.py --base configs/rdm.yaml -t model.params.k=8 lightning.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -14,12 +15,13 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
-from ldm.files import FULL
+from ldm.files import FULL, LOCK, locked
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
@@ -285,10 +287,26 @@ def train(options: argparse.Namespace) -> None:
     made = run is None
     run = run or new_run(options, options.name or Path(paths[0]).stem)
     try:
-        fit(options, config, run, checkpoint, model, data)
+        with alone(run) if options.train else contextlib.nullcontext():
+            fit(options, config, run, checkpoint, model, data)
     finally:
         if made and run.is_dir() and not any(run.iterdir()):
             run.rmdir()
+
+
+@contextlib.contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder. The first process of a run does so for all of them.
+
+    Raises:
+        ValueError: another run is training there.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    if any(os.environ.get(rank, "0") != "0" for rank in ranks):
+        yield
+        return
+    with locked(run / LOCK, f"training in {run}", wait=False):
+        yield
 
 
 def fit(

@@ -170,7 +170,7 @@ def _full(error: BaseException | None) -> int | None:
 
 
 @contextlib.contextmanager
-def locked(file: Path, what: str) -> Iterator[None]:
+def locked(file: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Holds a lock between processes, and waits while another one holds it.
 
     The system releases the lock when its process ends, in whatever way. The file is there as long as the lock is held,
@@ -179,9 +179,13 @@ def locked(file: Path, what: str) -> Iterator[None]:
     Args:
         file: the file of the lock.
         what: what the process that holds it is doing, for the message of one that waits.
+        wait: whether to wait.
+
+    Raises:
+        ValueError: another process holds the lock, and this one is not to wait; the message says which.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    owner, number = os.getpid(), _take(file, what)
+    owner, number = os.getpid(), _take(file, what, wait)
     _HELD.add(number)
     try:
         os.truncate(number, 0)
@@ -207,12 +211,12 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-def _take(file: Path, what: str) -> int:
+def _take(file: Path, what: str, wait: bool) -> int:
     """Returns the open file of a lock that is now held."""
     while True:
         number = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(number, file, what)
+            _lock(number, file, what, wait)
             with contextlib.suppress(FileNotFoundError):
                 if file.stat().st_ino == os.fstat(number).st_ino:  # else its former owner has removed it
                     return number
@@ -228,16 +232,18 @@ def _take(file: Path, what: str) -> int:
         os.close(number)
 
 
-def _lock(number: int, file: Path, what: str) -> None:
+def _lock(number: int, file: Path, what: str, wait: bool) -> None:
     """Takes the lock of an open file; says whom it waits for."""
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = file.read_text(encoding="utf-8") if file.is_file() else ""
+        owner = (file.read_text(encoding="utf-8") if file.is_file() else "") or "another process"
+        if not wait:
+            raise ValueError(f"{owner} is {what}; wait for it, or name another folder") from None
         start = time.monotonic()
-        LOG.info("%s is %s; waiting for it", owner or "another process", what)
+        LOG.info("%s is %s; waiting for it", owner, what)
         fcntl.flock(number, fcntl.LOCK_EX)
-        LOG.info("waited %.0f seconds for %s", time.monotonic() - start, owner or "another process")
+        LOG.info("waited %.0f seconds for %s", time.monotonic() - start, owner)
 
 
 @contextlib.contextmanager

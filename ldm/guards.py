@@ -49,6 +49,8 @@ class FiniteSteps(pl.Callback):
         """Notes which checkpoint is there: its loss shows only if training goes on from it."""
         resumed = trainer.ckpt_path and Path(trainer.ckpt_path).resolve() == self.last.resolve()
         self._seen = None if resumed else _stamp(self.last)
+        if (card := self.healthy.with_suffix(".json")).is_file():  # what was usual before the run was resumed
+            self._losses.append(read_json(card, "delete it")["usual_loss"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:  # noqa: ARG002
         """Remembers the batch."""

@@ -1,5 +1,6 @@
 """The command line of main.py, and that a run which was stopped goes on as if it had not been."""
 
+import contextlib
 import csv
 import os
 import re
@@ -271,15 +272,22 @@ def test_a_run_that_is_told_to_stop_says_so_and_how_to_go_on(config: str, tmp_pa
         start_new_session=True,
     ) as process:
 
-        def send(number: int, after: Path) -> None:
+        def wait_for(file: Path) -> None:
             give_up = time.monotonic() + 120
-            while not after.is_file() and time.monotonic() < give_up and process.poll() is None:
+            while not file.is_file() and time.monotonic() < give_up and process.poll() is None:
                 time.sleep(0.05)
-            os.killpg(process.pid, number)
 
-        send(signal.SIGUSR1, after=run / "metrics.csv")  # some steps are done
-        send(number, after=run / "checkpoints" / "last.ckpt")
-        errors = process.communicate(timeout=60)[1]
+        wait_for(run / "metrics.csv")  # some steps are done
+        os.killpg(process.pid, signal.SIGUSR1)
+        wait_for(run / "checkpoints" / "last.ckpt")
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is training in {run}"):
+            main.train(main.parse(["-t", "--resume", str(run)]))
+        os.killpg(process.pid, number)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + number, errors
     said = re.search(rf"^stopped at step (\d+); go on from its last checkpoint with -t --resume {run}$", errors, re.M)
     assert said and "Traceback" not in errors, errors

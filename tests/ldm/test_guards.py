@@ -118,6 +118,10 @@ def test_a_checkpoint_is_healthy_once_its_loss_has_shown(tmp_path: Path) -> None
     again = message(1.0, 0.9, 0.8, 0.7, 1e4, resume=last)  # writes step 4, which is the one that diverges
     assert "last.ckpt is not healthy: it has this very loss" in again and "of step 2, with a loss of 0.8" in again
     assert (tmp_path / "checkpoints" / "healthy.ckpt").stat().st_nlink == 1
+    gone = message(1.0, 0.9, 0.8, 0.7, 50.0, 1e4, resume=last.with_name("healthy.ckpt"))  # step 4 is far off
+    assert "last.ckpt is not healthy: it has a loss of 50 (usual: 0.8)" in gone and "of step 2, with" in gone
+    still = message(1.0, 0.9, 0.8, 0.7, 50.0, 60.0, 1e4, resume=last)  # which is not what is usual when it is resumed
+    assert "last.ckpt is not healthy: it has this very loss" in still and "of step 2, with a loss of 0.8" in still
 
 
 class Root(pl.LightningModule):
