@@ -6,17 +6,23 @@ Example: ``python main.py --base configs/rdm.yaml -t model.params.k=8 lightning.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
+import shlex
+import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.command_line import HelpFormatter, add_trust_option, command_line, seed_number
+from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
+from ldm.files import FULL, LOCK, locked
+from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
 
@@ -149,11 +155,11 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     import torch
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
-    from pytorch_lightning.loggers import CSVLogger
 
-    from ldm.callbacks import KeptMemory, LastStep, Timings
+    from ldm.callbacks import KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.precision import AUTO, fastest_precision
+    from ldm.saving import AtomicCheckpoints, Metrics
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
@@ -188,8 +194,8 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
     ]
-    if keep["save_last"]:
-        callbacks.append(LastStep(run / "checkpoints" / "last.ckpt"))
+    last = LastStep(run / "checkpoints" / "last.ckpt")
+    callbacks += [last, Signals(last)] if keep["save_last"] else [Signals(last)]
     if options.get("enable_progress_bar", True):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
@@ -198,9 +204,11 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     if train:
         keep_metrics(run)
         # Lightning numbers its log folders; a run is one folder here.
-        logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=50)
+        logger = Metrics(run, name="", version="", flush_logs_every_n_steps=50)
+    plugins = options.pop("plugins", None) or []
+    plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
     try:
-        return pl.Trainer(**options, callbacks=callbacks, logger=logger)
+        return pl.Trainer(**options, callbacks=callbacks, logger=logger, plugins=plugins)
     except (TypeError, MisconfigurationException) as error:
         given = f"--gpus {gpus}" if gpus else "lightning.trainer"
         raise ValueError(f"{given}: {str(error).rstrip('!.')}; correct it, or leave it out") from error
@@ -281,10 +289,26 @@ def train(options: argparse.Namespace) -> None:
     made = run is None
     run = run or new_run(options, options.name or Path(paths[0]).stem)
     try:
-        fit(options, config, run, checkpoint, model, data)
+        with alone(run) if options.train else contextlib.nullcontext():
+            fit(options, config, run, checkpoint, model, data)
     finally:
         if made and run.is_dir() and not any(run.iterdir()):
             run.rmdir()
+
+
+@contextlib.contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Keeps other runs out of a run's folder. The first process of a run does so for all of them.
+
+    Raises:
+        ValueError: another run is training there.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    if any(os.environ.get(rank, "0") != "0" for rank in ranks):
+        yield
+        return
+    with locked(run / LOCK, f"training in {run}", wait=False):
+        yield
 
 
 def fit(
@@ -299,11 +323,16 @@ def fit(
         try:
             with errors_in_words():
                 trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # raised by Lightning on SIGINT and SIGTERM, with an exit code of success
-            stored = (run / "checkpoints" / "last.ckpt").is_file()
-            how = f"go on from its last checkpoint with -t --resume {run}" if stored else "there is no checkpoint yet"
-            sys.stderr.write(f"stopped at step {trainer.global_step}; {how}\n")
-            sys.exit(143 if trainer.received_sigterm else 130)
+        except Stopped as stop:
+            how = "there is no checkpoint yet; the same command begins again, and goes on with unfinished tables"
+            if (run / "checkpoints" / "last.ckpt").is_file():
+                how = f"go on from its last checkpoint with -t --resume {shlex.quote(str(run))}"
+            raise Stopped(stop.number, f"stopped at step {trainer.global_step}; {how}") from stop
+        except OSError as error:
+            if error.errno not in FULL or not (run / "checkpoints" / "last.ckpt").is_file():
+                raise
+            again = f"then go on from the last checkpoint with -t --resume {shlex.quote(str(run))}"
+            raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
         with errors_in_words():
@@ -314,11 +343,18 @@ def fit(
         trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
 
 
+def nothing_to_save(number: int, frame: Any) -> None:  # noqa: ARG001
+    """Handles a signal that asks for a checkpoint before the first step or after the last one."""
+    os.write(2, f"{signal.Signals(number).name}: no step is in hand, nothing to save\n".encode())
+
+
 @command_line
 def main() -> None:
     """The command ``python main.py``."""
     sys.path.insert(0, str(Path(__file__).parent))
-    train(parse())
+    early = {signal.SIGINT: stop_at_once, signal.SIGUSR1: nothing_to_save}
+    with handled(early):
+        train(parse())
 
 
 if __name__ == "__main__":

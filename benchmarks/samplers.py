@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.files import write_array
 from ldm.models.diffusion.condition import Hybrid
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly
@@ -108,7 +109,7 @@ def measure(
     with torch.inference_mode():
         features = torch.cat([loaded.retriever.embedder.images(part) for part in images.split(BATCH)]).float()
     name = f"{sampler}-{steps}-{number}"
-    np.save(folder / f"{name}.npy", features.numpy())
+    write_array(folder / f"{name}.npy", features.numpy())
     save_png(image_grid({"": images[:: max(1, n // SHOWN)][:SHOWN][None]}), folder / f"{name}.png")
     moments, unit = Moments(), F.normalize(features, dim=1)
     moments.add(unit)

@@ -1,10 +1,13 @@
-"""Callbacks for what a run writes beside its weights: image grids, timings, and the checkpoint of its last step."""
+"""Callbacks of a run: image grids, timings, the checkpoint of its last step, and what signals do."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -17,11 +20,16 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm.pictures import image_grid, save_png
+from ldm.stopping import Stopped, handled
 from ldm.util import evenly
 
 LOG = logging.getLogger(__name__)
 # Parameters of glibc's mallopt, see mallopt(3), and the largest value.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST = -1, -3, (1 << 31) - 1
+
+
+# Seconds in which a signal may come twice and counts once: programs send it to a process and to its group.
+ONE_AND_THE_SAME = 1.0
 
 
 class ImageLogger(pl.Callback):
@@ -101,18 +109,115 @@ class LastStep(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Writes the checkpoint if this was step ``max_steps``."""
         if trainer.global_step == trainer.max_steps:
-            self._write(trainer)
+            self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Writes the checkpoint if training ends for another reason."""
-        self._write(trainer)
+        self.write(trainer)
 
-    def _write(self, trainer: pl.Trainer) -> None:
+    def write(self, trainer: pl.Trainer) -> None:
+        """Writes the checkpoint, unless it is that of this step already."""
         if self._step != trainer.global_step:
             self._step = trainer.global_step
             trainer.save_checkpoint(self.path)
             for other in trainer.checkpoint_callbacks:  # otherwise one that never wrote overwrites it after the epoch
                 other._last_checkpoint_saved = str(self.path)  # type: ignore[attr-defined]
+
+
+class Signals(pl.Callback):
+    """Lets a run that gets a signal finish its step and write a checkpoint first.
+
+    After ``SIGINT`` (Ctrl-C) or ``SIGTERM`` the run ends, or at once after a second one; after ``SIGUSR1`` it goes on.
+    A step is finished when the optimiser has moved the weights, after all batches whose gradients it accumulates. Of
+    several processes, it is enough if one gets the signal.
+
+    Args:
+        last: writes the checkpoint.
+
+    Raises:
+        Stopped: the run was told to stop, and the checkpoint is written.
+    """
+
+    def __init__(self, last: LastStep) -> None:
+        self.last, self.stop, self.save, self.saved = last, 0, False, False
+        self._step, self._loops, self._midway, self._told = -1, {}, False, 0.0
+        self._handled = contextlib.ExitStack()
+
+    def _receive(self, number: int, frame: Any) -> None:  # noqa: ARG002
+        if self.stop and number != signal.SIGUSR1:
+            if time.monotonic() - self._told < ONE_AND_THE_SAME:
+                return
+            raise Stopped(number)
+        if number == signal.SIGUSR1:
+            self.save, what = True, "finishing the step and saving"
+        else:
+            self.stop, self._told = number, time.monotonic()
+            what = "finishing the step and saving; the same again stops at once"
+        os.write(2, f"\n{signal.Signals(number).name}: {what}\n".encode())  # a handler may interrupt sys.stderr itself
+
+    def on_train_start(self, *_: Any) -> None:
+        """Handles the signals from now on."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._handled.enter_context(handled(dict.fromkeys(numbers, self._receive)))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Ends the run if it was told to stop."""
+        self._end()
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Writes the checkpoint that a signal asks for, if this batch completed a step."""
+        self._loops = {}
+        if trainer.global_step != self._step:  # otherwise gradients are being accumulated
+            self._loops = trainer.fit_loop.state_dict()
+            self._write(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, *_: Any) -> None:  # noqa: ARG002
+        """Ends the run if it was told to stop."""
+        self._end()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Writes the checkpoint that a signal asks for, and ends the run if it was told to stop."""
+        if trainer.state.fn == "fit" and self._loops:
+            self._midway = True
+            self._write(trainer)
+            self._midway = False
+            self._end()
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:  # noqa: ARG002
+        """Makes a checkpoint in the middle of a validation one of the step before: half a validation is not resumed."""
+        if self._midway:
+            checkpoint["loops"]["fit_loop"] = self._loops
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Ends the run if it was told to stop."""
+        self._end()
+
+    def on_train_end(self, *_: Any) -> None:
+        """Ends the run if it was told to stop, else handles the signals as before."""
+        self._end()
+        self._handled.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Handles the signals as before."""
+        self._handled.close()
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """Writes the checkpoint if one of the processes was told to save or to stop."""
+        told = [
+            trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
+            for flag in (bool(self.stop), self.save)
+        ]
+        if not any(told) or self.saved:
+            return
+        self.last.write(trainer)
+        self.save, self.saved = False, told[0]
+        if not self.saved:
+            LOG.info("step %d: wrote %s", trainer.global_step, self.last.path)
+
+    def _end(self) -> None:
+        if self.saved:
+            raise Stopped(self.stop or signal.SIGTERM)
 
 
 class KeptMemory(pl.Callback):

@@ -220,8 +220,17 @@ def write_checkpoint(path: str | Path, state: Mapping[str, Tensor]) -> None:
     folder, is 0, because training starts again without optimisers.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as temporary:
-        torch.save({"state_dict": tensors, "global_step": 0}, temporary)
+    write_training_state(path, {"state_dict": tensors, "global_step": 0})
+
+
+def write_training_state(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Writes a ``.ckpt``: weights, and whatever else a run needs to go on.
+
+    Raises:
+        OSError: the file cannot be written, for example on a full disk; the old one is unchanged.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # torch says of a file why it cannot be written
+        torch.save(dict(content), file)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -7,11 +7,14 @@ import functools
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ldm.files import FULL
+from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import bytes_of, trust
 
 
@@ -111,8 +114,13 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Returns the text of an error; for an error of the operating system, the path, the reason and a remedy."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename:
+        return (
+            f"{error.filename}: {os.strerror(error.errno).lower()}; what was there before is unchanged; free some "
+            "space, or name another path"
+        )
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror.lower()}; name another path, or change what is there"
     return str(error)
@@ -121,22 +129,27 @@ def _in_words(error: Exception) -> str:
 def command_line(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates a script's ``main``: wrong input ends in one line on stderr and exit code 2 instead of a traceback.
 
-    With the environment variable ``LDM_TRACEBACK`` set, the traceback is shown.
+    ``SIGTERM`` ends it by an exception, as Ctrl-C does, so that temporary files go. With the environment variable
+    ``LDM_TRACEBACK`` set, the traceback of an error is shown.
     """
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
         configure_logging()
         try:
-            main(*args, **kwargs)
+            with handled({signal.SIGTERM: stop_at_once}):
+                main(*args, **kwargs)
         except (ValueError, OSError) as error:
             if os.environ.get("LDM_TRACEBACK"):
                 raise
-            message = " ".join(_in_words(error).split())
+            message = " ".join(in_words(error).split())
             sys.stderr.write(f"error: {message}\n")
             sys.exit(2)
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
+        except KeyboardInterrupt as stop:
+            sys.stderr.write(f"{str(stop) or 'interrupted'}\n")
             sys.exit(130)
+        except Stopped as stop:
+            sys.stderr.write(f"{stop.text}\n")
+            sys.exit(128 + stop.number)
 
     return run

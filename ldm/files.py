@@ -1,14 +1,26 @@
-"""Files on disk: hashes, JSON files, downloads, and writing that leaves no half-written file."""
+"""Files on disk: hashes, JSON files, downloads, locks, and writing that leaves no half-written file."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+LOG = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may be, is used up
+LOCK = ".lock"
 
 
 def file_hash(file: Path) -> str:
@@ -53,8 +65,21 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file; an interrupted call leaves the old file as it was."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """Writes an ``.npy`` file; an interrupted call leaves the old file as it was."""
+    array = np.ascontiguousarray(array)
+    with atomic_path(file) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)  # unlike np.save, this reports why it fails
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a UTF-8 text file; an interrupted call leaves the old file as it was."""
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def fetched(url: str, remedy: str) -> Path:
@@ -93,15 +118,143 @@ def read_text(file: str | Path) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path, whose file is flushed and renamed to ``path`` on success, and removed on an error."""
+    """Yields a temporary path, whose file is flushed and renamed to ``path`` on success, and removed on an error.
+
+    Raises:
+        OSError: the file cannot be written, for example on a full disk; it names ``path``, whose old file is unchanged.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with named_in_errors(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # some writers make files that only their owner can read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Names a file in the errors of writing it, also in those of libraries that have errors of their own.
+
+    Args:
+        path: the file.
+        temporary: the name that it has while it is written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # some writers make files that only their owner can read
-        temporary.replace(path)
+        yield
+    except Exception as error:
+        number = _full(error)
+        if number is None and isinstance(error, OSError) and error.errno and error.filename is not None:
+            number = error.errno if Path(error.filename) == temporary else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _full(error: BaseException | None) -> int | None:
+    """Returns which number of :data:`FULL` an error is about, or was raised because of; None if it is another error."""
+    while error is not None:
+        for number in FULL:
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def locked(file: Path, what: str, wait: bool = True) -> Iterator[None]:
+    """Holds a lock between processes, and waits while another one holds it.
+
+    The system releases the lock when its process ends, in whatever way. The file is there as long as the lock is held,
+    and says by whom. On a file system without locks a warning is logged, and nothing is held.
+
+    Args:
+        file: the file of the lock.
+        what: what the process that holds it is doing, for the message of one that waits.
+        wait: whether to wait.
+
+    Raises:
+        ValueError: another process holds the lock, and this one is not to wait; the message says which.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    owner, number = os.getpid(), _take(file, what, wait)
+    _HELD.add(number)
+    try:
+        os.truncate(number, 0)
+        os.write(number, f"process {owner} on {socket.gethostname()} ({Path(sys.argv[0]).name})".encode())
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        if os.getpid() == owner:
+            file.unlink(missing_ok=True)
+            _HELD.discard(number)
+            os.close(number)
+
+
+_HELD: set[int] = set()  # open files of locks
+
+
+def _close_in_child() -> None:
+    """Closes the locks of the parent, which could otherwise outlive it in its children."""
+    for number in _HELD:
+        os.close(number)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _take(file: Path, what: str, wait: bool) -> int:
+    """Returns the open file of a lock that is now held."""
+    while True:
+        number = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(number, file, what, wait)
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_ino == os.fstat(number).st_ino:  # else its former owner has removed it
+                    return number
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                LOG.warning("%s: %s; let no other process work on it", file, os.strerror(error.errno))
+                return number
+            os.close(number)
+            raise
+        except BaseException:  # told to stop while it waited
+            os.close(number)
+            raise
+        os.close(number)
+
+
+def _lock(number: int, file: Path, what: str, wait: bool) -> None:
+    """Takes the lock of an open file; says whom it waits for."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = (file.read_text(encoding="utf-8") if file.is_file() else "") or "another process"
+        if not wait:
+            raise ValueError(f"{owner} is {what}; wait for it, or name another folder") from None
+        start = time.monotonic()
+        LOG.info("%s is %s; waiting for it", owner, what)
+        fcntl.flock(number, fcntl.LOCK_EX)
+        LOG.info("waited %.0f seconds for %s", time.monotonic() - start, owner)
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Lets one process at a time build what belongs into a folder; the others wait.
+
+    Whoever has waited looks again whether there is still something to build.
+    """
+    try:
+        with locked(folder / LOCK, f"building {folder}"):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing was built

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
+import statistics
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import write_weights
-from ldm.files import write_json
+from ldm.files import atomic_path, read_json, write_json
 
 LOG = logging.getLogger(__name__)
+FACTOR = 10  # a loss is healthy up to this many times the usual one
 
 
 class FiniteSteps(pl.Callback):
@@ -23,22 +28,41 @@ class FiniteSteps(pl.Callback):
 
     ``non_finite_batch.safetensors`` holds the batch's tensors, and whatever else is in it as JSON in the metadata.
 
+    A checkpoint of weights that have just gone astray is no use. The first batch after ``last.ckpt`` was written shows
+    its loss: if that is healthy, the file is kept as ``healthy.ckpt`` (a hard link, until the next checkpoint replaces
+    ``last.ckpt``), and ``healthy.json`` says its step and loss. A loss is healthy if loss and gradients are finite and
+    it is at most ten times the median of the last thousand losses.
+
     Args:
-        run: folder of the run, which holds the last good checkpoint as ``checkpoints/last.ckpt``.
+        run: folder of the run, which holds the checkpoints as ``checkpoints/last.ckpt``.
     """
 
     def __init__(self, run: str | Path) -> None:
         self.run = Path(run)
+        self.last, self.healthy = (self.run / "checkpoints" / name for name in ("last.ckpt", "healthy.ckpt"))
         self._batch: Mapping[str, Any] = {}
+        self._losses: deque[float] = deque(maxlen=1000)
+        self._loss: float | None = None  # the first of the batch; adversarial training has two
+        self._step, self._seen, self._about = 0, _stamp(self.last), ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Notes which checkpoint is there: its loss shows only if training goes on from it."""
+        resumed = trainer.ckpt_path and Path(trainer.ckpt_path).resolve() == self.last.resolve()
+        self._seen = None if resumed else _stamp(self.last)
+        if (card := self.healthy.with_suffix(".json")).is_file():  # what was usual before the run was resumed
+            self._losses.append(read_json(card, "delete it")["usual_loss"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:  # noqa: ARG002
         """Remembers the batch."""
         self._batch = batch if isinstance(batch, Mapping) else {"batch": batch}
+        self._loss, self._step = None, trainer.global_step
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:  # noqa: ARG002
         """Stops the run if the loss is not finite."""
         if not torch.isfinite(loss).all():
             self._end(trainer, f"loss is {loss.item()}")
+        if self._loss is None:
+            self._loss = loss.item()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:  # noqa: ARG002
         """Stops the run if a gradient is not finite, except in float16, where the gradient scaler skips such a step."""
@@ -50,17 +74,72 @@ class FiniteSteps(pl.Callback):
             name = next(bad, "all parameters together")
             self._end(trainer, f"gradient of {name} is not finite")
 
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Keeps a checkpoint whose loss this batch has shown, if it is healthy."""
+        if self._loss is None or not trainer.is_global_zero:
+            return
+        stamp = _stamp(self.last)
+        if stamp is not None and stamp != self._seen:
+            self._seen, usual = stamp, statistics.median(self._losses or [abs(self._loss)])
+            self._about = f"a loss of {self._loss:.4g} (usual: {usual:.4g})"
+            if abs(self._loss) <= FACTOR * usual:
+                self._keep({"step": self._step, "loss": self._loss, "usual_loss": usual})
+        self._losses.append(abs(self._loss))
+
+    def _keep(self, about: Mapping[str, Any]) -> None:
+        """Keeps ``last.ckpt`` as ``healthy.ckpt``."""
+        try:
+            with atomic_path(self.healthy) as temporary:
+                try:
+                    os.link(self.last.resolve(), temporary)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(self.last, temporary)
+            write_json(self.healthy.with_suffix(".json"), about)
+        except OSError as error:
+            LOG.warning("%s is not kept as %s: %s", self.last, self.healthy.name, error.strerror)
+
     def _end(self, trainer: pl.Trainer, what: str) -> None:
         tensors = {name: value for name, value in self._batch.items() if isinstance(value, Tensor)}
         texts = {name: value for name, value in self._batch.items() if name not in tensors}
         rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
-        path, last = self.run / f"non_finite_batch{rank}.safetensors", self.run / "checkpoints" / "last.ckpt"
-        write_weights(path, tensors, metadata={name: json.dumps(value, default=str) for name, value in texts.items()})
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        path = self.run / f"non_finite_batch{rank}.safetensors"
+        batch = f"the batch is in {path}"
+        try:
+            write_weights(path, tensors, metadata={name: json.dumps(v, default=str) for name, v in texts.items()})
+        except OSError as error:
+            batch = f"the batch cannot be written to {path} ({error.strerror})"
         raise ValueError(
-            f"step {trainer.global_step}: the {what}; the batch is in {path}, {kept}; lower the learning rate, "
-            "set lightning.trainer.gradient_clip_val or use precision=32"
+            f"step {trainer.global_step}: the {what}; {batch}; {self._advice()}; lower the learning rate, set "
+            "lightning.trainer.gradient_clip_val or use precision=32"
         )
+
+    def _advice(self) -> str:
+        """Returns from which checkpoint the run can go on, and how that is known."""
+        if not self.last.is_file():
+            return "there is no checkpoint yet"
+        card = self.healthy.with_suffix(".json")
+        kept = self.healthy.is_file() and card.is_file()
+        if kept and self.healthy.samefile(self.last):
+            return f"the last checkpoint, {self.last}, is healthy: it has {self._about or 'shown so before'}"
+        bad = f"whether {self.last} is healthy is not known"
+        if shown := "this very loss or gradient" if _stamp(self.last) != self._seen else self._about:
+            bad = f"{self.last} is not healthy: it has {shown}"
+        if not kept:
+            return f"{bad}; no other checkpoint was kept, so begin again"
+        about = read_json(card, "delete it")
+        return (
+            f"{bad}; the last healthy checkpoint is {self.healthy}, of step {about['step']}, with a loss of "
+            f"{about['loss']:.4g} (usual: {about['usual_loss']:.4g}); go on from it with -t --resume {self.healthy}"
+        )
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Returns numbers that change if a file is written anew; None if there is none."""
+    try:
+        state = file.stat()
+    except FileNotFoundError:
+        return None
+    return state.st_ino, state.st_mtime_ns
 
 
 class DiscriminatorWatch(pl.Callback):

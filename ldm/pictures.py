@@ -37,14 +37,13 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
     """
     stacks = [value[:, None] if value.ndim == 4 else value for value in columns.values()]
     rows = min(len(stack) for stack in stacks)
-    tiles = torch.cat([stack[:rows].detach().float().cpu() for stack in stacks], dim=1)
-    n, m, c, h, w = tiles.shape
-    grid = torch.ones(c, n * (h + gap) + gap, m * (w + gap) + gap)
-    for i in range(n):
-        for j in range(m):
+    (c, h, w), m = stacks[0].shape[2:], sum(stack.shape[1] for stack in stacks)
+    grid = torch.full((c, rows * (h + gap) + gap, m * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i in range(rows):
+        for j, tile in enumerate(tile for stack in stacks for tile in stack[i]):
             top, left = gap + i * (h + gap), gap + j * (w + gap)
-            grid[:, top : top + h, left : left + w] = tiles[i, j]
-    return to_uint8(grid)
+            grid[:, top : top + h, left : left + w] = to_uint8(tile.detach().float().cpu())
+    return grid
 
 
 def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:

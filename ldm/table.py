@@ -1,18 +1,23 @@
-"""Tables on disk that are filled a batch at a time; a process that was killed continues where it stopped."""
+"""Tables on disk that are filled a batch at a time; a process that was killed continues where it stopped.
+
+One process at a time fills a table: it holds :func:`ldm.files.building`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import atomic_path, file_hash, named_in_errors, read_json, write_json
 
 LOG = logging.getLogger(__name__)
+KEPT = "what is filled of the table is kept, and the same command continues"  # if it is told to stop
 PLAN, PARTIAL = "build.json", ".partial.npy"
 
 
@@ -41,14 +46,12 @@ class ResumableTable:
         self.path, self.length = path, length
         self.plan: dict[str, Any] = json.loads(json.dumps(plan))
         self.done = self._lines_done()
-        self._arrays: dict[str, np.memmap] = {}
         partial = sorted(path.glob(f"*{PARTIAL}"))
         if self.done and partial:
             LOG.info("continuing table %s after %d of %d items", path, self.done, length)
-            for file in partial:
-                self._arrays[file.name.removesuffix(PARTIAL)] = np.lib.format.open_memmap(file, mode="r+")
+            self._names = [file.name.removesuffix(PARTIAL) for file in partial]
             return
-        self.done = 0
+        self.done, self._names = 0, []
         (path / PLAN).unlink(missing_ok=True)  # it counts lines of files that go now
         for file in partial:
             file.unlink()
@@ -67,20 +70,44 @@ class ResumableTable:
 
         Args:
             lines: name -> ``[B, ...]``, as many lines of each array.
+
+        Raises:
+            OSError: a file cannot be written, for example on a full disk; the lines before these are kept.
         """
         stop = self.done + len(next(iter(lines.values())))
         for name, rows in lines.items():
-            if name not in self._arrays:
-                file, shape = self.path / f"{name}{PARTIAL}", (self.length, *rows.shape[1:])
-                self._arrays[name] = np.lib.format.open_memmap(file, mode="w+", dtype=rows.dtype, shape=shape)
-            self._arrays[name][self.done : stop] = rows
-            self._arrays[name].flush()
+            if name not in self._names:
+                self._names.append(name)
+            self._write(self.path / f"{name}{PARTIAL}", np.ascontiguousarray(rows))
         write_json(self.path / PLAN, {**self.plan, "done": stop})
         self.done = stop
 
+    def _write(self, file: Path, rows: np.ndarray) -> None:
+        """Writes the next lines behind those of an array's file, which begins with the header of the whole array.
+
+        The array is not mapped into memory here: on a full disk, the system kills who writes to such an array.
+        """
+        with named_in_errors(file), file.open("r+b" if self.done else "wb") as stream:
+            if self.done:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                if (shape[1:], dtype) != (rows.shape[1:], rows.dtype):
+                    raise ValueError(
+                        f"{file} has lines {shape[1:]} of {dtype}, got {rows.shape[1:]} of {rows.dtype}; delete "
+                        f"{self.path} and begin again"
+                    )
+                stream.seek(self.done * rows[:1].nbytes, os.SEEK_CUR)
+            else:
+                whole = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(stream, {**whole, "shape": (self.length, *rows.shape[1:])})
+            stream.write(rows.data)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+
     def hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of the file of each array."""
-        return {name: file_hash(self.path / f"{name}{PARTIAL}") for name in self._arrays}
+        return {name: file_hash(self.path / f"{name}{PARTIAL}") for name in self._names}
 
     def finish(self, card: str, content: Mapping[str, Any]) -> None:
         """Gives the filled arrays their names, in place of those of an earlier table, and writes the card last.
@@ -91,9 +118,10 @@ class ResumableTable:
         """
         if self.done != self.length:
             raise ValueError(f"table {self.path} has {self.done} of {self.length} lines, expected all; fill them first")
-        for file in (card, PLAN):
-            (self.path / file).unlink(missing_ok=True)  # from here on neither the earlier table nor this one is whole
-        for name in self._arrays:
-            (self.path / f"{name}{PARTIAL}").replace(self.path / f"{name}.npy")
-        self._arrays.clear()
-        write_json(self.path / card, content)
+        with atomic_path(self.path / card) as temporary:
+            write_json(temporary, content)
+            for file in (card, PLAN):  # from here on, neither the earlier table nor this one is whole
+                (self.path / file).unlink(missing_ok=True)
+            for name in self._names:
+                (self.path / f"{name}{PARTIAL}").replace(self.path / f"{name}.npy")
+        self._names.clear()

@@ -48,13 +48,13 @@ def main() -> None:
     from rdm.retrieval.classes import resolve_class
     from rdm.sampling import ways
     from rdm.sampling.record import save
-    from rdm.sampling.samples import sample
+    from rdm.sampling.samples import sample_batches
 
     pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     names = [resolve_class(name, pipeline.retriever.database) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)
-    samples = sample(pipeline, request, settings)
+    samples = sample_batches(pipeline, request, settings)
     print(save(samples, pipeline, args.outdir, "class2img", **saving_options(args)))
 
 

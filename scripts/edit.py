@@ -9,6 +9,7 @@ of 16 for the shipped model.
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
 from rdm.cli.sampling import add_sampling_options, argument, saving_options
@@ -75,14 +76,15 @@ def main() -> None:
     import rdm
     from rdm.sampling.edit import edit, fidelity
     from rdm.sampling.record import save
-    from rdm.sampling.samples import sample
+    from rdm.sampling.samples import sample_batches
 
     pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)
-    samples = sample(pipeline, request, settings)
+    samples = sample_batches(pipeline, request, settings)
     if args.invert and args.prompt is None:
-        back, alone = fidelity(samples, pipeline)
+        first = next(samples)
+        samples, (back, alone) = chain([first], samples), fidelity(first, pipeline)
         print(f"the picture comes back at {back:.1f} dB; the first stage alone gives {alone:.1f} dB")
     print(save(samples, pipeline, args.outdir, "edit", **saving_options(args)))
 

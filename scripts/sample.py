@@ -75,14 +75,15 @@ def main() -> None:
     settings = Settings.of_command_line(vars(args))
     import rdm
     from rdm.sampling.record import make_again, read_record, save
-    from rdm.sampling.samples import sample
+    from rdm.sampling.samples import sample_batches
 
     if args.from_image:
-        samples, pipeline = make_again(read_record(args.from_image), args.ckpt, args.database)
+        again, pipeline = make_again(read_record(args.from_image), args.ckpt, args.database)
+        print(save(again, pipeline, args.outdir, "again", **saving_options(args)))
     else:
         pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
-        samples = sample(pipeline, request_of(pipeline, args), settings)
-    print(save(samples, pipeline, args.outdir, "again" if args.from_image else "sample", **saving_options(args)))
+        samples = sample_batches(pipeline, request_of(pipeline, args), settings)
+        print(save(samples, pipeline, args.outdir, "sample", **saving_options(args)))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main() -> None:
     import rdm
     from rdm.sampling import ways
     from rdm.sampling.record import save
-    from rdm.sampling.samples import sample
+    from rdm.sampling.samples import sample_batches
 
     pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
     if args.to is not None:
@@ -83,7 +83,7 @@ def main() -> None:
             negative=args.negative,
             negative_weight=args.negative_weight,
         )
-    print(save(sample(pipeline, request, settings), pipeline, args.outdir, "txt2img", **saving))
+    print(save(sample_batches(pipeline, request, settings), pipeline, args.outdir, "txt2img", **saving))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The command line of main.py, and that a run which was stopped goes on as if it had not been."""
 
+import contextlib
 import csv
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import small_files
 from pictures import contents, write_pictures
 from small_models import IDENTITY, unet
 
@@ -156,7 +158,11 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config: str, tmp_path: Path
     main.train(main.parse(["-t", "--resume", str(parts), "lightning.trainer.max_steps=7"]))
     expected, got = (read_weights(run / "checkpoints" / "last.ckpt") for run in (whole, parts))
     assert expected["model_ema.num_updates"] == 7  # the last step is kept although no multiple of three
-    assert [path.name for path in (parts / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(path.name for path in (parts / "checkpoints").iterdir()) == [
+        "healthy.ckpt",
+        "healthy.json",
+        "last.ckpt",
+    ]
     assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
     assert metrics(parts) == metrics(whole) and [step for step, _ in metrics(whole)] == list(range(7))
     assert sorted(path.name for path in (whole / "images").iterdir()) == ["0000004.png", "0000007.png"]
@@ -279,17 +285,58 @@ def test_a_network_of_too_many_outputs_is_named(config: str, tmp_path: Path) -> 
         main.train(main.parse(words))
 
 
-def test_a_run_that_is_told_to_stop_says_so_and_how_to_go_on(config: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_says_so_and_how_to_go_on(config: str, tmp_path: Path, number: int) -> None:
+    """No checkpoint is due, and a signal reaches all processes, as those of a terminal or of a cluster do."""
     run, root = tmp_path / "run", Path(main.__file__).parent
     words = ["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=1000000"]
+    words += ["lightning.checkpoint.every_n_train_steps=1000000", "data.params.num_workers=1"]
     with subprocess.Popen(  # noqa: S603 (our own command)
-        [sys.executable, "main.py", *words], cwd=root, env=os.environ, stderr=subprocess.PIPE, text=True
+        [sys.executable, "main.py", *words],
+        cwd=root,
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
-        give_up = time.monotonic() + 120
-        while not (run / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < give_up:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, errors
-    assert re.search(rf"^stopped at step \d+; go on from its last checkpoint with -t --resume {run}$", errors, re.M)
-    assert "Traceback" not in errors
+
+        def wait_for(file: Path) -> None:
+            give_up = time.monotonic() + 120
+            while not file.is_file() and time.monotonic() < give_up and process.poll() is None:
+                time.sleep(0.05)
+
+        wait_for(run / "metrics.csv")  # some steps are done
+        os.killpg(process.pid, signal.SIGUSR1)
+        wait_for(run / "checkpoints" / "last.ckpt")
+        with pytest.raises(ValueError, match=f"process {process.pid} on .* is training in {run}"):
+            main.train(main.parse(["-t", "--resume", str(run)]))
+        os.killpg(process.pid, number)
+        try:
+            errors = process.communicate(timeout=60)[1]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number, errors
+    said = re.search(rf"^stopped at step (\d+); go on from its last checkpoint with -t --resume {run}$", errors, re.M)
+    assert said and "Traceback" not in errors, errors
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    assert last["global_step"] == int(said[1]) > 0
+    assert max(step for step, _ in metrics(run)) == int(said[1]) - 1  # the last step is logged, too
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_names_the_run(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=3"]))
+    last = run / "checkpoints" / "last.ckpt"
+    before, words = last.read_bytes(), ["--resume", str(run), "lightning.trainer.max_steps=5"]
+    monkeypatch.setattr(sys, "argv", ["main.py", "-t", "--no-test", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught, small_files(len(before) - 1000):
+        main.main()
+    [message] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert caught.value.code == 2 and f"{last}: file too large" in message and f"--resume {run}" in message
+    assert last.read_bytes() == before and not list(last.parent.glob(".*"))
+    main.train(main.parse(["-t", "--no-test", *words]))
+    assert torch.load(last, weights_only=False)["global_step"] == 5

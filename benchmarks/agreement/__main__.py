@@ -32,6 +32,7 @@ from benchmarks.agreement.pair import ROOT, Pair, pixels, script, write_pair
 from benchmarks.agreement.table import compared, table
 from benchmarks.agreement.theirs import figures
 from ldm.command_line import command_line
+from ldm.files import write_text
 from rdm.evaluate.metrics import SPLITS
 
 NETWORKS = ("clip", "unit", "classifier", "inception")
@@ -101,7 +102,7 @@ def main() -> None:
     off = sum(not row.within for row in rows)
     lines.append(f"{off} of {len(rows)} figures are beyond 1e-3" if off else f"all {len(rows)} figures are within 1e-3")
     text = "\n\n".join(lines)
-    (args.folder / "agreement.md").write_text(text + "\n", encoding="utf-8")
+    write_text(args.folder / "agreement.md", text + "\n")
     print(text)
     sys.exit(1 if off else 0)
 

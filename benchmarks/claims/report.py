@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.claims import pictures, verdicts
 from benchmarks.claims.measure import read_lines
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import file_hash, read_json, write_json, write_text
 from rdm.evaluate.features import device
 from rdm.evaluate.protocol import machine, versions
 
@@ -100,7 +100,7 @@ def write(folder: Path) -> str:
     parts += [f"![{file.stem}]({file.relative_to(folder)})" for files in drawn.values() for file in files]
     parts += ["## Training", training_table(measured.training), "## Figures", *tables(measured.lines)]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    (folder / "claims.md").write_text(text, encoding="utf-8")
+    write_text(folder / "claims.md", text)
     return text
 
 

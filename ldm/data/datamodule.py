@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ldm.util import instantiate_from_config
+
+
+def start_worker(number: int) -> None:
+    """Starts a loader process: with its own seed, and deaf to signals that the run's process decides on.
+
+    Those of a terminal and of a cluster's scheduler reach all processes of a run, which first needs its next batch. The
+    run's process ends its loader processes with a ``SIGTERM`` of its own.
+    """
+    for told in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(told, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which tells the sender
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_on_signal_of_parent, daemon=True).start()
+    if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning leaves this to whoever names a function
+        pl_worker_init_function(number)
+
+
+def _end_on_signal_of_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -165,6 +190,7 @@ class DataModule(pl.LightningDataModule):
         """Returns the loader's options. With its own generator, it does not use torch's global random state."""
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": start_worker,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "generator": torch.Generator().manual_seed(self.seed),

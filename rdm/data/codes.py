@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import check_hash, read_json
+from ldm.files import building, check_hash, read_json
 from ldm.models.first_stage import fingerprint, frozen_first_stage
-from ldm.table import ResumableTable
+from ldm.stopping import going_on
+from ldm.table import KEPT, ResumableTable
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.data.query_dataset import QueryDataset
@@ -139,6 +140,8 @@ class CodedDataModule(RetrievalDataModule):
 def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: bool = True) -> CodeTable:
     """Returns the table at ``path``; builds or completes it unless it belongs to these pictures and this first stage.
 
+    Of several processes, one builds and the others wait for it.
+
     Args:
         path: folder of the table; an existing table is replaced when the new one is complete.
         images: data set of ``ldm.data``.
@@ -160,12 +163,23 @@ def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: b
         "codes": stage.quantize.n_e,
         "first_stage": fingerprint(stage),
     }
-    if (path / CARD).is_file():
-        card = read_json(path / CARD, REMEDY)
-        differs = [key for key in plan if card.get(key) != plan[key]]
-        if not differs:
-            return CodeTable.open(path)
-        LOG.warning("codes %s differ in %s; computing them again", path, ", ".join(differs))
+    if _differences(path, plan):
+        with building(path), going_on(KEPT):
+            if differs := _differences(path, plan):
+                if (path / CARD).is_file():
+                    LOG.warning("codes %s differ in %s; computing them again", path, ", ".join(differs))
+                _fill(path, images, stage, plan, progress)
+    return CodeTable.open(path)
+
+
+def _differences(path: Path, plan: Mapping[str, Any]) -> list[str]:
+    """Returns in what the table at ``path`` is not the wanted one; an empty list if it is."""
+    card = read_json(path / CARD, REMEDY) if (path / CARD).is_file() else {}
+    return [key for key in plan if card.get(key) != plan[key]]
+
+
+def _fill(path: Path, images: Any, stage: Any, plan: Mapping[str, Any], progress: bool) -> None:
+    """Computes the codes of all pictures, or what is left of them, and writes the table."""
     table = ResumableTable(path, len(images), plan)
     dtype = np.uint16 if plan["codes"] <= 2**16 else np.int32
     with tqdm(total=len(images), initial=table.done, unit="img", desc="codes", disable=not progress) as bar:
@@ -175,8 +189,7 @@ def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: b
             table.append(codes=codes.cpu().numpy().astype(dtype))
             bar.update(end - start)
     table.finish(CARD, {**plan, "sha256": table.hashes()["codes"]})
-    LOG.info("wrote codes %s: %d images, %d codes each", path, len(images), tokens)
-    return CodeTable.open(path)
+    LOG.info("wrote codes %s: %d images, %d codes each", path, len(images), plan["tokens"])
 
 
 @torch.no_grad()

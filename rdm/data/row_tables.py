@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import check_hash, read_json
-from ldm.table import ResumableTable
+from ldm.files import building, check_hash, read_json
+from ldm.stopping import going_on
+from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 
 LOG = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ class RowTable:
     ) -> RowTable:
         """Returns the table at ``path``; builds or completes it unless it holds these rows and was made in this way.
 
-        If only the rows differ, values that are there are not computed again.
+        If only the rows differ, values that are there are not computed again. Of several processes, one builds and the
+        others wait for it.
 
         Args:
             path: folder of the table; an existing table is replaced when the new one is complete.
@@ -109,16 +111,34 @@ class RowTable:
             "rows_hash": hashlib.sha256(rows.tobytes()).hexdigest(),
             **made_by,
         }
-        earlier = None
-        if (path / cls.card_file).is_file():
-            card = read_json(path / cls.card_file, _REMEDY)
-            differs = [key for key in plan if card.get(key) != plan[key]]
-            if not differs:
-                return cls.open(path, database)
-            LOG.warning("%s %s differ in %s; computing them again", cls.what, path, ", ".join(differs))
-            if set(differs) <= {"rows", "rows_hash"}:  # their values are still those of their rows
-                earlier = cls.open(path, database)
+        if cls._differences(path, plan):
+            with building(path), going_on(KEPT):
+                if differs := cls._differences(path, plan):
+                    earlier = None
+                    if (path / cls.card_file).is_file():
+                        LOG.warning("%s %s differ in %s; computing them again", cls.what, path, ", ".join(differs))
+                        if set(differs) <= {"rows", "rows_hash"}:  # their values are still those of their rows
+                            earlier = cls.open(path, database)
+                    cls._fill(path, rows, plan, values_of, earlier, progress)
+        return cls.open(path, database)
 
+    @classmethod
+    def _differences(cls, path: Path, plan: Mapping[str, Any]) -> list[str]:
+        """Returns in what the table at ``path`` is not the wanted one; an empty list if it is."""
+        card = read_json(path / cls.card_file, _REMEDY) if (path / cls.card_file).is_file() else {}
+        return [key for key in plan if card.get(key) != plan[key]]
+
+    @classmethod
+    def _fill(
+        cls,
+        path: Path,
+        rows: np.ndarray,
+        plan: Mapping[str, Any],
+        values_of: Callable[[np.ndarray], Tensor],
+        earlier: RowTable | None,
+        progress: bool,
+    ) -> None:
+        """Computes the values of all rows, or what is left of them, and writes the table."""
         table = ResumableTable(path, len(rows), plan)
         left = rows[table.done :]
         if len(left):
@@ -130,7 +150,6 @@ class RowTable:
                 bar.update(len(some))
         table.finish(cls.card_file, {**plan, **{f"{name}.npy": value for name, value in table.hashes().items()}})
         LOG.info("wrote %s %s: %d rows", cls.what, path, len(rows))
-        return cls.open(path, database)
 
     @classmethod
     def _check_disk(cls, path: Path, rows: int, each: int) -> None:

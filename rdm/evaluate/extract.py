@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import check_hash, read_json
-from ldm.table import ResumableTable
+from ldm.files import building, check_hash, read_json
+from ldm.stopping import going_on
+from ldm.table import KEPT, ResumableTable
 from rdm.evaluate.features import FeatureNetwork
 
 FORMAT = 1
@@ -65,6 +67,8 @@ class Extracted:
 def extract(source: Source, networks: Sequence[FeatureNetwork], cache: str | Path) -> list[Extracted]:
     """Returns the features of all pictures of a source by each network, in at most one pass over the source.
 
+    Of several processes that want the same features, one computes them and the others wait for it.
+
     Args:
         source: the pictures.
         networks: the networks.
@@ -73,7 +77,28 @@ def extract(source: Source, networks: Sequence[FeatureNetwork], cache: str | Pat
     Raises:
         ValueError: features are not finite, or an array on disk is damaged.
     """
-    stores = [Store(Path(cache), source, network) for network in networks]
+    with ExitStack() as locks:
+        folders = {folder_of(Path(cache), source, network) for network in networks}
+        for folder in sorted(folders):  # in one order for all processes, so that none waits for one that waits for it
+            if "sha256" not in _card(folder):
+                locks.enter_context(building(folder))
+        locks.enter_context(going_on(KEPT))
+        return _extract([Store(Path(cache), source, network) for network in networks], source)
+
+
+def folder_of(cache: Path, source: Source, network: FeatureNetwork) -> Path:
+    """Returns the folder of the features of a source by a network."""
+    key = json.dumps([FORMAT, source.fingerprint, network.fingerprint, BATCH])
+    return cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """Returns the card of an extraction; it is empty, or has no hashes, if the extraction is unfinished."""
+    return read_json(folder / CARD, f"delete {folder}") if (folder / CARD).is_file() else {}
+
+
+def _extract(stores: Sequence[Store], source: Source) -> list[Extracted]:
+    """Completes the features of all stores and returns them."""
     start, n = min(store.done for store in stores), len(source)
     if start < n:
         with tqdm(desc="features", total=n, initial=start, unit="picture") as bar:
@@ -99,12 +124,10 @@ class Store:
     """
 
     def __init__(self, cache: Path, source: Source, network: FeatureNetwork) -> None:
-        key = json.dumps([FORMAT, source.fingerprint, network.fingerprint, BATCH])
-        self.folder = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+        self.folder = folder_of(cache, source, network)
         self.network = network
         about = {"source": source.fingerprint, **network.about(), "n": len(source)}
-        file = self.folder / CARD
-        self.card: dict[str, Any] = read_json(file, f"delete {self.folder}") if file.is_file() else {}
+        self.card = _card(self.folder)
         if "sha256" not in self.card:  # an unfinished extraction of an earlier version has no hashes
             self.card = {**about, "done": len(source)}
             self.table: ResumableTable | None = ResumableTable(self.folder, len(source), about)

@@ -12,6 +12,7 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 
 CLASS_TEMPLATE = "An image of a {class}."
+_BATCH = 64  # texts that are embedded at once
 
 
 def popular_queries(
@@ -81,8 +82,10 @@ def popular_rows(
 
 @torch.inference_mode()
 def text_queries(embedder: Embedder, prompts: Sequence[str]) -> Tensor:
-    """Returns vectors of texts, ``[B, D] float32``."""
-    return embedder.texts(list(prompts)).float()
+    """Returns vectors of texts, ``[B, D] float32``; of many texts, a batch at a time."""
+    texts = list(prompts)
+    batches = [texts[start : start + _BATCH] for start in range(0, max(len(texts), 1), _BATCH)]
+    return torch.cat([embedder.texts(batch).float() for batch in batches])
 
 
 def class_queries(embedder: Embedder, classes: Sequence[str], template: str = CLASS_TEMPLATE) -> Tensor:

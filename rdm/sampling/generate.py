@@ -71,12 +71,18 @@ def generate(
     return torch.cat(images)
 
 
-def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
+def drawing(loaded: Loaded, request: Request, settings: Settings, weaker: Model | None = None) -> Draw:
     """Returns the function that samples images of a request, given their indices in the request and their seeds.
 
+    Args:
+        loaded: model and database.
+        request: the request. What the model sees of all its images is computed at once.
+        settings: the settings.
+        weaker: the weaker model that the settings name, see :func:`load_weaker`.
+
     Raises:
-        ValueError: the model cannot make images of this size, the weaker model does not fit, or the pictures of the
-            neighbours cannot be read although the model sees them.
+        ValueError: the model cannot make images of this size, or the pictures of the neighbours cannot be read although
+            the model sees them.
     """
     model, canvas, side = loaded.model, request.canvas, loaded.data.image_size
     size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
@@ -84,8 +90,8 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
     conditions = Conditions(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
     weaker_tokens: Tensor | None = None
-    if settings.weaker is not None:
-        options["weaker"] = weaker = load_weaker(settings.weaker, loaded)
+    if weaker is not None:
+        options["weaker"] = weaker
         if any(each.grid_tokens is not None for each in (model, weaker)):  # each projects tokens in its own way
             weaker_tokens = context_of(replace(loaded, model=weaker), request)
 

@@ -10,9 +10,10 @@ picture under ``settings``, omits settings that were not given, and has one text
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from ldm.data.images import SUFFIXES
 from ldm.files import file_hash, read_json, write_json
 from ldm.pictures import save_png, to_uint8
+from ldm.stopping import Stopped, going_on
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.queries import text_queries
@@ -36,7 +38,7 @@ from rdm.sampling.ranking import Candidate
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
 from rdm.sampling.settings import Settings
-from rdm.sampling.sheet import sheet
+from rdm.sampling.sheet import Sheets
 from rdm.sampling.values import check_arguments
 from rdm.sampling.ways import picture_queries, retrieved_rows
 
@@ -48,7 +50,7 @@ ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
 
 
 def save(
-    samples: Samples,
+    samples: Samples | Iterable[Samples],
     loaded: Loaded,
     outdir: str | Path,
     name: str,
@@ -59,10 +61,12 @@ def save(
     """Writes each image to a file, the contact sheet to ``<name>-grid.png`` and all records to ``<name>.json``.
 
     Each image file also holds its own record, see :func:`read_record`. The contact sheet is described in
-    :mod:`rdm.sampling.sheet`. A warning names the images that are flagged as copies.
+    :mod:`rdm.sampling.sheet`; after every 64 rows, another one begins: ``<name>-grid-2.png`` and so on. A warning names
+    the images that are flagged as copies. If sampling is stopped or fails, what was sampled is there with its sheet and
+    records.
 
     Args:
-        samples: the images.
+        samples: the images, all together, or a batch at a time as they are sampled; then each batch is written at once.
         loaded: the model and database that the images were sampled with.
         outdir: the folder of the files.
         name: the prefix of the file names.
@@ -70,13 +74,53 @@ def save(
         neighbours: whether to write the neighbours' pictures as well, to ``<name>-<number>-neighbour-<place>.png``.
 
     Returns:
-        the path of the contact sheet.
+        the path of the contact sheet, or of the first one.
     """
     check_arguments(per_row=per_row)
     outdir, database = Path(outdir), loaded.retriever.database
-    common = about_the_run(samples, loaded)
+    common: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
-    request = samples.request
+    sheets = Sheets(database, outdir / f"{name}-grid.png", per_row)
+    parts = iter([samples] if isinstance(samples, Samples) else samples)
+
+    def finish() -> None:
+        if records:
+            sheets.finish()
+            write_json(outdir / f"{name}.json", {**common, "images": records})
+
+    try:
+        for part in parts:
+            common = common or about_the_run(part, loaded)
+            _save_images(part, database, outdir, name, common, neighbours, records)
+            sheets.add(part)
+    except (KeyboardInterrupt, Stopped):
+        with going_on(f"{len(records)} images are in {outdir}, with their records"):
+            finish()
+            raise
+    except Exception:
+        with contextlib.suppress(OSError):
+            finish()
+        raise
+    finish()
+    copies = [
+        f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")
+    ]
+    if copies:
+        LOG.warning("%d of %d images are flagged as copies: %s", len(copies), len(records), ", ".join(copies))
+    return sheets.first
+
+
+def _save_images(
+    samples: Samples,
+    database: RetrievalDatabase,
+    outdir: Path,
+    name: str,
+    common: Mapping[str, Any],
+    neighbours: bool,
+    records: list[dict[str, Any]],
+) -> None:
+    """Writes the images, and adds their records to those of the images before them."""
+    request, first = samples.request, len(records)
     for i, (image, label, seed) in enumerate(zip(samples.images, request.labels, samples.seeds, strict=True)):
         rows, scores = request.retrieved.rows[i], request.retrieved.scores[i]
         found = [
@@ -93,22 +137,13 @@ def save(
         if samples.candidates is not None:
             record["score"] = next(each.score for each in samples.candidates[i] if each.seed == seed)
             record["candidates"] = [asdict(each) for each in samples.candidates[i]]
-        file = outdir / f"{name}-{i:03d}.png"
+        file = outdir / f"{name}-{first + i:03d}.png"
         save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
         for place, patch in enumerate(database.patches(rows) if neighbours else []):
             about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}
-            target = outdir / f"{name}-{i:03d}-neighbour-{place}.png"
+            target = outdir / f"{name}-{first + i:03d}-neighbour-{place}.png"
             save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
-    grid = outdir / f"{name}-grid.png"
-    save_png(sheet(samples, database, per_row), grid)
-    write_json(outdir / f"{name}.json", {**common, "images": records})
-    copies = [
-        f"{r['file']} of {r['copy']['uri'] or r['copy']['row']}" for r in records if r.get("copy", {}).get("is_copy")
-    ]
-    if copies:
-        LOG.warning("%d of %d images are flagged as copies: %s", len(copies), len(records), ", ".join(copies))
-    return grid
 
 
 def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, Any]:

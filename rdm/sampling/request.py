@@ -6,9 +6,11 @@ The settings of the sampler are not part of a request, see :mod:`rdm.sampling.se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rdm.modules.conditioner import Conditioner
@@ -59,6 +61,19 @@ class Request:
                 "give query_tokens"
             )
 
+    def part(self, places: Sequence[int]) -> Request:
+        """Returns the request for some of its images, given their places."""
+        some, found = list(places), self.retrieved
+        vectors = {"queries": self.queries, "query_tokens": self.query_tokens}
+        return replace(
+            self,
+            retrieved=Retrieved(found.embeddings[some], found.rows[some], found.scores[some]),
+            labels=[self.labels[place] for place in some],
+            seeds=[self.seeds[place] for place in some],
+            prompts=None if self.prompts is None else [self.prompts[place] for place in some],
+            **{name: None if each is None else each[some] for name, each in vectors.items()},
+        )
+
     def context(self, conditioner: Conditioner) -> Tensor:
         """Returns the context of the model, ``[B, L, D]``."""
         neighbours = self.retrieved.embeddings
@@ -66,6 +81,28 @@ class Request:
             return conditioner(neighbours, include_query=False)
         shown = neighbours[:, :0] if self.tokens in ALONE else neighbours
         return conditioner(shown, self.query_tokens, include_query=True)
+
+
+def together(parts: Sequence[Request]) -> Request:
+    """Returns one request for the images of several, which differ in nothing else."""
+
+    def stacked(tensors: list[Any]) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    found = [part.retrieved for part in parts]
+    return replace(
+        parts[0],
+        retrieved=Retrieved(
+            torch.cat([each.embeddings for each in found]),
+            np.concatenate([each.rows for each in found]),
+            np.concatenate([each.scores for each in found]),
+        ),
+        labels=[label for part in parts for label in part.labels],
+        seeds=[seed for part in parts for seed in part.seeds],
+        queries=stacked([part.queries for part in parts]),
+        query_tokens=stacked([part.query_tokens for part in parts]),
+        prompts=None if parts[0].prompts is None else [text for part in parts for text in part.prompts or ()],
+    )
 
 
 def check_tokens(tokens: str, known: Sequence[str]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from rdm.loading import Loaded, find_checkpoint
+from rdm.loading import Loaded, Model, find_checkpoint
 from rdm.sampling.conditions import has_references
 from rdm.sampling.copies import CopyCheck, Likeness
-from rdm.sampling.generate import drawing, prepared
+from rdm.sampling.generate import drawing, load_weaker, prepared
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import DIFFUSION, EDIT_SAMPLER, Settings
@@ -38,6 +41,18 @@ class Samples:
     copies: list[Likeness] | None = None
     candidates: list[tuple[Candidate, ...]] | None = None
 
+    def part(self, places: Sequence[int]) -> Samples:
+        """Returns some of the images, given their places."""
+        some = list(places)
+        return replace(
+            self,
+            images=self.images[some],
+            request=self.request.part(some),
+            seeds=[self.seeds[place] for place in some],
+            copies=None if self.copies is None else [self.copies[place] for place in some],
+            candidates=None if self.candidates is None else [self.candidates[place] for place in some],
+        )
+
 
 def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
     """Samples one image for each set of neighbours of a request.
@@ -47,15 +62,40 @@ def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
         ValueError: a setting does not apply to the model or contradicts the request, the model cannot make images of
             this size, or all candidates for an image would be the same.
     """
+    return joined(request, list(sample_batches(loaded, request, settings)))
+
+
+def sample_batches(loaded: Loaded, request: Request, settings: Settings) -> Iterator[Samples]:
+    """Yields the images of a request in order, ``batch_size`` at a time, so that memory does not grow with the request.
+
+    The images are those of :func:`sample`, and so are the errors, which are raised at once where they concern settings.
+    """
     settings = settings_of(loaded, request, settings)
+    weaker = None if settings.weaker is None else load_weaker(settings.weaker, loaded)
+    return _batches(loaded, request, settings, weaker)
+
+
+def _batches(loaded: Loaded, request: Request, settings: Settings, weaker: Model | None) -> Iterator[Samples]:
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
-    neighbours, retriever = request.retrieved.embeddings, loaded.retriever
-    with prepared(loaded, settings):
-        draw = drawing(loaded, request, settings)
-        images, seeds, copies, candidates = draw_best(
-            draw, request.seeds, neighbours, retriever, check, settings.best_of, request.queries
-        )
-    return Samples(images, request, settings, seeds, copies, candidates)
+    count, size, retriever = len(request.seeds), settings.batch_size or 1, loaded.retriever
+    starts = range(0, count, size)
+    for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
+        part = request.part(range(start, min(start + size, count)))
+        with prepared(loaded, settings):
+            draw, neighbours = drawing(loaded, part, settings, weaker), part.retrieved.embeddings
+            drawn = draw_best(draw, part.seeds, neighbours, retriever, check, settings.best_of, part.queries)
+        images, seeds, copies, candidates = drawn
+        yield Samples(images, part, settings, seeds, copies, candidates)
+
+
+def joined(request: Request, parts: Sequence[Samples]) -> Samples:
+    """Returns the samples of a request, given those of its parts in order."""
+    copies, candidates = (
+        None if getattr(parts[0], name) is None else [each for part in parts for each in getattr(part, name)]
+        for name in ("copies", "candidates")
+    )
+    seeds = [seed for part in parts for seed in part.seeds]
+    return Samples(torch.cat([part.images for part in parts]), request, parts[0].settings, seeds, copies, candidates)
 
 
 def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Settings:

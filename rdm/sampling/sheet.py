@@ -6,18 +6,61 @@ are left out if the model did not see them because the context was the query alo
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.pictures import image_grid
+from ldm.pictures import image_grid, save_png
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.sampling.request import ALONE
-from rdm.sampling.samples import Samples
+from rdm.sampling.request import ALONE, together
+from rdm.sampling.samples import Samples, joined
 
+LOG = logging.getLogger(__name__)
+ROWS = 64  # of a sheet
 GAP = 2  # pixels between pictures
 RED = (220, 0, 0)
+
+
+class Sheets:
+    """The contact sheets of images that come a batch at a time. Each has :data:`ROWS` rows, the last one perhaps fewer.
+
+    Args:
+        database: provides the pictures of the neighbours.
+        first: the file of the first sheet; those after it are ``<stem>-2.png``, ``<stem>-3.png`` and so on.
+        per_row: see :func:`sheet`.
+    """
+
+    def __init__(self, database: RetrievalDatabase, first: Path, per_row: int | None = None) -> None:
+        self.database, self.first, self.per_row = database, first, per_row
+        self._waiting: list[Samples] = []
+        self._written = 0
+
+    def add(self, samples: Samples) -> None:
+        """Adds images, and writes the sheets that they complete."""
+        self._waiting.append(samples)
+        full = ROWS * (self.per_row or 1)
+        while sum(len(each.seeds) for each in self._waiting) >= full:
+            self._write(full)
+
+    def finish(self) -> None:
+        """Writes the last sheet, if there are images that are on none yet."""
+        if self._waiting:
+            self._write(sum(len(each.seeds) for each in self._waiting))
+
+    def _write(self, count: int) -> None:
+        """Writes a sheet of the first images that wait."""
+        waiting = joined(together([each.request for each in self._waiting]), self._waiting)
+        self._waiting = [waiting.part(range(count, len(waiting.seeds)))] if count < len(waiting.seeds) else []
+        self._written += 1
+        number = "" if self._written == 1 else f"-{self._written}"
+        file = self.first.with_name(f"{self.first.stem}{number}{self.first.suffix}")
+        save_png(sheet(waiting.part(range(count)), self.database, self.per_row), file)
+        if number:
+            LOG.info("the sheet goes on in %s", file)
 
 
 def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pictures import write_pictures
+from pytorch_lightning.callbacks import ModelCheckpoint
 from small_models import VQ
 
 from ldm.callbacks import LastStep
@@ -19,6 +20,7 @@ from ldm.data import DataModule
 from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
 from ldm.models.autoencoder import VQModel
 from ldm.run import export_run
+from ldm.saving import AtomicCheckpoints
 
 LOSS = {
     "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
@@ -27,8 +29,6 @@ LOSS = {
 
 
 def trainer(run: Path, steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
     keep = ModelCheckpoint(run / "checkpoints", every_n_train_steps=1, save_last=True, save_top_k=0)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
     return pl.Trainer(max_steps=steps, callbacks=[keep, *callbacks], num_sanity_val_steps=0, **quiet, **options)
@@ -47,13 +47,81 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_batch_and_checkpoint(
         trainer(run, 5, FiniteSteps(run), LastStep(run / "checkpoints/last.ckpt")).fit(model, datamodule=data)
     message = str(caught.value)
     assert message.startswith("step 1: the loss is nan; the batch is in ") and "\n" not in message
-    assert f"the last good checkpoint is {run / 'checkpoints/last.ckpt'}" in message
+    assert f"{run / 'checkpoints/last.ckpt'} is not healthy" in message and "begin again" in message
     kept = read_weights(run / "checkpoints" / "last.ckpt")
     assert all(torch.isfinite(value).all() for value in kept.values())
     assert kept["encoder.conv_in.weight"].abs().max() > 1e20  # it is that of step 1
     batch = run / "non_finite_batch.safetensors"
     assert read_weights(batch)["image"].shape == (2, 3, 8, 8)
     assert len(json.loads(read_metadata(batch)["id"])) == 2
+
+
+class Steps(pl.LightningModule):
+    """Its loss is its weight, which each step sets to the next of some numbers; that of the weight 1e4 is NaN."""
+
+    def __init__(self, *numbers: float) -> None:
+        super().__init__()
+        self.numbers, self.w = numbers, torch.nn.Parameter(torch.tensor(numbers[0]))
+
+    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:  # noqa: ARG002
+        return self.w * (torch.nan if self.w == 1e4 else 1)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:  # noqa: ARG002
+        before = self.global_step
+        optimizer.step(closure)
+        with torch.no_grad():
+            self.w.fill_(self.numbers[before + 1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "healthy", "said"),
+    [
+        ((1.0, 0.9, 0.8, 1e4), 2, ("last.ckpt is not healthy: it has this very loss", "0.8 (usual: 0.95)")),
+        ((1.0, 0.9, 20.0, 30.0, 1e4), 1, ("last.ckpt is not healthy: it has this very loss", "0.9 (usual: 1)")),
+        ((1.0, 1e4), None, ("no other checkpoint was kept",)),
+    ],
+)
+def test_the_last_healthy_checkpoint_is_kept_and_named(
+    losses: tuple[float, ...], healthy: int | None, said: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The loss is NaN for the last weights, which ``last.ckpt`` holds."""
+    data = DataModule(2, train=write_pictures(tmp_path / "pictures", 2))
+    with pytest.raises(ValueError) as caught:
+        trainer(tmp_path, 9, FiniteSteps(tmp_path), plugins=AtomicCheckpoints()).fit(Steps(*losses), datamodule=data)
+    assert all(each in str(caught.value) for each in said), caught.value
+    assert read_weights(tmp_path / "checkpoints/last.ckpt")["w"] == 1e4
+    assert (f"--resume {tmp_path / 'checkpoints/healthy.ckpt'}" in str(caught.value)) is (healthy is not None)
+    if healthy is not None:
+        assert read_weights(tmp_path / "checkpoints/healthy.ckpt")["w"] == pytest.approx(losses[healthy])
+        card = json.loads((tmp_path / "checkpoints/healthy.json").read_text())
+        assert (card["step"], card["loss"]) == (healthy, pytest.approx(losses[healthy]))
+
+
+def test_a_checkpoint_is_healthy_once_its_loss_has_shown(tmp_path: Path) -> None:
+    """A run that goes on for a while after its checkpoint, and one that goes on from it and then diverges at once."""
+    data = DataModule(2, train=write_pictures(tmp_path / "pictures", 2))
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def message(*losses: float, resume: Path | None = None) -> str:
+        keep = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_last=True, save_top_k=0)
+        callbacks = [keep, FiniteSteps(tmp_path)]
+        fit = pl.Trainer(max_steps=9, callbacks=callbacks, plugins=AtomicCheckpoints(), **options)
+        with pytest.raises(ValueError) as caught:
+            fit.fit(Steps(*losses), datamodule=data, ckpt_path=resume, weights_only=True)
+        return str(caught.value)
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert f"{last}, is healthy: it has a loss of 0.8 (usual: 0.95)" in message(1.0, 0.9, 0.8, 1e4)
+    again = message(1.0, 0.9, 0.8, 0.7, 1e4, resume=last)  # writes step 4, which is the one that diverges
+    assert "last.ckpt is not healthy: it has this very loss" in again and "of step 2, with a loss of 0.8" in again
+    assert (tmp_path / "checkpoints" / "healthy.ckpt").stat().st_nlink == 1
+    gone = message(1.0, 0.9, 0.8, 0.7, 50.0, 1e4, resume=last.with_name("healthy.ckpt"))  # step 4 is far off
+    assert "last.ckpt is not healthy: it has a loss of 50 (usual: 0.8)" in gone and "of step 2, with" in gone
+    still = message(1.0, 0.9, 0.8, 0.7, 50.0, 60.0, 1e4, resume=last)  # which is not what is usual when it is resumed
+    assert "last.ckpt is not healthy: it has this very loss" in still and "of step 2, with a loss of 0.8" in still
 
 
 class Root(pl.LightningModule):

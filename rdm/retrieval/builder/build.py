@@ -21,6 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.files import building
+from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
 from rdm.retrieval.builder.on_ray import shards_on_ray
@@ -45,6 +47,8 @@ def prepare_database(
 ) -> RetrievalDatabase:
     """Returns the database at ``path``; builds or completes it first if it is not finished.
 
+    Of several processes, one builds and the others wait for it.
+
     Args:
         path: the folder.
         source: ``{"target", "params"}`` of the pictures, see :func:`build_database`.
@@ -56,12 +60,14 @@ def prepare_database(
         ValueError: the database was made by another embedder or from another source, or it is damaged.
     """
     path = Path(path)
-    if (path / CARD).is_file():
-        database = RetrievalDatabase.open(path, embedder)
-        check_source(database, source, patches)
-        (path / PLAN).unlink(missing_ok=True)  # left behind by a process that was killed after writing the card
-        return database
-    return build_database(path, source, embedder, patches=patches, **options)
+    if not (path / CARD).is_file():
+        with building(path):
+            if not (path / CARD).is_file():
+                return build_database(path, source, embedder, patches=patches, **options)
+    database = RetrievalDatabase.open(path, embedder)
+    check_source(database, source, patches)
+    (path / PLAN).unlink(missing_ok=True)  # left behind by a process that was killed after writing the card
+    return database
 
 
 def check_source(
@@ -115,10 +121,11 @@ def build_database(
     plan = new_plan(_plain(source), images, policy, embedder, work.shard_rows)
     build = Build(path, PLAN, plan, images, range(len(images)), policy, embedder, work)
     build.resume()
-    embed_all(build)
+    with going_on("its complete shards are kept, and the same command continues"):
+        embed_all(build)
     card = {"format": build.plan.format, "embedder": build.plan.embedder, "dim": build.plan.dim}
     build.finish({**card, "dtype": "float16", "sources": [], "shards": []})
-    (path / PLAN).unlink()
+    (path / PLAN).unlink(missing_ok=True)  # another process that found the card may have done so
     return RetrievalDatabase.open(path, embedder)
 
 

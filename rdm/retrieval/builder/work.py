@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import LOCK, file_hash, read_json, write_json
 from rdm.retrieval.builder.plan import PLAN, Plan, WrittenShard
 from rdm.retrieval.database.shards import CARD, KINDS, explained, shard_file
 from rdm.retrieval.embedder import Embedder, check_embedder
@@ -90,7 +90,9 @@ class Build:
         """
         path, file = self.path, self.path / self.file
         if not file.is_file():
-            if self.file == PLAN and path.is_dir() and any(not it.match(f".{PLAN}.*.tmp") for it in path.iterdir()):
+            ours = (f".{PLAN}.*.tmp", LOCK)
+            there = path.iterdir() if self.file == PLAN and path.is_dir() else ()
+            if any(not any(it.match(name) for name in ours) for it in there):
                 raise ValueError(f"{path} is not empty and holds no database; name another path or empty it")
             self.plan.write(file)
             return

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import atomic_path, file_hash
+from ldm.files import LOCK, atomic_path, file_hash, locked, write_array
 
 CARD = "database.json"
 KINDS = ("embeddings", "metadata")
@@ -104,19 +104,22 @@ def unknown(name: str, rows: int) -> pa.Array:
 def new_folder(output: Path) -> Iterator[Path]:
     """Yields a hidden folder that is renamed to ``output`` at the end and deleted after an error.
 
+    Another process that makes the same folder meanwhile waits, and then finds that it exists.
+
     Raises:
         ValueError: ``output`` exists.
     """
-    if output.exists():
-        raise ValueError(f"{output} exists already; delete it or name another path")
     unfinished = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.replace(output)
-    finally:
+    with locked(output.with_name(f".{output.name}{LOCK}"), f"writing {output}"):
+        if output.exists():
+            raise ValueError(f"{output} exists already; delete it or name another path")
         shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            unfinished.replace(output)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -148,9 +151,7 @@ def write_shard(path: Path, name: str, vectors: np.ndarray, table: pa.Table) -> 
     """
     files = {kind: shard_file(path, kind, name) for kind in KINDS}
     with explained(path):
-        with atomic_path(files["embeddings"]) as temporary, temporary.open("wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(vectors))
-            stream.write(np.ascontiguousarray(vectors).data)  # unlike np.save, this reports why it fails
+        write_array(files["embeddings"], vectors)
         with atomic_path(files["metadata"]) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     return {"name": name, "rows": len(vectors), **{kind: file_hash(file) for kind, file in files.items()}}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import faiss as _faiss  # isort: skip
 
-from ldm.files import atomic_path, check_hash, file_hash
+from ldm.files import atomic_path, building, check_hash, file_hash
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory
@@ -127,7 +127,8 @@ class NeighbourIndex(SearchIndex):
     ) -> SearchIndex:
         """Returns the index in the folder of a database; builds and saves it first if there is none.
 
-        An index with another factory or memory budget than the given one is built again.
+        An index with another factory or memory budget than the given one is built again. Of several processes, one
+        builds and the others wait for it.
 
         Args:
             database: the database.
@@ -137,13 +138,21 @@ class NeighbourIndex(SearchIndex):
             options: further arguments of :meth:`build`.
         """
         path = database.path / "index"
-        if (path / CARD).is_file():
+
+        def wanted() -> SearchIndex | None:
+            if not (path / CARD).is_file():
+                return None
             card = {} if replace and not is_current(database, path) else read_card(database, path)
             same = factory in (None, card.get("factory")) and (ram is None or budget(ram) == card.get("ram"))
-            if card and same:
-                return index_class(card["factory"]).load(database)
-        built = index_class(factory).build(database, factory, ram=ram, **options)
-        built.save()
+            return index_class(card["factory"]).load(database) if card and same else None
+
+        if (found := wanted()) is not None:
+            return found
+        with building(path):
+            if (found := wanted()) is not None:  # built by another process meanwhile
+                return found
+            built = index_class(factory).build(database, factory, ram=ram, **options)
+            built.save()
         return built
 
     def save(self, path: str | Path | None = None) -> None:
@@ -151,11 +160,15 @@ class NeighbourIndex(SearchIndex):
 
         Args:
             path: folder; None for ``index`` within the database.
+
+        Raises:
+            OSError: the index cannot be written, for example on a full disk; an earlier one is unchanged.
         """
         self.path = Path(path or self.path)
-        (self.path / CARD).unlink(missing_ok=True)  # so that a half-replaced index is not taken for a complete one
         with atomic_path(self.path / "index.faiss") as temporary:
-            faiss.write_index(self._cpu, str(temporary))
+            with temporary.open("wb") as file:  # faiss itself overlooks that the end of a file cannot be written
+                faiss.write_index(self._cpu, faiss.PyCallbackIOWriter(file.write))
+            (self.path / CARD).unlink(missing_ok=True)  # so that a half-replaced index is not taken for a complete one
         self.card["bytes"] = (self.path / "index.faiss").stat().st_size
         self.card["sha256"] = file_hash(self.path / "index.faiss")
         super().save()

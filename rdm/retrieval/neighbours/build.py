@@ -8,14 +8,16 @@ database, the next stored neighbours take their place without another search.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ldm.files import read_json
-from ldm.table import ResumableTable
+from ldm.files import building, read_json
+from ldm.stopping import going_on
+from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.outlines import Outlines, outline
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
@@ -53,19 +55,13 @@ def prepare_neighbour_table(
     """Returns the table at ``path``; builds it if it is missing, differs from the arguments or has fewer neighbours.
 
     The arguments and errors are those of :func:`build_neighbour_table`. A table is also built again if removals from
-    the database have left some picture fewer than ``used`` neighbours.
+    the database have left some picture fewer than ``used`` neighbours. Of several processes, one builds and the others
+    wait for it.
     """
     path = Path(path)
     plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
-    if (path / CARD).is_file():
-        card = {**ASSUMED, **read_json(path / CARD, f"delete {path}")}
-        differs = [key for key, value in {**ASSUMED, **plan}.items() if key != "k" and card.get(key) != value]
-        if not differs and card["k"] >= k:
-            table = NeighbourTable.open(path, database)
-            if table.left() >= used:
-                return table
-            differs = ["rows that were removed from the database"]
-        LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs) or "k")
+    if not _differences(path, plan, database, used):
+        return NeighbourTable.open(path, database)
     options: dict[str, Any] = {
         "near_duplicate": near_duplicate,
         "outlines": outlines,
@@ -73,7 +69,24 @@ def prepare_neighbour_table(
         "query": query,
         "progress": progress,
     }
-    return build_neighbour_table(path, images, embedder, database, index, k=k, **options)
+    with building(path), going_on(KEPT):
+        if differs := _differences(path, plan, database, used):
+            if (path / CARD).is_file():
+                LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs))
+            return build_neighbour_table(path, images, embedder, database, index, k=k, **options)
+    return NeighbourTable.open(path, database)
+
+
+def _differences(path: Path, plan: Mapping[str, Any], database: RetrievalDatabase, used: int) -> list[str]:
+    """Returns in what the table at ``path`` is not the wanted one; an empty list if it can be used."""
+    if not (path / CARD).is_file():
+        return [CARD]
+    card = {**ASSUMED, **read_json(path / CARD, f"delete {path}")}
+    differs = [key for key, value in {**ASSUMED, **plan}.items() if key != "k" and card.get(key) != value]
+    differs += ["k"] if not differs and card["k"] < plan["k"] else []
+    if not differs and NeighbourTable.open(path, database).left() < used:
+        return ["rows that were removed from the database"]
+    return differs
 
 
 def build_neighbour_table(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm.files import atomic_path, check_hash, file_hash, read_json, write_json
+from ldm.files import atomic_path, check_hash, file_hash, read_json, write_array, write_json
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.neighbours.table import NeighbourTable
 
@@ -58,7 +58,7 @@ def write_popularity(database: RetrievalDatabase, rows: np.ndarray, counts: np.n
         raise ValueError(f"{origin} holds the count {counts.min()}, expected counts of at least 0")
     every = np.zeros(len(database), dtype=np.int64)
     every[rows] = counts
-    with atomic_path(database.path / COUNTS) as temporary, temporary.open("wb") as stream:
-        np.save(stream, every, allow_pickle=False)
-    digest = file_hash(database.path / COUNTS)
-    write_json(database.path / CARD, {"database": database.fingerprint, "origin": str(origin), "sha256": digest})
+    with atomic_path(database.path / COUNTS) as temporary:
+        write_array(temporary, every)
+        about = {"database": database.fingerprint, "origin": str(origin), "sha256": file_hash(temporary)}
+        write_json(database.path / CARD, about)

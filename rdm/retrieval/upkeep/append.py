@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ldm.files import locked
+from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import embed_all
 from rdm.retrieval.builder.plan import Plan, new_plan
@@ -60,7 +62,16 @@ def append_pictures(
     """
     path, work = Path(path), Work(**options)
     work.check()
-    database, policy = RetrievalDatabase.open(path, embedder), Patches(patches)
+    RetrievalDatabase.open(path, embedder)
+    with locked(path / ".append.lock", f"appending to {path}"):
+        return _append(path, source, embedder, Patches(patches), work)
+
+
+def _append(
+    path: Path, source: Mapping[str, Any], embedder: Embedder, policy: Patches, work: Work
+) -> RetrievalDatabase:
+    """Appends pictures, see :func:`append_pictures`; no other process does meanwhile."""
+    database = RetrievalDatabase.open(path, embedder)
     source = json.loads(json.dumps(source))
     images = instantiate_from_config(source)
     items, ids = _new_items(database, {"source": source, "patches": policy.config}, images)
@@ -75,7 +86,8 @@ def append_pictures(
     plan = new_plan(source, images, policy, embedder, work.shard_rows, **extends)
     build = Build(path, APPEND_PLAN, plan, images, items, policy, embedder, work)
     build.resume()
-    embed_all(build)
+    with going_on("its complete shards are kept, and the same command continues"):
+        embed_all(build)
     if build.plan.shards:
         with changing(path / CARD):
             if RetrievalDatabase.open(path).fingerprint != build.plan.base:
