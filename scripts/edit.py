@@ -59,9 +59,7 @@ def parse() -> argparse.Namespace:
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")
     p.add_argument("--negative", type=argument("negative"), metavar="TEXT", help="move the query away from this text")
     weight = argument("negative_weight")
-    p.add_argument(
-        "--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has weight 1"
-    )
+    p.add_argument("--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has 1")
     add_sampling_options(p, outdir="outputs/edit", n_samples=1, counted="edited pictures", without=UNUSED)
     return p.parse_args()
 

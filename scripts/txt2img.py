@@ -38,9 +38,7 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--negative", type=argument("negative"), metavar="TEXT", help="move the query away from this text")
     weight = argument("negative_weight")
-    p.add_argument(
-        "--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has weight 1"
-    )
+    p.add_argument("--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has 1")
     counted = "images of each prompt; with --to, of images from one text to the other"
     add_sampling_options(p, outdir="outputs/txt2img", n_samples=4, counted=counted)
     return p.parse_args()

@@ -45,7 +45,7 @@ class GivenPicture:
     def is_opaque(self) -> bool:
         """Returns whether no pixel is transparent."""
         given = self.source if isinstance(self.source, Image.Image) else Image.open(io.BytesIO(self.source))
-        return not given.has_transparency_data or given.convert("RGBA").getextrema()[3][0] == 255
+        return not given.has_transparency_data or int(np.asarray(given.convert("RGBA"))[..., 3].min()) == 255
 
 
 def open_given(picture: Picture, sha256: str | None = None) -> GivenPicture:

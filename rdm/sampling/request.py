@@ -35,7 +35,8 @@ class Request:
         queries: the query vectors that the neighbours were looked up with, ``[B, D]``; None without a look-up.
         query_tokens: the query embeddings in the context, ``[B, D]``; needed unless ``tokens`` is ``neighbours``.
         prompts: the texts of ``query_tokens``; None if they are embeddings of a picture.
-        query_picture: ``file`` and ``sha256`` of the picture of ``query_tokens``; None if they are texts.
+        query_picture: ``file`` (None if it was given open) and ``sha256`` of the picture of ``query_tokens``; None if
+            they are texts.
         canvas: the picture that is edited; None if nothing is edited.
 
     Raises:
@@ -50,7 +51,7 @@ class Request:
     queries: Tensor | None = None
     query_tokens: Tensor | None = None
     prompts: Sequence[str] | None = None
-    query_picture: Mapping[str, str] | None = None
+    query_picture: Mapping[str, str | None] | None = None
     canvas: Canvas | None = None
 
     def __post_init__(self) -> None:

@@ -224,7 +224,8 @@ class Settings:
                 raise ValueError(
                     f"unknown sampling option '{name}'{nearest(name, known) or ', expected ' + ', '.join(known)}"
                 )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        return cls(**values)
 
     @classmethod
     def of_command_line(cls, given: Mapping[str, Any]) -> Settings:

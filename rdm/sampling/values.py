@@ -214,8 +214,8 @@ def check_needed(given: Mapping[str, Any]) -> None:
         if given.get(name, default) != default and all(given.get(other) is None for other in others):
             words = " or ".join(other for other in others if other in given)
             raise ValueError(
-                f"got {name}={given[name]!r} without {words}, expected both, as it has no effect alone; "
-                f"give {words}, or leave out {name}"
+                f"got {name}={given[name]!r} without {words}, which it needs to have an effect; give {words}, or leave "
+                f"out {name}"
             )
 
 
