@@ -187,8 +187,9 @@ class Signals(pl.Callback):
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:  # noqa: ARG002
+    ) -> None:
         """Makes a checkpoint in the middle of a validation one of the step before: half a validation is not resumed."""
+        del trainer, pl_module
         if self._midway:
             checkpoint["loops"]["fit_loop"] = self._loops
 
