@@ -44,7 +44,8 @@ class Metrics(CSVLogger):
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Rows(log_dir=self.log_dir)
-        return self._experiment
+        found: Any = self._experiment
+        return found
 
     def finalize(self, status: str) -> None:
         """Writes the last metrics. After an error, perhaps that of a full disk, a warning says if that fails."""

@@ -64,7 +64,7 @@ class Request:
     def part(self, places: Sequence[int]) -> Request:
         """Returns the request for some of its images, given their places."""
         some, found = list(places), self.retrieved
-        vectors = {"queries": self.queries, "query_tokens": self.query_tokens}
+        vectors: dict[str, Any] = {"queries": self.queries, "query_tokens": self.query_tokens}
         return replace(
             self,
             retrieved=Retrieved(found.embeddings[some], found.rows[some], found.scores[some]),
