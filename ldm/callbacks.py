@@ -140,7 +140,8 @@ class Signals(pl.Callback):
 
     def __init__(self, last: LastStep) -> None:
         self.last, self.stop, self.save, self.saved = last, 0, False, False
-        self._step, self._loops, self._midway, self._told = -1, {}, False, 0.0
+        self._step, self._midway, self._told = -1, False, 0.0
+        self._loops: dict[str, Any] = {}
         self._handled = contextlib.ExitStack()
 
     def _receive(self, number: int, frame: Any) -> None:  # noqa: ARG002
@@ -184,8 +185,11 @@ class Signals(pl.Callback):
             self._midway = False
             self._end()
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:  # noqa: ARG002
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Makes a checkpoint in the middle of a validation one of the step before: half a validation is not resumed."""
+        del trainer, pl_module
         if self._midway:
             checkpoint["loops"]["fit_loop"] = self._loops
 

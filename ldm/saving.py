@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
@@ -37,12 +38,14 @@ class Metrics(CSVLogger):
     """Writes metrics to ``metrics.csv`` in the run folder."""
 
     @property
-    def experiment(self) -> _Rows:
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
         """The metrics that are not in the file yet."""
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Rows(log_dir=self.log_dir)
-        return self._experiment
+        found: Any = self._experiment
+        return found
 
     def finalize(self, status: str) -> None:
         """Writes the last metrics. After an error, perhaps that of a full disk, a warning says if that fails."""

@@ -37,7 +37,7 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 @contextlib.contextmanager
-def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+def handled(handlers: Mapping[Any, Handler]) -> Iterator[None]:
     """Handles signals in the ``with`` block; they are handled as before afterwards.
 
     Processes that are forked meanwhile are left to the system: a signal ends them or, if it is ``SIGINT``, is ignored,
@@ -55,7 +55,7 @@ def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def set_handlers(handlers: Mapping[int, Handler]) -> dict[int, Handler]:
+def set_handlers(handlers: Mapping[Any, Handler]) -> dict[int, Handler]:
     """Sets the handlers of signals as :func:`handled` does, and returns the former ones."""
     owner = os.getpid()
 

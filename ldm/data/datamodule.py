@@ -17,6 +17,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ldm.util import instantiate_from_config
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+
 
 def start_worker(number: int) -> None:
     """Starts a loader process: with its own seed, and deaf to signals that the run's process decides on.
@@ -26,9 +28,11 @@ def start_worker(number: int) -> None:
     """
     for told in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(told, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # which tells the sender
+    if hasattr(signal, "sigwaitinfo"):  # which tells the sender; SIGTERM stays blocked for it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_on_signal_of_parent, daemon=True).start()
+    else:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning leaves this to whoever names a function
         pl_worker_init_function(number)
 
@@ -37,6 +41,17 @@ def _end_on_signal_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+class Loader(DataLoader[Any]):
+    """A loader whose processes get no signal before :func:`start_worker` has decided about it."""
+
+    def _get_iterator(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # which forked processes inherit
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -58,7 +73,7 @@ class ResumableSampler(DistributedSampler[Any]):
         return islice(super().__iter__(), self.start, None)
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(Loader):
     """A training loader of full batches. Its state is the epoch and the number of samples that it has delivered.
 
     Lightning stores `state_dict()` in every checkpoint and restores it before training continues, so that a resumed
@@ -177,7 +192,7 @@ class DataModule(pl.LightningDataModule):
         return self._in_order("test") if "test" in self.dataset_configs else []
 
     def _in_order(self, name: str) -> DataLoader[Any]:
-        return DataLoader(self._dataset(name), self.batch_size, shuffle=False, **self._options())
+        return Loader(self._dataset(name), self.batch_size, shuffle=False, **self._options())
 
     def _dataset(self, name: str) -> Any:
         if name not in self.dataset_configs:

@@ -65,14 +65,14 @@ class Request:
     def part(self, places: Sequence[int]) -> Request:
         """Returns the request for some of its images, given their places."""
         some, found = list(places), self.retrieved
-        vectors = {"queries": self.queries, "query_tokens": self.query_tokens}
         return replace(
             self,
             retrieved=Retrieved(found.embeddings[some], found.rows[some], found.scores[some]),
             labels=[self.labels[place] for place in some],
             seeds=[self.seeds[place] for place in some],
             prompts=None if self.prompts is None else [self.prompts[place] for place in some],
-            **{name: None if each is None else each[some] for name, each in vectors.items()},
+            queries=None if self.queries is None else self.queries[some],
+            query_tokens=None if self.query_tokens is None else self.query_tokens[some],
         )
 
     def context(self, conditioner: Conditioner) -> Tensor:
