@@ -127,3 +127,17 @@ def write_config(file: str | Path, config: dict[str, Any], comment: str = "") ->
     with atomic_path(file) as temporary:
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+
+def image_side(config: Any) -> int | None:
+    """Returns the side of the pictures in pixels that the config of a data module or of a data set states.
+
+    The first ``crop_size`` or else ``size`` below the first of ``train``, ``validation`` and ``test`` that has one
+    counts. None stands for a config without one.
+    """
+    if not isinstance(config, Mapping):
+        return None
+    if isinstance(side := config.get("crop_size", config.get("size")), int):
+        return side
+    names = sorted(config, key=lambda name: ("train", "validation", "test", name).index(name))
+    return next((side for name in names if (side := image_side(config[name])) is not None), None)

@@ -14,7 +14,9 @@ from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import AUTOREGRESSION, NEGATIVE_WEIGHT, OPTIONS, REPEATS, Settings
 
-WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight")
+WAYS = (
+    "prompt", "class_name", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight",
+)  # fmt: skip
 # Edits have the size of the picture, and autoregressive models cannot edit.
 UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.kind == AUTOREGRESSION))
 
@@ -24,6 +26,8 @@ def parse() -> argparse.Namespace:
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--image", required=True, metavar="FILE", help="the picture")
     p.add_argument("--prompt", metavar="TEXT", help="a text: the model sees its neighbours while it paints")
+    of_class = "the class that the model sees, by its name or number, for a plain model that was trained on classes"
+    p.add_argument("--class", dest="class_name", metavar="NAME", help=of_class)
     p.add_argument("--mask", metavar="FILE", help="a picture of the same size: white is repainted, black stays")
     p.add_argument(
         "--outpaint",
@@ -71,7 +75,7 @@ def main() -> None:
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)
     samples = sample(pipeline, request, settings)
-    if args.invert and args.prompt is None:
+    if args.invert and args.prompt is None and args.class_name is None:
         back, alone = fidelity(samples, pipeline)
         print(f"the picture comes back at {back:.1f} dB; the first stage alone gives {alone:.1f} dB")
     print(save(samples, pipeline, args.outdir, "edit", **saving_options(args)))

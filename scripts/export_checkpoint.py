@@ -65,9 +65,10 @@ def main() -> None:
 
 def convert(args: argparse.Namespace) -> Path:
     """Writes a run for CompVis' code or for diffusers, and returns the path of the result."""
-    from ldm.run import measured_latents, read_run
+    from ldm.run import copy_class_names, measured_latents, read_run
 
     config, state = read_run(args.run, args.checkpoint, args.weights)
+    copy_class_names(args.run, args.output)
     if args.to == "compvis":
         from rdm.convert.compvis import export_model
 

@@ -1,5 +1,6 @@
 """Unconditional samples: neighbours of popular database rows condition the model (Blattmann et al. 2022, section 3.2).
 
+Of a plain latent diffusion model, they are samples without neighbours.
 Other options replace the random rows: --image makes variations of a picture, --rows makes images of database rows,
 and --caption makes images of a text and its --knn - 1 nearest neighbours, as CompVis' script of this name does.
 --from-image makes an image again from the record that it carries.
@@ -55,7 +56,7 @@ def request_of(pipeline: Pipeline, args: argparse.Namespace) -> Request:
         return ways.image(pipeline, args.image, n, tokens=tokens, **common)
     if args.caption is not None:
         k = args.knn or pipeline.k
-        alone = args.only_caption or (k == 1 and not args.omit_query)
+        alone = args.only_caption or (k <= 1 and not args.omit_query)
         tokens = "text" if alone else "neighbours" if args.omit_query else "both"
         k = k - 1 if tokens == "both" else k
         return ways.texts(pipeline, [args.caption] * n, k=k, seed=args.seed, tokens=tokens)

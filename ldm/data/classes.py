@@ -20,10 +20,12 @@ class Classes:
     Attributes:
         names: their names, in the order of their numbers.
         are_numbers: whether the names in the data are the numbers themselves.
+        some_without: whether there are pictures without a class.
     """
 
     names: Sequence[str]
     are_numbers: bool = False
+    some_without: bool = False
 
     def number(self, name: str) -> int:
         """Returns the number of a class, or -1 for a picture without a class."""
@@ -38,7 +40,8 @@ class Classes:
 
 def sorted_classes(found: Iterable[str]) -> Classes:
     """Returns classes that are numbered in the sorted order of their names; an empty name is no class."""
-    return Classes(sorted(set(found) - {""}))
+    known = set(found)
+    return Classes(sorted(known - {""}), some_without="" in known)
 
 
 def numbered_classes(found: Iterable[str]) -> Classes:
@@ -46,11 +49,13 @@ def numbered_classes(found: Iterable[str]) -> Classes:
 
     A negative number stands for no class.
     """
-    known = set(found) - {""}
+    everything = set(found)
+    known = everything - {""}
     whole = bool(known) and all(name.removeprefix("-").isdecimal() for name in known)
     if whole and (last := max(map(int, known))) <= LARGEST:
-        return Classes([str(number) for number in range(last + 1)], are_numbers=True)
-    return sorted_classes(known)
+        some_without = "" in everything or any(name.startswith("-") for name in known)
+        return Classes([str(number) for number in range(last + 1)], are_numbers=True, some_without=some_without)
+    return sorted_classes(everything)
 
 
 def listed_classes(listed: str | Sequence[str], found: Iterable[str]) -> Classes:
@@ -69,6 +74,7 @@ def listed_classes(listed: str | Sequence[str], found: Iterable[str]) -> Classes
     names = read_text(listed).splitlines() if isinstance(listed, str) else [str(name) for name in listed]
     if len(set(names)) < len(names):
         raise ValueError("class_list: got a name twice, expected each class once")
-    if missing := sorted(set(found) - {"", *names}):
+    known = set(found)
+    if missing := sorted(known - {"", *names}):
         raise ValueError(f"class_list: got a picture of class '{missing[0]}', which the list lacks; add it")
-    return Classes(names)
+    return Classes(names, some_without="" in known)

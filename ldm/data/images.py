@@ -72,9 +72,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     def read(self, index: int) -> bytes:
         """Returns the content of the image file of picture `index`."""
 
-    @abstractmethod
     def class_ids(self) -> Iterable[str]:
         """Returns the classes that are numbered: those of all pictures, in any order and number."""
+        return {self.metadata(index)["class_id"] for index in range(len(self))}
 
     def numbered(self) -> Classes:
         """Returns the classes with their numbers: their places in the sorted order of their names."""

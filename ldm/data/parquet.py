@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ class ParquetImages(ImageDataset):
         found = numbered_classes(self._class_ids) if numbers else super().numbered()
         if not found.are_numbers or self._class_names is None or len(self._class_names) < len(found.names):
             return found
-        return Classes(self._class_names, are_numbers=True)
+        return replace(found, names=self._class_names)
 
     def human_label(self, class_id: str) -> str:
         """Returns the name that Hugging Face's `ClassLabel` gives to the number of a class, or the class."""

@@ -31,6 +31,8 @@ from rdm.sampling.canvas import open_canvas
 from rdm.sampling.copies import Likeness
 from rdm.sampling.edit import with_inversion
 from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.plain import no_neighbours
+from rdm.sampling.plain import with_inversion as with_plain_inversion
 from rdm.sampling.ranking import Candidate
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
@@ -70,20 +72,23 @@ def save(
     Returns:
         the path of the contact sheet.
     """
-    outdir, database = Path(outdir), loaded.retriever.database
+    outdir, database = Path(outdir), None if loaded.is_plain else loaded.retriever.database
     common = about_the_run(samples, loaded)
     records: list[dict[str, Any]] = []
     request = samples.request
     for i, (image, label, seed) in enumerate(zip(samples.images, request.labels, samples.seeds, strict=True)):
         rows, scores = request.retrieved.rows[i], request.retrieved.scores[i]
+        entries = [] if database is None else database.metadata(rows)
         found = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in ABOUT_A_ROW}}
-            for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
+            for row, score, entry in zip(rows, scores, entries, strict=True)
         ]
         record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
         if request.prompts is not None:
             record["prompt"] = request.prompts[i]
-        if samples.copies is not None:
+        if request.given is not None:
+            record["given"] = request.given[i]
+        if samples.copies is not None and database is not None:
             for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
             record["copy"] = _about_a_copy(samples.copies[i], database)
@@ -93,7 +98,7 @@ def save(
         file = outdir / f"{name}-{i:03d}.png"
         save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
-        for place, patch in enumerate(database.patches(rows) if neighbours else []):
+        for place, patch in enumerate(database.patches(rows) if neighbours and database is not None else []):
             about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}
             target = outdir / f"{name}-{i:03d}-neighbour-{place}.png"
             save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
@@ -122,13 +127,12 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
 
 def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     """Returns the entries that the records of all images of one call have in common."""
-    database, request, settings = loaded.retriever.database, samples.request, samples.settings
+    request, settings = samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
-        "database": str(database.path),
-        "database_fingerprint": database.fingerprint,
+        **about_the_database(loaded),
         "asked": dict(request.asked),
         "tokens": request.tokens,
         "settings": settings.record(loaded.model.kind),
@@ -143,6 +147,14 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     if request.query_picture is not None:
         about["query_picture"] = dict(request.query_picture)
     return about
+
+
+def about_the_database(loaded: Loaded) -> dict[str, Any]:
+    """Returns the entries of a record about the database; none for a plain model, which has no database."""
+    if loaded.is_plain:
+        return {}
+    database = loaded.retriever.database
+    return {"database": str(database.path), "database_fingerprint": database.fingerprint}
 
 
 def read_record(image: str | Path) -> dict[str, Any]:
@@ -195,7 +207,8 @@ def make_again(
         FileNotFoundError: a checkpoint or the database does not exist.
         ValueError: a checkpoint or the database is not the one that the record names.
     """
-    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
+    stored = record.get("database")  # none of a plain model
+    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
     _check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
     # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.
@@ -215,9 +228,10 @@ def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
     Raises:
         ValueError: a fingerprint differs.
     """
-    opened = loaded.retriever.database
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
-    checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
+    if not loaded.is_plain:
+        opened = loaded.retriever.database
+        checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
     if loaded.config:
         checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
     if weaker := record["settings"].get("weaker"):
@@ -234,6 +248,8 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
         FileNotFoundError: a picture that the record names does not exist.
         ValueError: a picture has another hash than in the record.
     """
+    if loaded.is_plain:
+        return _plain_request(record, loaded)
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     prompts, picture, shown, canvas = None, record.get("query_picture"), None, None
@@ -256,6 +272,21 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
         prompts=prompts,
         query_picture=picture,
         canvas=canvas,
+    )
+
+
+def _plain_request(record: Mapping[str, Any], loaded: Loaded) -> Request:
+    given = [record["given"]] if "given" in record else None
+    canvas = with_plain_inversion(loaded, open_canvas(**record["edit"]), given) if "edit" in record else None
+    return Request(
+        no_neighbours(1),
+        [record["query"]],
+        [record["seed"]],
+        record["asked"],
+        tokens=record["tokens"],
+        prompts=[record["prompt"]] if "prompt" in record else None,
+        canvas=canvas,
+        given=given,
     )
 
 

@@ -15,8 +15,9 @@ from rdm.modules.conditioner import Conditioner
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.canvas import Canvas
 
-TOKENS = ("neighbours", "text", "both", "picture")
-ALONE = ("text", "picture")  # the context is the query without neighbours
+PLAIN = "condition"  # the context is the condition of a plain model
+TOKENS = ("neighbours", "text", "both", "picture", PLAIN)
+ALONE = ("text", "picture", PLAIN)  # the context is the query without neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +30,14 @@ class Request:
         seeds: the seed of each image.
         asked: how the neighbours were looked up, as stored in the record.
         tokens: what the context consists of: ``neighbours``, the query alone (``text`` or ``picture``), or ``both``,
-            the query followed by its neighbours.
+            the query followed by its neighbours; ``condition`` for a plain model, which has no neighbours.
         queries: the query vectors that the neighbours were looked up with, ``[B, D]``; None without a look-up.
         query_tokens: the query embeddings in the context, ``[B, D]``; needed unless ``tokens`` is ``neighbours``.
         prompts: the texts of ``query_tokens``; None if they are embeddings of a picture.
         query_picture: ``file`` and ``sha256`` of the picture of ``query_tokens``; None if they are texts.
         canvas: the picture that is edited; None if nothing is edited.
+        given: what the cond stage of a plain model encodes for each image: texts or the numbers of classes, of which
+            None stands for the null condition; None for a model without a condition.
 
     Raises:
         ValueError: ``tokens`` is unknown, or needs a query embedding that is missing.
@@ -50,10 +53,11 @@ class Request:
     prompts: Sequence[str] | None = None
     query_picture: Mapping[str, str] | None = None
     canvas: Canvas | None = None
+    given: Sequence[str | int | None] | None = None
 
     def __post_init__(self) -> None:
         check_tokens(self.tokens, TOKENS)
-        if self.tokens != "neighbours" and self.query_tokens is None:
+        if self.tokens not in ("neighbours", PLAIN) and self.query_tokens is None:
             raise ValueError(
                 f"got tokens '{self.tokens}' without the embedding of a text or a picture, expected 'neighbours'; "
                 "give query_tokens"

@@ -11,6 +11,7 @@ from rdm.loading import Loaded, find_checkpoint
 from rdm.sampling.conditions import has_references
 from rdm.sampling.copies import CopyCheck, Likeness
 from rdm.sampling.generate import drawing, prepared
+from rdm.sampling.plain import fitting
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import EDIT_SAMPLER, Settings
@@ -66,9 +67,11 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
         ValueError: see :func:`sample`.
     """
     if request.canvas is not None:
-        comes_back = request.canvas.about["invert"] and request.prompts is None
+        comes_back = request.canvas.about["invert"] and request.asked.get("way") != "class" and request.prompts is None
         scale = 1.0 if comes_back else settings.scale  # the inversion is unguided
         settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER, scale=scale)
+    if loaded.is_plain:
+        settings = fitting(loaded, settings)
     settings = settings.for_model(loaded.model)
     if settings.weaker is not None:
         settings = replace(settings, weaker=str(find_checkpoint(settings.weaker)))

@@ -2,6 +2,9 @@
 
 The first argument is always the loaded model. ``k`` is the number of neighbours of each image; if not given, it is as
 large as in training. ``seed`` is the seed of the first image; image i has the seed ``seed + i``.
+
+Of a plain latent diffusion model, :func:`texts`, :func:`classes` and :func:`popular` ask in the ways of
+:mod:`rdm.sampling.plain`; arguments that concern neighbours are then refused.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from torch import Tensor
 from ldm.data.decode import decode_image
 from ldm.files import file_hash
 from rdm.loading import Loaded
-from rdm.retrieval.classes import labelled
+from rdm.retrieval.classes import labelled, resolve_class
 from rdm.retrieval.neighbours.popularity import popularity
 from rdm.retrieval.queries import between as texts_between
 from rdm.retrieval.queries import class_texts, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
+from rdm.sampling import plain
 from rdm.sampling.request import Request, check_tokens
 from rdm.sampling.settings import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M
 
@@ -59,6 +63,9 @@ def texts(
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError("got an empty prompt, expected some words")
     check_tokens(tokens, ("neighbours", "text", "both"))
+    if loaded.is_plain:
+        others = {"k": k, "image": image, "negative": negative, "tokens": tokens if tokens == "both" else None}
+        return plain.texts(loaded, prompts, seed=seed, **others)
     k, embedded = k or loaded.k, text_queries(loaded.retriever.embedder, prompts)
     queries, weights = [embedded], [1.0]
     asked: dict[str, Any] = {"way": "text", "k": k, **loaded.retriever.about}
@@ -178,6 +185,9 @@ def classes(
     check_tokens(tokens, ("neighbours", "text", "both"))
     if by not in ("text", "label"):
         raise ValueError(f"got by='{by}', expected text or label")
+    if loaded.is_plain:
+        others = {"k": k, "by": by if by != "text" else None, "tokens": tokens if tokens != "neighbours" else None}
+        return plain.classes(loaded, names, seed=seed, **others)
     k, seeds = k or loaded.k, range(seed, seed + len(names))
     sentences = class_texts([name.rpartition("/")[2] for name in names])
     asked = {"way": "class", "by": by, "k": k, **loaded.retriever.about}
@@ -190,6 +200,18 @@ def classes(
         return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
     retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
     return Request(retrieved, names, seeds, {**asked, "pool": pool}, queries=queries, **shown)
+
+
+def class_of(loaded: Loaded, name: str) -> str:
+    """Returns the name of the class that a word names: one of the database, or one of a class-conditional model.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if not loaded.is_plain:
+        return resolve_class(name, loaded.retriever.database)
+    number = plain.class_number(loaded, name)
+    return loaded.class_names[number] if number < len(loaded.class_names) else str(number)
 
 
 def popular(
@@ -217,6 +239,9 @@ def popular(
     Raises:
         FileNotFoundError: the database has no neighbour table ``neighbours/train`` to count popularity from.
     """
+    if loaded.is_plain:
+        others = {"k": k, "top_m": None if top_m == TOP_M else top_m, "weighted": weighted}
+        return plain.unconditional(loaded, n, seed=seed, **others)
     k, queries = k or loaded.k, popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
     asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted, **loaded.retriever.about}
     return Request(loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), asked)
