@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ldm.convert.lightning import our_lightning
 from ldm.files import atomic_path
 from ldm.util import check_mapping, nearest
 
@@ -100,7 +101,8 @@ def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
             names = ", ".join(map(str, files))
             raise ValueError(f"config {names}: section '{section}' is missing; give it with --base")
         check_mapping(content[section], section)
-    lightning = content.get("lightning") or {}
+    check_mapping(content.get("lightning"), "lightning")
+    lightning = our_lightning(content.get("lightning") or {})
     check_keys(lightning, LIGHTNING, "lightning")
     for name, part in lightning.items():
         check_mapping(part, f"lightning.{name}")
