@@ -172,10 +172,10 @@ def _classes_of(table: pa.Table) -> set[str]:
     names = [name for name in CLASS_COLUMNS if name in table.column_names]
     if not names:
         return set()
-    columns = table.select(names).columns
-    if len(columns) == 1 and not pa.types.is_nested(columns[0].type):
-        columns = [columns[0].unique()]  # in Arrow, which is fast for millions of rows
-    cells = [[_as_text(value) for value in column.to_pylist()] for column in columns]
+    distinct = table.select(names)
+    if not any(pa.types.is_nested(column.type) for column in distinct.columns):
+        distinct = distinct.group_by(names).aggregate([])  # in Arrow, which is fast for millions of rows
+    cells = [[_as_text(value) for value in distinct[name].to_pylist()] for name in names]
     found = set()
     for values in set(zip(*cells, strict=True)):
         texts = dict(zip(names, values, strict=True))

@@ -73,6 +73,8 @@ def save(
         the path of the contact sheet.
     """
     outdir, database = Path(outdir), None if loaded.is_plain else loaded.retriever.database
+    if neighbours and database is None:
+        LOG.warning("a model without retrieval has no neighbours, so none are written")
     common = about_the_run(samples, loaded)
     records: list[dict[str, Any]] = []
     request = samples.request

@@ -202,7 +202,7 @@ def test_what_changes_pictures_at_random_is_said_to_have_no_effect(
 @pytest.mark.parametrize(
     ("target", "facts"),
     [
-        ("taming.data.coco.CocoImagesAndCaptionsTrain", "no module 'taming.data.coco'.*ldm.data.ImageFolder"),
+        ("taming.data.coco.CocoImagesAndCaptionsTrain", "'taming.data.coco.*ldm.data.ImageFolder"),
         ("taming.data.faceshq.CelebAHQTrain", "taming.data.faceshq.*ldm.data.ImageFolder"),
         ("ldm.data.openimages.FullOpenImagesTrain", "no module 'ldm.data.openimages'.*ldm.data.ImageFolder"),
         ("ldm.data.lsun.LSUNTowersTrain", "no such name in ldm.data.lsun"),
