@@ -42,7 +42,8 @@ class PlainSamples(ModelSamples):
     ) -> None:
         self.loaded, self.n, self.k, self.seed, self.tokens = loaded, n, k or 0, seed, tokens
         self.settings = replace(settings, copy_threshold=None, reject_copies=0)
-        self.has_prompts, self.popular = bool(prompts), {"top_m": top_m, "weighted": weighted}
+        self.has_prompts = bool(prompts)
+        self.popular: dict[str, Any] = {"top_m": top_m, "weighted": weighted}
         self.captions = [prompts[place % len(prompts)] for place in range(n)] if prompts else [""] * n
         self.count = class_count(loaded) if loaded.plain.reads == CLASSES else 0
         sampled = settings_of(loaded, self.request(0, 1), self.settings)
