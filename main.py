@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import logging
 import os
+import pdb
 import re
 import shlex
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +47,10 @@ UNTRUE = (
     "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
 # Targets in CompVis' configs that lie in their main.py, and the classes that take their place.
-DOORS = {"DataModuleFromConfig": "ldm.data.DataModule", "ImageLogger": "ldm.callbacks.ImageLogger"}
+DOORS = {
+    "DataModuleFromConfig": "ldm.convert.training.DataModuleFromConfig",
+    "ImageLogger": "ldm.convert.training.ImageLogger",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -91,6 +97,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="RUN",
         help="continue the run in this folder, or from this checkpoint, with the run's own config",
     )
+    p.add_argument(
+        "-d", "--debug", **flag, help="after an error, show its traceback, and on a terminal open Python's debugger"
+    )
     p.add_argument("-n", "--name", default="", help="name of the run; if not given, that of the first config")
     p.add_argument("-f", "--postfix", default="", help="text that is appended to the name")
     p.add_argument("-p", "--project", default="", help="folder of the run, in place of <logdir>/<time>_<name>")
@@ -120,9 +129,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     settings = [word for word in words if re.fullmatch(r"[A-Za-z_][\w.]*=.*", word, re.DOTALL)]
     options, rest = p.parse_known_args([word for word in words if word not in settings])
     if rest := [*rest, *options.overrides]:
-        p.error(f"unknown argument '{rest[0]}'{nearest(rest[0], p._option_string_actions)}")
+        p.error(f"unknown argument '{rest[0]}'{_of_trainer(rest[0]) or nearest(rest[0], p._option_string_actions)}")
     options.overrides = settings
     return options
+
+
+def _of_trainer(word: str) -> str:
+    """Returns the setting that takes the place of an option which CompVis' main.py passes to Lightning's Trainer."""
+    import pytorch_lightning as pl
+
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    known = name in inspect.signature(pl.Trainer).parameters
+    return f"; give lightning.trainer.{name}=VALUE, without dashes" if known and word.startswith("--") else ""
 
 
 def find_run(resume: str) -> tuple[Path, Path]:
@@ -156,7 +174,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 
-    from ldm.callbacks import KeptMemory, LastStep, Signals, Timings
+    from ldm.callbacks import ClassNames, KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.precision import AUTO, fastest_precision
     from ldm.saving import AtomicCheckpoints, Metrics
@@ -190,6 +208,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         callbacks.append(ModelCheckpoint(run / "checkpoints", filename="best", **best, **after))
     callbacks += [
         keep_config(run, config.content),
+        ClassNames(run),
         FiniteSteps(run),
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
@@ -354,7 +373,15 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     early = {signal.SIGINT: stop_at_once, signal.SIGUSR1: nothing_to_save}
     with handled(early):
-        train(parse())
+        options = parse()
+        try:
+            train(options)
+        except Exception:
+            if options.debug:
+                traceback.print_exc()
+                if sys.stdin.isatty():
+                    pdb.post_mortem()
+            raise
 
 
 if __name__ == "__main__":

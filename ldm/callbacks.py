@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ldm.data.classes import Classes
 from ldm.pictures import image_grid, save_png
+from ldm.run import read_class_names, write_class_names
 from ldm.stopping import Stopped, handled
 from ldm.util import evenly
 
@@ -51,8 +53,12 @@ class ImageLogger(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Writes a grid every ``every_n_steps`` steps."""
-        if trainer.global_step % self.every_n_steps == 0:
+        if self.is_due(trainer.global_step):
             self.write(trainer, pl_module)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a grid is written after a step."""
+        return step % self.every_n_steps == 0
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the last grid."""
@@ -91,6 +97,76 @@ class ImageLogger(pl.Callback):
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the columns in the order in which they are shown, from left to right."""
         return dict(columns)
+
+
+class ClassNames(pl.Callback):
+    """For a class-conditional model, checks the numbers of classes, and writes the classes into the run's folder.
+
+    All data sets must number their classes like the training set, or like the run's ``classes.txt`` without one.
+
+    Args:
+        run: the folder of the run.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.run = Path(run)
+        self.names: list[str] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Checks the data sets that are ready.
+
+        Raises:
+            ValueError: a picture has no class, data sets number them in different ways, or the cond stage has too few.
+        """
+        datasets = getattr(getattr(trainer, "datamodule", None), "datasets", {})
+        train = dataset_classes(datasets.get("train"))
+        self.names = read_class_names(self.run) if train is None else list(train.names)
+        if getattr(pl_module, "reads", None) == "classes":
+            for name, dataset in datasets.items():
+                self.check(name, dataset, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks the data sets that are validated or tested."""
+        if getattr(pl_module, "reads", None) == "classes":
+            loaders = trainer.val_dataloaders
+            for loader in loaders if isinstance(loaders, list) else [loaders]:
+                self.check("validation", getattr(loader, "dataset", None), pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the names of the classes, in the order of their numbers."""
+        if self.names and trainer.is_global_zero and getattr(pl_module, "reads", None) == "classes":
+            write_class_names(self.run, self.names)
+
+    def check(self, name: str, dataset: Any, model: Any) -> None:
+        """Checks one data set; one that does not say its classes passes.
+
+        Raises:
+            ValueError: see :meth:`setup`.
+        """
+        classes = dataset_classes(dataset)
+        if classes is None:
+            return
+        if classes.some_without:
+            raise ValueError(f"data.params.{name} has pictures without a class, expected one for each; remove them")
+        for number, each in enumerate(classes.names if self.names else ()):
+            expected = self.names.index(each) if each in self.names else "none"
+            if number != expected:
+                raise ValueError(
+                    f"data.params.{name} has number {number} for class '{each}', the training set has {expected}; give "
+                    "all data sets the same class_list"
+                )
+        count, needed = int(model.cond_stage_model.n_classes), len(classes.names) + bool(model.p_uncond)
+        if count < needed:
+            null = ", of which the last is the null class of p_uncond" if model.p_uncond else ""
+            raise ValueError(f"n_classes: got {count}, expected at least {needed}{null}; correct cond_stage_config")
+
+
+def dataset_classes(dataset: Any) -> Classes | None:
+    """Returns the classes of a data set, or of the one that it wraps; None if it does not say them."""
+    while dataset is not None and not hasattr(dataset, "classes"):
+        dataset = getattr(dataset, "images", None)
+    found = getattr(dataset, "classes", None)
+    return found if isinstance(found, Classes) else None
 
 
 class LastStep(pl.Callback):

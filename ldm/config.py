@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ldm.convert.lightning import our_lightning
 from ldm.files import atomic_path
 from ldm.util import check_mapping, nearest
 
@@ -100,7 +101,8 @@ def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
             names = ", ".join(map(str, files))
             raise ValueError(f"config {names}: section '{section}' is missing; give it with --base")
         check_mapping(content[section], section)
-    lightning = content.get("lightning") or {}
+    check_mapping(content.get("lightning"), "lightning")
+    lightning = our_lightning(content.get("lightning") or {})
     check_keys(lightning, LIGHTNING, "lightning")
     for name, part in lightning.items():
         check_mapping(part, f"lightning.{name}")
@@ -127,3 +129,17 @@ def write_config(file: str | Path, config: dict[str, Any], comment: str = "") ->
     with atomic_path(file) as temporary:
         text = "".join(f"# {line}\n" for line in comment.splitlines())
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+
+def image_side(config: Any) -> int | None:
+    """Returns the side of the pictures in pixels that the config of a data module or of a data set states.
+
+    The first ``crop_size`` or else ``size`` below the first of ``train``, ``validation`` and ``test`` that has one
+    counts. None stands for a config without one.
+    """
+    if not isinstance(config, Mapping):
+        return None
+    if isinstance(side := config.get("crop_size", config.get("size")), int):
+        return side
+    names = sorted(config, key=lambda name: ("train", "validation", "test", name).index(name))
+    return next((side for name in names if (side := image_side(config[name])) is not None), None)

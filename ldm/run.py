@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import check_weights, choose_weights, read_metadata, read_weights, write_weights
 from ldm.config import read_config
-from ldm.files import atomic_path, read_json
+from ldm.files import atomic_path, read_json, read_text
 from ldm.util import check_mapping, instantiate_from_config
 
 # Names that a checkpoint may lack: losses and the running average are only used in training, and the cond stage may
 # load its weights from elsewhere.
+CLASS_NAMES = "classes.txt"  # the names of classes, one in a line, in the order of their numbers
 BESIDE = ("loss.*", "first_stage_model.loss.*", "model_ema.*", "cond_stage_model.*")
 
 
@@ -70,6 +71,7 @@ def described_model(model: Mapping[str, Any]) -> nn.Module:
         for name in ("lossconfig", "cond_stage_config"):
             if isinstance(part.get(name), Mapping):
                 part[name] = {"target": "torch.nn.Identity"}
+                part.pop("p_uncond", None)  # without a cond stage that it needs
     with torch.device("meta"):
         built = instantiate_from_config({**model, "params": params})
     if not isinstance(built, nn.Module):
@@ -128,12 +130,34 @@ def export_run(
         numbers = {name for name in kept if "." not in name or name == "model_ema.decay"}
         kept = {n: t if n in numbers else _halved(t) for n, t in kept.items()}
     measured = measured_latents(run)
+    copy_class_names(run, output)
     write_weights(output / "model.safetensors", kept, metadata=measured)
     comment = "# Measured: " + ", ".join(f"{name} {value:.6g}" for name, value in measured.items()) + "\n"
     with atomic_path(output / "config.yaml") as temporary:
         text = (run / "config.yaml").read_text(encoding="utf-8").removeprefix(comment)
         temporary.write_text((comment if measured else "") + text, encoding="utf-8")
     return output / "model.safetensors"
+
+
+def read_class_names(run: str | Path) -> list[str]:
+    """Returns the names of a model's classes in the order of their numbers, of a run or of an exported folder.
+
+    It is empty for a model that knows no classes, or none by name.
+    """
+    file = Path(run) / CLASS_NAMES
+    return read_text(file).splitlines() if file.is_file() else []
+
+
+def write_class_names(run: str | Path, names: Sequence[str]) -> None:
+    """Writes the names of a model's classes, in the order of their numbers, into a run or an exported folder."""
+    with atomic_path(Path(run) / CLASS_NAMES) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def copy_class_names(run: str | Path, output: str | Path) -> None:
+    """Writes the names of the classes of a run, if it has any, into an exported folder."""
+    if names := read_class_names(run):
+        write_class_names(output, names)
 
 
 def measured_latents(run: str | Path) -> dict[str, float]:

@@ -28,6 +28,12 @@ TRUSTED_PACKAGES = (
 # Targets in released configs whose classes need an older Lightning or download files when they are built, and the class
 # of this project that is built in their place.
 REPLACED = {
+    "taming.data.custom.CustomTrain": "ldm.data.taming.CustomTrain",
+    "taming.data.custom.CustomTest": "ldm.data.taming.CustomTest",
+    "taming.data.faceshq.FFHQTrain": "ldm.data.taming.FFHQTrain",
+    "taming.data.faceshq.FFHQValidation": "ldm.data.taming.FFHQValidation",
+    "taming.data.imagenet.ImageNetTrain": "ldm.data.imagenet.ImageNetTrain",
+    "taming.data.imagenet.ImageNetValidation": "ldm.data.imagenet.ImageNetValidation",
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
     "taming.modules.losses.lpips.LPIPS": "ldm.modules.losses.lpips.LPIPS",
     "taming.modules.losses.vqperceptual.DummyLoss": "ldm.modules.losses.contperceptual.DummyLoss",
@@ -35,6 +41,9 @@ REPLACED = {
         "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
     ),
 }
+
+# What a config can name in place of a data set that this project does not have.
+DATA_SETS = "ldm.data.ImageFolder (folders and lists of files), ldm.data.ParquetImages or ldm.data.WebDatasetImages"
 
 # Types of parameters, as signatures write them, for which a config may not give a string.
 NUMBERS = ("int", "float", "bool", "int | float", "float | int")
@@ -83,12 +92,15 @@ def get_obj_from_str(target: str) -> Any:
     module_name, _, attribute = REPLACED.get(target, target).rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
-            raise
-        raise ValueError(f"target '{target}': there is no module '{module_name}'") from error
+    except ImportError as error:
+        if not _is_of_a_module(error, module_name):
+            raise ValueError(
+                f"target '{target}': its module cannot be imported ({error}); install what is missing{_instead(target)}"
+            ) from error
+        raise ValueError(f"target '{target}': there is no module '{module_name}'{_instead(target)}") from error
     if not hasattr(module, attribute):
-        raise ValueError(f"target '{target}': no such name in {module_name}{nearest(attribute, dir(module))}")
+        hint = nearest(attribute, dir(module)) or _instead(target)
+        raise ValueError(f"target '{target}': no such name in {module_name}{hint}")
     found = getattr(module, attribute)
     own = isinstance(found, type) and _lies_in(f"{found.__module__}.", TRUSTED_PACKAGES)
     if not own and not _lies_in(target, _trusted):
@@ -98,6 +110,16 @@ def get_obj_from_str(target: str) -> Any:
             f"--trust {module_name}"
         )
     return found
+
+
+def _is_of_a_module(error: ImportError, name: str) -> bool:
+    """Whether an error says that a module, or a package that it lies in, is not there."""
+    return isinstance(error, ModuleNotFoundError) and bool(error.name) and f"{name}.".startswith(f"{error.name}.")
+
+
+def _instead(target: str) -> str:
+    """Returns what to name in place of a data set of CompVis' code that is not here, or ``""``."""
+    return f"; in its place, name {DATA_SETS}" if target.startswith(("ldm.data.", "taming.data.")) else ""
 
 
 def _lies_in(name: str, packages: Iterable[str]) -> bool:

@@ -1,4 +1,7 @@
-"""Loading: finds a trained model and loads it with its database; index and embedder are loaded at their first use."""
+"""Loading: finds a trained model and loads it with its database; index and embedder are loaded at their first use.
+
+A plain latent diffusion model has no database, see :attr:`Loaded.is_plain`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from typing import Any
 import torch
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
-from ldm.config import read_config
+from ldm.config import image_side, read_config
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
-from rdm.data.datamodule import RetrievalDataModule
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
@@ -26,12 +30,42 @@ from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
-# The kinds of retrieval-augmented models: the package of their classes, and the folder of the shipped model.
+# The kinds of models: the package of their classes, the folder of the shipped model, and a config that trains one.
+PLAIN = "ldm"
 KINDS = {
-    "rdm": ("rdm.models.diffusion.", SHIPPED),
-    "rarm": ("rdm.models.autoregression.", Path("models/rarm/emoji")),
+    "rdm": ("rdm.models.diffusion.", SHIPPED, "configs/rdm.yaml"),
+    "rarm": ("rdm.models.autoregression.", Path("models/rarm/emoji"), "configs/rarm.yaml"),
+    PLAIN: ("ldm.models.diffusion.", Path("models/ldm/emoji"), "configs/ldm/emoji.yaml"),
 }
 Model = RetrievalAugmentedDiffusion | RetrievalAugmentedTransformer
+
+
+@dataclass(frozen=True)
+class PlainData:
+    """What sampling needs to know of the data of a plain model.
+
+    Attributes:
+        image_size: the side of training images in pixels.
+    """
+
+    image_size: int
+
+
+class NoRetriever(Retriever):
+    """Takes the place of the retriever of a model without a database. Any use of it is an error.
+
+    Args:
+        path: the checkpoint of the model, for the error message.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"{self.path} is a plain latent diffusion model, which has no database and no embedder; leave out what "
+            f"needs them (here: {name}), or give a retrieval-augmented model with --ckpt"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,8 +74,10 @@ class Loaded:
 
     Attributes:
         model: the model in evaluation mode, with its averaged (EMA) weights.
-        retriever: looks up neighbours in the database.
-        data: the data module of the model's config.
+        retriever: looks up neighbours in the database; a :class:`NoRetriever` for a plain model.
+        data: the data module of the model's config; of a plain model, only the size of its images.
+        class_names: the names of the classes of a class-conditional model, in the order of their numbers; empty if
+            they are unknown.
         path: the file of the checkpoint.
         config: the file of the model's config; None stands for the one beside the checkpoint.
         compiled: cache of the networks that ``torch.compile`` has compiled for sampling.
@@ -49,15 +85,33 @@ class Loaded:
 
     model: Model
     retriever: Retriever
-    data: RetrievalDataModule
+    data: Any
     path: Path
     config: Path | None = None
+    class_names: Sequence[str] = ()
     compiled: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def k(self) -> int:
-        """The default number of neighbours of each image, which is the number in training."""
-        return self.model.conditioner.k
+        """The default number of neighbours of each image, which is the number in training; 0 for a plain model."""
+        return 0 if self.is_plain else self.model.conditioner.k
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is a latent diffusion model without retrieval."""
+        return isinstance(self.retriever, NoRetriever)
+
+    @property
+    def plain(self) -> LatentDiffusion:
+        """The model, for callers that need one without retrieval.
+
+        Raises:
+            ValueError: the model is retrieval-augmented.
+        """
+        model: Any = self.model
+        if not self.is_plain:
+            raise ValueError(f"{self.path} is a retrieval-augmented model, expected a plain latent diffusion model")
+        return model
 
     @property
     def diffusion(self) -> RetrievalAugmentedDiffusion:
@@ -88,7 +142,7 @@ def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
     Raises:
         ValueError: the model is autoregressive.
     """
-    if not isinstance(model, RetrievalAugmentedDiffusion):
+    if isinstance(model, RetrievalAugmentedTransformer):
         raise ValueError(f"{path} is an autoregressive model, expected a diffusion model; give another checkpoint")
     return model
 
@@ -98,7 +152,7 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
 
     Args:
         path: a checkpoint file or a folder that has one. ``rdm`` (the default) and ``rarm`` stand for the newest run of
-            that kind of model, or for the shipped model if there is no run.
+            that kind of model, or for the shipped model if there is no run. ``ldm`` stands for the newest plain one.
         logs: the folder of the runs.
 
     Raises:
@@ -113,7 +167,7 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
     found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
-        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base configs/{kind}.yaml -t")
+        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base {KINDS[kind][2]} -t")
     return found[0]
 
 
@@ -149,12 +203,22 @@ def load(
 
     Raises:
         FileNotFoundError: the checkpoint, config or database does not exist.
-        ValueError: the weights or the database do not fit the model.
+        ValueError: the weights or the database do not fit the model, or a plain model is given options of a database.
     """
     only = [only] if isinstance(only, str) else only
     path = find_checkpoint(checkpoint)
     parts = config_beside(path) if config is None else model_config(Path(config), path)
     LOG.info("model %s", path)
+    own_config = None if config is None else Path(config)
+    if is_plain(parts["model"]):
+        given = {"database": database, "only": list(only) or None, "same_outline": same_outline}
+        if named := [name for name, value in given.items() if value is not None]:
+            raise ValueError(
+                f"got {named[0]} for {path}, a plain latent diffusion model without a database; leave it out"
+            )
+        plain: Any = load_model(parts["model"], path)
+        data = PlainData(image_side(parts.get("data")) or side_of(plain))
+        return Loaded(plain, NoRetriever(path), data, path, own_config, read_class_names(beside(path)))
     if not parts.get("data"):
         raise ValueError(
             f"the config of {path} has no 'data', which names embedder and database; give the config of a whole run"
@@ -171,7 +235,7 @@ def load(
         LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", opened.path)
         outlines = None
     retriever = Retriever(embedder, opened, index, rows, outlines)
-    return Loaded(model, retriever, data, path, None if config is None else Path(config))
+    return Loaded(model, retriever, data, path, own_config)
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:
@@ -180,21 +244,36 @@ def _open_index(database: RetrievalDatabase) -> SearchIndex:
     return NeighbourIndex.open(database)
 
 
+def beside(path: Path) -> Path:
+    """Returns the folder of a run, or of an exported model, that a checkpoint belongs to."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether the config of a model names a latent diffusion model without retrieval."""
+    return str(config.get("target")).startswith(KINDS[PLAIN][0])
+
+
+def side_of(model: LatentDiffusion) -> int:
+    """Returns the side in pixels of the images that the U-Net of a model is configured for."""
+    return int(model.model.diffusion_model.image_size * model.first_stage_model.downsampling)
+
+
 def config_beside(path: Path) -> dict[str, Any]:
-    """Returns the config beside the checkpoint of a retrieval-augmented model.
+    """Returns the config beside the checkpoint of a model.
 
     Raises:
         FileNotFoundError: there is no config beside the checkpoint.
         ValueError: the config describes another kind of model.
     """
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    folder = beside(path)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"no config.yaml beside the checkpoint {path}; give a run folder or its last.ckpt")
     return model_config(folder / "config.yaml", path)
 
 
 def model_config(file: Path, path: Path) -> dict[str, Any]:
-    """Returns the config of a retrieval-augmented model.
+    """Returns the config of a model that can be sampled.
 
     Args:
         file: the file of the config.
@@ -208,16 +287,23 @@ def model_config(file: Path, path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no config at {file}; give the file that the model was trained with")
     config = read_config([file])
     target = (config.get("model") or {}).get("target", "nothing")
-    if not str(target).startswith(tuple(place for place, _ in KINDS.values())):
-        raise ValueError(f"{path} holds a {target}, expected a retrieval-augmented model; give its run with --ckpt")
+    if not str(target).startswith(tuple(place for place, _, _ in KINDS.values())):
+        raise ValueError(
+            f"{path} holds a {target}, expected a diffusion or autoregressive model; give its run with --ckpt"
+        )
     return config
 
 
 def load_model(config: Mapping[str, Any], path: Path) -> Model:
     """Returns the model of a config with the averaged (EMA) weights of a checkpoint, on the GPU if there is one."""
     params = dict(config["params"])
+    if "first_stage_config" not in params:
+        raise ValueError(
+            f"{path} holds a {config['target']} without a first stage, expected a latent diffusion model; train it as "
+            "LatentDiffusion with the first stage ldm.models.autoencoder.IdentityFirstStage"
+        )
     first_stage = dict(params["first_stage_config"])
-    first_stage["params"] = {k: v for k, v in first_stage["params"].items() if k != "ckpt_path"}
+    first_stage["params"] = {k: v for k, v in (first_stage.get("params") or {}).items() if k != "ckpt_path"}
     params |= {"first_stage_config": first_stage, "ckpt_path": None}
     if "unet_config" in params:
         params |= {"use_ema": False, "compile": False}

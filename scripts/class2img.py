@@ -1,7 +1,7 @@
 """Class-to-image: images of a class, without a model that was trained on classes (Blattmann et al. 2022, section 3.2).
 
 Neighbours are drawn from a pool of the database rows nearest to a sentence about the class. With --by label, they are
-rows that are stored under the class.
+rows that are stored under the class. A plain model that was trained on classes sees the class itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def parse() -> argparse.Namespace:
         action="append",
         required=True,
         metavar="NAME",
-        help="a class, such as animal-bird; may be given several times",
+        help="a class, such as animal-bird, or its number in a model that was trained on classes; may be given several "
+        "times",
     )
     p.add_argument("--by", type=argument("by"), default="text", help="how the rows of a class are found: text or label")
     p.add_argument(
@@ -45,13 +46,12 @@ def main() -> None:
     check_pool(args.pool, args.by, args.knn)
     settings = Settings.of_command_line(vars(args))
     import rdm
-    from rdm.retrieval.classes import resolve_class
     from rdm.sampling import ways
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample_batches
 
     pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
-    names = [resolve_class(name, pipeline.retriever.database) for name in args.classes]
+    names = [ways.class_of(pipeline, name) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)
     samples = sample_batches(pipeline, request, settings)

@@ -16,7 +16,9 @@ from rdm.cli.sampling import add_sampling_options, argument, saving_options
 from rdm.sampling.settings import AUTOREGRESSION, OPTIONS, Settings
 from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, whole_or_text
 
-WAYS = ("prompt", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight")
+WAYS = (
+    "prompt", "class_name", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight",
+)  # fmt: skip
 # Edits have the size of the picture, and autoregressive models cannot edit.
 UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.kind == AUTOREGRESSION))
 
@@ -25,12 +27,9 @@ def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument("--image", required=True, metavar="FILE", help="the picture")
-    p.add_argument(
-        "--prompt",
-        type=argument("prompt"),
-        metavar="TEXT",
-        help="a text: the model sees its neighbours while it paints",
-    )
+    p.add_argument("--prompt", type=argument("prompt"), metavar="TEXT", help="the text whose neighbours the model sees")
+    of_class = "the class that a plain model sees that was trained on classes, by its name or number"
+    p.add_argument("--class", dest="class_name", type=argument("class_name"), metavar="NAME", help=of_class)
     p.add_argument("--mask", metavar="FILE", help="a picture of the same size: white is repainted, black stays")
     p.add_argument(
         "--outpaint",
@@ -80,7 +79,7 @@ def main() -> None:
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)
     samples = sample_batches(pipeline, request, settings)
-    if args.invert and args.prompt is None:
+    if args.invert and args.prompt is None and args.class_name is None:
         first = next(samples)
         samples, (back, alone) = chain([first], samples), fidelity(first, pipeline)
         print(f"the picture comes back at {back:.1f} dB; the first stage alone gives {alone:.1f} dB")

@@ -47,9 +47,11 @@ def main() -> None:
         from ldm.checkpoint import write_weights
         from ldm.config import write_config
         from ldm.convert.diffusers import import_diffusers, scale_of_diffusers
+        from ldm.run import copy_class_names
 
         config, state = import_diffusers(args.run)
         write_config(Path(args.output) / "config.yaml", config)
+        copy_class_names(args.run, args.output)
         written = Path(args.output) / "model.safetensors"
         write_weights(written, state, metadata={"scale_factor": scale_of_diffusers(args.run)})
     elif args.to == "safetensors":
@@ -65,9 +67,10 @@ def main() -> None:
 
 def convert(args: argparse.Namespace) -> Path:
     """Writes a run for CompVis' code or for diffusers, and returns the path of the result."""
-    from ldm.run import measured_latents, read_run
+    from ldm.run import copy_class_names, measured_latents, read_run
 
     config, state = read_run(args.run, args.checkpoint, args.weights)
+    copy_class_names(args.run, args.output)
     if args.to == "compvis":
         from rdm.convert.compvis import export_model
 

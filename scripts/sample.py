@@ -1,8 +1,8 @@
 """Unconditional samples: neighbours of popular database rows condition the model (Blattmann et al. 2022, section 3.2).
 
-Other options replace the random rows: --image makes variations of a picture, --rows makes images of database rows,
-and --caption makes images of a text and its --knn - 1 nearest neighbours, as CompVis' script of this name does.
---from-image makes an image again from the record that it carries.
+A plain latent diffusion model samples without neighbours. Other options replace the random rows: --image makes
+variations of a picture, --rows makes images of database rows, and --caption makes images of a text and its --knn - 1
+nearest neighbours, as CompVis' script of this name does. --from-image makes an image again from its record.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def request_of(pipeline: Pipeline, args: argparse.Namespace) -> Request:
         return ways.image(pipeline, args.image, n, tokens=tokens, **common)
     if args.caption is not None:
         k = args.knn or pipeline.k
-        tokens = "neighbours" if args.omit_query else "text" if args.only_caption or k == 1 else "both"
-        k = k - 1 if tokens == "both" else k
-        return ways.texts(pipeline, [args.caption] * n, k=k, seed=args.seed, tokens=tokens)
+        tokens = "neighbours" if args.omit_query else "text" if args.only_caption or k <= 1 else "both"
+        common["k"] = k - 1 if tokens == "both" else args.knn
+        return ways.texts(pipeline, [args.caption] * n, tokens=tokens, **common)
     return ways.popular(pipeline, n, top_m=args.top_m, weighted=args.use_weights, **common)
 
 

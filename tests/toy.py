@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pictures import write_pictures
 from small_models import DDCONFIG
 
 from ldm.checkpoint import write_weights
@@ -80,6 +81,37 @@ def rdm_config(folder: Path, **params: Any) -> dict[str, Any]:
     }
 
 
+def plain_config(folder: Path, reads: str | None = None, **params: Any) -> dict[str, Any]:
+    """The config of a latent diffusion model without retrieval, of nothing, ``classes`` or ``texts``.
+
+    Its pictures are twelve of 16 pixels in the class folders ``class0``, ``class1`` and ``class2``.
+    """
+    config = rdm_config(folder)
+    images = write_pictures(folder / "pictures", 12, classes=3)
+    images["params"]["size"] = 16
+    given = config["model"]["params"]
+    given.pop("conditioner")
+    given |= {"timesteps": 50, "conditioning_key": "crossattn" if reads else None}
+    encoders = "ldm.modules.encoders.modules."
+    if reads == "classes":
+        stage = {"embed_dim": 8, "n_classes": 4, "key": "class_label"}
+        given["cond_stage_config"] = {"target": f"{encoders}ClassEmbedder", "params": stage}
+        given |= {"cond_stage_key": "class_label", "cond_stage_trainable": True, "p_uncond": 0.1}
+    elif reads == "texts":
+        stage = {"version": str(folder / "clip")}
+        given["cond_stage_config"] = {"target": f"{encoders}FrozenCLIPTextEmbedder", "params": stage}
+        given |= {"cond_stage_key": "caption", "p_uncond": 0.1}
+    else:
+        network = given["unet_config"]["params"]
+        network.pop("context_dim")
+        network |= {"use_spatial_transformer": False}
+    given |= params
+    data = {"batch_size": 4, "train": images, "validation": images}
+    config["model"]["target"] = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    config["data"] = {"target": "ldm.data.DataModule", "params": data}
+    return config
+
+
 def references_config(folder: Path, **params: Any) -> dict[str, Any]:
     """The config of the same system with a model that also sees the latents of the neighbours."""
     config = rdm_config(folder, references={"p_drop": 0.1}, **params)
@@ -129,7 +161,7 @@ def ship(folder: Path, config: dict[str, Any]) -> Path:
     torch.manual_seed(1)
     model = instantiate_from_config(config["model"])
     network, std = (model.model, 0.05) if "unet_config" in config["model"]["params"] else (model.transformer, 0.1)
-    if "references" in config["model"]["params"] or model.conditioner.grid is not None:
+    if "references" in config["model"]["params"] or getattr(model, "grid_tokens", None) is not None:
         std = 0.2  # with smaller weights, what is seen beside the vectors changes nothing but the last bits
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=std)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
+from ldm.data.classes import NO_CLASS, Classes, listed_classes, sorted_classes
 from ldm.data.decode import decode_image
 from ldm.data.left_out import pictures_below, say_pages
 from ldm.files import read_text
@@ -24,14 +26,17 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of pictures with metadata.
 
     An item is `{"image": [3, size, size] float32 in [-1, 1]}` and strings: `id` (unique), `caption`, `class_id`,
-    `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has.
+    `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has. It also has
+    `class_label`, the number of its class (-1 without a class), and `human_label`, a name of the class for people.
 
     The name of a picture that cannot be read is logged. In its place the dataset returns the next readable picture
     (after the last one, the first), with that picture's own `id`. At most `max_broken` such pictures are tolerated;
     each loader worker counts them on its own.
     """
 
-    def __init__(self, size: int, max_broken: int = 10, keep: bool = False) -> None:
+    def __init__(
+        self, size: int, max_broken: int = 10, keep: bool = False, class_list: str | Sequence[str] | None = None
+    ) -> None:
         """Checks and stores the options.
 
         Args:
@@ -39,6 +44,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             max_broken: number of unreadable pictures to tolerate.
             keep: keep every decoded item in memory, with 12 bytes per pixel in each loader worker. This helps if the
                 device would otherwise wait until small pictures are decoded.
+            class_list: the classes in the order of their numbers, from 0: their names, or a text file with a name in
+                each line. If not given, :meth:`numbered` numbers them.
 
         Raises:
             ValueError: `size` is below 1 or `max_broken` is below 0.
@@ -47,6 +54,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
         self.size = size
         self.max_broken = max_broken
+        self._class_list = class_list
         self.said: set[str] = set()  # what was logged of pictures that are not read as a whole
         self._broken: dict[int, str] = {}
         self._items: dict[int, dict[str, Any]] | None = {} if keep else None
@@ -66,6 +74,28 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     @abstractmethod
     def read(self, index: int) -> bytes:
         """Returns the content of the image file of picture `index`."""
+
+    def class_ids(self) -> Iterable[str]:
+        """Returns the classes that are numbered: those of all pictures, in any order and number."""
+        return {self.metadata(index)["class_id"] for index in range(len(self))}
+
+    def numbered(self) -> Classes:
+        """Returns the classes with their numbers: their places in the sorted order of their names."""
+        return sorted_classes(self.class_ids())
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes with their numbers.
+
+        Raises:
+            FileNotFoundError: the list of classes is missing.
+            ValueError: a class is not in the list.
+        """
+        return self.numbered() if self._class_list is None else listed_classes(self._class_list, self.class_ids())
+
+    def human_label(self, class_id: str) -> str:
+        """Returns a name of a class for people, which is the class itself if no other name is known."""
+        return class_id
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns item `index`, or the next item with a readable picture.
@@ -103,6 +133,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
                     f"repair or remove them, or raise max_broken: {self._broken_names()}"
                 ) from error
             return None
+        class_id = str(item["class_id"])
+        item["class_label"] = self.classes.number(class_id) if class_id else NO_CLASS
+        item["human_label"] = self.human_label(class_id)
         if self._items is not None:
             self._items[index] = item
         return dict(item)
@@ -114,8 +147,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 class ImageFolder(ImageDataset):
     """The pictures below a folder, sorted by path, or those in a list of files. Links to folders are followed.
 
-    The first folder of a picture's path below the root is its class. The content of `cat.txt` is the caption of
-    `cat.jpg`; without such a file, the caption is the name of the class.
+    The first folder of a picture's path below the root is its class. Classes are numbered in the sorted order of their
+    folders, as in torchvision and in CompVis' code. The content of `cat.txt` is the caption of `cat.jpg`; without such
+    a file, the caption is the name of the class.
 
     Args:
         root: the folder.
@@ -125,7 +159,9 @@ class ImageFolder(ImageDataset):
             blank lines are skipped, and the folder is not searched.
         classes: `[first, end]`, the range of class folders to keep, by their number in sorted order, without `end`.
             `[151, 269]` are the dogs in ImageNet's 1000 folders. Numbers count the folders of all listed pictures.
-        class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`).
+        class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`). The
+            name is also the `human_label`.
+        class_list: see :class:`ImageDataset`.
 
     Raises:
         FileNotFoundError: the root is not a folder or has no picture, or a text file is missing.
@@ -140,8 +176,9 @@ class ImageFolder(ImageDataset):
         files: str | None = None,
         classes: Sequence[int] | None = None,
         class_names: str | None = None,
+        class_list: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__(size, max_broken)
+        super().__init__(size, max_broken, class_list=class_list)
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"no image folder at {root!r}; correct `root` in the data config")
@@ -186,6 +223,14 @@ class ImageFolder(ImageDataset):
         class_id = folder_of(self.names[index])
         caption = caption or self.class_names.get(class_id, "")
         return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
+
+    def class_ids(self) -> Iterable[str]:
+        """Returns the class folders of all pictures that are kept."""
+        return {folder_of(name) for name in self.names}
+
+    def human_label(self, class_id: str) -> str:
+        """Returns the name of a class folder in `class_names`, or the folder."""
+        return self.class_names.get(class_id, class_id)
 
     def read(self, index: int) -> bytes:
         """Returns the content of the file."""

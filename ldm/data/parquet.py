@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ldm.data.classes import Classes, numbered_classes
 from ldm.data.images import ImageDataset, complete, expand_files
 
 # For each entry of an item, the columns that can hold it, in order of preference.
@@ -21,6 +24,7 @@ _COLUMNS = {
     "licence": ("license", "licence"),
     "attribution": ("attribution",),
 }
+CLASS_COLUMNS = (*_COLUMNS["class_id"], "subcategory")
 _EXTRAS = ("concept", "style", "split", "keywords", "category", "subcategory")
 
 
@@ -30,6 +34,9 @@ class ParquetImages(ImageDataset):
     The encoded pictures stay in Arrow memory, which forked workers share; a picture is decoded when its item is read.
     The `id` is `<style>/<concept>` if those columns exist, otherwise `<file stem>/<row>`. The `uri` is
     `<file name>#<row>`.
+
+    Classes are numbered in the sorted order of their names, or by a column of whole numbers. All rows that match
+    `where` count, whatever their split, so that all splits number them alike.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class ParquetImages(ImageDataset):
         where: Mapping[str, Any] | None = None,
         max_broken: int = 10,
         keep: bool = False,
+        class_list: str | Sequence[str] | None = None,
     ) -> None:
         """Reads the rows that match.
 
@@ -50,20 +58,25 @@ class ParquetImages(ImageDataset):
             where: keeps the rows in which each named column has the given value, or one of the given values.
             max_broken: number of unreadable pictures to tolerate.
             keep: keep every decoded item in memory.
+            class_list: see :class:`ImageDataset`.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: a file is not a Parquet file, a column is missing, or no row matches.
         """
-        super().__init__(size, max_broken, keep)
+        super().__init__(size, max_broken, keep, class_list)
         rules = {column: _values(value) for column, value in (where or {}).items()}
         if split is not None:
             rules["split"] = [split]
         self.files = expand_files(files, ".parquet")
         self._rows: list[np.ndarray] = []
         self._columns: list[dict[str, pa.ChunkedArray]] = []
+        self._class_ids: set[str] = set()
+        self._class_names: list[str] | None = None
         for file in self.files:
-            table, rows = _read(file, rules)
+            table, rows, classes = _read(file, rules)
+            self._class_ids |= classes
+            self._class_names = _names_of_classes(table.schema) or self._class_names
             self._columns.append(dict(zip(table.column_names, table.columns, strict=True)))
             self._rows.append(rows)
         self._ends = np.cumsum([len(rows) for rows in self._rows]).tolist()
@@ -87,12 +100,28 @@ class ParquetImages(ImageDataset):
         known = {"uri": self.uri(index)}
         for entry, columns in _COLUMNS.items():
             known[entry] = next((text for name in columns if (text := self._text(number, row, name))), "")
-        if known["class_id"] and (part := self._text(number, row, "subcategory")):
-            known["class_id"] += f"/{part}"
+        known["class_id"] = class_of([self._text(number, row, name) for name in CLASS_COLUMNS])
         known |= {name: self._text(number, row, name) for name in self._extras}
         if known.get("style") and known.get("concept"):
             return complete({**known, "id": f"{known['style']}/{known['concept']}"})
         return complete({**known, "id": f"{self.files[number].stem}/{self._rows[number][row]}"})
+
+    def class_ids(self) -> Iterable[str]:
+        """Returns the classes of all rows that match `where`, whatever their split."""
+        return self._class_ids
+
+    def numbered(self) -> Classes:
+        """Returns the classes with their numbers; those in a column of whole numbers are the numbers themselves."""
+        numbers = all(_class_type_is_whole(columns) for columns in self._columns)
+        found = numbered_classes(self._class_ids) if numbers else super().numbered()
+        if not found.are_numbers or self._class_names is None or len(self._class_names) < len(found.names):
+            return found
+        return replace(found, names=self._class_names)
+
+    def human_label(self, class_id: str) -> str:
+        """Returns the name that Hugging Face's `ClassLabel` gives to the number of a class, or the class."""
+        named = class_id.isdecimal() and self.classes.are_numbers
+        return self.classes.names[int(class_id)] if named else class_id
 
     def read(self, index: int) -> bytes:
         """Returns the encoded picture, from the column or from a file that it names below the Parquet file's folder.
@@ -121,14 +150,63 @@ class ParquetImages(ImageDataset):
         """Returns a cell as text; the text is empty if the column is missing or the cell is null."""
         if name not in self._columns[number]:
             return ""
-        value = self._columns[number][name][row].as_py()
-        if isinstance(value, list):
-            return ", ".join(str(part) for part in value)
-        return "" if value is None else str(value)
+        return _as_text(self._columns[number][name][row].as_py())
 
 
-def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndarray]:
-    """Returns the matching rows of a file, with only the columns that are needed, and their row numbers."""
+def class_of(texts: Sequence[str]) -> str:
+    """Returns the class of a row, given its texts in :data:`CLASS_COLUMNS`: `<class>` or `<class>/<subcategory>`."""
+    *texts, part = texts
+    found = next((text for text in texts if text), "")
+    return f"{found}/{part}" if found and part else found
+
+
+def _as_text(value: Any) -> str:
+    """Returns a cell as text; it is empty for a null."""
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _classes_of(table: pa.Table) -> set[str]:
+    """Returns the classes of all rows of a table."""
+    names = [name for name in CLASS_COLUMNS if name in table.column_names]
+    if not names:
+        return set()
+    distinct = table.select(names)
+    if not any(pa.types.is_nested(column.type) for column in distinct.columns):
+        distinct = distinct.group_by(names).aggregate([])  # in Arrow, which is fast for millions of rows
+    cells = [[_as_text(value) for value in distinct[name].to_pylist()] for name in names]
+    found = set()
+    for values in set(zip(*cells, strict=True)):
+        texts = dict(zip(names, values, strict=True))
+        found.add(class_of([texts.get(name, "") for name in CLASS_COLUMNS]))
+    return found
+
+
+def _class_type_is_whole(columns: Mapping[str, pa.ChunkedArray]) -> bool:
+    """Whether the classes of a file are whole numbers rather than names."""
+    first = next((name for name in CLASS_COLUMNS if name in columns), None)
+    return first is not None and pa.types.is_integer(columns[first].type)
+
+
+def _names_of_classes(schema: pa.Schema) -> list[str] | None:
+    """Returns the names of classes by number that Hugging Face's `datasets` writes into a file, if there are any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return next(
+            [str(each) for each in feature["names"]]
+            for name in CLASS_COLUMNS
+            if isinstance(feature := features.get(name), dict) and feature.get("_type") == "ClassLabel"
+        )
+    except (KeyError, ValueError, TypeError, StopIteration):
+        return None
+
+
+def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndarray, set[str]]:
+    """Returns the matching rows of a file, with only the columns that are needed, their row numbers, and classes.
+
+    The classes are those of all rows that match the rules for other columns than `split`.
+    """
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
@@ -138,15 +216,18 @@ def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndar
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
     wanted = {"image", *rules, *_EXTRAS, *(name for names in _COLUMNS.values() for name in names)}
     table = pq.read_table(file, columns=[name for name in schema.names if name in wanted])
-    keep = np.ones(len(table), dtype=bool)
+    keep, in_any_split = np.ones((2, len(table)), dtype=bool)
     for name, values in rules.items():
         column = table.column(name)
         try:
             wanted_values = pa.array(values, type=column.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(f"{file}: column {name} is {column.type}, `where` asks for {values}") from error
-        keep &= pc.is_in(column, value_set=wanted_values).to_numpy(zero_copy_only=False)
-    return (table if keep.all() else table.filter(pa.array(keep))), np.flatnonzero(keep)
+        fits = pc.is_in(column, value_set=wanted_values).to_numpy(zero_copy_only=False)
+        keep &= fits
+        in_any_split &= fits if name != "split" else True
+    classes = _classes_of(table.filter(pa.array(in_any_split)))
+    return (table if keep.all() else table.filter(pa.array(keep))), np.flatnonzero(keep), classes
 
 
 def _values(value: Any) -> list[Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+import sys
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ldm.data.classes import Classes, numbered_classes
 from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
 
 LOG = logging.getLogger(__name__)
@@ -27,21 +30,32 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 @dataclass
 class _Sample:
-    """A sample of a shard; `parts` holds the offset and the length in bytes of each of its files, by extension."""
+    """A sample of a shard; `parts` holds the offset and the length in bytes of each of its files, by extension.
+
+    `class_id` is the content of its file `cls`.
+    """
 
     key: str
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    class_id: str = ""
 
 
 class WebDatasetImages(ImageDataset):
     """The pictures in tar shards, with random access.
 
-    The shards are listed once, which reads only their headers; reading a picture then needs one seek. `txt` is the
-    caption, `cls` the class; `json` can hold caption, class, url, license and attribution. The `id` is
+    The shards are listed once, which reads only their headers and classes; reading a picture then needs one seek. `txt`
+    is the caption, `cls` the class; `json` can hold caption, class, url, license and attribution. Classes that are
+    whole numbers are the numbers of classes, others are numbered in their sorted order. The `id` is
     `<shard stem>/<key>`.
     """
 
-    def __init__(self, shards: str | Iterable[str], size: int, max_broken: int = 10) -> None:
+    def __init__(
+        self,
+        shards: str | Iterable[str],
+        size: int,
+        max_broken: int = 10,
+        class_list: str | Sequence[str] | None = None,
+    ) -> None:
         """Lists the samples of the shards.
 
         Args:
@@ -49,12 +63,13 @@ class WebDatasetImages(ImageDataset):
                 or a list of these.
             size: side of the returned pictures in pixels.
             max_broken: number of unreadable pictures to tolerate.
+            class_list: see :class:`ImageDataset`.
 
         Raises:
             FileNotFoundError: there is no such shard.
             ValueError: a shard is not an uncompressed tar file, or no shard has a picture.
         """
-        super().__init__(size, max_broken)
+        super().__init__(size, max_broken, class_list=class_list)
         entries = [shards] if isinstance(shards, str) else shards
         self.shards = expand_files([name for entry in entries for name in _expand_range(entry)], ".tar")
         listed = [list(_samples(shard)) for shard in self.shards]
@@ -100,6 +115,19 @@ class WebDatasetImages(ImageDataset):
                 known[entry] = text.decode("utf-8-sig").strip()
         return complete(known)
 
+    def class_ids(self) -> Iterable[str]:
+        """Returns the classes of all pictures. Those in `json` are read now, at their first use."""
+        for index, sample in enumerate(self._samples):
+            if sample.class_id or "json" not in sample.parts:
+                yield sample.class_id
+                continue
+            with contextlib.suppress(ValueError):  # a broken sample, which its item reports
+                yield self.metadata(index)["class_id"]
+
+    def numbered(self) -> Classes:
+        """Returns the classes with their numbers, which are their names if all are whole numbers."""
+        return numbered_classes(self.class_ids())
+
     def read(self, index: int) -> bytes:
         """Returns the encoded picture."""
         return self._member(index, _pictures(self._samples[index])[0])
@@ -143,6 +171,8 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                         yield current
                     current = _Sample(key)
                 current.parts[extension.lower()] = (member.offset_data, member.size)
+                if extension.lower() == "cls" and (content := archive.extractfile(member)):
+                    current.class_id = sys.intern(content.read().decode("utf-8", "replace").strip())
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is not a complete uncompressed tar file ({error}); unpack or fetch it again"

@@ -79,9 +79,9 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
     p.add_argument(
         "--model",
         dest="ckpt",
-        choices=("rdm", "rarm"),
+        choices=("rdm", "rarm", "ldm"),
         help="the newest or the shipped model of a kind: the diffusion model (rdm) or the autoregressive one (rarm), "
-        "which edit.py refuses",
+        "which edit.py refuses; or the newest run of a plain latent diffusion model (ldm), of which none is shipped",
     )
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
     p.add_argument("--database", help="another database than the model's, made with the same CLIP")

@@ -35,7 +35,7 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
         ValueError: CompVis' code has no counterpart for a class or an option.
     """
     if not str(model["target"]).startswith("rdm."):
-        return export_compvis(model, state, output)
+        return export_compvis(model, state, output, notes=_null_notes(model))
     if "transformer_config" in model["params"]:
         notes = _notes(model)
         model, state = with_plain_codes(model, state)
@@ -47,6 +47,17 @@ def export_model(model: Mapping[str, Any], state: Mapping[str, Tensor], output: 
     if not bool(state.get("unconditional_guidance_vex", torch.zeros(1)).any()):  # CompVis' code divides by its length
         state["unconditional_guidance_vex"] = torch.ones(*model["params"]["guidance_vex_shape"])
     return export_compvis(model, state, output, arguments=RETRIEVAL_ARGUMENTS, notes=notes)
+
+
+def _null_notes(model: Mapping[str, Any]) -> str:
+    """Returns notes about the null condition of a plain model, which CompVis' config has no place for."""
+    params = model.get("params") or {}
+    stage = params.get("cond_stage_config")
+    if not params.get("p_uncond") or not isinstance(stage, Mapping):
+        return ""
+    classes = (stage.get("params") or {}).get("n_classes")
+    null = "the empty text" if classes is None else f"class {classes - 1}"
+    return f"Guidance leads away from {null}, the null condition: it was trained with p_uncond: {params['p_uncond']}."
 
 
 def _retrieval_model(model: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

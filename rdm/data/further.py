@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ldm.config import check_keys
 from ldm.data.datamodule import DataModule
@@ -81,7 +80,7 @@ class FurtherDataModule(DataModule):
         names: dict[type[RowTable], str] = {ReferenceTable: "references", GridTable: "neighbour_tokens"}
         return {names[kind]: kind.open(self._path(kind, database), database) for kind in self._paths}
 
-    def check_first_stage(self, database: RetrievalDatabase, model: nn.Module) -> None:
+    def check_first_stage(self, database: RetrievalDatabase, model: Any) -> None:
         """Checks that a model's own first stage encoded the references.
 
         The latents of a model that started from the weights of another one may be of another first stage.

@@ -22,8 +22,9 @@ from ldm.util import evenly, instantiate_from_config
 from rdm.evaluate.memorisation import captioned
 from rdm.evaluate.nearest import SampleFiles
 from rdm.evaluate.options import ConceptOptions
+from rdm.evaluate.plain_samples import samples_of
 from rdm.evaluate.protocol import machine, versions
-from rdm.evaluate.sources import FirstStageCopies, ModelSamples, write_samples
+from rdm.evaluate.sources import FirstStageCopies, write_samples
 from rdm.loading import Loaded
 from rdm.models.judge import Judge, judge_file, rank
 from rdm.retrieval.config import source_config
@@ -63,7 +64,7 @@ def concepts(judge: Judge, loaded: Loaded, arguments: Mapping[str, Any], setting
     for group, of_group in known.items():
         chosen = [of_group[i] for i in evenly(len(of_group), min(options.n, len(of_group)))]
         prompts = [judge.concepts[concept] for concept in chosen]
-        drawn = ModelSamples(
+        drawn = samples_of(
             loaded, len(prompts), prompts, settings=settings, k=options.knn, seed=options.seed, tokens=options.tokens
         )
         files = write_samples(outdir / "samples" / group, drawn)

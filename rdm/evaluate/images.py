@@ -13,6 +13,7 @@ from rdm.evaluate.extract import extract
 from rdm.evaluate.features import FeatureNetwork, device, feature_network
 from rdm.evaluate.measures import MEASURES, FeatureSets
 from rdm.evaluate.options import Comparison, FileOptions, SampleOptions
+from rdm.evaluate.plain_samples import samples_of
 from rdm.evaluate.protocol import machine, versions
 from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
 from rdm.loading import find_checkpoint, load
@@ -126,7 +127,7 @@ def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, 
     if options.captions:
         config = source_config(options.captions, 1, options.captions_split)
         prompts = read_captions(instantiate_from_config(config), options.captions, options.n)
-    samples = ModelSamples(
+    samples = samples_of(
         loaded,
         options.n or len(prompts) or SAMPLES,
         prompts,

@@ -89,6 +89,11 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
     options = MemorisationOptions.of_command_line(arguments)
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("the plot needs matplotlib: pip install -e '.[dev]'")
+    if loaded.is_plain:
+        raise ValueError(
+            f"{loaded.path} is a plain model, expected one with a database, whose embedder compares the pictures; "
+            "measure plain models with the commands samples and images"
+        )
     datasets = loaded.data.dataset_configs
     if "validation" not in datasets:
         raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")

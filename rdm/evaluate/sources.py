@@ -77,7 +77,7 @@ class PictureFiles:
             "size": self.dataset.size,
             "preprocessing": PREPROCESSING,
             "classes": class_balance([entry["class_id"] for entry in entries]),
-            "captions_sha256": _digest(self.captions),
+            "captions_sha256": digest(self.captions),
             "sha256": self.fingerprint,
         }
 
@@ -142,7 +142,7 @@ class ModelSamples:
             vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
             places = [place % len(prompts) for place in range(n)]
             self.captions, self.queries = [prompts[place] for place in places], vectors[places]
-            query = {"way": "text", "prompts": len(prompts), "sha256": _digest(list(prompts)), "k": self.k}
+            query = {"way": "text", "prompts": len(prompts), "sha256": digest(list(prompts)), "k": self.k}
         else:
             if tokens != "neighbours":
                 raise ValueError(f"got tokens '{tokens}' without prompts, expected neighbours; give --from-file")
@@ -156,22 +156,22 @@ class ModelSamples:
         sampled = settings_of(loaded, self.request(0, 1), self.settings)
         record = {
             "checkpoint_sha256": file_hash(loaded.path),
-            "config_sha256": _digest(config["model"]),
+            "config_sha256": digest(config["model"]),
             "database_fingerprint": retriever.database.fingerprint,
             "removed": retriever.database.removed,  # the fingerprint does not depend on removed rows
             "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
-            "rows_sha256": None if retriever.rows is None else _digest(retriever.rows.tolist()),
+            "rows_sha256": None if retriever.rows is None else digest(retriever.rows.tolist()),
             "asked": query | retriever.about,
-            "settings": {"tokens": tokens, **_recorded(sampled, loaded.model.kind)},
+            "settings": {"tokens": tokens, **recorded(sampled, loaded.model.kind)},
             "weaker_sha256": file_hash(Path(sampled.weaker)) if sampled.weaker else None,
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
         device = loaded.model.device.type
         here = [torch.__version__, device, sampled.compile]  # the last bits of an image may depend on these
-        self.fingerprint = _digest([record, here])
+        self.fingerprint = digest([record, here])
         paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
-        self.about = {**paths, **record, "sha256": _digest(record)}
+        self.about = {**paths, **record, "sha256": digest(record)}
 
     def __len__(self) -> int:
         """The number of images."""
@@ -202,7 +202,7 @@ class ModelSamples:
             yield from_uint8(to_uint8(sample(self.loaded, request, self.settings).images))
 
 
-def _recorded(settings: Settings, kind: str) -> dict[str, Any]:
+def recorded(settings: Settings, kind: str) -> dict[str, Any]:
     """Returns the settings that change an image."""
     return {
         name: value
@@ -291,5 +291,6 @@ def class_balance(classes: Sequence[str]) -> Mapping[str, int]:
     return {"count": len(counts), "smallest": min(counts.values()), "largest": max(counts.values())}
 
 
-def _digest(content: Any) -> str:
+def digest(content: Any) -> str:
+    """Returns the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

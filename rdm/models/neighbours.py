@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import average_as_weights
-from ldm.models.diffusion.condition import Hybrid, of_tensors
+from ldm.models.diffusion.condition import checked_share, of_tensors, with_nulls
 from ldm.util import check_params
 from rdm.modules.conditioner import Conditioner
 from rdm.modules.grid_tokens import GridTokens
@@ -45,10 +45,8 @@ class NeighbourConditioned:
         Raises:
             ValueError: ``p_uncond`` is no probability, or the conditioner has no such argument.
         """
-        if not 0.0 <= p_uncond < 1.0:
-            raise ValueError(f"p_uncond: got {p_uncond}, expected a probability below 1")
-        self.conditioner = make_conditioner(conditioner)
-        self.p_uncond, self.use_neighbours, self.neighbours_key = p_uncond, use_neighbours, neighbours_key
+        self.conditioner, self.p_uncond = make_conditioner(conditioner), checked_share(p_uncond)
+        self.use_neighbours, self.neighbours_key = use_neighbours, neighbours_key
 
     def null_context(self, context: Any) -> Any:
         """Returns the null context, which is zeros of the shape of the given one."""
@@ -74,13 +72,7 @@ class NeighbourConditioned:
 
     def drop_context(self, context: Any, generator: torch.Generator) -> Any:
         """Returns the context of B images; each has the null context instead with probability ``p_uncond``."""
-        tokens = context.tokens if isinstance(context, Hybrid) else context
-        dropped = torch.rand(len(tokens), generator=generator).to(tokens.device) < self.p_uncond
-
-        def chosen(null: Tensor, given: Tensor) -> Tensor:
-            return torch.where(dropped.view(-1, *[1] * (given.ndim - 1)), null, given)
-
-        return of_tensors(chosen, self.null_context(context), context)
+        return with_nulls(context, self.null_context(context), self.p_uncond, generator)
 
 
 def make_conditioner(config: Mapping[str, Any] | None) -> Conditioner:

@@ -159,6 +159,6 @@ def _without_references(condition: Tensor | Hybrid) -> Tensor | Hybrid:
     return condition
 
 
-def chosen(condition: Tensor | Hybrid, places: Sequence[int], device: torch.device) -> Any:
+def chosen(condition: Tensor | Hybrid | None, places: Sequence[int], device: torch.device) -> Any:
     """Returns the condition of some images, on a device."""
     return of_tensors(lambda each: each[list(places)].to(device), condition)

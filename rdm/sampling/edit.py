@@ -14,6 +14,7 @@ from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
 from rdm.sampling.conditions import condition_of
 from rdm.sampling.given import Picture, name_of
+from rdm.sampling.plain import edited
 from rdm.sampling.request import Request, check_tokens
 from rdm.sampling.samples import Samples
 from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, check_arguments
@@ -26,6 +27,7 @@ def edit(
     n: int = 1,
     *,
     prompt: str | None = None,
+    class_name: str | None = None,
     k: int | None = None,
     seed: int = 0,
     mask: Picture | None = None,
@@ -48,7 +50,8 @@ def edit(
         loaded: model and database.
         picture: the picture, or its file.
         n: number of images.
-        prompt: the text that neighbours are looked up with.
+        prompt: the text that neighbours are looked up with, or that a plain model reads.
+        class_name: the name or number of the class that a plain class-conditional model sees.
         k: number of neighbours of each image.
         seed: the seed of the first image.
         mask: see :func:`rdm.sampling.canvas.open_canvas`; this also holds for the arguments up to ``invert``.
@@ -67,15 +70,21 @@ def edit(
             other.
     """
     weight = {"negative": negative, "negative_weight": negative_weight}
-    check_arguments(n=n, prompt=prompt, k=k, seed=seed, **weight)
+    check_arguments(n=n, prompt=prompt, class_name=class_name, k=k, seed=seed, **weight)
     check_tokens(tokens, ("neighbours", "text", "both"))
     if prompt is None and tokens != "neighbours":
         raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
-    k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
+    model = loaded.diffusion
     canvas = open_canvas(
         picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
     )
     check_sides(loaded, canvas)
+    if loaded.is_plain:
+        others = {"k": k, "negative": negative, "tokens": tokens if tokens == "both" else None}
+        return edited(loaded, canvas, n, prompt, class_name, seed=seed, **others)
+    if class_name is not None:
+        raise ValueError(f"got class_name='{class_name}' for a retrieval-augmented model; give a prompt")
+    k, embedder = k or loaded.k, loaded.retriever.embedder
     if invert:
         own = loaded.retriever(image_queries(embedder, canvas.picture.to(model.device)), k)
         canvas = with_inversion(loaded, canvas, own.rows[0].tolist())

@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.wrapper import compile_network
-from rdm.loading import Loaded, Model, as_diffusion, config_beside, load_model
+from rdm.loading import Loaded, Model, as_diffusion, config_beside, is_plain, load_model
+from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.sampling.conditions import Conditions, Part, chosen, context_of, has_references
+from rdm.sampling.plain import PlainConditions
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 
@@ -25,7 +27,7 @@ Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 
 def generate(
     model: Model,
-    context: Tensor | Hybrid,
+    context: Tensor | Hybrid | None,
     latent_shape: Sequence[int],
     seeds: Sequence[int],
     settings: Settings,
@@ -40,7 +42,8 @@ def generate(
 
     Args:
         model: the model.
-        context: the context of each image, ``[B, L, D]``, or a hybrid condition with it.
+        context: the context of each image, ``[B, L, D]``, or a hybrid condition with it; None for a model without a
+            condition.
         latent_shape: the shape of one latent, ``(C, h, w)``.
         seeds: the seed of each image.
         settings: the settings, completed for this model by :meth:`Settings.for_model`.
@@ -59,7 +62,7 @@ def generate(
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = chosen(context, places, model.device)
         null = model.null_context(piece)
-        if model.use_neighbours:
+        if getattr(model, "use_neighbours", True):
             options["parts"] = [(chosen(part, places, model.device), scale) for part, scale in parts]
             if weaker_context is not None:
                 options["weaker_context"] = chosen(weaker_context, places, model.device)
@@ -71,7 +74,9 @@ def generate(
     return torch.cat(images)
 
 
-def drawing(loaded: Loaded, request: Request, settings: Settings, weaker: Model | None = None) -> Draw:
+def drawing(
+    loaded: Loaded, request: Request, settings: Settings, weaker: RetrievalAugmentedDiffusion | None = None
+) -> Draw:
     """Returns the function that samples images of a request, given their indices in the request and their seeds.
 
     Args:
@@ -87,16 +92,21 @@ def drawing(loaded: Loaded, request: Request, settings: Settings, weaker: Model 
     model, canvas, side = loaded.model, request.canvas, loaded.data.image_size
     size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
     shape = loaded.latent_shape_of(*size)
-    conditions = Conditions(loaded, request, settings, size, shape)
+    conditions = conditions_of(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
     weaker_tokens: Tensor | None = None
+    weaker_conditions: PlainConditions | None = None
     if weaker is not None:
         options["weaker"] = weaker
-        if any(each.grid_tokens is not None for each in (model, weaker)):  # each projects tokens in its own way
+        if loaded.is_plain:  # each has a cond stage of its own
+            weaker_conditions = PlainConditions(weaker, request, settings)
+        elif any(each.grid_tokens is not None for each in (model, weaker)):  # each projects tokens in its own way
             weaker_tokens = context_of(replace(loaded, model=weaker), request)
 
     def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
         context, parts, scale = conditions.of(places, seeds)
+        if weaker_conditions is not None:
+            options["weaker_context"] = weaker_conditions.of(places, seeds)[0]
         if weaker_tokens is not None:
             own = weaker_tokens[list(places)]
             options["weaker_context"] = context._replace(tokens=own) if isinstance(context, Hybrid) else own
@@ -106,13 +116,28 @@ def drawing(loaded: Loaded, request: Request, settings: Settings, weaker: Model 
     return draw
 
 
-def load_weaker(path: str, loaded: Loaded) -> Model:
+def conditions_of(
+    loaded: Loaded, request: Request, settings: Settings, size: Sequence[int], latent_shape: Sequence[int]
+) -> Conditions | PlainConditions:
+    """Returns the conditions of the images of a request, for the arguments of :class:`Conditions`."""
+    if loaded.is_plain:
+        return PlainConditions(loaded.plain, request, settings)
+    return Conditions(loaded, request, settings, size, latent_shape)
+
+
+def load_weaker(path: str, loaded: Loaded) -> RetrievalAugmentedDiffusion:
     """Returns the weaker model for the autoguidance of a model.
 
     Raises:
-        ValueError: the weaker model is autoregressive, or sees references which the model does not see.
+        ValueError: the weaker model is autoregressive or of another kind of condition, or sees references which the
+            model does not see.
     """
-    weaker = as_diffusion(load_model(config_beside(Path(path))["model"], Path(path)), Path(path))
+    config = config_beside(Path(path))["model"]
+    if is_plain(config) != loaded.is_plain:
+        raise ValueError(f"{path} has another kind of condition than {loaded.path}; give another weaker model")
+    weaker = as_diffusion(load_model(config, Path(path)), Path(path))
+    if loaded.is_plain and weaker.reads != loaded.plain.reads:
+        raise ValueError(f"{path} reads {weaker.reads}, {loaded.path} {loaded.plain.reads}; give another weaker model")
     if has_references(weaker) and not has_references(loaded.model):
         raise ValueError(f"{path} sees reference latents, which {loaded.path} does not; give another weaker model")
     return weaker

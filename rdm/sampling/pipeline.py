@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from ldm.models.diffusion.ddpm import CLASSES
 from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
@@ -16,7 +17,7 @@ from rdm.sampling.request import Request
 from rdm.sampling.samples import sample
 from rdm.sampling.settings import Settings
 from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT, REPEATS, check_arguments
-from rdm.sampling.ways import texts
+from rdm.sampling.ways import classes, popular, texts
 
 
 class Pipeline(Loaded):
@@ -40,8 +41,9 @@ class Pipeline(Loaded):
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | int | Sequence[str | int] | None = None,
         *,
+        n: int | None = None,
         neighbours: int | None = None,
         seed: int = 0,
         tokens: str = "neighbours",
@@ -51,10 +53,12 @@ class Pipeline(Loaded):
         negative_weight: float = NEGATIVE_WEIGHT,
         **settings: Any,
     ) -> list[Image.Image]:
-        """Samples one image for each prompt.
+        """Samples one image for each prompt, or unconditional images.
 
         Args:
-            prompts: one text or several.
+            prompts: one text or several; of a plain class-conditional model, names or numbers of classes. Without any,
+                the images are unconditional.
+            n: number of images without prompts; 1 if not given.
             neighbours: number of neighbours of each image; if not given, as many as in training.
             seed: the seed of the first image; image i has the seed ``seed + i``.
             tokens: see :func:`rdm.sampling.ways.texts`; this also holds for the arguments up to ``negative_weight``.
@@ -65,14 +69,25 @@ class Pipeline(Loaded):
             settings: the attributes of :class:`Settings`, such as ``scale``, ``steps`` and ``sampler``.
 
         Raises:
-            ValueError: a setting is unknown or does not accept its value.
+            ValueError: a setting is unknown or does not accept its value, or options contradict each other.
         """
         chosen = Settings.of(**settings)
         check_arguments(neighbours=neighbours)
         chosen.check_tokens(tokens)
+        if prompts is None:
+            options = {"image": image, "negative": negative, "tokens": tokens if tokens != "neighbours" else None}
+            if given := [name for name, value in options.items() if value is not None]:
+                raise ValueError(f"got {given[0]} without a prompt; give a prompt")
+            return self._pictures(popular(self, 1 if n is None else n, k=neighbours, seed=seed), chosen)
+        if n is not None:
+            raise ValueError(f"got n={n} with prompts, of which each gives one image; repeat prompts, or leave out n")
+        listed: list[Any] = [prompts] if isinstance(prompts, str | int) else list(prompts)
+        if self.is_plain and self.plain.reads == CLASSES:
+            names = [str(each) for each in listed]
+            return self._pictures(classes(self, names, k=neighbours, seed=seed, tokens=tokens), chosen)
         request = texts(
             self,
-            prompts,
+            listed,
             k=neighbours,
             seed=seed,
             tokens=tokens,
@@ -88,6 +103,7 @@ class Pipeline(Loaded):
         picture: Picture,
         prompt: str | None = None,
         *,
+        class_name: str | None = None,
         n: int = 1,
         neighbours: int | None = None,
         seed: int = 0,
@@ -106,7 +122,8 @@ class Pipeline(Loaded):
 
         Args:
             picture: the picture, or its file.
-            prompt: the text that neighbours are looked up with.
+            prompt: the text that neighbours are looked up with, or that a plain model reads.
+            class_name: the name or number of the class that a plain class-conditional model sees.
             n: number of images.
             neighbours: number of neighbours of each image; if not given, as many as in training.
             seed: the seed of the first image; image i has the seed ``seed + i``.
@@ -133,6 +150,7 @@ class Pipeline(Loaded):
             picture,
             n,
             prompt=prompt,
+            class_name=class_name,
             k=neighbours,
             seed=seed,
             mask=mask,

@@ -29,11 +29,13 @@ from ldm.stopping import Stopped, going_on
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.queries import text_queries
-from rdm.sampling.canvas import open_canvas
+from rdm.sampling.canvas import Canvas, open_canvas
 from rdm.sampling.copies import Likeness
 from rdm.sampling.edit import with_inversion
 from rdm.sampling.given import IN_MEMORY
 from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.plain import no_neighbours
+from rdm.sampling.plain import with_inversion as with_plain_inversion
 from rdm.sampling.ranking import Candidate
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
@@ -77,7 +79,9 @@ def save(
         the path of the contact sheet, or of the first one.
     """
     check_arguments(per_row=per_row)
-    outdir, database = Path(outdir), loaded.retriever.database
+    outdir, database = Path(outdir), None if loaded.is_plain else loaded.retriever.database
+    if neighbours and database is None:
+        LOG.warning("a model without retrieval has no neighbours, so none are written")
     common: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
     sheets = Sheets(database, outdir / f"{name}-grid.png", per_row)
@@ -112,7 +116,7 @@ def save(
 
 def _save_images(
     samples: Samples,
-    database: RetrievalDatabase,
+    database: RetrievalDatabase | None,
     outdir: Path,
     name: str,
     common: Mapping[str, Any],
@@ -123,14 +127,17 @@ def _save_images(
     request, first = samples.request, len(records)
     for i, (image, label, seed) in enumerate(zip(samples.images, request.labels, samples.seeds, strict=True)):
         rows, scores = request.retrieved.rows[i], request.retrieved.scores[i]
+        entries = [] if database is None else database.metadata(rows)
         found = [
             {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in ABOUT_A_ROW}}
-            for row, score, entry in zip(rows, scores, database.metadata(rows), strict=True)
+            for row, score, entry in zip(rows, scores, entries, strict=True)
         ]
         record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
         if request.prompts is not None:
             record["prompt"] = request.prompts[i]
-        if samples.copies is not None:
+        if request.given is not None:
+            record["given"] = request.given[i]
+        if samples.copies is not None and database is not None:
             for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
             record["copy"] = _about_a_copy(samples.copies[i], database)
@@ -140,7 +147,7 @@ def _save_images(
         file = outdir / f"{name}-{first + i:03d}.png"
         save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
-        for place, patch in enumerate(database.patches(rows) if neighbours else []):
+        for place, patch in enumerate(database.patches(rows) if neighbours and database is not None else []):
             about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}
             target = outdir / f"{name}-{first + i:03d}-neighbour-{place}.png"
             save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
@@ -160,13 +167,12 @@ def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, 
 
 def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     """Returns the entries that the records of all images of one call have in common."""
-    database, request, settings = loaded.retriever.database, samples.request, samples.settings
+    request, settings = samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
-        "database": str(database.path),
-        "database_fingerprint": database.fingerprint,
+        **about_the_database(loaded),
         "asked": dict(request.asked),
         "tokens": request.tokens,
         "settings": settings.record(loaded.model.kind),
@@ -181,6 +187,14 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     if request.query_picture is not None:
         about["query_picture"] = dict(request.query_picture)
     return about
+
+
+def about_the_database(loaded: Loaded) -> dict[str, Any]:
+    """Returns the entries of a record about the database; none for a plain model, which has no database."""
+    if loaded.is_plain:
+        return {}
+    database = loaded.retriever.database
+    return {"database": str(database.path), "database_fingerprint": database.fingerprint}
 
 
 def read_record(image: str | Path) -> dict[str, Any]:
@@ -233,7 +247,8 @@ def make_again(
         FileNotFoundError: a checkpoint or the database does not exist.
         ValueError: a checkpoint or the database is not the one that the record names.
     """
-    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or record["database"], config=record.get("config"))
+    stored = record.get("database")  # none of a plain model
+    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
     _check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
     # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.
@@ -253,9 +268,10 @@ def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
     Raises:
         ValueError: a fingerprint differs.
     """
-    opened = loaded.retriever.database
     checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
-    checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
+    if not loaded.is_plain:
+        opened = loaded.retriever.database
+        checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
     if loaded.config:
         checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
     if weaker := record["settings"].get("weaker"):
@@ -272,21 +288,19 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
         FileNotFoundError: a picture that the record names does not exist.
         ValueError: a picture has another hash than in the record.
     """
+    if loaded.is_plain:
+        return _plain_request(record, loaded)
     rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
-    prompts, picture, shown, canvas = None, record.get("query_picture"), None, None
+    prompts, picture, shown, canvas = None, record.get("query_picture"), None, _canvas_of(record)
     if picture is not None:
         _check_file(picture["file"], picture["sha256"])
         shown = picture_queries(loaded, picture["file"], picture["sha256"])
     elif "prompt" in record:
         prompts = [record["prompt"]]
         shown = None if record["tokens"] == "neighbours" else text_queries(loaded.retriever.embedder, prompts)
-    if "edit" in record:
-        for part in ("picture", "mask"):
-            _check_file(record["edit"][part], record["edit"][f"{part}_sha256"])
-        canvas = open_canvas(**record["edit"])
-        if record["edit"]["inverted_with_rows"] is not None:
-            canvas = with_inversion(loaded, canvas, record["edit"]["inverted_with_rows"])
+    if canvas is not None and (inverted := record["edit"]["inverted_with_rows"]) is not None:
+        canvas = with_inversion(loaded, canvas, inverted)
     return Request(
         retrieved_rows(loaded, rows, scores),
         [record["query"]],
@@ -300,6 +314,15 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
     )
 
 
+def _canvas_of(record: Mapping[str, Any]) -> Canvas | None:
+    """Returns the canvas of an edit, without the context of an inversion; None if the record is of no edit."""
+    if "edit" not in record:
+        return None
+    for part in ("picture", "mask"):
+        _check_file(record["edit"][part], record["edit"][f"{part}_sha256"])
+    return open_canvas(**record["edit"])
+
+
 def _check_file(file: str | None, sha256: str | None) -> None:
     """Checks that a picture of a record was in a file.
 
@@ -311,6 +334,20 @@ def _check_file(file: str | None, sha256: str | None) -> None:
             f"the image was made with {IN_MEMORY} (sha256 of its pixels {sha256}), expected one in a file, which can "
             "be read again; make the image again from Python"
         )
+
+
+def _plain_request(record: Mapping[str, Any], loaded: Loaded) -> Request:
+    given, canvas = [record["given"]] if "given" in record else None, _canvas_of(record)
+    return Request(
+        no_neighbours(1),
+        [record["query"]],
+        [record["seed"]],
+        record["asked"],
+        tokens=record["tokens"],
+        prompts=[record["prompt"]] if "prompt" in record else None,
+        canvas=None if canvas is None else with_plain_inversion(loaded, canvas, given),
+        given=given,
+    )
 
 
 def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:

@@ -17,8 +17,9 @@ from rdm.modules.conditioner import Conditioner
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.canvas import Canvas
 
-TOKENS = ("neighbours", "text", "both", "picture")
-ALONE = ("text", "picture")  # the context is the query without neighbours
+PLAIN = "condition"  # the context is the condition of a plain model
+TOKENS = ("neighbours", "text", "both", "picture", PLAIN)
+ALONE = ("text", "picture", PLAIN)  # the context is the query without neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +32,15 @@ class Request:
         seeds: the seed of each image.
         asked: how the neighbours were looked up, as stored in the record.
         tokens: what the context consists of: ``neighbours``, the query alone (``text`` or ``picture``), or ``both``,
-            the query followed by its neighbours.
+            the query followed by its neighbours; ``condition`` for a plain model, which has no neighbours.
         queries: the query vectors that the neighbours were looked up with, ``[B, D]``; None without a look-up.
         query_tokens: the query embeddings in the context, ``[B, D]``; needed unless ``tokens`` is ``neighbours``.
         prompts: the texts of ``query_tokens``; None if they are embeddings of a picture.
         query_picture: ``file`` (None if it was given open) and ``sha256`` of the picture of ``query_tokens``; None if
             they are texts.
         canvas: the picture that is edited; None if nothing is edited.
+        given: what the cond stage of a plain model encodes for each image: texts or the numbers of classes, of which
+            None stands for the null condition; None for a model without a condition.
 
     Raises:
         ValueError: ``tokens`` is unknown, or needs a query embedding that is missing.
@@ -53,10 +56,11 @@ class Request:
     prompts: Sequence[str] | None = None
     query_picture: Mapping[str, str | None] | None = None
     canvas: Canvas | None = None
+    given: Sequence[str | int | None] | None = None
 
     def __post_init__(self) -> None:
         check_tokens(self.tokens, TOKENS)
-        if self.tokens != "neighbours" and self.query_tokens is None:
+        if self.tokens not in ("neighbours", PLAIN) and self.query_tokens is None:
             raise ValueError(
                 f"got tokens '{self.tokens}' without the embedding of a text or a picture, expected 'neighbours'; "
                 "give query_tokens"
@@ -65,12 +69,17 @@ class Request:
     def part(self, places: Sequence[int]) -> Request:
         """Returns the request for some of its images, given their places."""
         some, found = list(places), self.retrieved
+
+        def picked(listed: Sequence[Any] | None) -> list[Any] | None:
+            return None if listed is None else [listed[place] for place in some]
+
         return replace(
             self,
             retrieved=Retrieved(found.embeddings[some], found.rows[some], found.scores[some]),
             labels=[self.labels[place] for place in some],
             seeds=[self.seeds[place] for place in some],
-            prompts=None if self.prompts is None else [self.prompts[place] for place in some],
+            prompts=picked(self.prompts),
+            given=picked(self.given),
             queries=None if self.queries is None else self.queries[some],
             query_tokens=None if self.query_tokens is None else self.query_tokens[some],
         )
@@ -90,6 +99,9 @@ def together(parts: Sequence[Request]) -> Request:
     def stacked(tensors: list[Any]) -> Tensor | None:
         return None if tensors[0] is None else torch.cat(tensors)
 
+    def listed(lists: list[Any]) -> list[Any] | None:
+        return None if lists[0] is None else [each for part in lists for each in part]
+
     found = [part.retrieved for part in parts]
     return replace(
         parts[0],
@@ -102,7 +114,8 @@ def together(parts: Sequence[Request]) -> Request:
         seeds=[seed for part in parts for seed in part.seeds],
         queries=stacked([part.queries for part in parts]),
         query_tokens=stacked([part.query_tokens for part in parts]),
-        prompts=None if parts[0].prompts is None else [text for part in parts for text in part.prompts or ()],
+        prompts=listed([part.prompts for part in parts]),
+        given=listed([part.given for part in parts]),
     )
 
 

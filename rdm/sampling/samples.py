@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rdm.loading import Loaded, Model, find_checkpoint
+from rdm.loading import Loaded, find_checkpoint
+from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.sampling.conditions import has_references
 from rdm.sampling.copies import CopyCheck, Likeness
 from rdm.sampling.generate import drawing, load_weaker, prepared
+from rdm.sampling.plain import fitting
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import DIFFUSION, EDIT_SAMPLER, Settings
@@ -75,7 +77,9 @@ def sample_batches(loaded: Loaded, request: Request, settings: Settings) -> Iter
     return _batches(loaded, request, settings, weaker)
 
 
-def _batches(loaded: Loaded, request: Request, settings: Settings, weaker: Model | None) -> Iterator[Samples]:
+def _batches(
+    loaded: Loaded, request: Request, settings: Settings, weaker: RetrievalAugmentedDiffusion | None
+) -> Iterator[Samples]:
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
     count, size, retriever = len(request.seeds), settings.batch_size or 1, loaded.retriever
     starts = range(0, count, size)
@@ -106,10 +110,12 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
         ValueError: see :func:`sample`.
     """
     if request.canvas is not None:
-        comes_back = request.canvas.about["invert"] and request.prompts is None
+        comes_back = request.canvas.about["invert"] and request.asked.get("way") != "class" and request.prompts is None
         if comes_back:  # the inversion is unguided
             settings = settings.unguided("an inversion without a prompt; give a prompt")
         settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER)
+    if loaded.is_plain:
+        settings = fitting(loaded, settings)
     settings = settings.for_model(loaded.model)
     if loaded.model.kind == DIFFUSION:
         check_times(settings, len(loaded.diffusion.schedule))

@@ -29,12 +29,12 @@ class Sheets:
     """The contact sheets of images that come a batch at a time. Each has :data:`ROWS` rows, the last one perhaps fewer.
 
     Args:
-        database: provides the pictures of the neighbours.
+        database: provides the pictures of the neighbours; None for a plain model, which has none.
         first: the file of the first sheet; those after it are ``<stem>-2.png``, ``<stem>-3.png`` and so on.
         per_row: see :func:`sheet`.
     """
 
-    def __init__(self, database: RetrievalDatabase, first: Path, per_row: int | None = None) -> None:
+    def __init__(self, database: RetrievalDatabase | None, first: Path, per_row: int | None = None) -> None:
         self.database, self.first, self.per_row = database, first, per_row
         self._waiting: list[Samples] = []
         self._written = 0
@@ -63,12 +63,12 @@ class Sheets:
             LOG.info("the sheet goes on in %s", file)
 
 
-def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = None) -> Tensor:
+def sheet(samples: Samples, database: RetrievalDatabase | None, per_row: int | None = None) -> Tensor:
     """Returns the contact sheet, ``[3, H', W'] uint8``.
 
     Args:
         samples: the images.
-        database: provides the pictures of the neighbours.
+        database: provides the pictures of the neighbours; None for a plain model, which has none.
         per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
     """
     images, (height, width), first = samples.images, samples.images.shape[2:], 0
@@ -78,7 +78,7 @@ def sheet(samples: Samples, database: RetrievalDatabase, per_row: int | None = N
         left, top = (width - side) // 2, (height - side) // 2
         columns = {} if canvas is None else {"picture": canvas.picture.expand_as(images)}
         first, columns["sample"] = len(columns), images
-        if samples.request.tokens not in ALONE:
+        if database is not None and samples.request.tokens not in ALONE:
             shown = pictures(database, samples.request.retrieved.rows, side)
             columns["neighbours"] = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
         page = image_grid(columns, GAP)

@@ -166,6 +166,7 @@ ARGUMENTS = {
     "negative": WORDS,
     "negative_weight": NUMBER,
     "prompt": WORDS,
+    "class_name": WORDS,
     "pool": COUNT,
     "by": one_of("text", "label"),
     "top_m": MOST_POPULAR,
@@ -177,7 +178,10 @@ ARGUMENTS = {
     "invert": TRUTH,
     "same_outline": NUMBER,
 }
-OPTIONAL = ("k", "neighbours", "knn", "per_row", "negative", "prompt", "strength", "size", "outpaint", "same_outline")
+OPTIONAL = (
+    "k", "neighbours", "knn", "per_row", "negative", "prompt", "class_name", "strength", "size", "outpaint",
+    "same_outline",
+)  # fmt: skip
 # Arguments that have no effect without one of others, and their defaults.
 NEEDED = {
     "image_weight": (IMAGE_WEIGHT, ("image",)),

@@ -2,6 +2,9 @@
 
 The first argument is always the loaded model. ``k`` is the number of neighbours of each image; if not given, it is as
 large as in training. ``seed`` is the seed of the first image; image i has the seed ``seed + i``.
+
+Of a plain latent diffusion model, :func:`texts`, :func:`classes` and :func:`popular` ask in the ways of
+:mod:`rdm.sampling.plain`; arguments that concern neighbours are then refused.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from torch import Tensor
 from ldm.data.decode import centre_square
 from ldm.pictures import from_uint8
 from rdm.loading import Loaded
-from rdm.retrieval.classes import labelled
+from rdm.retrieval.classes import labelled, resolve_class
 from rdm.retrieval.neighbours.popularity import popularity
 from rdm.retrieval.queries import between as texts_between
 from rdm.retrieval.queries import class_texts, image_queries, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
+from rdm.sampling import plain
 from rdm.sampling.given import GivenPicture, Picture, name_of, open_given
 from rdm.sampling.request import Request, check_tokens
 from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M, WORDS, check_arguments, check_pool
@@ -62,6 +66,9 @@ def texts(
     check_tokens(tokens, ("neighbours", "text", "both"))
     weights_given = {"image": image, "image_weight": image_weight, "negative_weight": negative_weight}
     check_arguments(k=k, seed=seed, negative=negative, **weights_given)
+    if loaded.is_plain:
+        others = {"k": k, "image": image, "negative": negative, "tokens": tokens if tokens == "both" else None}
+        return plain.texts(loaded, prompts, seed=seed, **others)
     k, embedded = k or loaded.k, text_queries(loaded.retriever.embedder, prompts)
     queries, weights = [embedded], [1.0]
     asked: dict[str, Any] = {"way": "text", "k": k, **loaded.retriever.about}
@@ -190,6 +197,10 @@ def classes(
     check_tokens(tokens, ("neighbours", "text", "both"))
     check_arguments(k=k, seed=seed, pool=pool, by=by)
     check_pool(pool, by, k or loaded.k)
+    if loaded.is_plain:
+        chosen = {"by": (by, "text"), "pool": (pool, POOL), "tokens": (tokens, "neighbours")}
+        others = {name: value for name, (value, default) in chosen.items() if value != default}
+        return plain.classes(loaded, names, seed=seed, k=k, **others)
     k, seeds = k or loaded.k, range(seed, seed + len(names))
     sentences = class_texts([name.rpartition("/")[2] for name in names])
     asked = {"way": "class", "by": by, "k": k, **loaded.retriever.about}
@@ -202,6 +213,18 @@ def classes(
         return Request(labelled(loaded.retriever, names, k, seeds), names, seeds, asked, **shown)
     retrieved = loaded.retriever(queries, k, pool=pool, generator=np.random.default_rng(seed))
     return Request(retrieved, names, seeds, {**asked, "pool": pool}, queries=queries, **shown)
+
+
+def class_of(loaded: Loaded, name: str) -> str:
+    """Returns the name of the class that a word names: one of the database, or one of a class-conditional model.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if not loaded.is_plain:
+        return resolve_class(name, loaded.retriever.database)
+    number = plain.class_number(loaded, name)
+    return loaded.class_names[number] if number < len(loaded.class_names) else str(number)
 
 
 def popular(
@@ -231,6 +254,9 @@ def popular(
         ValueError: an argument does not accept its value.
     """
     check_arguments(n=n, k=k, seed=seed, top_m=top_m, weighted=weighted)
+    if loaded.is_plain:
+        others = {"k": k, "top_m": None if top_m == TOP_M else top_m, "weighted": weighted}
+        return plain.unconditional(loaded, n, seed=seed, **others)
     k, queries = k or loaded.k, popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
     asked = {"way": "popular", "k": k, "top_m": top_m, "weighted": weighted, **loaded.retriever.about}
     return Request(loaded.retriever(queries, k), ["unconditional"] * n, range(seed, seed + n), asked)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.condition import Condition
+from ldm.models.diffusion.condition import Condition, checked_share, with_nulls
 from ldm.models.diffusion.pixel import DDPM
+from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.models.first_stage import encode, frozen_first_stage
 from ldm.models.tiling import decode_tiled
@@ -24,6 +25,7 @@ __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
 LOG = logging.getLogger(__name__)
 LATENT = "latent"  # key of a batch for the latents of its images, without a scale factor
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"  # CompVis' words
+CLASSES, TEXTS, OTHERS = "classes", "texts", "others"  # what a cond stage reads
 
 
 class LatentDiffusion(DDPM):
@@ -50,6 +52,8 @@ class LatentDiffusion(DDPM):
         cache_latents: keep the latent of every training image in memory, by its ``id``. This suits a small data set
             without augmentation. A KL first stage then gives its mode in every epoch. A batch with ``latent`` has them
             already.
+        p_uncond: probability of training an image with the null condition, as classifier-free guidance needs it. That
+            of classes is the last class of the cond stage, which no image may have; that of texts is the empty text.
         first_stage_tile: encode and decode large images in tiles with this side in pixels, or within this memory for a
             tile (``2GB``); see :mod:`ldm.models.tiling` for what that changes.
         options: arguments of :class:`DDPM`; ``clip_denoised`` has no effect, because latents have no fixed range.
@@ -58,6 +62,7 @@ class LatentDiffusion(DDPM):
         ValueError: options contradict each other, or the weights do not fit.
     """
 
+    kind = "diffusion"
     optional_names = (*DDPM.optional_names, "first_stage_model.model_ema.*")
     scale_factor: Tensor | float
     first_stage_model: Any
@@ -80,6 +85,7 @@ class LatentDiffusion(DDPM):
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
         cache_latents: bool = False,
+        p_uncond: float = 0.0,
         first_stage_tile: int | str | None = None,
         **options: Any,
     ) -> None:
@@ -105,6 +111,9 @@ class LatentDiffusion(DDPM):
             words = f"a mapping with a target, {FIRST_STAGE} or {UNCONDITIONAL}"
             raise ValueError(f"cond_stage_config: got {cond_stage_config!r}, expected {words}")
         self.cond_stage_trainable = cond_stage_trainable and self.cond_stage_model is not None
+        self.p_uncond = checked_share(p_uncond)
+        if p_uncond and self.reads not in (CLASSES, TEXTS):
+            raise ValueError(f"p_uncond: got {p_uncond}, expected 0 for a model that reads neither classes nor texts")
         self.first_stage_tile = first_stage_tile
         self.scale_by_std = scale_by_std
         if scale_by_std:
@@ -139,11 +148,49 @@ class LatentDiffusion(DDPM):
         """Returns images ``[B, 3, H, W]`` of scaled latents."""
         return decode_tiled(self.first_stage_model, latent / self.scale_factor, self.first_stage_tile)
 
+    @property
+    def reads(self) -> str | None:
+        """What the cond stage encodes: ``classes``, ``texts`` or ``others``; None without a cond stage."""
+        return None if self.cond_stage_model is None else getattr(self.cond_stage_model, "reads", OTHERS)
+
     def context(self, batch: Mapping[str, Any]) -> Condition:
-        """Returns the cond stage's output for a batch, or None without a cond stage."""
+        """Returns the cond stage's output for a batch, or None without a cond stage.
+
+        Raises:
+            ValueError: the batch has no such entry.
+        """
+        key = self.cond_stage_key
         if self.cond_stage_model is None:
             return None
-        return self.encode_condition(batch if self.cond_stage_key == "class_label" else batch[self.cond_stage_key])
+        if key not in batch:
+            raise ValueError(f"cond_stage_key: got '{key}', expected an entry of the batch: {', '.join(batch)}")
+        return self.encode_condition(batch if key == "class_label" else batch[key])
+
+    def condition_of(self, given: Sequence[Any]) -> Condition:
+        """Returns the condition of texts, or of numbers of classes that the cond stage has."""
+        if self.reads != CLASSES:
+            return self.encode_condition(list(given))
+        return self.encode_condition({self.cond_stage_model.key: torch.tensor(list(given), device=self.device)})
+
+    @property
+    def has_null(self) -> bool:
+        """Whether there is a null condition: for texts always, for classes if the model was trained with one."""
+        return self.reads == TEXTS or (self.reads == CLASSES and self.p_uncond > 0)
+
+    def null_context(self, context: Condition) -> Condition:
+        """Returns the null condition, of the shape of the given one or broadcastable to it.
+
+        It is None for a model that has none, see :attr:`has_null`.
+        """
+        if context is None or not self.has_null:
+            return None
+        return self.condition_of([self.cond_stage_model.n_classes - 1 if self.reads == CLASSES else ""])
+
+    def drop_context(self, context: Condition, generator: torch.Generator) -> Condition:
+        """Returns the condition of a training step, in which some are the null condition."""
+        if not self.p_uncond:
+            return context
+        return with_nulls(context, self.null_context(context), self.p_uncond, generator)
 
     def encode_condition(self, given: Any) -> Tensor:
         """Returns the cond stage's output for its input (texts, classes or images): tokens, channels or classes."""
@@ -175,3 +222,43 @@ class LatentDiffusion(DDPM):
         """Returns the parameters of the U-Net and, if it is trained, of the cond stage."""
         learned = list(self.cond_stage_model.parameters()) if self.cond_stage_trainable else []
         return [*super().trained_parameters(), *learned]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of a latent."""
+        return int(self.model.diffusion_model.out_channels)
+
+    def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:  # noqa: ARG002
+        """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels.
+
+        Args:
+            height: of the images.
+            width: of the images.
+            trained: height and width of training images; this model makes images of other sizes, too.
+
+        Raises:
+            ValueError: first stage and U-Net make no images of this size.
+        """
+        factor, levels = self.first_stage_model.downsampling, getattr(self.model.diffusion_model, "levels", 1)
+        if any(side % (factor * 2 ** (levels - 1)) for side in (height, width)):
+            raise ValueError(
+                f"got images of {height} x {width} pixels (height x width), expected multiples of "
+                f"{factor * 2 ** (levels - 1)}: the first stage divides sides by {factor}, the U-Net by "
+                f"{2 ** (levels - 1)}"
+            )
+        return self.latent_channels, height // factor, width // factor
+
+    def usual_options(self, sampler: str | None) -> dict[str, Any]:
+        """Returns the usual values of sampling options that may be left out, with a sampler or the usual one.
+
+        On a CPU one image is sampled at a time, as a U-Net gains little from more.
+        """
+        sampler = sampler or USUAL
+        batch_size = 1 if self.device.type == "cpu" else 8
+        steps = min(USUAL_STEPS[sampler], len(self.schedule))
+        return {"sampler": sampler, "steps": steps, "batch_size": batch_size}
+
+    def compiled_networks(self) -> list[nn.Module]:
+        """Returns the networks that may be compiled for sampling."""
+        decoder = getattr(self.first_stage_model, "decoder", None)
+        return [self.model.diffusion_model, *([] if decoder is None else [decoder])]

@@ -160,6 +160,8 @@ class FrozenCLIPTextEmbedder(nn.Module):
         pretrained: as for :class:`OpenClipEmbedder`; by default OpenAI's weights if ``version`` is OpenAI's name.
     """
 
+    reads = "texts"
+
     def __init__(
         self,
         version: str = "ViT-L/14",

@@ -32,14 +32,23 @@ class ClassEmbedder(nn.Module):
         key: key of a batch for the class numbers.
     """
 
+    reads = "classes"
+
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
-        self.key = key
+        self.key, self.n_classes = key, n_classes
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Mapping[str, Any], key: str | None = None) -> Tensor:
-        """Returns ``[B, 1, embed_dim]`` for a batch with class numbers ``[B] int64`` under ``key``."""
-        return self.embedding(batch[key or self.key][:, None])
+        """Returns ``[B, 1, embed_dim]`` for a batch with class numbers ``[B] int64`` under ``key``.
+
+        Raises:
+            ValueError: the batch has no class numbers under this key.
+        """
+        key = key or self.key
+        if not isinstance(batch.get(key), Tensor):
+            raise ValueError(f"key: got '{key}' for the class numbers, expected an entry with numbers: class_label")
+        return self.embedding(batch[key][:, None])
 
     def encode(self, batch: Mapping[str, Any]) -> Tensor:
         """Returns ``[B, 1, embed_dim]`` for a batch."""
@@ -85,6 +94,8 @@ class TransformerEmbedder(nn.Module):
 class BERTEmbedder(TransformerEmbedder):
     """Encodes texts as context tokens, with BERT's tokenizer and a transformer that is trained with the model.
 
+    Without the tokenizer, it encodes token numbers, which no script can make of a text.
+
     Args:
         n_embed: width of a context token.
         n_layer: depth of the transformer.
@@ -109,6 +120,7 @@ class BERTEmbedder(TransformerEmbedder):
     ) -> None:
         super().__init__(n_embed, n_layer, vocab_size, max_seq_len, device, embedding_dropout)
         self.tokenize = BERTTokenizer(max_length=max_seq_len, source=tokenizer) if use_tokenizer else None
+        self.reads = "texts" if use_tokenizer else "others"
 
     def forward(self, tokens: Any) -> Tensor:
         """Returns ``[B, L, n_embed]`` for texts, or for tokens ``[B, L] int64`` if there is no tokenizer."""

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoint import average_as_weights
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.util import check_params
 from rdm import compat
@@ -44,7 +43,6 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         ValueError: options contradict each other, or the U-Net has no place for references.
     """
 
-    kind = "diffusion"
     # Released checkpoints hold a direction for the null, whose length is zero.
     optional_names = (*LatentDiffusion.optional_names, "unconditional_guidance_vex")
 
@@ -91,8 +89,7 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
     @property
     def latent_channels(self) -> int:
         """Channels C of a latent."""
-        network = self.model.diffusion_model
-        return int(network.in_channels if self.references is None else network.out_channels)
+        return super().latent_channels if self.references is not None else int(self.model.diffusion_model.in_channels)
 
     def context(self, batch: Mapping[str, Any]) -> Any:
         """Returns the context ``[B, L, D]`` of a batch's neighbours; with references a :class:`Hybrid` with it.
@@ -156,41 +153,6 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         stem[:, : self.latent_channels] = state[name]
         new = {f"{start}{each}": value for each, value in network.items() if each.startswith(ENCODER)}
         return {**new, **state, name: stem}
-
-    def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:  # noqa: ARG002
-        """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels.
-
-        Args:
-            height: of the images.
-            width: of the images.
-            trained: height and width of training images; this model makes images of other sizes, too.
-
-        Raises:
-            ValueError: first stage and U-Net make no images of this size.
-        """
-        factor, levels = self.first_stage_model.downsampling, getattr(self.model.diffusion_model, "levels", 1)
-        if any(side % (factor * 2 ** (levels - 1)) for side in (height, width)):
-            raise ValueError(
-                f"got images of {height} x {width} pixels (height x width), expected multiples of "
-                f"{factor * 2 ** (levels - 1)}: the first stage divides sides by {factor}, the U-Net by "
-                f"{2 ** (levels - 1)}"
-            )
-        return self.latent_channels, height // factor, width // factor
-
-    def usual_options(self, sampler: str | None) -> dict[str, Any]:
-        """Returns the usual values of sampling options that may be left out, with a sampler or the usual one.
-
-        On a CPU one image is sampled at a time, as a U-Net gains little from more.
-        """
-        sampler = sampler or USUAL
-        batch_size = 1 if self.device.type == "cpu" else 8
-        steps = min(USUAL_STEPS[sampler], len(self.schedule))
-        return {"sampler": sampler, "steps": steps, "batch_size": batch_size}
-
-    def compiled_networks(self) -> list[nn.Module]:
-        """Returns the networks that may be compiled for sampling."""
-        decoder = getattr(self.first_stage_model, "decoder", None)
-        return [self.model.diffusion_model, *([] if decoder is None else [decoder])]
 
 
 class MinimalRETRODiffusion(RetrievalAugmentedDiffusion):

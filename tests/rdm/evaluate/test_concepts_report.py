@@ -12,6 +12,7 @@ import pytest
 import torch
 from concepts import HELD_OUT, NAMES, concept_configs, stubborn_judge, write_concepts
 from PIL import Image
+from toy import plain_config, ship
 
 from ldm.util import instantiate_from_config
 from rdm.evaluate.concepts import data_configs, judgement, summary
@@ -79,6 +80,17 @@ def test_figures_of_a_judge_that_always_gives_the_same_order(run: Run, file: Pat
     assert output.splitlines()[:-1] == summary(report)
 
 
+def test_a_model_of_texts_without_retrieval_is_judged(run: Run, file: Path, tmp_path: Path) -> None:
+    judge = stubborn_judge(tmp_path / "judge", file, "cebdfa")
+    model = ship(tmp_path / "model", plain_config(tmp_path, "texts"))
+    run("--judge", judge, "--n", 2, "--n_real", 3, model=model)
+    report = report_in(tmp_path / "out")
+    assert [one["prompt"] for one in report["samples"]["trained"]] == ["disc", "frame"]
+    assert report["protocol"]["samples"]["trained"]["asked"]["way"] == "text"
+    unconditional = ship(tmp_path / "other", plain_config(tmp_path / "b", None))
+    assert "is unconditional, expected a model that reads texts" in run("--judge", judge, model=unconditional)
+
+
 def test_samples_of_an_earlier_call_are_kept(run: Run, file: Path, tmp_path: Path) -> None:
     judge = stubborn_judge(tmp_path / "judge", file, "abcdef")
     run("--judge", judge, "--n", 2, "--n_real", 3)
@@ -125,4 +137,4 @@ def test_wrong_input_is_one_line(run: Run, file: Path, tmp_path: Path) -> None:
     pq.write_table(trained, tmp_path / "trained.parquet")
     assert "no picture of the split 'val'" in run("--judge", judge, "--data", tmp_path / "trained.parquet")
     first_stage = ROOT / "models" / "first_stage" / "emoji-vq-f4"
-    assert "expected a retrieval-augmented model" in run("--judge", judge, model=first_stage)
+    assert "VQModel, expected a diffusion or autoregressive model" in run("--judge", judge, model=first_stage)

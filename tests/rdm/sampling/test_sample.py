@@ -326,5 +326,5 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no config.yaml beside the checkpoint .*model.safetensors"):
         load(str(tmp_path))
     (tmp_path / "config.yaml").write_text("model: {target: ldm.models.autoencoder.VQModelInterface}")
-    with pytest.raises(ValueError, match="holds a ldm.models.autoencoder.VQModelInterface, expected a retrieval-aug"):
+    with pytest.raises(ValueError, match="holds a ldm.models.autoencoder.VQModelInterface, expected a diffusion"):
         load(str(tmp_path))
