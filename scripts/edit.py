@@ -2,8 +2,7 @@
 
 The model sees the neighbours of --prompt. Without a prompt, it sees the neighbours of the picture or, with --mask or
 --outpaint, those of the part that is kept. --invert finds the noise that leads to the picture and samples from it under
-the prompt; without a prompt it gives the picture back and prints how well. The sides of the picture must be multiples
-of 16 for the shipped model.
+the prompt; without a prompt it gives the picture back and prints how well. The picture may have any size.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,22 @@ class Canvas:
     about: Mapping[str, Any]
     context: Tensor | Hybrid | None = None
 
+    def padded(self, multiple: int) -> Canvas:
+        """Returns the canvas with sides that are multiples of a number, for a model that needs such sides.
+
+        The picture and the mask are continued at the right and at the bottom by their edge pixels. :meth:`paste` of
+        this canvas cuts images of the padded one back.
+        """
+        height, width = self.picture.shape[2:]
+        sides = (0, -width % multiple, 0, -height % multiple)
+        paint = None if self.paint is None else F.pad(self.paint, sides, mode="replicate")
+        return replace(self, picture=F.pad(self.picture, sides, mode="replicate"), paint=paint)
+
     def edit(self, model: Any) -> Edit:
         """Returns the edit for the sampler: the latent of the picture and the latent cells to keep.
 
-        A latent cell is kept if all of its pixels are kept, which means that the mask is below 0.5 there.
+        The sides of the picture must be multiples of the model's ``side_multiple``, see :meth:`padded`. A latent cell
+        is kept if all of its pixels are kept, which means that the mask is below 0.5 there.
         """
         keep = None
         if self.paint is not None:
@@ -52,11 +64,15 @@ class Canvas:
         return Edit(model.to_latent(self.picture.to(model.device)), keep, context=self.context, **options)
 
     def paste(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` with the kept pixels of the picture pasted over them, weighted by the mask.
+        """Returns images with the kept pixels of the picture pasted over them, weighted by the mask.
 
         The first stage reconstructs the kept part with a small error. Pasting removes this error where the mask is
         black. A mask with soft edges blends the two across the seam.
+
+        Args:
+            images: ``[B, 3, H', W']`` of the size of the picture or larger; only ``[B, 3, H, W]`` of them is used.
         """
+        images = images[..., : self.picture.shape[2], : self.picture.shape[3]]
         return images if self.paint is None else torch.lerp(self.picture.expand_as(images), images, self.paint)
 
     def visible(self) -> Tensor:

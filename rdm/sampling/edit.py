@@ -42,7 +42,8 @@ def edit(
 
     The neighbours are those of the prompt. Without a prompt, they are those of the kept part of the picture. During an
     inversion the context is the picture's own neighbours, and there is no guidance. If an inversion has no prompt, the
-    images are sampled with the same context and without guidance, which reconstructs the picture.
+    images are sampled with the same context and without guidance, which reconstructs the picture. A picture whose sides
+    do not divide by what the model needs is padded for the model, and the images are cut back to its size.
 
     Args:
         loaded: model and database.
@@ -63,14 +64,12 @@ def edit(
 
     Raises:
         FileNotFoundError: the picture or the mask does not exist.
-        ValueError: the mask has another size, the model cannot make images of this size, or options contradict each
-            other.
+        ValueError: the model is autoregressive, the mask has another size, or options contradict each other.
     """
     k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
     canvas = open_canvas(
         picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
     )
-    check_sides(loaded, canvas)
     if invert:
         own = loaded.retriever(image_queries(embedder, canvas.picture.to(model.device)), k)
         canvas = with_inversion(loaded, canvas, own.rows[0].tolist())
@@ -89,22 +88,11 @@ def edit(
     return Request(retrieved, [str(picture)] * n, seeds, asked, queries=queries, canvas=canvas)
 
 
-def check_sides(loaded: Loaded, canvas: Canvas) -> None:
-    """Checks that a model can make images of the size of a canvas.
-
-    Raises:
-        ValueError: the model cannot.
-    """
-    try:
-        loaded.latent_shape_of(*canvas.picture.shape[2:])
-    except ValueError as error:
-        raise ValueError(f"{error}; change outpaint or size") from error
-
-
 def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
     """Returns the canvas with the given database rows as the context of the inversion."""
     neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
-    context = condition_of(loaded, neighbours, tuple(canvas.picture.shape[2:]))
+    padded = canvas.padded(loaded.diffusion.side_multiple)
+    context = condition_of(loaded, neighbours, tuple(padded.picture.shape[2:]))
     return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 
@@ -118,6 +106,8 @@ def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
     """
     if samples.request.canvas is None:
         raise ValueError("got samples of a request without a picture, expected samples of an edit")
-    picture, model = samples.request.canvas.picture, loaded.diffusion
-    alone = model.to_image(model.to_latent(picture.to(model.device))).clamp(-1, 1).cpu()
+    canvas, model = samples.request.canvas, loaded.diffusion
+    picture, padded = canvas.picture, canvas.padded(model.side_multiple).picture
+    alone = model.to_image(model.to_latent(padded.to(model.device))).clamp(-1, 1).cpu()
+    alone = alone[..., : picture.shape[2], : picture.shape[3]]
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

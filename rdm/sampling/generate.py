@@ -78,7 +78,8 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
         ValueError: the model cannot make images of this size, the weaker model does not fit, or the pictures of the
             neighbours cannot be read although the model sees them.
     """
-    model, canvas, side = loaded.model, request.canvas, loaded.data.image_size
+    model, whole, side = loaded.model, request.canvas, loaded.data.image_size
+    canvas = None if whole is None else whole.padded(loaded.diffusion.side_multiple)
     size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
     shape = loaded.latent_shape_of(*size)
     conditions = Conditions(loaded, request, settings, size, shape)
@@ -95,7 +96,7 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
             own = weaker_tokens[list(places)]
             options["weaker_context"] = context._replace(tokens=own) if isinstance(context, Hybrid) else own
         images = generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
-        return images if canvas is None else canvas.paste(images)
+        return images if whole is None else whole.paste(images)
 
     return draw
 

@@ -157,6 +157,15 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         new = {f"{start}{each}": value for each, value in network.items() if each.startswith(ENCODER)}
         return {**new, **state, name: stem}
 
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels that divides the sides of images: so far first stage and U-Net reduce them."""
+        return int(self.first_stage_model.downsampling * 2 ** (self._levels - 1))
+
+    @property
+    def _levels(self) -> int:
+        return getattr(self.model.diffusion_model, "levels", 1)
+
     def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:  # noqa: ARG002
         """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels.
 
@@ -168,12 +177,12 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         Raises:
             ValueError: first stage and U-Net make no images of this size.
         """
-        factor, levels = self.first_stage_model.downsampling, getattr(self.model.diffusion_model, "levels", 1)
-        if any(side % (factor * 2 ** (levels - 1)) for side in (height, width)):
+        factor = self.first_stage_model.downsampling
+        if any(side % self.side_multiple for side in (height, width)):
             raise ValueError(
                 f"got images of {height} x {width} pixels (height x width), expected multiples of "
-                f"{factor * 2 ** (levels - 1)}: the first stage divides sides by {factor}, the U-Net by "
-                f"{2 ** (levels - 1)}"
+                f"{self.side_multiple}: the first stage divides sides by {factor}, the U-Net by "
+                f"{self.side_multiple // factor}"
             )
         return self.latent_channels, height // factor, width // factor
 
