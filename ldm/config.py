@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldm.files import atomic_path
+from ldm.files import atomic_path, in_project, located, project
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
@@ -57,17 +58,21 @@ class RunConfig:
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
+    In a config of the project, a relative ``path``, which names what is built (a database, a table of codes), follows
+    the project and not the working directory, unless it exists there.
+
     Args:
-        files: paths of YAML files.
+        files: paths of YAML files, see :func:`ldm.files.located`.
         overrides: settings of the form ``model.params.k=8``.
 
     Raises:
         FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
         ValueError: a file is not a YAML mapping, or an override has no ``=``.
     """
+    files = [located(file) for file in files]
     for file in files:
-        if not Path(file).is_file():
-            found = [str(path) for path in Path("configs").rglob("*.yaml")]
+        if not file.is_file():
+            found = [str(path.relative_to(project())) for path in (project() / "configs").rglob("*.yaml")]
             raise FileNotFoundError(
                 f"no config at {file}{nearest(str(file), found) or '; the shipped ones are in configs/'}"
             )
@@ -79,11 +84,32 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
         parts = [OmegaConf.load(file) for file in files]
         if lists := [str(file) for file, part in zip(files, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
+        parts = [_of_project(part) if _ships(file) else part for file, part in zip(files, parts, strict=True)]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
+
+
+def _ships(file: str | Path) -> bool:
+    """Returns whether a config belongs to a project in which files can be built."""
+    return Path(file).resolve().is_relative_to(project()) and os.access(project(), os.W_OK)
+
+
+def _of_project(part: Any) -> Any:
+    """Returns a config of the project, in which the paths of what is built lead into the project."""
+    if OmegaConf.is_config(part):
+        part = OmegaConf.to_container(part)
+    if isinstance(part, list):
+        return [_of_project(each) for each in part]
+    if not isinstance(part, Mapping):
+        return part
+    content = {name: _of_project(value) for name, value in part.items()}
+    path = content.get("path")
+    if isinstance(path, str) and not Path(path).exists():
+        content["path"] = str(in_project(path))
+    return content
 
 
 def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

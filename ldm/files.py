@@ -1,14 +1,44 @@
-"""Files on disk: hashes, JSON files, downloads, and writing that leaves no half-written file."""
+"""Files on disk: where paths lead, hashes, JSON files, downloads, and writing that leaves no half-written file."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+SHIPPED = ("configs", "data", "docs", "models")  # the folders of the files that come with the code
+_INSTALLED = Path("share") / "retrieval-augmented-diffusion"  # where an installed package has them, see pyproject.toml
+
+
+@functools.cache
+def project() -> Path:
+    """Returns the folder of the shipped files: that of the checkout, or that of the installed package."""
+    code = Path(__file__).resolve().parents[1]
+    places = (code, code / _INSTALLED, Path(sysconfig.get_path("data")) / _INSTALLED)
+    return next((place for place in places if (place / "models").is_dir()), code)
+
+
+def located(path: str | Path) -> Path:
+    """Returns where a path leads that is read.
+
+    A relative path follows the working directory. If nothing is there, and the path names a file or folder that was
+    shipped with the code or built beside it (in ``configs``, ``data``, ``docs`` or ``models``), that one is meant.
+    """
+    path = Path(path)
+    return path if path.exists() or not in_project(path).exists() else in_project(path)
+
+
+def in_project(path: str | Path) -> Path:
+    """Returns a relative path in a folder of shipped files as a path in the project, and any other path as it is."""
+    path = Path(path)
+    shipped = path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts
+    return project() / path if shipped and Path.cwd() != project() else path
 
 
 def file_hash(file: Path) -> str:
@@ -86,7 +116,7 @@ def read_text(file: str | Path) -> str:
         ValueError: not UTF-8.
     """
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return located(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
 

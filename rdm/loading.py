@@ -13,6 +13,7 @@ import torch
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
+from ldm.files import in_project, located
 from ldm.util import instantiate_from_config
 from rdm.data.datamodule import RetrievalDataModule
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
@@ -106,14 +107,17 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """
     named = path or "rdm"
     kind = named if named in KINDS else "rdm"
-    place = KINDS[kind][1] if named in KINDS else Path(named)
+    place = located(KINDS[kind][1] if named in KINDS else named)
     runs = []
     if named in KINDS:
         runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
     newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
     found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
-        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base configs/{kind}.yaml -t")
+        raise FileNotFoundError(
+            f"no checkpoint at {place.absolute()}; correct the path, or train one with main.py --base "
+            f"configs/{kind}.yaml -t"
+        )
     return found[0]
 
 
@@ -151,7 +155,7 @@ def load(
         ValueError: the weights or the database do not fit the model.
     """
     path = find_checkpoint(checkpoint)
-    parts = config_beside(path) if config is None else model_config(Path(config), path)
+    parts = config_beside(path) if config is None else model_config(located(config), path)
     LOG.info("model %s", path)
     if not parts.get("data"):
         raise ValueError(
@@ -159,7 +163,7 @@ def load(
         )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    if database is None or Path(database) == Path(data.database_config["path"]):
+    if database is None or _same(database, data.database_config["path"]):
         data.prepare_retrieval()
     opened = RetrievalDatabase.open(database) if database else data.database
     rows = select_rows(opened, only) if only else None
@@ -169,7 +173,13 @@ def load(
         LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", opened.path)
         outlines = None
     retriever = Retriever(embedder, opened, index, rows, outlines)
-    return Loaded(model, retriever, data, path, None if config is None else Path(config))
+    return Loaded(model, retriever, data, path, None if config is None else located(config))
+
+
+def _same(database: str, own: str) -> bool:
+    """Returns whether two paths name one database, from the working directory or in the project."""
+    places, others = ({Path(each).absolute(), in_project(each).absolute()} for each in (database, own))
+    return not places.isdisjoint(others)
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:

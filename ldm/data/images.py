@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ldm.data.decode import decode_image
+from ldm.files import in_project, located
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +138,9 @@ class ImageFolder(ImageDataset):
         class_names: str | None = None,
     ) -> None:
         super().__init__(size, max_broken)
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no image folder at {root!r}; correct `root` in the data config")
+        self.root, self.folder = Path(root), located(root)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no image folder at {root!r}{here(root)}; correct `root` in the data config")
         self.names = self._found() if files is None else _lines(files)
         if not self.names:
             raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} on each line")
@@ -158,8 +159,8 @@ class ImageFolder(ImageDataset):
             raise ValueError(f"class_names: got no name for class {unknown[0]!r} in {class_names!r}; add its line")
 
     def _found(self) -> list[str]:
-        found = (path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        names = sorted(path.relative_to(self.root).as_posix() for path in found)
+        found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        names = sorted(path.relative_to(self.folder).as_posix() for path in found)
         if not names:
             raise FileNotFoundError(
                 f"no image below {str(self.root)!r}; expected files ending in {', '.join(SUFFIXES)}"
@@ -177,7 +178,7 @@ class ImageFolder(ImageDataset):
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the strings of an item; `id` is the path below the root."""
         name = Path(self.names[index])
-        text = self.root / name.with_suffix(".txt")
+        text = self.folder / name.with_suffix(".txt")
         caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
         class_id = folder_of(self.names[index])
         caption = caption or self.class_names.get(class_id, "")
@@ -185,7 +186,7 @@ class ImageFolder(ImageDataset):
 
     def read(self, index: int) -> bytes:
         """Returns the content of the file."""
-        return (self.root / self.names[index]).read_bytes()
+        return (self.folder / self.names[index]).read_bytes()
 
 
 def folder_of(name: str) -> str:
@@ -195,10 +196,16 @@ def folder_of(name: str) -> str:
 
 def _lines(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
-    text = Path(file).read_text(encoding="utf-8")
+    path = located(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no list at {file!r}{here(file)}; correct the data config")
+    text = path.read_text(encoding="utf-8")
     return [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+
+
+def here(path: str) -> str:
+    """Returns the words of an error that say where a relative path was looked for; none for an absolute path."""
+    return "" if Path(path).is_absolute() else f" in {Path.cwd()} or with the project"
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:
@@ -214,17 +221,20 @@ def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
     """
     found: list[Path] = []
     for entry in [files] if isinstance(files, str) else files:
-        path = Path(entry)
+        path = located(entry)
         if path.is_dir():
             matches = sorted(path.glob(f"*{suffix}"))
         elif path.is_file():
             matches = [path]
         else:
-            anchor = Path(path.anchor)
-            matches = sorted(anchor.glob(path.relative_to(anchor).as_posix())) if any(c in entry for c in "*?[") else []
+            matches = _globbed(path) or _globbed(in_project(path))
         if not matches:
-            raise FileNotFoundError(
-                f"no {suffix} file at {entry!r}; correct the data config or run from the project root"
-            )
+            raise FileNotFoundError(f"no {suffix} file at {entry!r}{here(entry)}; correct the data config")
         found += matches
     return found
+
+
+def _globbed(path: Path) -> list[Path]:
+    """Returns the paths that a glob pattern matches, sorted; none for a path that is no pattern."""
+    anchor = Path(path.anchor)
+    return sorted(anchor.glob(path.relative_to(anchor).as_posix())) if any(c in str(path) for c in "*?[") else []

@@ -11,6 +11,7 @@ import torch
 
 from ldm.config import check_keys
 from ldm.data.datamodule import DataModule
+from ldm.files import located
 from ldm.models.first_stage import frozen_first_stage
 from rdm.data.references import GridTable, ReferenceTable, prepare_grid_table, prepare_reference_table
 from rdm.data.row_tables import RowTable
@@ -103,4 +104,4 @@ class FurtherDataModule(DataModule):
 
     def _path(self, kind: type[RowTable], database: RetrievalDatabase) -> Path:
         own = "references" if kind is ReferenceTable else f"tokens-{self.grid}"
-        return Path(self._paths[kind] or database.path / own)
+        return located(self._paths[kind] or database.path / own)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
 from ldm.config import read_config, write_config
 from ldm.data.augment import add_noise, move, recolour, soften
+from ldm.files import located
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.first_stage import load_first_stage
 from ldm.models.tiling import reconstruct
@@ -334,5 +335,6 @@ def load_judge(folder: str | Path) -> Judge:
 
 def judge_file(folder: str | Path) -> Path:
     """Returns the path of a judge's weights, whether it exists or not; ``folder`` is as for :func:`load_judge`."""
-    inside = Path(folder) / "judge" / WEIGHTS
-    return inside if inside.is_file() else Path(folder) / WEIGHTS
+    folder = located(folder)
+    inside = folder / "judge" / WEIGHTS
+    return inside if inside.is_file() else folder / WEIGHTS

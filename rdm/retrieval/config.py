@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.config import check_keys
+from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
@@ -53,7 +53,7 @@ def source_config(path: str, size: int, split: str | None = None) -> dict[str, A
     Raises:
         ValueError: a split is given for something other than Parquet files.
     """
-    if path.endswith(".parquet") or (Path(path).is_dir() and any(Path(path).glob("*.parquet"))):
+    if path.endswith(".parquet") or any(located(path).glob("*.parquet")):
         chosen = {"split": split} if split else {}
         return {"target": "ldm.data.ParquetImages", "params": {"files": path, "size": size, **chosen}}
     if split:

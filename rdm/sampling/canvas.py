@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.data.decode import centre_square, open_picture
+from ldm.files import located
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.editing import Edit
 from ldm.pictures import from_uint8
@@ -162,9 +163,10 @@ def open_canvas(
 
 def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image.Image, bytes]:
     """Returns the picture in a file, cropped and scaled to ``size``, and the bytes of the file."""
-    if not Path(path).is_file():
+    file = located(path)
+    if not file.is_file():
         raise FileNotFoundError(f"no picture at {path}")
-    data = Path(path).read_bytes()
+    data = file.read_bytes()
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.decode import decode_image
-from ldm.files import file_hash
+from ldm.files import file_hash, located
 from rdm.loading import Loaded
 from rdm.retrieval.classes import labelled
 from rdm.retrieval.neighbours.popularity import popularity
@@ -251,7 +251,7 @@ def picture_queries(loaded: Loaded, image: str | Path, sha256: str | None = None
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a picture, or does not have the given hash.
     """
-    path = Path(image)
+    path = located(image)
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
     if sha256 is not None and (found := file_hash(path)) != sha256:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.files import located
 from ldm.util import nearest
 
 LOG = logging.getLogger(__name__)
@@ -222,7 +223,7 @@ def openai_model(name: str, pretrained: str | None) -> tuple[str, str | None]:
 
     Other names and folders are returned unchanged.
     """
-    if not name.startswith(("ViT-", "RN")) or Path(name).is_dir() or "quickgelu" in name:
+    if not name.startswith(("ViT-", "RN")) or located(name).is_dir() or "quickgelu" in name:
         return name, pretrained
     return f"{name.replace('/', '-').replace('@', '-').removesuffix('px')}-quickgelu", pretrained or "openai"
 
@@ -230,15 +231,16 @@ def openai_model(name: str, pretrained: str | None) -> tuple[str, str | None]:
 def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
     import open_clip
 
-    if Path(model).is_dir() or "/" in model:
+    folder = located(model)
+    if folder.is_dir() or "/" in model:
         if pretrained is not None:
             raise ValueError(f"the folder {model} holds its own weights; got pretrained={pretrained}, expected none")
-        if not (Path(model) / "open_clip_config.json").is_file():
+        if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(
                 f"no CLIP model in {model}: expected open_clip_config.json and open_clip_model.safetensors; "
                 "train one with main.py --base configs/clip/emoji.yaml -t, or correct the embedder's 'model'"
             )
-        return open_clip.create_model(f"local-dir:{model}"), open_clip.get_tokenizer(f"local-dir:{model}")
+        return open_clip.create_model(f"local-dir:{folder}"), open_clip.get_tokenizer(f"local-dir:{folder}")
     if model not in open_clip.list_models():
         raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
     if pretrained is None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
 from rdm.retrieval.builder.on_ray import shards_on_ray
@@ -55,7 +56,7 @@ def prepare_database(
     Raises:
         ValueError: the database was made by another embedder or from another source, or it is damaged.
     """
-    path = Path(path)
+    path = located(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
         check_source(database, source, patches)
