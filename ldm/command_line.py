@@ -73,6 +73,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def picture_size(text: str) -> int | list[int]:
+    """Returns the size of pictures: the side of a square, or a list of height and width for text such as ``64x96``."""
+    try:
+        numbers = [positive(part) for part in text.lower().split("x")]
+    except argparse.ArgumentTypeError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"expected a side in pixels such as 64, or HEIGHTxWIDTH, got '{text}'")
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def finite(text: str) -> float:
     """Returns a number that is neither infinite nor NaN."""
     try:

@@ -79,7 +79,7 @@ class Loaded:
         Raises:
             ValueError: the model cannot make images of this size.
         """
-        trained = (self.data.image_size, self.data.image_size)
+        trained = self.data.image_size
         return self.model.latent_shape_of(height or trained[0], width or trained[1], trained)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, fraction, positive
+from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite, fraction, picture_size, positive
 from rdm.cli.sampling import add_sampling_options, saving_options
 from rdm.sampling.settings import AUTOREGRESSION, NEGATIVE_WEIGHT, OPTIONS, REPEATS, Settings
 
@@ -43,7 +43,12 @@ def parse() -> argparse.Namespace:
         default=REPEATS,
         help="with a mask: number of times that each step is sampled, so that new and old parts fit",
     )
-    p.add_argument("--size", type=positive, help="scale the centre square of picture and mask to this side in pixels")
+    p.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="PIXELS",
+        help="scale the centre of picture and mask to this side or HEIGHTxWIDTH",
+    )
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the prompt alone, without neighbours")
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")

@@ -1,5 +1,6 @@
 """Relative paths: shipped files are found from any working directory, and the user's own follow that directory."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,19 @@ def test_every_script_works_from_elsewhere(elsewhere: Path) -> None:
     pipeline = rdm.load(database="db")
     assert pipeline.path == ROOT / SHIPPED / "model.safetensors" and len(pipeline.retriever.database) == 6
     assert {path.name for path in elsewhere.iterdir()} == {"own", "db", "outputs", "logs", "out"}
+
+
+def test_the_package_ships_every_config_and_every_weight() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    data_files = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    shipped = {path for patterns in data_files.values() for pattern in patterns for path in ROOT.glob(pattern)}
+    for target, patterns in data_files.items():
+        assert all(target.endswith(f"/{Path(pattern).parent.as_posix()}") for pattern in patterns), target
+    listing = ["git", "ls-files", "configs", "models", "data"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False).stdout  # noqa: S607
+    if not tracked:
+        pytest.skip("no git checkout, so that the user's own files cannot be told from shipped ones")
+    wanted = [ROOT / name for name in tracked.split() if name.endswith((".yaml", ".safetensors", ".parquet"))]
+    weights = {path.parent for path in wanted if path.suffix != ".yaml"}
+    missing = {path for path in wanted if path.parent in weights or "configs" in path.parts} - shipped
+    assert not missing

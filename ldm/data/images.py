@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ldm.data.decode import decode_image
+from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
 from ldm.files import in_project, located
 
 log = logging.getLogger(__name__)
@@ -22,29 +22,45 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of pictures with metadata.
 
-    An item is `{"image": [3, size, size] float32 in [-1, 1]}` and strings: `id` (unique), `caption`, `class_id`,
-    `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has.
+    An item is `{"image": [channels, height, width] float32 in [-1, 1]}` and strings: `id` (unique), `caption`,
+    `class_id`, `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has.
 
     The name of a picture that cannot be read is logged. In its place the dataset returns the next readable picture
     (after the last one, the first), with that picture's own `id`. At most `max_broken` such pictures are tolerated;
     each loader worker counts them on its own.
     """
 
-    def __init__(self, size: int, max_broken: int = 10, keep: bool = False) -> None:
+    def __init__(
+        self,
+        size: Size,
+        max_broken: int = 10,
+        keep: bool = False,
+        channels: int = 3,
+        value_range: Sequence[float] | None = None,
+    ) -> None:
         """Checks and stores the options.
 
         Args:
-            size: side of the returned pictures in pixels.
+            size: size of the returned pictures in pixels: the side of squares, or `[height, width]`. The centre of a
+                picture is used, as much of it as has this ratio.
             max_broken: number of unreadable pictures to tolerate.
-            keep: keep every decoded item in memory, with 12 bytes per pixel in each loader worker. This helps if the
+            keep: keep every decoded item in memory, with 4 bytes per value in each loader worker. This helps if the
                 device would otherwise wait until small pictures are decoded.
+            channels: 3 for red, green and blue, or 1 for grey.
+            value_range: `[black, white]`, the values that become -1 and 1 in grey pictures with more than 8 bits.
+                Without it, unsigned pictures go from 0 to the largest value of their bits; pictures of signed
+                integers, of 32 bits and of floating-point numbers are refused.
 
         Raises:
-            ValueError: `size` is below 1 or `max_broken` is below 0.
+            ValueError: an option has another value than described.
         """
-        if size < 1 or max_broken < 0:
-            raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
-        self.size = size
+        if max_broken < 0 or channels not in CHANNELS:
+            raise ValueError(
+                f"got max_broken={max_broken}, channels={channels}; expected max_broken >= 0, and 3 or 1 channels"
+            )
+        check_range(value_range)
+        self.size: Size = short_size(size)
+        self.channels, self.value_range = channels, value_range
         self.max_broken = max_broken
         self._broken: dict[int, str] = {}
         self._items: dict[int, dict[str, Any]] | None = {} if keep else None
@@ -70,7 +86,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
         Raises:
             IndexError: `index` is out of range.
-            ValueError: more than `max_broken` pictures are unreadable; the error names them.
+            ValueError: more than `max_broken` pictures are unreadable, and the error names them; or the range of a
+                picture's values is unknown.
         """
         total = len(self)
         if not -total <= index < total:
@@ -88,7 +105,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         if self._items is not None and index in self._items:
             return dict(self._items[index])
         try:
-            item = {"image": decode_image(self.read(index), self.size), **self.metadata(index)}
+            image = decode_image(self.read(index), self.size, self.channels, self.value_range)
+            item = {"image": image, **self.metadata(index)}
+        except UnknownRangeError as error:
+            raise ValueError(f"{self.uri(index)} is {error}") from error
         except (OSError, ValueError) as error:
             name = self.uri(index)
             self._broken[index] = name
@@ -115,13 +135,14 @@ class ImageFolder(ImageDataset):
 
     Args:
         root: the folder.
-        size: side of the returned pictures in pixels.
-        max_broken: number of unreadable pictures to tolerate.
+        size: see :class:`ImageDataset`.
+        max_broken: see there.
         files: a text file with one path below the root on each line (LSUN's and taming's lists). Its order is kept,
             blank lines are skipped, and the folder is not searched.
         classes: `[first, end]`, the range of class folders to keep, by their number in sorted order, without `end`.
             `[151, 269]` are the dogs in ImageNet's 1000 folders. Numbers count the folders of all listed pictures.
         class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`).
+        options: `keep`, `channels` and `value_range` of :class:`ImageDataset`.
 
     Raises:
         FileNotFoundError: the root is not a folder or has no picture, or a text file is missing.
@@ -131,13 +152,14 @@ class ImageFolder(ImageDataset):
     def __init__(
         self,
         root: str,
-        size: int,
+        size: Size,
         max_broken: int = 10,
         files: str | None = None,
         classes: Sequence[int] | None = None,
         class_names: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(size, max_broken)
+        super().__init__(size, max_broken, **options)
         self.root, self.folder = Path(root), located(root)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"no image folder at {root!r}{here(root)}; correct `root` in the data config")

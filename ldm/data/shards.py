@@ -9,7 +9,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ldm.data.decode import Size
 from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
 
 _JSON_KEYS = {
@@ -38,20 +40,21 @@ class WebDatasetImages(ImageDataset):
     `<shard stem>/<key>`.
     """
 
-    def __init__(self, shards: str | Iterable[str], size: int, max_broken: int = 10) -> None:
+    def __init__(self, shards: str | Iterable[str], size: Size, max_broken: int = 10, **options: Any) -> None:
         """Lists the samples of the shards.
 
         Args:
             shards: a tar file, a folder of them, a glob pattern, a numbered range as in `train-{000..146}.tar`,
                 or a list of these.
-            size: side of the returned pictures in pixels.
+            size: see :class:`ImageDataset`.
             max_broken: number of unreadable pictures to tolerate.
+            options: `keep`, `channels` and `value_range` of :class:`ImageDataset`.
 
         Raises:
             FileNotFoundError: there is no such shard.
             ValueError: a shard is not an uncompressed tar file, or no shard has a picture.
         """
-        super().__init__(size, max_broken)
+        super().__init__(size, max_broken, **options)
         entries = [shards] if isinstance(shards, str) else shards
         self.shards = expand_files([name for entry in entries for name in _expand_range(entry)], ".tar")
         listed = [list(_samples(shard)) for shard in self.shards]

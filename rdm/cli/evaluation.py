@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ldm.command_line import HelpFormatter, add_trust_option, folder, fraction_or_count, pixels_or_memory, positive
+from ldm.command_line import (
+    HelpFormatter,
+    add_trust_option,
+    folder,
+    fraction_or_count,
+    picture_size,
+    pixels_or_memory,
+    positive,
+)
 from rdm.cli.sampling import add_model_options
 from rdm.evaluate.choices import METRICS, WAYS
 from rdm.sampling.settings import OPTIONS, TOP_M
@@ -37,7 +45,12 @@ def add_images(commands: Commands) -> argparse.ArgumentParser:
     )
     p.add_argument("path", help="folder of pictures, Parquet files or tar shards")
     p.add_argument("--split", help=SPLIT.format(""))
-    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the first one if not given")
+    p.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="PIXELS",
+        help="side in pixels of all pictures, or HEIGHTxWIDTH; the shorter side of the first one if not given",
+    )
     p.add_argument("--n", type=positive, help="number of pictures, spread evenly over the set; all if not given")
     _add_comparison(p, "outputs/images")
     add_trust_option(p)
@@ -130,7 +143,12 @@ def add_reconstruction(commands: Commands) -> argparse.ArgumentParser:
         help="pictures to reconstruct: folder, Parquet files or tar shards; if not given, the config's validation set",
     )
     p.add_argument("--split", help=SPLIT.format(""))
-    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the config if not given")
+    p.add_argument(
+        "--size",
+        type=picture_size,
+        metavar="PIXELS",
+        help="side in pixels of all pictures, or HEIGHTxWIDTH; that of the config if not given",
+    )
     p.add_argument("--n", type=positive, help="number of pictures, from the first on; all if not given")
     p.add_argument(
         "--by",

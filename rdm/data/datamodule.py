@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
+from ldm.data.decode import sides
 from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.data.further import FurtherDataModule
@@ -105,8 +106,8 @@ class RetrievalDataModule(FurtherDataModule):
         return self._database
 
     @property
-    def image_size(self) -> int:
-        """The side of training images in pixels.
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of training images in pixels.
 
         Raises:
             ValueError: the config of the training images does not say it.
@@ -116,8 +117,8 @@ class RetrievalDataModule(FurtherDataModule):
             inner = [value for value in config.get("params", {}).values() if isinstance(value, Mapping)]
             config = next((value for value in inner if "target" in value), None)
             if config is None:
-                raise ValueError("data.params.train has no 'size'; give the side of its images in pixels")
-        return int(config["params"]["size"])
+                raise ValueError("data.params.train has no 'size'; give the size of its images in pixels")
+        return sides(config["params"]["size"])
 
     @property
     def table_names(self) -> list[str]:

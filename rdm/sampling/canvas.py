@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import centre_square, open_picture
+from ldm.data.decode import Size, centre_crop, open_picture, short_size
 from ldm.files import located
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.editing import Edit
-from ldm.pictures import from_uint8
+from ldm.pictures import from_uint8, with_channels
 from rdm.sampling.settings import REPEATS
 
 
@@ -40,22 +40,23 @@ class Canvas:
     about: Mapping[str, Any]
     context: Tensor | Hybrid | None = None
 
-    def padded(self, multiple: int) -> Canvas:
-        """Returns the canvas with sides that are multiples of a number, for a model that needs such sides.
+    def fitted(self, model: Any) -> Canvas:
+        """Returns the canvas with the channels of a model's images, and sides that the model divides.
 
         The picture and the mask are continued at the right and at the bottom by their edge pixels. :meth:`paste` of
-        this canvas cuts images of the padded one back.
+        this canvas cuts the images of the fitted one back.
         """
-        height, width = self.picture.shape[2:]
-        sides = (0, -width % multiple, 0, -height % multiple)
-        paint = None if self.paint is None else F.pad(self.paint, sides, mode="replicate")
-        return replace(self, picture=F.pad(self.picture, sides, mode="replicate"), paint=paint)
+        (height, width), multiple = self.picture.shape[2:], model.side_multiple
+        around = (0, -width % multiple, 0, -height % multiple)
+        paint = None if self.paint is None else F.pad(self.paint, around, mode="replicate")
+        picture = with_channels(self.picture, model.image_channels)
+        return replace(self, picture=F.pad(picture, around, mode="replicate"), paint=paint)
 
     def edit(self, model: Any) -> Edit:
         """Returns the edit for the sampler: the latent of the picture and the latent cells to keep.
 
-        The sides of the picture must be multiples of the model's ``side_multiple``, see :meth:`padded`. A latent cell
-        is kept if all of its pixels are kept, which means that the mask is below 0.5 there.
+        The picture must fit the model, see :meth:`fitted`. A latent cell is kept if all of its pixels are kept, which
+        means that the mask is below 0.5 there.
         """
         keep = None
         if self.paint is not None:
@@ -71,10 +72,11 @@ class Canvas:
         black. A mask with soft edges blends the two across the seam.
 
         Args:
-            images: ``[B, 3, H', W']`` of the size of the picture or larger; only ``[B, 3, H, W]`` of them is used.
+            images: ``[B, C, H', W']`` of the size of the picture or larger; only ``[B, C, H, W]`` of them is used.
         """
         images = images[..., : self.picture.shape[2], : self.picture.shape[3]]
-        return images if self.paint is None else torch.lerp(self.picture.expand_as(images), images, self.paint)
+        picture = with_channels(self.picture, images.shape[1]).expand_as(images)
+        return images if self.paint is None else torch.lerp(picture, images, self.paint)
 
     def visible(self) -> Tensor:
         """Returns the kept part of the picture, ``[1, 3, h, w]``.
@@ -101,7 +103,7 @@ def open_canvas(
     *,
     mask: str | Path | None = None,
     outpaint: Sequence[int] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     strength: float | None = None,
     repeats: int = REPEATS,
     invert: bool = False,
@@ -115,7 +117,8 @@ def open_canvas(
         picture: the file of the picture.
         mask: the file of a mask of the same size; it is white where the picture is repainted.
         outpaint: numbers of pixels by which the picture is extended at the left, top, right and bottom.
-        size: if given, the picture and the mask are cropped to their centre square and scaled to this side in pixels.
+        size: if given, the picture and the mask are cropped to their centre and scaled to this size in pixels, which is
+            the side of a square, or height and width.
         strength: see :class:`Edit`; None stands for 1.
         repeats: see :class:`Edit`.
         invert: see :class:`Edit`.
@@ -152,7 +155,7 @@ def open_canvas(
         "mask": None if mask is None else str(mask),
         "mask_sha256": mask_sha256,
         "outpaint": None if outpaint is None else list(outpaint),
-        "size": size,
+        "size": None if size is None else short_size(size),
         "strength": 1.0 if strength is None else strength,
         "repeats": repeats,
         "invert": invert,
@@ -161,7 +164,7 @@ def open_canvas(
     return Canvas(pixels, paint, about)
 
 
-def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image.Image, bytes]:
+def _open(path: str | Path, sha256: str | None, size: Size | None) -> tuple[Image.Image, bytes]:
     """Returns the picture in a file, cropped and scaled to ``size``, and the bytes of the file."""
     file = located(path)
     if not file.is_file():
@@ -173,7 +176,7 @@ def _open(path: str | Path, sha256: str | None, size: int | None) -> tuple[Image
         picture = open_picture(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return picture if size is None else centre_square(picture, size), data
+    return picture if size is None else centre_crop(picture, size), data
 
 
 def _pixels(picture: Image.Image) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.decode import Size
 from ldm.metrics import psnr
+from ldm.pictures import with_channels
 from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
@@ -30,7 +32,7 @@ def edit(
     seed: int = 0,
     mask: str | Path | None = None,
     outpaint: Sequence[int] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     strength: float | None = None,
     repeats: int = REPEATS,
     invert: bool = False,
@@ -91,8 +93,7 @@ def edit(
 def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
     """Returns the canvas with the given database rows as the context of the inversion."""
     neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
-    padded = canvas.padded(loaded.diffusion.side_multiple)
-    context = condition_of(loaded, neighbours, tuple(padded.picture.shape[2:]))
+    context = condition_of(loaded, neighbours, tuple(canvas.fitted(loaded.diffusion).picture.shape[2:]))
     return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 
@@ -107,7 +108,7 @@ def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
     if samples.request.canvas is None:
         raise ValueError("got samples of a request without a picture, expected samples of an edit")
     canvas, model = samples.request.canvas, loaded.diffusion
-    picture, padded = canvas.picture, canvas.padded(model.side_multiple).picture
-    alone = model.to_image(model.to_latent(padded.to(model.device))).clamp(-1, 1).cpu()
+    picture, fitted = with_channels(canvas.picture, model.image_channels), canvas.fitted(model).picture
+    alone = model.to_image(model.to_latent(fitted.to(model.device))).clamp(-1, 1).cpu()
     alone = alone[..., : picture.shape[2], : picture.shape[3]]
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

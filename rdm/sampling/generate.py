@@ -78,9 +78,9 @@ def drawing(loaded: Loaded, request: Request, settings: Settings) -> Draw:
         ValueError: the model cannot make images of this size, the weaker model does not fit, or the pictures of the
             neighbours cannot be read although the model sees them.
     """
-    model, whole, side = loaded.model, request.canvas, loaded.data.image_size
-    canvas = None if whole is None else whole.padded(loaded.diffusion.side_multiple)
-    size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
+    model, whole, (height, width) = loaded.model, request.canvas, loaded.data.image_size
+    canvas = None if whole is None else whole.fitted(loaded.diffusion)
+    size = (settings.height or height, settings.width or width) if canvas is None else tuple(canvas.picture.shape[2:])
     shape = loaded.latent_shape_of(*size)
     conditions = Conditions(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}

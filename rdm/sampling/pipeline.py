@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from ldm.data.decode import Size
 from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
@@ -90,7 +91,7 @@ class Pipeline(Loaded):
         seed: int = 0,
         mask: str | Path | None = None,
         outpaint: Sequence[int] | None = None,
-        size: int | None = None,
+        size: Size | None = None,
         strength: float | None = None,
         repeats: int = REPEATS,
         invert: bool = False,

@@ -116,6 +116,16 @@ class LatentDiffusion(DDPM):
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
+    @property
+    def image_channels(self) -> int:
+        """The number of channels of an image, which the first stage reads."""
+        return int(getattr(self.first_stage_model, "in_channels", super().image_channels))
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels that divides the sides of images: so far first stage and U-Net reduce them."""
+        return int(getattr(self.first_stage_model, "downsampling", 1)) * super().side_multiple
+
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Sets the mode of all parts except stages that are not trained, which stay in evaluation mode."""
         super().train(mode)

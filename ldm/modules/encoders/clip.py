@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.files import located
+from ldm.pictures import with_channels
 from ldm.util import nearest
 
 LOG = logging.getLogger(__name__)
@@ -111,9 +112,11 @@ class OpenClipEmbedder(nn.Module):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Returns images at the size and with the mean and deviation that the model expects."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W]")
-        pixels = self.resize(images.to(self.mean)).clamp(-1, 1) / 2 + 0.5
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W], or [B, 1, H, W] for grey"
+            )
+        pixels = self.resize(with_channels(images, 3).to(self.mean)).clamp(-1, 1) / 2 + 0.5
         return (pixels - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:

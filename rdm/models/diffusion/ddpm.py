@@ -157,15 +157,6 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
         new = {f"{start}{each}": value for each, value in network.items() if each.startswith(ENCODER)}
         return {**new, **state, name: stem}
 
-    @property
-    def side_multiple(self) -> int:
-        """The number of pixels that divides the sides of images: so far first stage and U-Net reduce them."""
-        return int(self.first_stage_model.downsampling * 2 ** (self._levels - 1))
-
-    @property
-    def _levels(self) -> int:
-        return getattr(self.model.diffusion_model, "levels", 1)
-
     def latent_shape_of(self, height: int, width: int, trained: tuple[int, int]) -> tuple[int, int, int]:  # noqa: ARG002
         """Returns the shape ``(C, h, w)`` of the latents of images with a size in pixels.
 
