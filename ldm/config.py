@@ -17,6 +17,7 @@ from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks", "checkpoint")
+PROJECT = ("configs", "models", "logs")  # folders of the project whose configs name what is built in the project
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class RunConfig:
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
-    In a config of the project, a relative ``path``, which names what is built (a database, a table of codes), follows
-    the project and not the working directory, unless it exists there.
+    In a config of the project (in its ``configs``, ``models`` and ``logs``), a relative ``path``, which names what is
+    built (a database, a table of codes), follows the project and not the working directory, unless it exists there.
 
     Args:
         files: paths of YAML files, see :func:`ldm.files.located`.
@@ -84,7 +85,7 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
         parts = [OmegaConf.load(file) for file in files]
         if lists := [str(file) for file, part in zip(files, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
-        parts = [_of_project(part) if _ships(file) else part for file, part in zip(files, parts, strict=True)]
+        parts = [_of_project(part) if _is_of_project(file) else part for file, part in zip(files, parts, strict=True)]
         merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
@@ -92,9 +93,10 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     return {str(key): value for key, value in config.items()}
 
 
-def _ships(file: str | Path) -> bool:
-    """Returns whether a config belongs to a project in which files can be built."""
-    return Path(file).resolve().is_relative_to(project()) and os.access(project(), os.W_OK)
+def _is_of_project(file: Path) -> bool:
+    """Returns whether a config belongs to the project, and files can be built there."""
+    folders = [project() / name for name in PROJECT]
+    return any(file.absolute().is_relative_to(folder) for folder in folders) and os.access(project(), os.W_OK)
 
 
 def _of_project(part: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SHIPPED = ("configs", "data", "docs", "models")  # the folders of the files that come with the code
+SHIPPED = ("configs", "data/emoji", "docs", "models")  # the folders of the files that come with the code
 _INSTALLED = Path("share") / "retrieval-augmented-diffusion"  # where an installed package has them, see pyproject.toml
 
 
@@ -27,18 +27,24 @@ def project() -> Path:
 def located(path: str | Path) -> Path:
     """Returns where a path leads that is read.
 
-    A relative path follows the working directory. If nothing is there, and the path names a file or folder that was
-    shipped with the code or built beside it (in ``configs``, ``data``, ``docs`` or ``models``), that one is meant.
+    A relative path follows the working directory. If nothing is there, and the path lies in a folder of shipped files
+    (``configs``, ``data/emoji``, ``docs`` or ``models``), the file of the project is meant.
     """
     path = Path(path)
-    return path if path.exists() or not in_project(path).exists() else in_project(path)
+    return path if path.exists() or not shipped(path).exists() else shipped(path)
+
+
+def shipped(path: str | Path) -> Path:
+    """Returns a relative path in a folder of shipped files as a path in the project, and any other path as it is."""
+    path = Path(path)
+    return in_project(path) if any(path.is_relative_to(folder) for folder in SHIPPED) else path
 
 
 def in_project(path: str | Path) -> Path:
-    """Returns a relative path in a folder of shipped files as a path in the project, and any other path as it is."""
+    """Returns a relative path as one in the project, unless that is the working directory, and any other as it is."""
     path = Path(path)
-    shipped = path.parts[:1] and path.parts[0] in SHIPPED and ".." not in path.parts
-    return project() / path if shipped and Path.cwd() != project() else path
+    here = path.is_absolute() or ".." in path.parts or Path.cwd() == project()
+    return path if here else project() / path
 
 
 def file_hash(file: Path) -> str:

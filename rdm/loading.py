@@ -165,7 +165,9 @@ def load(
     data = instantiate_from_config(parts["data"])
     if database is None or _same(database, data.database_config["path"]):
         data.prepare_retrieval()
-    opened = RetrievalDatabase.open(database) if database else data.database
+        opened = data.database
+    else:
+        opened = RetrievalDatabase.open(database)
     rows = select_rows(opened, only) if only else None
     embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
     outlines = Outlines.of(opened, data.same_outline if same_outline is None else same_outline)

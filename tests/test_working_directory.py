@@ -42,7 +42,7 @@ def test_the_working_directory_comes_first_and_the_project_second(elsewhere: Pat
     assert located("models/clip/emoji") == ROOT / "models/clip/emoji"
     assert located(SHIPPED / "none") == SHIPPED / "none" and located(ROOT / "none") == ROOT / "none"
     assert located("tests/toy.py") == Path("tests/toy.py")  # no folder of shipped files
-    assert located("data/../tests/toy.py") == Path("data/../tests/toy.py")
+    assert located("models/../tests/toy.py") == Path("models/../tests/toy.py")
     (elsewhere / "models/clip/emoji").mkdir(parents=True)
     assert located("models/clip/emoji") == Path("models/clip/emoji")
 
@@ -59,6 +59,8 @@ def test_what_a_shipped_config_builds_is_built_in_the_project(elsewhere: Path) -
     assert read_config([shipped])["data"]["params"]["train"]["params"]["files"] == "data/emoji"
     (elsewhere / "data/databases/emoji").mkdir(parents=True)
     assert path(shipped) == "data/databases/emoji"
+    (elsewhere / "configs").symlink_to(ROOT / "configs")  # a place like the checkout, with a database of its own
+    assert path("configs/rarm.yaml") == "data/databases/emoji"
     with pytest.raises(FileNotFoundError, match="configs/rdm.yml; did you mean 'configs/rdm.yaml'"):
         read_config(["configs/rdm.yml"])
 

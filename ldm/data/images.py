@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
-from ldm.files import in_project, located
+from ldm.files import located, shipped
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
         elif path.is_file():
             matches = [path]
         else:
-            matches = _globbed(path) or _globbed(in_project(path))
+            matches = _globbed(path) or _globbed(shipped(path))
         if not matches:
             raise FileNotFoundError(f"no {suffix} file at {entry!r}{here(entry)}; correct the data config")
         found += matches

@@ -193,7 +193,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = self._refused
         remedy = f"in_channels and out_ch in ddconfig instead of {self.in_channels}"
         multiple = self.downsampling if self.resize_sides is None else 1
-        check_training_data(self.trainer, self.image_key, self.in_channels, multiple, remedy)
+        check_training_data(self.trainer, self.image_key, self.in_channels, remedy, multiple=multiple)
         if stage != "fit":
             return
         if not hasattr(self.loss, "generator"):

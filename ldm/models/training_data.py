@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 
-def check_training_data(trainer: Any, key: str, channels: int, multiple: int, remedy: str) -> None:
+def check_training_data(
+    trainer: Any, key: str, channels: int, remedy: str, *, multiple: int = 1, size: tuple[int, int] | None = None
+) -> None:
     """Checks the first picture of every data set that a trainer has opened.
 
     Args:
@@ -15,11 +17,12 @@ def check_training_data(trainer: Any, key: str, channels: int, multiple: int, re
             project do; others are not checked.
         key: key of a picture in an item.
         channels: number of channels that the model reads.
-        multiple: number of pixels that divides the sides of pictures which the model reads.
         remedy: what to change in the model if the pictures shall keep their channels.
+        multiple: number of pixels that divides the sides of pictures which the model reads.
+        size: height and width of the pictures that the model reads, if it reads no others.
 
     Raises:
-        ValueError: a picture has other channels, or sides that do not divide.
+        ValueError: a picture has other channels, sides that do not divide, or another size.
     """
     for name, images in getattr(getattr(trainer, "datamodule", None), "datasets", {}).items():
         image = images[0].get(key)
@@ -36,4 +39,9 @@ def check_training_data(trainer: Any, key: str, channels: int, multiple: int, re
             raise ValueError(
                 f"{where}: got pictures of {height} x {width} pixels (height x width), expected multiples of "
                 f"{multiple}, by which the model reduces them; correct size in {where}.params"
+            )
+        if size is not None and (height, width) != size:
+            raise ValueError(
+                f"{where}: got pictures of {height} x {width} pixels (height x width), expected {size[0]} x {size[1]}, "
+                f"as the model reads them; correct size in {where}.params"
             )

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import check_hash, located, read_json
+from ldm.files import check_hash, read_json
 from ldm.models.first_stage import fingerprint, frozen_first_stage
 from ldm.table import ResumableTable
 from ldm.util import instantiate_from_config
@@ -117,7 +117,7 @@ class CodedDataModule(RetrievalDataModule):
         super().__init__(**options)
         check_keys(dict(codes), ("path", "first_stage"), "codes")
         path, self.first_stage_config = require(codes, ("path", "first_stage"), "codes")
-        self.codes_path = located(path)
+        self.codes_path = Path(path)
 
     def prepare_data(self) -> None:
         """Builds what is missing, see :class:`RetrievalDataModule`; within a trainer also the code tables."""

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
 from ldm.data.decode import sides
-from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.data.further import FurtherDataModule
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
@@ -87,7 +86,7 @@ class RetrievalDataModule(FurtherDataModule):
         if caption_share:
             check_query(CAPTION, patches_per_side)
         self.embedder_config = dict(embedder)
-        self.database_config = {**database, "path": str(located(database["path"]))}
+        self.database_config = dict(database)
         self.k, self.stored_k = k, stored_k
         self.near_duplicate, self.same_outline = near_duplicate, same_outline
         self.patches_per_side, self.caption_share = patches_per_side, caption_share

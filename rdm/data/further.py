@@ -11,7 +11,6 @@ import torch
 
 from ldm.config import check_keys
 from ldm.data.datamodule import DataModule
-from ldm.files import located
 from ldm.models.first_stage import frozen_first_stage
 from rdm.data.references import GridTable, ReferenceTable, prepare_grid_table, prepare_reference_table
 from rdm.data.row_tables import RowTable
@@ -104,4 +103,4 @@ class FurtherDataModule(DataModule):
 
     def _path(self, kind: type[RowTable], database: RetrievalDatabase) -> Path:
         own = "references" if kind is ReferenceTable else f"tokens-{self.grid}"
-        return located(self._paths[kind] or database.path / own)
+        return Path(self._paths[kind] or database.path / own)

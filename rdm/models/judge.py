@@ -26,6 +26,7 @@ from ldm.files import located
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.first_stage import load_first_stage
 from ldm.models.tiling import reconstruct
+from ldm.models.training_data import check_training_data
 from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
@@ -157,14 +158,15 @@ class Judge(pl.LightningModule):
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
     def setup(self, stage: str) -> None:
-        """Reads the concepts from the training and validation sets.
+        """Reads the concepts from the training and validation sets, whose pictures must have colours.
 
         Raises:
-            ValueError: there are more or fewer of them than classes.
+            ValueError: the pictures are grey, or there are more or fewer concepts than classes.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:
             return
+        check_training_data(self.trainer, "image", 3, "train another network, as a judge sees colours")
         self.concepts = concepts_of(data.datasets.values())
         if len(self.concepts) != self.classes:
             raise ValueError(

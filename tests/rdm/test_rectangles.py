@@ -15,14 +15,16 @@ import torch
 from drawing import draw
 from pictures import QUIET, ProjectionEmbedder, write_pictures
 from PIL import Image
-from toy import FLAGS, ROOT, rarm_config, rdm_config, references_config, ship
+from toy import FLAGS, ROOT, clip_config, rarm_config, rdm_config, references_config, ship
 
 import main
 from ldm.command_line import picture_size
 from ldm.config import write_config
 from ldm.data import HashSplit, ImageFolder, ParquetImages
 from ldm.data.decode import centre_crop, decode_image
+from ldm.models.first_stage import load_first_stage
 from rdm.data.references import ReferenceTable
+from rdm.evaluate.first_stage import evaluation_data, reconstruction
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.pictures import framed_pictures, pictures
 from rdm.sampling import ways
@@ -132,9 +134,16 @@ def test_a_grey_model_is_sampled_and_edits(tmp_path: Path) -> None:
     for name in ("train", "validation"):
         params = {**FLAGS, "channels": 1}
         config["data"]["params"][name] = {"target": "ldm.data.ParquetImages", "params": params}
-    loaded = Pipeline.load(str(run_of(tmp_path, config)))
+    run = run_of(tmp_path, config)
+    loaded = Pipeline.load(str(run))
     samples = draw(ways.texts, loaded, ["white flag"], **FAST)
     assert samples.images.shape == (1, 1, 16, 16)
+    options = {"data": None, "split": None, "size": None, "n": 4, "by": None, "perceptual": str(tmp_path / "clip")}
+    options |= {"features": str(tmp_path / "clip"), "tile": None, "batch_size": 2, "num_workers": 0, "rows": 2}
+    stage = load_first_stage(run)
+    report = reconstruction(stage, {**options, "outdir": str(tmp_path / "reconstruction")})
+    assert report["figures"]["psnr"] > 0 and Image.open(tmp_path / "reconstruction/reconstruction.png").mode == "L"
+    assert evaluation_data(stage, "some", None, 16)["params"]["channels"] == 1
     save(samples, loaded, tmp_path, "text")
     assert Image.open(tmp_path / "text-000.png").mode == "L" and Image.open(tmp_path / "text-grid.png").mode == "RGB"
     colour = np.random.default_rng(0).integers(0, 256, (15, 16, 3), dtype=np.uint8)
@@ -146,6 +155,20 @@ def test_a_grey_model_is_sampled_and_edits(tmp_path: Path) -> None:
     save(edited, loaded, tmp_path, "edit")
     made, grey = (np.asarray(Image.open(tmp_path / "edit-000.png")), np.asarray(Image.fromarray(colour).convert("L")))
     assert np.abs(made[:, :8].astype(int) - grey[:, :8]).max() <= 1 and made.shape == (15, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"channels": 1}, "got pictures with 1 channels, expected 3"),
+        ({"size": [16, 8]}, "of 16 x 8 .*expected 16 x 16"),
+    ],
+)
+def test_a_clip_is_trained_on_what_its_tower_reads(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    images = {"target": "ldm.data.ParquetImages", "params": {**FLAGS, **given}}
+    data = {"target": "ldm.data.DataModule", "params": {"batch_size": 4, "train": images, "validation": images}}
+    with pytest.raises(ValueError, match=message):
+        run_of(tmp_path, {"model": clip_config(), "data": data})
 
 
 def test_the_command_line_takes_height_and_width(

@@ -176,8 +176,9 @@ class DDPM(pl.LightningModule):
         Raises:
             ValueError: they have other channels, or sides that do not divide.
         """
-        remedy = f"give the model another first stage than one of {self.image_channels}"
-        check_training_data(self.trainer, self.first_stage_key, self.image_channels, self.side_multiple, remedy)
+        channels, multiple = self.image_channels, self.side_multiple
+        remedy = f"give the model a first stage or a U-Net of other channels than {channels}"
+        check_training_data(self.trainer, self.first_stage_key, channels, remedy, multiple=multiple)
 
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
         """Loads weights; if the file has no running average, the average starts at the weights."""

@@ -143,7 +143,8 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
     def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
         """Checks before training that the pictures fit the first stage; raises ValueError if they do not."""
         first, remedy = self.first_stage_model, "give the model another first stage"
-        check_training_data(self.trainer, self.first_stage_key, first.in_channels, first.downsampling, remedy)
+        multiple = first.downsampling
+        check_training_data(self.trainer, self.first_stage_key, first.in_channels, remedy, multiple=multiple)
 
     def usual_options(self, sampler: str | None) -> dict[str, Any]:  # noqa: ARG002 (it has no sampler)
         """Returns the usual values of sampling options that may be left out.

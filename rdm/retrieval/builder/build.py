@@ -21,7 +21,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
 from rdm.retrieval.builder.on_ray import shards_on_ray
@@ -56,7 +55,7 @@ def prepare_database(
     Raises:
         ValueError: the database was made by another embedder or from another source, or it is damaged.
     """
-    path = located(path)
+    path = Path(path)
     if (path / CARD).is_file():
         database = RetrievalDatabase.open(path, embedder)
         check_source(database, source, patches)

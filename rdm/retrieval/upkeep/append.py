@@ -58,10 +58,9 @@ def append_pictures(
         ValueError: another embedder made the database, or see :func:`rdm.retrieval.builder.build.build_database`.
         OSError: the disk is full; the database is unchanged, and the same command continues the append.
     """
-    work = Work(**options)
+    path, work = Path(path), Work(**options)
     work.check()
     database, policy = RetrievalDatabase.open(path, embedder), Patches(patches)
-    path = database.path
     source = json.loads(json.dumps(source))
     images = instantiate_from_config(source)
     items, ids = _new_items(database, {"source": source, "patches": policy.config}, images)
