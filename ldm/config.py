@@ -70,8 +70,8 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
         FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
         ValueError: a file is not a YAML mapping, or an override has no ``=``.
     """
-    files = [located(file) for file in files]
-    for file in files:
+    found_at = [located(file) for file in files]
+    for file in found_at:
         if not file.is_file():
             found = [str(path.relative_to(project())) for path in (project() / "configs").rglob("*.yaml")]
             raise FileNotFoundError(
@@ -80,34 +80,30 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     for word in overrides:
         if "=" not in word:
             raise ValueError(f"got the setting '{word}', expected key.path=value")
-    names = ", ".join(map(str, files))
+    names = ", ".join(map(str, found_at))
     try:
-        parts = [OmegaConf.load(file) for file in files]
-        if lists := [str(file) for file, part in zip(files, parts, strict=True) if not OmegaConf.is_dict(part)]:
+        parts: list[Any] = [OmegaConf.load(file) for file in found_at]
+        if lists := [str(file) for file, part in zip(found_at, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
-        parts = [_of_project(part) if _is_of_project(file) else part for file, part in zip(files, parts, strict=True)]
-        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(*map(_as_in_project, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
 
 
-def _is_of_project(file: Path) -> bool:
-    """Returns whether a config belongs to the project, and files can be built there."""
-    folders = [project() / name for name in PROJECT]
-    return any(file.absolute().is_relative_to(folder) for folder in folders) and os.access(project(), os.W_OK)
+def _as_in_project(file: Path, config: Any) -> Any:
+    """Returns a config; if it is one of the project, the paths of what is built lead into the project."""
+    ours = any(file.absolute().is_relative_to(project() / folder) for folder in PROJECT)
+    return _built_there(OmegaConf.to_container(config)) if ours and os.access(project(), os.W_OK) else config
 
 
-def _of_project(part: Any) -> Any:
-    """Returns a config of the project, in which the paths of what is built lead into the project."""
-    if OmegaConf.is_config(part):
-        part = OmegaConf.to_container(part)
+def _built_there(part: Any) -> Any:
     if isinstance(part, list):
-        return [_of_project(each) for each in part]
+        return [_built_there(each) for each in part]
     if not isinstance(part, Mapping):
         return part
-    content = {name: _of_project(value) for name, value in part.items()}
+    content = {name: _built_there(value) for name, value in part.items()}
     path = content.get("path")
     if isinstance(path, str) and not Path(path).exists():
         content["path"] = str(in_project(path))

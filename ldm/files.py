@@ -47,6 +47,15 @@ def in_project(path: str | Path) -> Path:
     return path if here else project() / path
 
 
+def portable(path: str | Path) -> str:
+    """Returns a path as records state it: that of a shipped file relative to the project, so that it is found again."""
+    path = Path(path)
+    if not path.is_absolute() or not path.is_relative_to(project()):
+        return str(path)
+    inside = path.relative_to(project())
+    return str(inside if any(inside.is_relative_to(folder) for folder in SHIPPED) else path)
+
+
 def file_hash(file: Path) -> str:
     """Returns the SHA-256 of a file, or ``"no file"`` if there is none."""
     if not file.is_file():

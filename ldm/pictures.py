@@ -47,10 +47,11 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
 
     Args:
         columns: images ``[N, C, H, W]``, or several a row ``[N, M, C, H, W]``, in [-1, 1]. If some have 3 channels and
-            others 1, the grid has 3.
+            others 1, the grid has 3. Of other numbers of channels, the mean is shown.
         gap: white pixels between pictures.
     """
     stacks = [value[:, None] if value.ndim == 4 else value for value in columns.values()]
+    stacks = [stack if stack.shape[2] in (1, 3) else stack.mean(2, keepdim=True) for stack in stacks]
     stacks = [with_channels(stack, max(each.shape[2] for each in stacks)) for stack in stacks]
     rows = min(len(stack) for stack in stacks)
     tiles = torch.cat([stack[:rows].detach().float().cpu() for stack in stacks], dim=1)

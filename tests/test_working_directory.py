@@ -15,6 +15,7 @@ from ldm.data import ImageFolder, ParquetImages, WebDatasetImages
 from ldm.files import located
 from ldm.models.first_stage import load_first_stage
 from rdm.loading import SHIPPED, find_checkpoint
+from rdm.sampling.record import read_record
 
 COMMANDS = {
     "database": ["scripts/build_database.py", "--source", "own", "--size", "16", "--output", "db"],
@@ -89,6 +90,7 @@ def test_every_script_works_from_elsewhere(elsewhere: Path) -> None:
             assert code == 0, f"{name}: {said}"
     first, again = (elsewhere / f"outputs/{name}-000.png" for name in ("txt2img/txt2img", "sample/again"))
     assert first.read_bytes() == again.read_bytes()
+    assert read_record(first)["checkpoint"] == str(SHIPPED / "model.safetensors")  # found wherever the project lies
     assert Image.open(elsewhere / "outputs/edit/edit-000.png").size == (64, 64)
     (run,) = (elsewhere / "logs").iterdir()
     assert (run / "checkpoints/last.ckpt").is_file() and (elsewhere / "out/model.safetensors").is_file()

@@ -181,7 +181,7 @@ def centre_crop(image: Image.Image, size: Size) -> Image.Image:
     height, width = sides(size)
     if image.size == (width, height):
         return image
-    across, down = image.size
+    across, down = map(float, image.size)
     if across * height <= down * width:
         down = across * height / width
     else:

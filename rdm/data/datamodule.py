@@ -111,13 +111,23 @@ class RetrievalDataModule(FurtherDataModule):
         Raises:
             ValueError: the config of the training images does not say it.
         """
+        return sides(self._image_params["size"])
+
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """The values of black and white in grey pictures with more than 8 bits, if the config states them."""
+        return self._image_params.get("value_range")
+
+    @property
+    def _image_params(self) -> Mapping[str, Any]:
+        """The parameters of the data set that holds the training images, which may lie within others."""
         config: Any = self.dataset_configs["train"]
         while "size" not in config.get("params", {}):
             inner = [value for value in config.get("params", {}).values() if isinstance(value, Mapping)]
             config = next((value for value in inner if "target" in value), None)
             if config is None:
                 raise ValueError("data.params.train has no 'size'; give the size of its images in pixels")
-        return sides(config["params"]["size"])
+        return config["params"]
 
     @property
     def table_names(self) -> list[str]:

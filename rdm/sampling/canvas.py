@@ -107,6 +107,7 @@ def open_canvas(
     strength: float | None = None,
     repeats: int = REPEATS,
     invert: bool = False,
+    value_range: Sequence[float] | None = None,
     inverted_with_rows: Sequence[int] | None = None,
     picture_sha256: str | None = None,
     mask_sha256: str | None = None,
@@ -122,6 +123,8 @@ def open_canvas(
         strength: see :class:`Edit`; None stands for 1.
         repeats: see :class:`Edit`.
         invert: see :class:`Edit`.
+        value_range: the values of black and white in a grey picture with more than 8 bits, see
+            :func:`ldm.data.decode.decode_image`.
         inverted_with_rows: the database rows that the model sees during the inversion; stored in the record.
         picture_sha256: the hash of the picture in a record; the file must have it.
         mask_sha256: the hash of the mask in a record; the file must have it.
@@ -138,7 +141,7 @@ def open_canvas(
         raise ValueError(f"got {got}, expected one of mask, outpaint and invert, or a strength alone")
     if outpaint is not None and (len(outpaint) != 4 or min(outpaint) < 0 or not any(outpaint)):
         raise ValueError(f"outpaint: got {list(outpaint)}, expected pixels at the left, top, right and bottom")
-    image, data = _open(picture, picture_sha256, size)
+    image, data = _open(picture, picture_sha256, size, value_range)
     pixels, paint = _pixels(image), None
     if mask is not None:
         opened, mask_data = _open(mask, mask_sha256, size)
@@ -160,11 +163,14 @@ def open_canvas(
         "repeats": repeats,
         "invert": invert,
         "inverted_with_rows": None if inverted_with_rows is None else list(inverted_with_rows),
+        **({} if value_range is None else {"value_range": list(value_range)}),
     }
     return Canvas(pixels, paint, about)
 
 
-def _open(path: str | Path, sha256: str | None, size: Size | None) -> tuple[Image.Image, bytes]:
+def _open(
+    path: str | Path, sha256: str | None, size: Size | None, value_range: Sequence[float] | None = None
+) -> tuple[Image.Image, bytes]:
     """Returns the picture in a file, cropped and scaled to ``size``, and the bytes of the file."""
     file = located(path)
     if not file.is_file():
@@ -173,7 +179,7 @@ def _open(path: str | Path, sha256: str | None, size: Size | None) -> tuple[Imag
     if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
-        picture = open_picture(data)
+        picture = open_picture(data, value_range)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return picture if size is None else centre_crop(picture, size), data

@@ -70,7 +70,14 @@ def edit(
     """
     k, model, embedder = k or loaded.k, loaded.diffusion, loaded.retriever.embedder
     canvas = open_canvas(
-        picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
+        picture,
+        mask=mask,
+        outpaint=outpaint,
+        size=size,
+        strength=strength,
+        repeats=repeats,
+        invert=invert,
+        value_range=loaded.data.value_range,
     )
     if invert:
         own = loaded.retriever(image_queries(embedder, canvas.picture.to(model.device)), k)

@@ -22,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
-from ldm.files import file_hash, located, read_json, write_json
+from ldm.files import file_hash, located, portable, read_json, write_json
 from ldm.pictures import save_png, to_uint8
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -125,7 +125,7 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     database, request, settings = loaded.retriever.database, samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
-        "checkpoint": str(loaded.path),
+        "checkpoint": portable(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
         "database": str(database.path),
         "database_fingerprint": database.fingerprint,

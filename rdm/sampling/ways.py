@@ -257,7 +257,8 @@ def picture_queries(loaded: Loaded, image: str | Path, sha256: str | None = None
     if sha256 is not None and (found := file_hash(path)) != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
-        pixels = decode_image(path.read_bytes(), loaded.data.image_size)
+        data = loaded.data
+        pixels = decode_image(path.read_bytes(), data.image_size, value_range=data.value_range)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return image_queries(loaded.retriever.embedder, pixels[None].to(loaded.model.device))

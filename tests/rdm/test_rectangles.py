@@ -153,6 +153,20 @@ def test_a_grey_model_is_sampled_and_edits(tmp_path: Path) -> None:
     Image.fromarray(mask).save(tmp_path / "mask.png")
     edited = draw(edit, loaded, tmp_path / "colour.png", mask=tmp_path / "mask.png", repeats=1, **FAST)
     save(edited, loaded, tmp_path, "edit")
+    values = np.linspace(-100, 300, 15 * 16).reshape(15, 16).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "deep.tif")
+    for attempt in (
+        lambda: draw(edit, loaded, tmp_path / "deep.tif", strength=0.0, **FAST),
+        lambda: draw(ways.image, loaded, tmp_path / "deep.tif", 1, **FAST),
+    ):
+        with pytest.raises(ValueError, match=r"deep\.tif: a picture of .* values from -100 to 300"):
+            attempt()
+    loaded.data.dataset_configs["train"]["params"]["value_range"] = [-100, 300]
+    deep = draw(edit, loaded, tmp_path / "deep.tif", strength=0.0, **FAST)
+    assert float((deep.request.canvas.picture[0, 0] - torch.from_numpy(values / 200 - 0.5)).abs().max()) < 0.005
+    save(deep, loaded, tmp_path, "deep")
+    assert torch.equal(make_again(read_record(tmp_path / "deep-000.png"))[0].images, deep.images)
+    draw(ways.image, loaded, tmp_path / "deep.tif", 1, **FAST)
     made, grey = (np.asarray(Image.open(tmp_path / "edit-000.png")), np.asarray(Image.fromarray(colour).convert("L")))
     assert np.abs(made[:, :8].astype(int) - grey[:, :8]).max() <= 1 and made.shape == (15, 16)
 

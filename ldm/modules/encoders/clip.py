@@ -250,6 +250,8 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
         raise ValueError(f"embedder {model} has no weights; set 'pretrained' to a tag or a file")
     if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():
         raise ValueError(f"OpenAI's weights were trained with QuickGELU; name the model {model}-quickgelu, got {model}")
+    if located(pretrained).is_file():
+        pretrained = str(located(pretrained))
     try:
         return open_clip.create_model(model, pretrained, require_pretrained=True), open_clip.get_tokenizer(model)
     except (RuntimeError, OSError, ValueError) as error:
