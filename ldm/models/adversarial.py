@@ -120,7 +120,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         Raises:
             ValueError: the config gives the discriminator other channels.
         """
-        loss, name = get_obj_from_str(config["target"]), "disc_in_channels"
+        loss, name = get_obj_from_str(config["target"]) if "target" in config else None, "disc_in_channels"
         if not (isinstance(loss, type) and issubclass(loss, AdversarialLoss)):
             return instantiate_from_config(config)
         given = (config.get("params") or {}).get(name, self.out_channels)

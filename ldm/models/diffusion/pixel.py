@@ -162,8 +162,9 @@ class DDPM(pl.LightningModule):
 
     @property
     def image_channels(self) -> int:
-        """The number of channels of an image."""
-        return int(self.model.diffusion_model.out_channels)
+        """The number of channels of an image; of the U-Net's input, a condition may be a part."""
+        network, shared = self.model.diffusion_model, self.model.conditioning_key in ("concat", "hybrid")
+        return int(network.out_channels if shared else network.in_channels)
 
     @property
     def side_multiple(self) -> int:
