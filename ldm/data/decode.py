@@ -33,6 +33,7 @@ MAX_PIXELS = 89_478_485  # Above this number, Pillow warns of a decompression bo
 CHANNELS = (1, 3)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF file
 _UNSIGNED, _WHITE_IS_ZERO = 1, 0
+_UNSIGNED_16 = ("PNG", "PPM", "JPEG2000")  # formats whose grey with more than 8 bits is read as unsigned 16 bits
 
 Size = int | Sequence[int]
 """The size of pictures: the side of a square in pixels, or `[height, width]`."""
@@ -142,8 +143,8 @@ def _is_deep(image: Image.Image) -> bool:
 def _known_range(image: Image.Image) -> tuple[float, float] | None:
     """Returns the values of black and white of a grey picture with more than 8 bits, if its file says them."""
     tags = getattr(image, "tag_v2", None)
-    if tags is None:  # PNG, JPEG 2000 and PGM are unsigned with 16 bits
-        return None if image.mode == "F" else (0.0, 65535.0)
+    if tags is None:
+        return (0.0, 65535.0) if image.format in _UNSIGNED_16 and image.mode != "F" else None
     bits, form = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
     if form != _UNSIGNED or bits > 16:
         return None

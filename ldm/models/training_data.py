@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 
 def check_training_data(
@@ -25,7 +27,8 @@ def check_training_data(
         ValueError: a picture has other channels, sides that do not divide, or another size.
     """
     for name, images in getattr(getattr(trainer, "datamodule", None), "datasets", {}).items():
-        image = images[0].get(key)
+        item = {} if isinstance(images, IterableDataset) else images[0]
+        image = item.get(key) if isinstance(item, Mapping) else None
         if not isinstance(image, Tensor) or image.ndim != 3:
             continue
         found, height, width = image.shape

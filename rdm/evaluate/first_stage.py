@@ -68,8 +68,8 @@ def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size
         override = {"size": size} if size else {}
         return {"target": validation["target"], "params": {**(validation.get("params") or {}), **override}}
     config = source_config(data or EMOJI, size or stage.resolution, split or (None if data else "val"))
-    config["params"]["channels"] = getattr(stage.model, "in_channels", 3)
-    return config
+    channels = getattr(stage.model, "in_channels", 3)
+    return config if channels == 3 else {**config, "params": {**config["params"], "channels": channels}}
 
 
 class Reconstruction:

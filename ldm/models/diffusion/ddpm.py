@@ -119,7 +119,8 @@ class LatentDiffusion(DDPM):
     @property
     def image_channels(self) -> int:
         """The number of channels of an image, which the first stage reads."""
-        return int(getattr(self.first_stage_model, "in_channels", super().image_channels))
+        found = getattr(self.first_stage_model, "in_channels", None)
+        return super().image_channels if found is None else int(found)
 
     @property
     def side_multiple(self) -> int:
