@@ -42,7 +42,7 @@ SCALED = torch.from_numpy(2 * DEEP.astype(np.float64) / 65535 - 1).float()[None]
 RAMP = np.linspace(-1000.0, 3000.0, 64).reshape(8, 8)
 
 
-@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG2000"])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG2000", "PPM"])
 def test_16_bits_are_not_rounded_to_8(form: str) -> None:
     image = decode_image(encoded(DEEP, form), 24, channels=1)
     assert image.shape == (1, 24, 24) and image.dtype == torch.float32
