@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.files import atomic_path
+from ldm.files import atomic_path, located
 
 LOG = logging.getLogger(__name__)
 # The errors that torch.load raises for a truncated file, or for one that is no checkpoint.
@@ -48,7 +48,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no checkpoint, is truncated, or names more than tensors and plain containers.
     """
-    path = Path(path)
+    path = located(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train one with main.py or give another path")
     if path.suffix == ".safetensors":
@@ -96,7 +96,7 @@ def _read_pickle(path: Path) -> Any:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns the text metadata of a ``.safetensors`` file."""
-    with safe_open(path, framework="pt") as file:
+    with safe_open(located(path), framework="pt") as file:
         return dict(file.metadata() or {})
 
 

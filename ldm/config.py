@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.convert.lightning import our_lightning
-from ldm.files import atomic_path
+from ldm.files import atomic_path, in_project, located, project
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
 LIGHTNING = ("trainer", "callbacks", "checkpoint")
+PROJECT = ("configs", "models", "logs")  # folders of the project whose configs name what is built in the project
 
 
 @dataclass(frozen=True)
@@ -58,33 +60,55 @@ class RunConfig:
 def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
+    In a config of the project (in its ``configs``, ``models`` and ``logs``), a relative ``path``, which names what is
+    built (a database, a table of codes), follows the project and not the working directory, unless it exists there.
+
     Args:
-        files: paths of YAML files.
+        files: paths of YAML files, see :func:`ldm.files.located`.
         overrides: settings of the form ``model.params.k=8``.
 
     Raises:
         FileNotFoundError: a file is missing; names the nearest one in ``configs/``.
         ValueError: a file is not a YAML mapping, or an override has no ``=``.
     """
-    for file in files:
-        if not Path(file).is_file():
-            found = [str(path) for path in Path("configs").rglob("*.yaml")]
+    found_at = [located(file) for file in files]
+    for file in found_at:
+        if not file.is_file():
+            found = [str(path.relative_to(project())) for path in (project() / "configs").rglob("*.yaml")]
             raise FileNotFoundError(
                 f"no config at {file}{nearest(str(file), found) or '; the shipped ones are in configs/'}"
             )
     for word in overrides:
         if "=" not in word:
             raise ValueError(f"got the setting '{word}', expected key.path=value")
-    names = ", ".join(map(str, files))
+    names = ", ".join(map(str, found_at))
     try:
-        parts = [OmegaConf.load(file) for file in files]
-        if lists := [str(file) for file, part in zip(files, parts, strict=True) if not OmegaConf.is_dict(part)]:
+        parts: list[Any] = [OmegaConf.load(file) for file in found_at]
+        if lists := [str(file) for file, part in zip(found_at, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
-        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(*map(_as_in_project, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
+
+
+def _as_in_project(file: Path, config: Any) -> Any:
+    """Returns a config; if it is one of the project, the paths of what is built lead into the project."""
+    ours = any(file.absolute().is_relative_to(project() / folder) for folder in PROJECT)
+    return _built_there(OmegaConf.to_container(config)) if ours and os.access(project(), os.W_OK) else config
+
+
+def _built_there(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_built_there(each) for each in part]
+    if not isinstance(part, Mapping):
+        return part
+    content = {name: _built_there(value) for name, value in part.items()}
+    path = content.get("path")
+    if isinstance(path, str) and not Path(path).exists():
+        content["path"] = str(in_project(path))
+    return content
 
 
 def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -131,15 +155,15 @@ def write_config(file: str | Path, config: dict[str, Any], comment: str = "") ->
         temporary.write_text(text + OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
 
-def image_side(config: Any) -> int | None:
-    """Returns the side of the pictures in pixels that the config of a data module or of a data set states.
+def picture_params(config: Any) -> Mapping[str, Any] | None:
+    """Returns the parameters in the config of a data module or of a data set that state the size of the pictures.
 
-    The first ``crop_size`` or else ``size`` below the first of ``train``, ``validation`` and ``test`` that has one
-    counts. None stands for a config without one.
+    They are the first ones with a ``crop_size`` or a ``size`` below the first of ``train``, ``validation`` and ``test``
+    that has such ones. None stands for a config without them.
     """
     if not isinstance(config, Mapping):
         return None
-    if isinstance(side := config.get("crop_size", config.get("size")), int):
-        return side
+    if any(isinstance(config.get(name), int | Sequence) for name in ("crop_size", "size")):
+        return config
     names = sorted(config, key=lambda name: ("train", "validation", "test", name).index(name))
-    return next((side for name in names if (side := image_side(config[name])) is not None), None)
+    return next((found for name in names if (found := picture_params(config[name])) is not None), None)

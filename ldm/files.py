@@ -1,16 +1,18 @@
-"""Files on disk: hashes, JSON files, downloads, locks, and writing that leaves no half-written file."""
+"""Files on disk: where paths lead, hashes, JSON, downloads, locks, and writing that leaves no half-written file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
 import os
 import socket
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +23,49 @@ import numpy as np
 LOG = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may be, is used up
 LOCK = ".lock"
+
+SHIPPED = ("configs", "data/emoji", "docs", "models")  # the folders of the files that come with the code
+_INSTALLED = Path("share") / "retrieval-augmented-diffusion"  # where an installed package has them, see pyproject.toml
+
+
+@functools.cache
+def project() -> Path:
+    """Returns the folder of the shipped files: that of the checkout, or that of the installed package."""
+    code = Path(__file__).resolve().parents[1]
+    places = (code, code / _INSTALLED, Path(sysconfig.get_path("data")) / _INSTALLED)
+    return next((place for place in places if (place / "models").is_dir()), code)
+
+
+def located(path: str | Path) -> Path:
+    """Returns where a path leads that is read.
+
+    A relative path follows the working directory. If nothing is there, and the path lies in a folder of shipped files
+    (``configs``, ``data/emoji``, ``docs`` or ``models``), the file of the project is meant.
+    """
+    path = Path(path)
+    return path if path.exists() or not shipped(path).exists() else shipped(path)
+
+
+def shipped(path: str | Path) -> Path:
+    """Returns a relative path in a folder of shipped files as a path in the project, and any other path as it is."""
+    path = Path(path)
+    return in_project(path) if any(path.is_relative_to(folder) for folder in SHIPPED) else path
+
+
+def in_project(path: str | Path) -> Path:
+    """Returns a relative path as one in the project, unless that is the working directory, and any other as it is."""
+    path = Path(path)
+    here = path.is_absolute() or ".." in path.parts or Path.cwd() == project()
+    return path if here else project() / path
+
+
+def portable(path: str | Path) -> str:
+    """Returns a path as records state it: that of a shipped file relative to the project, so that it is found again."""
+    path = Path(path)
+    if not path.is_absolute() or not path.is_relative_to(project()):
+        return str(path)
+    inside = path.relative_to(project())
+    return str(inside if any(inside.is_relative_to(folder) for folder in SHIPPED) else path)
 
 
 def file_hash(file: Path) -> str:
@@ -111,7 +156,7 @@ def read_text(file: str | Path) -> str:
         ValueError: not UTF-8.
     """
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        return located(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: got bytes that are no UTF-8 text ({error}); save it as UTF-8") from error
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import check_weights, choose_weights, read_metadata, read_weights, write_weights
 from ldm.config import read_config
-from ldm.files import atomic_path, read_json, read_text
+from ldm.files import atomic_path, located, read_json, read_text
 from ldm.util import check_mapping, instantiate_from_config
 
 # Names that a checkpoint may lack: losses and the running average are only used in training, and the cond stage may
@@ -35,7 +35,7 @@ def read_run(
         FileNotFoundError: there is no config, or there are no weights.
         ValueError: the checkpoint is damaged, lacks the wanted weights, or does not fit the config.
     """
-    run = Path(run)
+    run = located(run)
     if not (run / "config.yaml").is_file():
         raise FileNotFoundError(f"no config.yaml in {run}; expected a run folder that main.py made")
     file = Path(checkpoint or weights_of(run))
@@ -49,7 +49,8 @@ def read_run(
 def weights_of(run: str | Path) -> Path:
     """Returns the path of the weights of a run or of an exported folder, whether it exists or not."""
     names = ("checkpoints/last.ckpt", "model.safetensors", "model.ckpt")
-    return next((Path(run) / name for name in names if (Path(run) / name).is_file()), Path(run) / names[0])
+    run = located(run)
+    return next((run / name for name in names if (run / name).is_file()), run / names[0])
 
 
 def described_model(model: Mapping[str, Any]) -> nn.Module:
@@ -123,7 +124,7 @@ def export_run(
         FileNotFoundError: the run has no config or checkpoint.
         ValueError: see :func:`read_run`.
     """
-    run, output = Path(run), Path(output)
+    run, output = located(run), Path(output)
     _, state = read_run(run, checkpoint, weights)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
     if half:
@@ -170,7 +171,7 @@ def measured_latents(run: str | Path) -> dict[str, float]:
     Raises:
         ValueError: the run's ``latents.json`` is damaged.
     """
-    file, weights = Path(run) / "latents.json", weights_of(run)
+    file, weights = located(run) / "latents.json", weights_of(run)
     if file.is_file():
         return read_json(file, "delete it or validate again")
     if weights.suffix != ".safetensors":

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from ldm.callbacks import ImageLogger
-from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.database.pictures import framed_pictures
 
 
 class RetrievalImageLogger(ImageLogger):
@@ -17,10 +17,9 @@ class RetrievalImageLogger(ImageLogger):
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Returns the pictures of the neighbours, ``[N, K, 3, H, W]``, read from the source of the database."""
-        rows = batch["neighbour_rows"]
+        rows, size = batch["neighbour_rows"], batch["image"].shape[2:]
         data: Any = getattr(trainer, "datamodule", None)  # Lightning does not declare this attribute
-        size = batch["image"].shape[-1]
-        return {"neighbours": pictures(data.database, rows.numpy(), size)}
+        return {"neighbours": framed_pictures(data.database, rows.numpy(), *size)}
 
     def order(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the columns in the order of the grid; the neighbours follow the input."""

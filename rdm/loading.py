@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
-from ldm.config import image_side, read_config
+from ldm.config import picture_params, read_config
+from ldm.data.decode import sides
+from ldm.files import in_project, located
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -45,10 +47,18 @@ class PlainData:
     """What sampling needs to know of the data of a plain model.
 
     Attributes:
-        image_size: the side of training images in pixels.
+        image_size: height and width of training images in pixels.
+        value_range: the values of black and white in grey pictures with more than 8 bits, if the config states them.
     """
 
-    image_size: int
+    image_size: tuple[int, int]
+    value_range: Sequence[float] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None, model: LatentDiffusion) -> PlainData:
+        """Returns what the config of the data says; without one, the size that the model is configured for."""
+        params = picture_params(config) or {"size": side_of(model)}
+        return cls(sides(params.get("crop_size") or params["size"]), params.get("value_range"))
 
 
 class NoRetriever(Retriever):
@@ -132,7 +142,7 @@ class Loaded:
         Raises:
             ValueError: the model cannot make images of this size.
         """
-        trained = (self.data.image_size, self.data.image_size)
+        trained = self.data.image_size
         return self.model.latent_shape_of(height or trained[0], width or trained[1], trained)
 
 
@@ -160,14 +170,17 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """
     named = path or "rdm"
     kind = named if named in KINDS else "rdm"
-    place = KINDS[kind][1] if named in KINDS else Path(named)
+    place = located(KINDS[kind][1] if named in KINDS else named)
     runs = []
     if named in KINDS:
         runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
     newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
     found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
-        raise FileNotFoundError(f"no checkpoint at {place}; train one with main.py --base {KINDS[kind][2]} -t")
+        raise FileNotFoundError(
+            f"no checkpoint at {place.absolute()}; correct the path, or train one with main.py --base "
+            f"{KINDS[kind][2]} -t"
+        )
     return found[0]
 
 
@@ -207,9 +220,9 @@ def load(
     """
     only = [only] if isinstance(only, str) else only
     path = find_checkpoint(checkpoint)
-    parts = config_beside(path) if config is None else model_config(Path(config), path)
+    parts = config_beside(path) if config is None else model_config(located(config), path)
     LOG.info("model %s", path)
-    own_config = None if config is None else Path(config)
+    config_file = None if config is None else located(config)
     if is_plain(parts["model"]):
         given = {"database": database, "only": list(only) or None, "same_outline": same_outline}
         if named := [name for name, value in given.items() if value is not None]:
@@ -217,17 +230,19 @@ def load(
                 f"got {named[0]} for {path}, a plain latent diffusion model without a database; leave it out"
             )
         plain: Any = load_model(parts["model"], path)
-        data = PlainData(image_side(parts.get("data")) or side_of(plain))
-        return Loaded(plain, NoRetriever(path), data, path, own_config, read_class_names(beside(path)))
+        sizes = PlainData.of(parts.get("data"), plain)
+        return Loaded(plain, NoRetriever(path), sizes, path, config_file, read_class_names(beside(path)))
     if not parts.get("data"):
         raise ValueError(
             f"the config of {path} has no 'data', which names embedder and database; give the config of a whole run"
         )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    if database is None or Path(database) == Path(data.database_config["path"]):
+    if database is None or _same(database, data.database_config["path"]):
         data.prepare_retrieval()
-    opened = RetrievalDatabase.open(database) if database else data.database
+        opened = data.database
+    else:
+        opened = RetrievalDatabase.open(database)
     rows = select_rows(opened, only) if only else None
     embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
     outlines = Outlines.of(opened, data.same_outline if same_outline is None else same_outline)
@@ -235,7 +250,13 @@ def load(
         LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", opened.path)
         outlines = None
     retriever = Retriever(embedder, opened, index, rows, outlines)
-    return Loaded(model, retriever, data, path, own_config)
+    return Loaded(model, retriever, data, path, config_file)
+
+
+def _same(database: str, own: str) -> bool:
+    """Returns whether two paths name one database, from the working directory or in the project."""
+    places, others = ({Path(each).absolute(), in_project(each).absolute()} for each in (database, own))
+    return not places.isdisjoint(others)
 
 
 def _open_index(database: RetrievalDatabase) -> SearchIndex:

@@ -24,7 +24,7 @@ def adapt(pictures: str, run: Path, outdir: Path, minutes: float) -> Path:
     database = outdir / "database"
     write_config(outdir / "config.yaml", adapting_config(str(SHIPPED), pictures, database, minutes))
     words = ["--base", str(outdir / "config.yaml"), "-t", "-p", str(run), "--no-test"]
-    if subprocess.run([sys.executable, str(ROOT / "main.py"), *words], cwd=ROOT, check=False).returncode != 0:  # noqa: S603
+    if subprocess.run([sys.executable, str(ROOT / "main.py"), *words], check=False).returncode != 0:  # noqa: S603
         raise ValueError("training failed; see its message above")
     return database
 

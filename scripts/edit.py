@@ -2,8 +2,7 @@
 
 The model sees the neighbours of --prompt. Without a prompt, it sees the neighbours of the picture or, with --mask or
 --outpaint, those of the part that is kept. --invert finds the noise that leads to the picture and samples from it under
-the prompt; without a prompt it gives the picture back and prints how well. The sides of the picture must be multiples
-of 16 for the shipped model.
+the prompt; without a prompt it gives the picture back and prints how well. The picture may have any size.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ def parse() -> argparse.Namespace:
         default=REPEATS,
         help="with a mask: number of times that each step is sampled, so that new and old parts fit",
     )
-    p.add_argument(
-        "--size", type=argument("size"), help="scale the centre square of picture and mask to this side in pixels"
-    )
+    scaled = "scale the centre of picture and mask to this side or HEIGHTxWIDTH"
+    p.add_argument("--size", type=argument("size"), metavar="PIXELS", help=scaled)
     seen = p.add_mutually_exclusive_group()
     seen.add_argument("--only_caption", action="store_true", help="the model sees the prompt alone, without neighbours")
     seen.add_argument("--use_query", action="store_true", help="the model sees the prompt and then its neighbours")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness of a pixel (ITU-R BT.601)
+from ldm.pictures import with_channels
 
 
 def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -51,7 +51,7 @@ def recolour(
         saturation: largest share by which the distances of a pixel's channels to its grey value change.
     """
     n = len(images)
-    grey = (images * images.new_tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
+    grey = with_channels(images, 1)
     images = torch.lerp(grey, images, uniform(n, 1 - saturation, 1 + saturation, generator).to(images))
     mean = grey.mean((2, 3), keepdim=True)
     images = torch.lerp(mean, images, uniform(n, 1 - contrast, 1 + contrast, generator).to(images))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from ldm.files import read_text
+from ldm.files import located, read_text
 
 NO_CLASS = -1
 LARGEST = 1_000_000  # a label above this is an identifier rather than the number of a class
@@ -69,7 +68,7 @@ def listed_classes(listed: str | Sequence[str], found: Iterable[str]) -> Classes
         FileNotFoundError: there is no such file.
         ValueError: a name is in the list twice, or a class of the data set is not in the list.
     """
-    if isinstance(listed, str) and not Path(listed).is_file():
+    if isinstance(listed, str) and not located(listed).is_file():
         raise FileNotFoundError(f"class_list: no file at {listed!r}; expected one with a class in each line")
     names = read_text(listed).splitlines() if isinstance(listed, str) else [str(name) for name in listed]
     if len(set(names)) < len(names):

@@ -12,9 +12,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ldm.data.classes import NO_CLASS, Classes, listed_classes, sorted_classes
-from ldm.data.decode import decode_image
+from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
 from ldm.data.left_out import pictures_below, say_pages
-from ldm.files import read_text
+from ldm.files import located, read_text, shipped
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of pictures with metadata.
 
-    An item is `{"image": [3, size, size] float32 in [-1, 1]}` and strings: `id` (unique), `caption`, `class_id`,
-    `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has. It also has
-    `class_label`, the number of its class (-1 without a class), and `human_label`, a name of the class for people.
+    An item is `{"image": [channels, height, width] float32 in [-1, 1]}` and strings: `id` (unique), `caption`,
+    `class_id`, `uri`, `licence` and `attribution`, which are empty if unknown, and further strings that the source has.
+    It also has `class_label`, the number of its class (-1 without a class), and `human_label`, a name of the class for
+    people.
 
     The name of a picture that cannot be read is logged. In its place the dataset returns the next readable picture
     (after the last one, the first), with that picture's own `id`. At most `max_broken` such pictures are tolerated;
@@ -35,24 +36,39 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     """
 
     def __init__(
-        self, size: int, max_broken: int = 10, keep: bool = False, class_list: str | Sequence[str] | None = None
+        self,
+        size: Size,
+        max_broken: int = 10,
+        keep: bool = False,
+        class_list: str | Sequence[str] | None = None,
+        channels: int = 3,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         """Checks and stores the options.
 
         Args:
-            size: side of the returned pictures in pixels.
+            size: size of the returned pictures in pixels: the side of squares, or `[height, width]`. The centre of a
+                picture is used, as much of it as has this ratio.
             max_broken: number of unreadable pictures to tolerate.
-            keep: keep every decoded item in memory, with 12 bytes per pixel in each loader worker. This helps if the
+            keep: keep every decoded item in memory, with 4 bytes per value in each loader worker. This helps if the
                 device would otherwise wait until small pictures are decoded.
             class_list: the classes in the order of their numbers, from 0: their names, or a text file with a name in
                 each line. If not given, :meth:`numbered` numbers them.
+            channels: 3 for red, green and blue, or 1 for grey.
+            value_range: `[black, white]`, the values that become -1 and 1 in grey pictures with more than 8 bits.
+                Without it, unsigned pictures go from 0 to the largest value of their bits; pictures of signed
+                integers, of 32 bits and of floating-point numbers are refused.
 
         Raises:
-            ValueError: `size` is below 1 or `max_broken` is below 0.
+            ValueError: an option has another value than described.
         """
-        if size < 1 or max_broken < 0:
-            raise ValueError(f"got size={size}, max_broken={max_broken}; expected size >= 1 pixel and max_broken >= 0")
-        self.size = size
+        if max_broken < 0 or channels not in CHANNELS:
+            raise ValueError(
+                f"got max_broken={max_broken}, channels={channels}; expected max_broken >= 0, and 3 or 1 channels"
+            )
+        check_range(value_range)
+        self.size: Size = short_size(size)
+        self.channels, self.value_range = channels, value_range
         self.max_broken = max_broken
         self._class_list = class_list
         self.said: set[str] = set()  # what was logged of pictures that are not read as a whole
@@ -102,7 +118,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
         Raises:
             IndexError: `index` is out of range.
-            ValueError: more than `max_broken` pictures are unreadable; the error names them.
+            ValueError: more than `max_broken` pictures are unreadable, and the error names them; or the range of a
+                picture's values is unknown.
         """
         total = len(self)
         if not -total <= index < total:
@@ -121,8 +138,11 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             return dict(self._items[index])
         try:
             data = self.read(index)
-            item = {"image": decode_image(data, self.size), **self.metadata(index)}
+            image = decode_image(data, self.size, self.channels, self.value_range)
+            item = {"image": image, **self.metadata(index)}
             say_pages(data, self.uri(index), self.said)
+        except UnknownRangeError as error:
+            raise ValueError(f"{self.uri(index)} is {error}") from error
         except (OSError, ValueError) as error:
             name = self.uri(index)
             self._broken[index] = name
@@ -153,15 +173,15 @@ class ImageFolder(ImageDataset):
 
     Args:
         root: the folder.
-        size: side of the returned pictures in pixels.
-        max_broken: number of unreadable pictures to tolerate.
+        size: see :class:`ImageDataset`.
+        max_broken: see there.
         files: a text file with one path below the root on each line (LSUN's and taming's lists). Its order is kept,
             blank lines are skipped, and the folder is not searched.
         classes: `[first, end]`, the range of class folders to keep, by their number in sorted order, without `end`.
             `[151, 269]` are the dogs in ImageNet's 1000 folders. Numbers count the folders of all listed pictures.
         class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`). The
             name is also the `human_label`.
-        class_list: see :class:`ImageDataset`.
+        options: `keep`, `class_list`, `channels` and `value_range` of :class:`ImageDataset`.
 
     Raises:
         FileNotFoundError: the root is not a folder or has no picture, or a text file is missing.
@@ -171,17 +191,17 @@ class ImageFolder(ImageDataset):
     def __init__(
         self,
         root: str,
-        size: int,
+        size: Size,
         max_broken: int = 10,
         files: str | None = None,
         classes: Sequence[int] | None = None,
         class_names: str | None = None,
-        class_list: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(size, max_broken, class_list=class_list)
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no image folder at {root!r}; correct `root` in the data config")
+        super().__init__(size, max_broken, **options)
+        self.root, self.folder = Path(root), located(root)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"no image folder at {root!r}{here(root)}; correct `root` in the data config")
         self.names = self._found() if files is None else _lines(files)
         if not self.names:
             raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} on each line")
@@ -200,7 +220,7 @@ class ImageFolder(ImageDataset):
             raise ValueError(f"class_names: got no name for class {unknown[0]!r} in {class_names!r}; add its line")
 
     def _found(self) -> list[str]:
-        names = pictures_below(self.root, SUFFIXES)
+        names = pictures_below(self.folder, SUFFIXES)
         if not names:
             raise FileNotFoundError(
                 f"no image below {str(self.root)!r}; expected files ending in {', '.join(SUFFIXES)}"
@@ -218,7 +238,7 @@ class ImageFolder(ImageDataset):
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the strings of an item; `id` is the path below the root."""
         name = Path(self.names[index])
-        text = self.root / name.with_suffix(".txt")
+        text = self.folder / name.with_suffix(".txt")
         caption = read_text(text).strip() if text.is_file() else ""
         class_id = folder_of(self.names[index])
         caption = caption or self.class_names.get(class_id, "")
@@ -234,7 +254,7 @@ class ImageFolder(ImageDataset):
 
     def read(self, index: int) -> bytes:
         """Returns the content of the file."""
-        return (self.root / self.names[index]).read_bytes()
+        return (self.folder / self.names[index]).read_bytes()
 
 
 def folder_of(name: str) -> str:
@@ -244,9 +264,15 @@ def folder_of(name: str) -> str:
 
 def _lines(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no list at {file!r}; correct the data config or run from the project root")
-    return [line.strip().removeprefix("./") for line in read_text(file).splitlines() if line.strip()]
+    path = located(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no list at {file!r}{here(file)}; correct the data config")
+    return [line.strip().removeprefix("./") for line in read_text(path).splitlines() if line.strip()]
+
+
+def here(path: str) -> str:
+    """Returns the words of an error that say where a relative path was looked for; none for an absolute path."""
+    return "" if Path(path).is_absolute() else f" in {Path.cwd()} or with the project"
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:
@@ -262,17 +288,20 @@ def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
     """
     found: list[Path] = []
     for entry in [files] if isinstance(files, str) else files:
-        path = Path(entry)
+        path = located(entry)
         if path.is_dir():
             matches = sorted(path.glob(f"*{suffix}"))
         elif path.is_file():
             matches = [path]
         else:
-            anchor = Path(path.anchor)
-            matches = sorted(anchor.glob(path.relative_to(anchor).as_posix())) if any(c in entry for c in "*?[") else []
+            matches = _globbed(path) or _globbed(shipped(path))
         if not matches:
-            raise FileNotFoundError(
-                f"no {suffix} file at {entry!r}; correct the data config or run from the project root"
-            )
+            raise FileNotFoundError(f"no {suffix} file at {entry!r}{here(entry)}; correct the data config")
         found += matches
     return found
+
+
+def _globbed(path: Path) -> list[Path]:
+    """Returns the paths that a glob pattern matches, sorted; none for a path that is no pattern."""
+    anchor = Path(path.anchor)
+    return sorted(anchor.glob(path.relative_to(anchor).as_posix())) if any(c in str(path) for c in "*?[") else []

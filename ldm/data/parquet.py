@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ldm.data.classes import Classes, numbered_classes
+from ldm.data.decode import Size
 from ldm.data.images import ImageDataset, complete, expand_files
 
 # For each entry of an item, the columns that can hold it, in order of preference.
@@ -42,29 +43,29 @@ class ParquetImages(ImageDataset):
     def __init__(
         self,
         files: str | Iterable[str],
-        size: int,
+        size: Size,
         split: str | None = None,
         where: Mapping[str, Any] | None = None,
         max_broken: int = 10,
         keep: bool = False,
-        class_list: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
         """Reads the rows that match.
 
         Args:
             files: a Parquet file, a folder of them, a glob pattern, or a list of these.
-            size: side of the returned pictures in pixels.
+            size: see :class:`ImageDataset`.
             split: short form of `where: {split: ...}`.
             where: keeps the rows in which each named column has the given value, or one of the given values.
             max_broken: number of unreadable pictures to tolerate.
             keep: keep every decoded item in memory.
-            class_list: see :class:`ImageDataset`.
+            options: `class_list`, `channels` and `value_range` of :class:`ImageDataset`.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: a file is not a Parquet file, a column is missing, or no row matches.
         """
-        super().__init__(size, max_broken, keep, class_list)
+        super().__init__(size, max_broken, keep, **options)
         rules = {column: _values(value) for column, value in (where or {}).items()}
         if split is not None:
             rules["split"] = [split]

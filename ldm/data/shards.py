@@ -9,11 +9,13 @@ import re
 import sys
 import tarfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ldm.data.classes import Classes, numbered_classes
+from ldm.data.decode import Size
 from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
 
 LOG = logging.getLogger(__name__)
@@ -49,27 +51,21 @@ class WebDatasetImages(ImageDataset):
     `<shard stem>/<key>`.
     """
 
-    def __init__(
-        self,
-        shards: str | Iterable[str],
-        size: int,
-        max_broken: int = 10,
-        class_list: str | Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, shards: str | Iterable[str], size: Size, max_broken: int = 10, **options: Any) -> None:
         """Lists the samples of the shards.
 
         Args:
             shards: a tar file, a folder of them, a glob pattern, a numbered range as in `train-{000..146}.tar`,
                 or a list of these.
-            size: side of the returned pictures in pixels.
+            size: see :class:`ImageDataset`.
             max_broken: number of unreadable pictures to tolerate.
-            class_list: see :class:`ImageDataset`.
+            options: `keep`, `class_list`, `channels` and `value_range` of :class:`ImageDataset`.
 
         Raises:
             FileNotFoundError: there is no such shard.
             ValueError: a shard is not an uncompressed tar file, or no shard has a picture.
         """
-        super().__init__(size, max_broken, class_list=class_list)
+        super().__init__(size, max_broken, **options)
         entries = [shards] if isinstance(shards, str) else shards
         self.shards = expand_files([name for entry in entries for name in _expand_range(entry)], ".tar")
         listed = [list(_samples(shard)) for shard in self.shards]
@@ -172,7 +168,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                     current = _Sample(key)
                 current.parts[extension.lower()] = (member.offset_data, member.size)
                 if extension.lower() == "cls" and (content := archive.extractfile(member)):
-                    current.class_id = sys.intern(content.read().decode("utf-8", "replace").strip())
+                    current.class_id = sys.intern(content.read().decode("utf-8-sig", "replace").strip())
     except tarfile.TarError as error:
         raise ValueError(
             f"{shard} is not a complete uncompressed tar file ({error}); unpack or fetch it again"

@@ -25,6 +25,7 @@ class HashSplit(Dataset[dict[str, Any]]):
             raise ValueError(f"every: got {every}, expected at least 2")
         self.images = instantiate_from_config(images)
         self.size, self.max_broken = self.images.size, self.images.max_broken
+        self.channels, self.value_range = self.images.channels, self.images.value_range
         self.rows = [
             i for i in range(len(self.images)) if is_held_out(self.images.metadata(i)["id"], every) == held_out
         ]

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
 from ldm.metrics import psnr, ssim
+from ldm.models.training_data import check_training_data
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
+from ldm.modules.losses.adversarial import AdversarialLoss
 from ldm.modules.quantize import summed
-from ldm.util import check_params, instantiate_from_config
+from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ class AdversarialAutoencoder(pl.LightningModule):
         image_key: key of a batch for the images.
         monitor: name of the logged value that picks the best checkpoint.
         colorize_nlabels: number of channels of label maps, which are shown in random colours.
-        batch_resize_range: smallest and largest side; each training batch is resized to one of the sides between them,
-            in steps of 16 pixels.
+        batch_resize_range: smallest and largest side; each training batch is resized so that its shorter side is one of
+            the sides between them, in steps of 16 pixels.
         scheduler_config: factor of the learning rate by step.
         learning_rate: of Adam, for generator and discriminator.
         lr_g_factor: factor of the generator's learning rate.
@@ -66,6 +68,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         check_params("ddconfig", Encoder, ddconfig)
+        self.in_channels, self.out_channels = int(ddconfig["in_channels"]), int(ddconfig["out_ch"])
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)
@@ -98,7 +101,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         """
         if use_ema:
             self.model_ema = LitEma(self)  # made before the loss, which it does not follow
-        self.loss = instantiate_from_config(lossconfig) if lossconfig else nn.Identity()
+        self.loss = self._loss(lossconfig) if lossconfig else nn.Identity()
         if not ckpt_path:
             return
         state, begins = read_weights(ckpt_path), tuple(ignore_keys)
@@ -110,6 +113,23 @@ class AdversarialAutoencoder(pl.LightningModule):
         load_weights(self, state, source=ckpt_path, allow=allow if averaged else [*allow, "model_ema.*"])
         if self.model_ema is not None and not averaged:
             self.model_ema.restart(self)
+
+    def _loss(self, config: Mapping[str, Any]) -> Any:
+        """Returns the loss of a config, whose discriminator sees the channels of a reconstruction.
+
+        Raises:
+            ValueError: the config gives the discriminator other channels.
+        """
+        loss, name = get_obj_from_str(config["target"]) if "target" in config else None, "disc_in_channels"
+        if not (isinstance(loss, type) and issubclass(loss, AdversarialLoss)):
+            return instantiate_from_config(config)
+        given = (config.get("params") or {}).get(name, self.out_channels)
+        if given != self.out_channels:
+            raise ValueError(
+                f"lossconfig: got {name}={given}, expected the {self.out_channels} channels of out_ch in ddconfig; "
+                f"leave out {name}"
+            )
+        return instantiate_from_config(config, **{name: given})
 
     @abstractmethod
     def bottleneck(self, images: Tensor, batch_idx: int) -> tuple[Tensor, Any]:
@@ -164,17 +184,26 @@ class AdversarialAutoencoder(pl.LightningModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Checks before training that loss and precision are possible, and configures training on several devices.
+        """Checks before training that data, loss and precision fit, and configures training on several devices.
 
         Raises:
-            ValueError: there is no loss, or the precision is float16, whose gradient scaling needs one optimiser.
+            ValueError: the pictures have other channels or sides than the networks read, there is no loss, or the
+                precision is float16, whose gradient scaling needs one optimiser.
         """
         self.trainer.gradient_clip_val, self.trainer.accumulate_grad_batches = self._refused
+        remedy = f"in_channels and out_ch in ddconfig instead of {self.in_channels}"
+        multiple = self.downsampling if self.resize_sides is None else 1
+        check_training_data(self.trainer, self.image_key, self.in_channels, remedy, multiple=multiple)
         if stage != "fit":
             return
         if not hasattr(self.loss, "generator"):
             raise ValueError(
                 f"the loss is {type(self.loss).__name__}, which trains nothing; set model.params.lossconfig"
+            )
+        if self.in_channels != self.out_channels:
+            raise ValueError(
+                f"ddconfig: got in_channels={self.in_channels}, out_ch={self.out_channels}, expected equal numbers, as "
+                "reconstructions are compared with images"
             )
         if self.trainer.precision == "16-mixed":
             raise ValueError("precision: got 16-mixed, expected bf16-mixed or 32 for a model with two optimisers")
@@ -227,14 +256,19 @@ class AdversarialAutoencoder(pl.LightningModule):
         self.clip_gradients(optimizer)
 
     def resized(self, images: Tensor, batch_idx: int) -> Tensor:
-        """Returns a training batch at a side of the range, drawn by the step; the first ones at the largest."""
+        """Returns a training batch at a side of the range, drawn by the step; the first ones at the largest.
+
+        The longer side keeps its ratio to the shorter one, up to the multiple that the encoder needs.
+        """
         if self.resize_sides is None:
             return images
         side = self.resize_sides[-1]
         if self.global_step > 4:
             draw = torch.randint(len(self.resize_sides), (), generator=self.generator(batch_idx))
             side = self.resize_sides[int(draw)]
-        return images if side == images.shape[2] else F.interpolate(images, (side, side), mode="bicubic")
+        step, shorter = self.downsampling, min(images.shape[2:])
+        size = [side if each == shorter else step * round(each * side / shorter / step) for each in images.shape[2:]]
+        return images if size == list(images.shape[2:]) else F.interpolate(images, size, mode="bicubic")
 
     def generator(self, batch_idx: int) -> torch.Generator:
         """Returns a CPU generator that is a function of step, batch and device, so that a resumed run goes on alike."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import read_config
+from ldm.files import located
 from ldm.models.tiling import encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.run import weights_of
@@ -92,7 +93,7 @@ def load_first_stage(path: str | Path, config: str | Path | None = None) -> Firs
         FileNotFoundError: there are no weights, or no config.
         ValueError: the weights do not fit the config.
     """
-    path = Path(path)
+    path = located(path)
     file = weights_of(path) if path.is_dir() or not path.suffix else path
     if not file.is_file():
         raise FileNotFoundError(f"no weights of a first stage at {file}; train one with main.py or give another path")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm.command_line import add_trust_option, positive
+from ldm.command_line import add_trust_option
+from rdm.cli.sampling import argument
 
 
 def add_ray_option(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,11 @@ def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     """Adds the options that the embedding scripts share. They apply to the option ``beside`` or to a config."""
     p = parser
     p.add_argument(
-        "--size", type=positive, default=256, help=f"with {beside}: side in pixels to which pictures are scaled"
+        "--size",
+        type=argument("size"),
+        default=256,
+        metavar="PIXELS",
+        help=f"with {beside}: side in pixels to which pictures are scaled, or HEIGHTxWIDTH",
     )
     p.add_argument(
         "--embedder",

@@ -38,7 +38,12 @@ def add_images(commands: Commands) -> argparse.ArgumentParser:
     )
     p.add_argument("path", help="folder of pictures, Parquet files or tar shards")
     p.add_argument("--split", help=SPLIT.format(""))
-    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the first one if not given")
+    p.add_argument(
+        "--size",
+        type=argument("size"),
+        metavar="PIXELS",
+        help="side in pixels of all pictures, or HEIGHTxWIDTH; the shorter side of the first one if not given",
+    )
     p.add_argument("--n", type=positive, help="number of pictures, spread evenly over the set; all if not given")
     _add_comparison(p, "outputs/images")
     add_trust_option(p)
@@ -131,7 +136,12 @@ def add_reconstruction(commands: Commands) -> argparse.ArgumentParser:
         help="pictures to reconstruct: folder, Parquet files or tar shards; if not given, the config's validation set",
     )
     p.add_argument("--split", help=SPLIT.format(""))
-    p.add_argument("--size", type=positive, help="side in pixels of all pictures; that of the config if not given")
+    p.add_argument(
+        "--size",
+        type=argument("size"),
+        metavar="PIXELS",
+        help="side in pixels of all pictures, or HEIGHTxWIDTH; that of the config if not given",
+    )
     p.add_argument("--n", type=positive, help="number of pictures, from the first on; all if not given")
     p.add_argument(
         "--by",

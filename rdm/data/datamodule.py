@@ -10,7 +10,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ldm.config import picture_params
 from ldm.data.datamodule import ResumableLoader, ResumableSampler
+from ldm.data.decode import sides
 from ldm.util import instantiate_from_config
 from rdm.data.further import FurtherDataModule
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
@@ -104,19 +106,26 @@ class RetrievalDataModule(FurtherDataModule):
         return self._database
 
     @property
-    def image_size(self) -> int:
-        """The side of training images in pixels.
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of training images in pixels.
 
         Raises:
             ValueError: the config of the training images does not say it.
         """
-        config: Any = self.dataset_configs["train"]
-        while "size" not in config.get("params", {}):
-            inner = [value for value in config.get("params", {}).values() if isinstance(value, Mapping)]
-            config = next((value for value in inner if "target" in value), None)
-            if config is None:
-                raise ValueError("data.params.train has no 'size'; give the side of its images in pixels")
-        return int(config["params"]["size"])
+        return sides(self._image_params["size"])
+
+    @property
+    def value_range(self) -> Sequence[float] | None:
+        """The values of black and white in grey pictures with more than 8 bits, if the config states them."""
+        return self._image_params.get("value_range")
+
+    @property
+    def _image_params(self) -> Mapping[str, Any]:
+        """The parameters of the data set that holds the training images."""
+        found = picture_params(self.dataset_configs["train"])
+        if found is None:
+            raise ValueError("data.params.train has no 'size'; give the size of its images in pixels")
+        return found
 
     @property
     def table_names(self) -> list[str]:

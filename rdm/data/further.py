@@ -55,7 +55,7 @@ class FurtherDataModule(DataModule):
             self._paths[GridTable] = tokens.get("path")
 
     def prepare_further(
-        self, database: RetrievalDatabase, neighbours: Sequence[np.ndarray], embedder: Embedder, size: int
+        self, database: RetrievalDatabase, neighbours: Sequence[np.ndarray], embedder: Embedder, size: tuple[int, int]
     ) -> None:
         """Computes the tables that are missing.
 
@@ -63,7 +63,7 @@ class FurtherDataModule(DataModule):
             database: the database, whose source must hold the pictures.
             neighbours: integers of any shape, the rows that are neighbours.
             embedder: the embedder that made the database.
-            size: side of the training images in pixels.
+            size: height and width of the training images in pixels.
 
         Raises:
             ValueError: see :meth:`RowTable.prepare`.

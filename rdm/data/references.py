@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.decode import Size, short_size
 from ldm.models.first_stage import encode, fingerprint
+from ldm.pictures import with_channels
 from rdm.data.row_tables import RowTable
 from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -32,7 +34,7 @@ def prepare_reference_table(
     database: RetrievalDatabase,
     neighbours: Sequence[np.ndarray],
     stage: Any,
-    size: int,
+    size: Size,
     *,
     progress: bool = True,
 ) -> RowTable:
@@ -43,16 +45,17 @@ def prepare_reference_table(
         database: the database, whose source must hold the pictures.
         neighbours: integers of any shape, the rows whose latents are needed.
         stage: a first stage in evaluation mode.
-        size: side in pixels that pictures are scaled to before they are encoded.
+        size: size in pixels that pictures are scaled to before they are encoded.
         progress: show a progress bar.
     """
-    device, made_by = next(stage.parameters()).device, {"size": size, "first_stage": fingerprint(stage)}
+    device, channels = next(stage.parameters()).device, getattr(stage, "in_channels", 3)
+    made_by = {"size": short_size(size), "first_stage": fingerprint(stage)}
     return ReferenceTable.prepare(
         path,
         database,
         neighbours,
         made_by,
-        lambda rows: encode(stage, pictures(database, rows, size).to(device)),
+        lambda rows: encode(stage, with_channels(pictures(database, rows, size), channels).to(device)),
         progress=progress,
     )
 

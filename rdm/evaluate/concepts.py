@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.decode import Size
 from ldm.files import file_hash, write_json
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
@@ -24,7 +25,7 @@ from rdm.evaluate.nearest import SampleFiles
 from rdm.evaluate.options import ConceptOptions
 from rdm.evaluate.plain_samples import samples_of
 from rdm.evaluate.protocol import machine, versions
-from rdm.evaluate.sources import FirstStageCopies, write_samples
+from rdm.evaluate.sources import FirstStageCopies, size_of, write_samples
 from rdm.loading import Loaded
 from rdm.models.judge import Judge, judge_file, rank
 from rdm.retrieval.config import source_config
@@ -54,7 +55,7 @@ def concepts(judge: Judge, loaded: Loaded, arguments: Mapping[str, Any], setting
         FileNotFoundError: there are no pictures.
     """
     options = ConceptOptions.of_command_line(arguments)
-    file, size = judge_file(options.judge), settings.height or loaded.data.image_size
+    file, size = judge_file(options.judge), size_of(loaded, settings)
     configs = data_configs(judge.data_configs, options.data, size)
     real = instantiate_from_config(configs["validation"])
     known = split_concepts(
@@ -108,7 +109,7 @@ def concepts(judge: Judge, loaded: Loaded, arguments: Mapping[str, Any], setting
     return report
 
 
-def data_configs(configs: Mapping[str, Any], path: str | None, size: int) -> dict[str, Any]:
+def data_configs(configs: Mapping[str, Any], path: str | None, size: Size) -> dict[str, Any]:
     """Returns the configs of a judge's data sets for pictures of another size, and at another path if one is given.
 
     Raises:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ldm.data.decode import Size
 from ldm.files import file_hash, write_json
 from ldm.metrics import l1, psnr, ssim
 from ldm.models.first_stage import FirstStage
@@ -52,7 +53,7 @@ def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance
     return ClipDistance(*clip_name(name))
 
 
-def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size: int | None) -> dict[str, Any]:
+def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size: Size | None) -> dict[str, Any]:
     """Returns the config of the pictures to reconstruct.
 
     Args:
@@ -60,13 +61,15 @@ def evaluation_data(stage: FirstStage, data: str | None, split: str | None, size
         data: a folder, Parquet files or tar shards. If it is None, the validation set of the stage's config is used,
             or the held-out emoji pictures if the config has none.
         split: split of Parquet files.
-        size: side of the pictures in pixels. If it is None, that of the config, or the resolution of the first stage.
+        size: size of the pictures in pixels. If it is None, that of the config, or the resolution of the first stage.
     """
     validation = (stage.config.get("data") or {}).get("params", {}).get("validation")
     if data is None and validation is not None:
         override = {"size": size} if size else {}
         return {"target": validation["target"], "params": {**(validation.get("params") or {}), **override}}
-    return source_config(data or EMOJI, size or stage.resolution, split or (None if data else "val"))
+    config = source_config(data or EMOJI, size or stage.resolution, split or (None if data else "val"))
+    channels = getattr(stage.model, "in_channels", 3)
+    return config if channels == 3 else {**config, "params": {**config["params"], "channels": channels}}
 
 
 class Reconstruction:

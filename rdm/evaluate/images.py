@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.data.decode import Size
 from ldm.files import write_json
 from ldm.util import instantiate_from_config
 from rdm.evaluate.extract import extract
@@ -15,7 +16,7 @@ from rdm.evaluate.measures import MEASURES, FeatureSets
 from rdm.evaluate.options import Comparison, FileOptions, SampleOptions
 from rdm.evaluate.plain_samples import samples_of
 from rdm.evaluate.protocol import machine, versions
-from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts
+from rdm.evaluate.sources import ModelSamples, PictureFiles, read_captions, read_prompts, size_of
 from rdm.loading import find_checkpoint, load
 from rdm.retrieval.config import source_config
 from rdm.sampling.settings import Settings
@@ -120,8 +121,8 @@ def _measures(
     return wanted
 
 
-def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, int]:
-    """Returns the images of a model, and their height in pixels."""
+def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, Size]:
+    """Returns the images of a model, and their size in pixels."""
     loaded = load(options.ckpt, options.database, options.only, options.config, options.same_outline)
     prompts: Sequence[str] = read_prompts(options.from_file) if options.from_file else ()
     if options.captions:
@@ -138,7 +139,7 @@ def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, 
         weighted=options.use_weights,
         tokens=options.tokens,
     )
-    return samples, settings.height or loaded.data.image_size
+    return samples, size_of(loaded, settings)
 
 
 def measure(plan: Plan) -> dict[str, Any]:

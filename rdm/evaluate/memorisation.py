@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.decode import short_size
 from ldm.files import atomic_path, file_hash, write_json
 from ldm.pictures import from_uint8, image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
@@ -99,7 +100,7 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
         raise ValueError(f"the config of {loaded.path} has no validation pictures; add data.params.validation to it")
     configs = {HELD_OUT: datasets["validation"], TRAINING: datasets["train"]}
     real = {name: instantiate_from_config(config) for name, config in configs.items()}
-    outdir, size = Path(options.outdir), loaded.data.image_size
+    outdir, size = Path(options.outdir), short_size(loaded.data.image_size)
     files, made_by, neighbours = _samples(loaded, real[HELD_OUT], options, settings)
     samples = {name: SampleFiles(group, size) for name, group in files.items()}
     features = Features(loaded.retriever, size)

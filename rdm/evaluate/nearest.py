@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.decode import decode_image
+from ldm.data.decode import Size, decode_image
+from ldm.pictures import with_channels
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.neighbours.search import picture_vectors, rows_by_picture
@@ -60,7 +61,8 @@ class Nearest:
 
 def pixel_vectors(images: Sequence[Tensor]) -> np.ndarray:
     """Returns the pixel feature of images ``[3, H, W]``, ``[n, 3 * 16 * 16] float32`` of length one, or zero."""
-    cells = torch.stack([F.interpolate(image[None].double(), (CELLS, CELLS), mode="area")[0] for image in images])
+    coloured = [with_channels(image, 3)[None].double() for image in images]
+    cells = torch.stack([F.interpolate(image, (CELLS, CELLS), mode="area")[0] for image in coloured])
     flat = cells.flatten(1)
     flat = flat - flat.mean(dim=1, keepdim=True)
     lengths = flat.norm(dim=1, keepdim=True)
@@ -72,10 +74,10 @@ class Features:
 
     Args:
         retriever: embedder and database; the embeddings of pictures that are database rows are read from it.
-        size: side in pixels at which pictures are compared.
+        size: size in pixels at which pictures are compared.
     """
 
-    def __init__(self, retriever: Retriever, size: int) -> None:
+    def __init__(self, retriever: Retriever, size: Size) -> None:
         self.database, self.embedder, self.size = retriever.database, retriever.embedder, size
         self._known = rows_by_picture(self.database)
 
@@ -103,10 +105,10 @@ class SampleFiles:
 
     Args:
         files: the files.
-        size: side in pixels that pictures are resized to.
+        size: size in pixels that pictures are resized to.
     """
 
-    def __init__(self, files: Sequence[Path], size: int) -> None:
+    def __init__(self, files: Sequence[Path], size: Size) -> None:
         self.files, self.size = files, size
 
     def __len__(self) -> int:

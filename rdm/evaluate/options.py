@@ -66,14 +66,14 @@ class FileOptions(Options):
     Attributes:
         path: folder of pictures, Parquet files or tar shards.
         split: split of Parquet files.
-        size: side in pixels; None takes that of the first picture.
+        size: side or height and width in pixels; None takes the shorter side of the first picture.
         n: number of pictures; None takes all.
         num_workers: processes that read pictures.
     """
 
     path: str
     split: str | None
-    size: int | None
+    size: int | list[int] | None
     n: int | None
     num_workers: int
 
@@ -122,7 +122,7 @@ class ReconstructionOptions(Options):
     Attributes:
         data: path of the pictures; None takes the validation set of the config.
         split: split of Parquet files.
-        size: side in pixels; None takes that of the config.
+        size: side or height and width in pixels; None takes that of the config.
         n: number of pictures, from the first on; None takes all.
         by: metadata column whose values have figures of their own.
         perceptual: network of the perceptual distance, or ``none``.
@@ -136,7 +136,7 @@ class ReconstructionOptions(Options):
 
     data: str | None
     split: str | None
-    size: int | None
+    size: int | list[int] | None
     n: int | None
     by: str | None
     perceptual: str

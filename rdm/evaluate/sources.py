@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ldm.data.decode import open_picture
+from ldm.data.decode import Size, open_picture, short_size
 from ldm.files import file_hash, read_json, read_text, write_json
 from ldm.models.tiling import reconstruct
 from ldm.pictures import from_uint8, save_png, to_uint8
@@ -36,13 +36,19 @@ TEXTS = 256  # texts that are embedded together
 WRITTEN = 64  # samples after which samples.json is written again
 
 
+def size_of(loaded: Loaded, settings: Settings) -> Size:
+    """Returns the size of the images that a model samples with some settings, in pixels."""
+    height, width = loaded.data.image_size
+    return short_size((settings.height or height, settings.width or width))
+
+
 class PictureFiles:
     """Pictures of a folder, of Parquet files, or of tar shards.
 
     Args:
         path: the folder, the Parquet files or the tar shards.
         split: split of Parquet files.
-        size: side in pixels; None takes the shorter side of the first picture.
+        size: size in pixels; None takes a square with the shorter side of the first picture.
         n: number of pictures, spread evenly over all; None takes all.
         workers: processes that read pictures.
 
@@ -55,7 +61,7 @@ class PictureFiles:
     """
 
     def __init__(
-        self, path: str, split: str | None = None, size: int | None = None, n: int | None = None, workers: int = 0
+        self, path: str, split: str | None = None, size: Size | None = None, n: int | None = None, workers: int = 0
     ) -> None:
         config = source_config(path, size or 1, split)
         config["params"]["max_broken"] = 0  # a picture that replaces a broken one would count twice

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ldm.checkpoint import read_weights, write_weights
 from ldm.data.colours import COLOURS, dominant_colours
+from ldm.data.decode import sides
 from ldm.files import write_json
 from ldm.lr_scheduler import StepSchedule
+from ldm.models.training_data import check_training_data
 from rdm.models.captions import WORDS, bare_name, facts_of, positives, text_about
 
 LOG = logging.getLogger(__name__)
@@ -152,6 +154,16 @@ class SmallCLIP(pl.LightningModule):
         self._colours: dict[str, tuple[str, ...]] = {}
         self._names: list[str] = []
         self._outputs: list[tuple[Tensor, list[dict[str, Any]]]] = []
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Checks before training that the pictures have the colours and the size that the tower reads.
+
+        Raises:
+            ValueError: they have not.
+        """
+        given = self.config["model_cfg"]["vision_cfg"]["image_size"]
+        remedy = "train another network, as a CLIP sees colours"
+        check_training_data(self.trainer, "image", 3, remedy, size=sides(given))
 
     def neutral_embedding(self, texts: Sequence[str]) -> Tensor:
         """Returns the token embedding ``[V, W]`` with the article "a" in place of what training taught nothing about.

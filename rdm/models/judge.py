@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_weights, read_metadata, read_weights, write_weights
 from ldm.config import read_config, write_config
 from ldm.data.augment import add_noise, move, recolour, soften
+from ldm.files import located
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.first_stage import load_first_stage
 from ldm.models.tiling import reconstruct
+from ldm.models.training_data import check_training_data
 from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
@@ -156,14 +158,15 @@ class Judge(pl.LightningModule):
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
     def setup(self, stage: str) -> None:
-        """Reads the concepts from the training and validation sets.
+        """Reads the concepts from the training and validation sets, whose pictures must have colours.
 
         Raises:
-            ValueError: there are more or fewer of them than classes.
+            ValueError: the pictures are grey, or there are more or fewer concepts than classes.
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:
             return
+        check_training_data(self.trainer, "image", 3, "train another network, as a judge sees colours")
         self.concepts = concepts_of(data.datasets.values())
         if len(self.concepts) != self.classes:
             raise ValueError(
@@ -334,5 +337,6 @@ def load_judge(folder: str | Path) -> Judge:
 
 def judge_file(folder: str | Path) -> Path:
     """Returns the path of a judge's weights, whether it exists or not; ``folder`` is as for :func:`load_judge`."""
-    inside = Path(folder) / "judge" / WEIGHTS
-    return inside if inside.is_file() else Path(folder) / WEIGHTS
+    folder = located(folder)
+    inside = folder / "judge" / WEIGHTS
+    return inside if inside.is_file() else folder / WEIGHTS

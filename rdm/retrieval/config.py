@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.config import check_keys
+from ldm.data.decode import Size, short_size
+from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
@@ -42,18 +43,19 @@ def check_database(config: Mapping[str, Any]) -> None:
     require(config, ("path", "source"), "database")
 
 
-def source_config(path: str, size: int, split: str | None = None) -> dict[str, Any]:
+def source_config(path: str, size: Size, split: str | None = None) -> dict[str, Any]:
     """Returns the ``{target, params}`` of pictures at a path.
 
     Args:
         path: a folder of images; a Parquet file, or a folder or glob pattern of such files; tar shards.
-        size: side of the pictures in pixels.
+        size: size of the pictures in pixels, see :class:`ldm.data.images.ImageDataset`.
         split: keep only the rows of this split; for Parquet files only.
 
     Raises:
         ValueError: a split is given for something other than Parquet files.
     """
-    if path.endswith(".parquet") or (Path(path).is_dir() and any(Path(path).glob("*.parquet"))):
+    size = short_size(size)
+    if path.endswith(".parquet") or any(located(path).glob("*.parquet")):
         chosen = {"split": split} if split else {}
         return {"target": "ldm.data.ParquetImages", "params": {"files": path, "size": size, **chosen}}
     if split:

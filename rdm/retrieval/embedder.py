@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.pictures import from_uint8
+from ldm.pictures import from_uint8, with_channels
 
 
 class Embedder(Protocol):
@@ -47,7 +47,7 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
 
     Args:
         embedder: the embedder; pictures are moved to the device of its weights.
-        images: pictures ``[3, H, W] float32`` in [-1, 1]; pictures of equal size are embedded together.
+        images: pictures ``[3, H, W]`` or ``[1, H, W]`` float32 in [-1, 1]; those of equal size are embedded together.
         names: a name for each picture, used in messages.
 
     Raises:
@@ -55,7 +55,7 @@ def embed_images(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
     """
     vectors = np.empty((len(images), embedder.dim), dtype=np.float32)
     for places in _by_shape(images):
-        raw = embedder.images(torch.stack([images[place] for place in places]).to(_device(embedder)))
+        raw = embedder.images(_coloured(images, places).to(_device(embedder)))
         vectors[places] = _checked(embedder, raw, [names[place] for place in places])
     return vectors
 
@@ -66,7 +66,7 @@ def embed_tokens(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
 
     Args:
         embedder: the embedder.
-        images: pictures ``[3, H, W] float32`` in [-1, 1].
+        images: pictures ``[3, H, W]`` or ``[1, H, W]`` float32 in [-1, 1].
         names: a name for each picture, used in messages.
         grid: side g of the grid.
 
@@ -81,7 +81,7 @@ def embed_tokens(embedder: Embedder, images: Sequence[Tensor], names: Sequence[s
     spatial = cast(SpatialEmbedder, embedder)
     found: dict[int, Tensor] = {}
     for places in _by_shape(images):
-        raw = spatial.tokens(torch.stack([images[place] for place in places]).to(_device(embedder)), grid).float()
+        raw = spatial.tokens(_coloured(images, places).to(_device(embedder)), grid).float()
         if raw.ndim != 3 or raw.shape[:2] != (len(places), grid * grid):
             expected = f"[{len(places)}, {grid * grid}, D']"
             raise ValueError(f"embedder {embedder.name} gave tokens of shape {list(raw.shape)}, expected {expected}")
@@ -102,7 +102,7 @@ def embed_ahead(
 
     Args:
         embedder: the embedder.
-        batches: patches ``[B, S, S, 3] uint8`` and their metadata.
+        batches: patches ``[B, H, W, 3] uint8`` and their metadata.
 
     Raises:
         ValueError: see :func:`embed_images`.
@@ -168,6 +168,11 @@ def check_embedder(made_by: Mapping[str, str], embedder: Embedder, what: str, re
             f"{what} was made by embedder {made_by['name']} with fingerprint {made_by['fingerprint']}, "
             f"got embedder {embedder.name} with fingerprint {embedder.fingerprint}; {remedy}"
         )
+
+
+def _coloured(images: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Returns some pictures of equal size as ``[B, 3, H, W]``."""
+    return torch.stack([with_channels(images[place], 3) for place in places])
 
 
 def _by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.pictures import with_channels
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 
@@ -119,8 +120,8 @@ def class_texts(classes: Sequence[str], template: str = CLASS_TEMPLATE) -> list[
 
 @torch.inference_mode()
 def image_queries(embedder: Embedder, images: Tensor) -> Tensor:
-    """Returns vectors of images ``[B, 3, H, W]`` in [-1, 1], ``[B, D] float32``."""
-    return embedder.images(images).float()
+    """Returns vectors ``[B, D] float32`` of images ``[B, 3, H, W]`` or ``[B, 1, H, W]`` in [-1, 1]."""
+    return embedder.images(with_channels(images, 3)).float()
 
 
 def mix(queries: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ldm.data.decode import centre_square
+from ldm.data.decode import Size, centre_crop, short_size
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.editing import Edit
-from ldm.pictures import from_uint8
+from ldm.pictures import from_uint8, with_channels
 from rdm.sampling.given import GivenPicture, Picture, open_given
 from rdm.sampling.values import REPEATS, check_arguments
 
@@ -40,10 +40,23 @@ class Canvas:
     about: Mapping[str, Any]
     context: Tensor | Hybrid | None = None
 
+    def fitted(self, model: Any) -> Canvas:
+        """Returns the canvas with the channels of a model's images, and sides that the model divides.
+
+        The picture and the mask are continued at the right and at the bottom by their edge pixels. :meth:`paste` of
+        this canvas cuts the images of the fitted one back.
+        """
+        (height, width), multiple = self.picture.shape[2:], model.side_multiple
+        around = (0, -width % multiple, 0, -height % multiple)
+        paint = None if self.paint is None else F.pad(self.paint, around, mode="replicate")
+        picture = with_channels(self.picture, model.image_channels)
+        return replace(self, picture=F.pad(picture, around, mode="replicate"), paint=paint)
+
     def edit(self, model: Any) -> Edit:
         """Returns the edit for the sampler: the latent of the picture and the latent cells to keep.
 
-        A latent cell is kept if all of its pixels are kept, which means that the mask is below 0.5 there.
+        The picture must fit the model, see :meth:`fitted`. A latent cell is kept if all of its pixels are kept, which
+        means that the mask is below 0.5 there.
         """
         keep = None
         if self.paint is not None:
@@ -53,12 +66,17 @@ class Canvas:
         return Edit(model.to_latent(self.picture.to(model.device)), keep, context=self.context, **options)
 
     def paste(self, images: Tensor) -> Tensor:
-        """Returns images ``[B, 3, H, W]`` with the kept pixels of the picture pasted over them, weighted by the mask.
+        """Returns images with the kept pixels of the picture pasted over them, weighted by the mask.
 
         The first stage reconstructs the kept part with a small error. Pasting removes this error where the mask is
         black. A mask with soft edges blends the two across the seam.
+
+        Args:
+            images: ``[B, C, H', W']`` of the size of the picture or larger; only ``[B, C, H, W]`` of them is used.
         """
-        return images if self.paint is None else torch.lerp(self.picture.expand_as(images), images, self.paint)
+        images = images[..., : self.picture.shape[2], : self.picture.shape[3]]
+        picture = with_channels(self.picture, images.shape[1]).expand_as(images)
+        return images if self.paint is None else torch.lerp(picture, images, self.paint)
 
     def visible(self) -> Tensor:
         """Returns the kept part of the picture, ``[1, 3, h, w]``.
@@ -85,10 +103,11 @@ def open_canvas(
     *,
     mask: Picture | None = None,
     outpaint: Sequence[int] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     strength: float | None = None,
     repeats: int = REPEATS,
     invert: bool = False,
+    value_range: Sequence[float] | None = None,
     inverted_with_rows: Sequence[int] | None = None,
     picture_sha256: str | None = None,
     mask_sha256: str | None = None,
@@ -99,10 +118,13 @@ def open_canvas(
         picture: the picture, or its file.
         mask: a mask of the same size, or its file; it is white where the picture is repainted.
         outpaint: numbers of pixels by which the picture is extended at the left, top, right and bottom.
-        size: if given, the picture and the mask are cropped to their centre square and scaled to this side in pixels.
+        size: if given, the picture and the mask are cropped to their centre and scaled to this size in pixels, which is
+            the side of a square, or height and width.
         strength: see :class:`Edit`; None stands for 1.
         repeats: see :class:`Edit`.
         invert: see :class:`Edit`.
+        value_range: the values of black and white in a grey picture with more than 8 bits, see
+            :func:`ldm.data.decode.decode_image`.
         inverted_with_rows: the database rows that the model sees during the inversion; stored in the record.
         picture_sha256: the hash of the picture in a record; the file must have it.
         mask_sha256: the hash of the mask in a record; the file must have it.
@@ -118,7 +140,7 @@ def open_canvas(
     if len(given) > 1 or not (given or strength is not None):
         got = " and ".join(given) or "none"
         raise ValueError(f"got {got}, expected one of mask, outpaint and invert, or a strength alone")
-    given_picture = open_given(picture, picture_sha256)
+    given_picture = open_given(picture, picture_sha256, value_range)
     given_mask = None if mask is None else open_given(mask, mask_sha256)
     if not given_picture.is_opaque():
         LOG.warning("%s is transparent in places, which count as white", given_picture.name)
@@ -137,18 +159,19 @@ def open_canvas(
         "mask": None if given_mask is None else given_mask.file,
         "mask_sha256": None if given_mask is None else given_mask.sha256,
         "outpaint": None if outpaint is None else list(outpaint),
-        "size": size,
+        "size": None if size is None else short_size(size),
         "strength": 1.0 if strength is None else strength,
         "repeats": repeats,
         "invert": invert,
         "inverted_with_rows": None if inverted_with_rows is None else list(inverted_with_rows),
+        **({} if value_range is None else {"value_range": list(value_range)}),
     }
     return Canvas(pixels, paint, about)
 
 
-def _sized(given: GivenPicture, size: int | None) -> Image.Image:
+def _sized(given: GivenPicture, size: Size | None) -> Image.Image:
     """Returns a picture, cropped and scaled to ``size``."""
-    return given.image if size is None else centre_square(given.image, size)
+    return given.image if size is None else centre_crop(given.image, size)
 
 
 def _pixels(picture: Image.Image) -> Tensor:
@@ -156,7 +179,7 @@ def _pixels(picture: Image.Image) -> Tensor:
     return from_uint8(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
 
 
-def _paint(given: GivenPicture, size: int | None, picture: Image.Image, picture_name: str) -> Tensor:
+def _paint(given: GivenPicture, size: Size | None, picture: Image.Image, picture_name: str) -> Tensor:
     """Returns a mask as a tensor ``[1, 1, H, W]`` in [0, 1], after checks of its size and transparency."""
     mask = _sized(given, size)
     if mask.size != picture.size:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.models.diffusion.condition import Hybrid, of_tensors
+from ldm.pictures import with_channels
 from rdm.loading import Loaded
 from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.retriever import Retrieved
@@ -43,13 +43,11 @@ def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int)
     model, unique, encoded = loaded.diffusion, np.unique(rows), []
     for start in range(0, len(unique), _BATCH):
         try:
-            shown = pictures(loaded.retriever.database, unique[start : start + _BATCH], max(height, width))
+            shown = pictures(loaded.retriever.database, unique[start : start + _BATCH], (height, width))
         except (OSError, ValueError) as error:
             remedy = "set reference_scale to 0 to sample without the pictures of the neighbours"
             raise type(error)(f"{error}; or {remedy}") from error
-        if height != width:
-            shown = F.interpolate(shown, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
-        encoded.append(model.to_latent(shown.to(model.device)))
+        encoded.append(model.to_latent(with_channels(shown, model.image_channels).to(model.device)))
     return torch.cat(encoded)[torch.from_numpy(np.searchsorted(unique, rows))]
 
 
@@ -100,7 +98,7 @@ def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | Non
     tokens = with_grids(loaded, model.conditioner(retrieved.embeddings, include_query=False), retrieved.rows)
     if not has_references(model):
         return tokens
-    height, width = size or (loaded.data.image_size, loaded.data.image_size)
+    height, width = size or loaded.data.image_size
     return loaded.diffusion.with_references(tokens, reference_latents(loaded, retrieved.rows, height, width))
 
 

@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm.files import atomic_path
-from ldm.pictures import image_grid
+from ldm.pictures import image_grid, with_channels
 from rdm.loading import Loaded
-from rdm.retrieval.database.pictures import pictures
+from rdm.retrieval.database.pictures import framed_pictures
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.samples import Samples, sample
 from rdm.sampling.settings import Settings
@@ -83,6 +83,7 @@ def sheet(loaded: Loaded, title: str, prompts: Sequence[str], classes: Sequence[
 
 def side_by_side(samples: Samples, loaded: Loaded) -> Tensor:
     """Returns a grid ``[3, H, W] uint8`` of samples and their neighbours, with two samples in a row."""
-    shown = pictures(loaded.retriever.database, samples.request.retrieved.rows, samples.images.shape[-1])
-    both = torch.cat([samples.images[:, None], shown], dim=1)
+    rows, size = samples.request.retrieved.rows, samples.images.shape[2:]
+    shown = framed_pictures(loaded.retriever.database, rows, *size)
+    both = torch.cat([with_channels(samples.images, 3)[:, None], shown], dim=1)
     return image_grid({"left": both[0::2], "right": both[1::2]})

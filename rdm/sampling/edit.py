@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.decode import Size
 from ldm.metrics import psnr
+from ldm.pictures import with_channels
 from rdm.loading import Loaded
 from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
@@ -32,7 +34,7 @@ def edit(
     seed: int = 0,
     mask: Picture | None = None,
     outpaint: Sequence[int] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     strength: float | None = None,
     repeats: int = REPEATS,
     invert: bool = False,
@@ -44,7 +46,8 @@ def edit(
 
     The neighbours are those of the prompt. Without a prompt, they are those of the kept part of the picture. During an
     inversion the context is the picture's own neighbours, and there is no guidance. If an inversion has no prompt, the
-    images are sampled with the same context and without guidance, which reconstructs the picture.
+    images are sampled with the same context and without guidance, which reconstructs the picture. A picture whose sides
+    do not divide by what the model needs is padded for the model, and the images are cut back to its size.
 
     Args:
         loaded: model and database.
@@ -66,8 +69,7 @@ def edit(
 
     Raises:
         FileNotFoundError: the picture or the mask does not exist.
-        ValueError: the mask has another size, the model cannot make images of this size, or options contradict each
-            other.
+        ValueError: the model is autoregressive, the mask has another size, or options contradict each other.
     """
     weight = {"negative": negative, "negative_weight": negative_weight}
     check_arguments(n=n, prompt=prompt, class_name=class_name, k=k, seed=seed, **weight)
@@ -76,9 +78,9 @@ def edit(
         raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
     model = loaded.diffusion
     canvas = open_canvas(
-        picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert
-    )
-    check_sides(loaded, canvas)
+        picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert,
+        value_range=loaded.data.value_range,
+    )  # fmt: skip
     if loaded.is_plain:
         others = {"k": k, "negative": negative, "tokens": tokens if tokens == "both" else None}
         return edited(loaded, canvas, n, prompt, class_name, seed=seed, **others)
@@ -101,22 +103,10 @@ def edit(
     return Request(retrieved, [name_of(picture)] * n, seeds, asked, queries=queries, canvas=canvas)
 
 
-def check_sides(loaded: Loaded, canvas: Canvas) -> None:
-    """Checks that a model can make images of the size of a canvas.
-
-    Raises:
-        ValueError: the model cannot.
-    """
-    try:
-        loaded.latent_shape_of(*canvas.picture.shape[2:])
-    except ValueError as error:
-        raise ValueError(f"{error}; change outpaint or size") from error
-
-
 def with_inversion(loaded: Loaded, canvas: Canvas, rows: Sequence[int]) -> Canvas:
     """Returns the canvas with the given database rows as the context of the inversion."""
     neighbours = retrieved_rows(loaded, np.array([rows], dtype=np.int64), np.ones((1, len(rows)), np.float32))
-    context = condition_of(loaded, neighbours, tuple(canvas.picture.shape[2:]))
+    context = condition_of(loaded, neighbours, tuple(canvas.fitted(loaded.diffusion).picture.shape[2:]))
     return replace(canvas, context=context, about={**canvas.about, "inverted_with_rows": list(rows)})
 
 
@@ -130,6 +120,8 @@ def fidelity(samples: Samples, loaded: Loaded) -> tuple[float, float]:
     """
     if samples.request.canvas is None:
         raise ValueError("got samples of a request without a picture, expected samples of an edit")
-    picture, model = samples.request.canvas.picture, loaded.diffusion
-    alone = model.to_image(model.to_latent(picture.to(model.device))).clamp(-1, 1).cpu()
+    canvas, model = samples.request.canvas, loaded.diffusion
+    picture, fitted = with_channels(canvas.picture, model.image_channels), canvas.fitted(model).picture
+    alone = model.to_image(model.to_latent(fitted.to(model.device))).clamp(-1, 1).cpu()
+    alone = alone[..., : picture.shape[2], : picture.shape[3]]
     return float(psnr(samples.images[:1], picture)), float(psnr(alone, picture))

@@ -89,8 +89,9 @@ def drawing(
         ValueError: the model cannot make images of this size, or the pictures of the neighbours cannot be read although
             the model sees them.
     """
-    model, canvas, side = loaded.model, request.canvas, loaded.data.image_size
-    size = (settings.height or side, settings.width or side) if canvas is None else tuple(canvas.picture.shape[2:])
+    model, whole, (height, width) = loaded.model, request.canvas, loaded.data.image_size
+    canvas = None if whole is None else whole.fitted(loaded.diffusion)
+    size = (settings.height or height, settings.width or width) if canvas is None else tuple(canvas.picture.shape[2:])
     shape = loaded.latent_shape_of(*size)
     conditions = conditions_of(loaded, request, settings, size, shape)
     options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
@@ -111,7 +112,7 @@ def drawing(
             own = weaker_tokens[list(places)]
             options["weaker_context"] = context._replace(tokens=own) if isinstance(context, Hybrid) else own
         images = generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
-        return images if canvas is None else canvas.paste(images)
+        return images if whole is None else whole.paste(images)
 
     return draw
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ldm.data.decode import open_picture
 from ldm.data.left_out import pages_left_out
+from ldm.files import located
 from rdm.retrieval.patches.identity import picture_hash
 
 LOG = logging.getLogger(__name__)
@@ -48,12 +50,14 @@ class GivenPicture:
         return not given.has_transparency_data or int(np.asarray(given.convert("RGBA"))[..., 3].min()) == 255
 
 
-def open_given(picture: Picture, sha256: str | None = None) -> GivenPicture:
+def open_given(picture: Picture, sha256: str | None = None, value_range: Sequence[float] | None = None) -> GivenPicture:
     """Returns a picture from its file, which is read once, or an open one.
 
     Args:
         picture: the path or the picture.
         sha256: the hash that the file must have; None accepts any.
+        value_range: the values of black and white in a grey picture with more than 8 bits, see
+            :func:`ldm.data.decode.decode_image`.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -61,13 +65,13 @@ def open_given(picture: Picture, sha256: str | None = None) -> GivenPicture:
     """
     if isinstance(picture, Image.Image):
         try:
-            image = open_picture(picture)
+            image = open_picture(picture, value_range)
         except ValueError as error:
             raise ValueError(f"{IN_MEMORY}: {error}") from error
         return GivenPicture(picture, image, picture_hash(np.array(image)))
     if not isinstance(picture, str | Path):
         raise ValueError(f"got {picture!r} as a picture, expected the path of a file or a PIL image")
-    path = Path(picture)
+    path = located(picture)
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
     data = path.read_bytes()
@@ -75,7 +79,7 @@ def open_given(picture: Picture, sha256: str | None = None) -> GivenPicture:
     if sha256 is not None and found != sha256:
         raise ValueError(f"{path} has sha256 {found}, the image was made with {sha256}; give that one")
     try:
-        given = GivenPicture(data, open_picture(data), found, str(picture))
+        given = GivenPicture(data, open_picture(data, value_range), found, str(picture))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if words := pages_left_out(data):

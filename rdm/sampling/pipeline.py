@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
+from ldm.data.decode import Size
 from ldm.models.diffusion.ddpm import CLASSES
 from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
@@ -109,7 +110,7 @@ class Pipeline(Loaded):
         seed: int = 0,
         mask: Picture | None = None,
         outpaint: Sequence[int] | None = None,
-        size: int | None = None,
+        size: Size | None = None,
         strength: float | None = None,
         repeats: int = REPEATS,
         invert: bool = False,

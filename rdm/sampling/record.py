@@ -23,7 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
-from ldm.files import file_hash, read_json, write_json
+from ldm.files import file_hash, located, portable, read_json, write_json
 from ldm.pictures import save_png, to_uint8
 from ldm.stopping import Stopped, going_on
 from rdm.loading import Loaded
@@ -170,7 +170,7 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     request, settings = samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
-        "checkpoint": str(loaded.path),
+        "checkpoint": portable(loaded.path),
         "checkpoint_sha256": file_hash(loaded.path),
         **about_the_database(loaded),
         "asked": dict(request.asked),
@@ -204,7 +204,7 @@ def read_record(image: str | Path) -> dict[str, Any]:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not an image, or has no record or a record of an unknown format.
     """
-    path = Path(image)
+    path = located(image)
     if not path.is_file():
         raise FileNotFoundError(f"no image at {path}")
     try:
@@ -275,7 +275,7 @@ def _check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
     if loaded.config:
         checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
     if weaker := record["settings"].get("weaker"):
-        checks.append((f"checkpoint {weaker}", file_hash(Path(weaker)), record["weaker_sha256"]))
+        checks.append((f"checkpoint {weaker}", file_hash(located(weaker)), record["weaker_sha256"]))
     for what, got, expected in checks:
         if got != expected:
             raise ValueError(f"{what} has fingerprint {got}, the image was made with {expected}; give that one")

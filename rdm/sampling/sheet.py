@@ -10,11 +10,10 @@ import logging
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.pictures import image_grid, save_png
-from rdm.retrieval.database.pictures import pictures
+from ldm.pictures import image_grid, save_png, with_channels
+from rdm.retrieval.database.pictures import framed_pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.request import ALONE, together
 from rdm.sampling.samples import Samples, joined
@@ -71,16 +70,14 @@ def sheet(samples: Samples, database: RetrievalDatabase | None, per_row: int | N
         database: provides the pictures of the neighbours; None for a plain model, which has none.
         per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
     """
-    images, (height, width), first = samples.images, samples.images.shape[2:], 0
+    images, (height, width), first = with_channels(samples.images, 3), samples.images.shape[2:], 0
     canvas = samples.request.canvas
     if per_row is None:
-        side, per_row = min(height, width), 1
-        left, top = (width - side) // 2, (height - side) // 2
-        columns = {} if canvas is None else {"picture": canvas.picture.expand_as(images)}
+        per_row = 1
+        columns = {} if canvas is None else {"picture": canvas.picture.expand(len(images), -1, -1, -1)}
         first, columns["sample"] = len(columns), images
         if database is not None and samples.request.tokens not in ALONE:
-            shown = pictures(database, samples.request.retrieved.rows, side)
-            columns["neighbours"] = F.pad(shown, (left, width - side - left, top, height - side - top), value=1.0)
+            columns["neighbours"] = framed_pictures(database, samples.request.retrieved.rows, height, width)
         page = image_grid(columns, GAP)
     else:
         per_row = min(per_row, len(images))

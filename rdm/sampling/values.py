@@ -100,6 +100,16 @@ def _fits_memory(value: Any) -> bool:
         return False
 
 
+def _size_of(text: str) -> int | list[int]:
+    numbers = [int(part) for part in text.lower().split("x")]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, tuple | list) and len(value) == 2 else (value,)
+    return all(map(_is_count, sides))
+
+
 def _count_or_number(text: str) -> int | float:
     return int(text) if text.isdigit() else float(text)
 
@@ -144,6 +154,7 @@ SIDES = Value(
     whole_or_text,
     lambda value: _are_whole(value, 4) and min(value) >= 0 and any(value),
 )
+SIZE = Value("a side in pixels such as 64, or HEIGHTxWIDTH; in Python, [height, width]", _size_of, _is_size)
 MOST_POPULAR = Value(
     "a fraction above 0 and up to 1, such as 0.2, or a number of rows, such as 500",
     _count_or_number,
@@ -173,7 +184,7 @@ ARGUMENTS = {
     "weighted": TRUTH,
     "strength": SHARE,
     "repeats": COUNT,
-    "size": COUNT,
+    "size": SIZE,
     "outpaint": SIDES,
     "invert": TRUTH,
     "same_outline": NUMBER,

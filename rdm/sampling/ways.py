@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.decode import centre_square
+from ldm.data.decode import centre_crop
 from ldm.pictures import from_uint8
 from rdm.loading import Loaded
 from rdm.retrieval.classes import labelled, resolve_class
@@ -135,7 +135,7 @@ def image(
     """
     check_tokens(tokens, ("neighbours", "picture", "both"))
     check_arguments(n=n, k=k, seed=seed)
-    opened = open_given(picture)
+    opened = open_given(picture, value_range=loaded.data.value_range)
     queries = picture_queries(loaded, opened).expand(n, -1)
     k, seen = k or loaded.k, {"file": opened.file, "sha256": opened.sha256}
     return Request(
@@ -291,6 +291,7 @@ def picture_queries(loaded: Loaded, picture: Picture | GivenPicture, sha256: str
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a picture, or does not have the given hash.
     """
-    opened = picture if isinstance(picture, GivenPicture) else open_given(picture, sha256)
-    pixels = from_uint8(torch.from_numpy(np.array(centre_square(opened.image, loaded.data.image_size))))
+    data = loaded.data
+    opened = picture if isinstance(picture, GivenPicture) else open_given(picture, sha256, data.value_range)
+    pixels = from_uint8(torch.from_numpy(np.array(centre_crop(opened.image, data.image_size))))
     return image_queries(loaded.retriever.embedder, pixels.permute(2, 0, 1)[None].contiguous().to(loaded.model.device))

@@ -33,6 +33,14 @@ def test_image_grid_puts_images_in_rows_and_entries_in_columns() -> None:
     assert torch.equal(grid[0], grid[2])
 
 
+def test_a_grid_of_several_numbers_of_channels_has_colours() -> None:
+    grey, colour = torch.full((1, 1, 2, 2), 0.5), torch.tensor([1.0, -1.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    many = torch.tensor([0.0, 1.0]).repeat(2).view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    grid = image_grid({"grey": grey, "colour": colour, "many": many}, gap=1)
+    assert grid[:, 1, [1, 4, 7]].tolist() == [[191, 255, 191], [191, 0, 191], [191, 128, 191]]
+    assert image_grid({"grey": grey, "many": many}, gap=1).shape == (1, 4, 7)
+
+
 def test_save_png_is_lossless_and_complete(tmp_path: Path) -> None:
     image = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     save_png(image, tmp_path / "images" / "a.png")

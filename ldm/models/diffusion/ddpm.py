@@ -125,6 +125,17 @@ class LatentDiffusion(DDPM):
         if ckpt_path:
             self.init_from_checkpoint(ckpt_path, ignore_keys, load_only_unet)
 
+    @property
+    def image_channels(self) -> int:
+        """The number of channels of an image, which the first stage reads."""
+        found = getattr(self.first_stage_model, "in_channels", None)
+        return super().image_channels if found is None else int(found)
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels that divides the sides of images: so far first stage and U-Net reduce them."""
+        return int(getattr(self.first_stage_model, "downsampling", 1)) * super().side_multiple
+
     def train(self, mode: bool = True) -> LatentDiffusion:
         """Sets the mode of all parts except stages that are not trained, which stay in evaluation mode."""
         super().train(mode)
@@ -239,12 +250,12 @@ class LatentDiffusion(DDPM):
         Raises:
             ValueError: first stage and U-Net make no images of this size.
         """
-        factor, levels = self.first_stage_model.downsampling, getattr(self.model.diffusion_model, "levels", 1)
-        if any(side % (factor * 2 ** (levels - 1)) for side in (height, width)):
+        factor = self.first_stage_model.downsampling
+        if any(side % self.side_multiple for side in (height, width)):
             raise ValueError(
                 f"got images of {height} x {width} pixels (height x width), expected multiples of "
-                f"{factor * 2 ** (levels - 1)}: the first stage divides sides by {factor}, the U-Net by "
-                f"{2 ** (levels - 1)}"
+                f"{self.side_multiple}: the first stage divides sides by {factor}, the U-Net by "
+                f"{self.side_multiple // factor}"
             )
         return self.latent_channels, height // factor, width // factor
 

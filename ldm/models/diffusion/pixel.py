@@ -25,6 +25,7 @@ from ldm.models.diffusion.samplers import SAMPLERS, USUAL, USUAL_STEPS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
 from ldm.models.diffusion.stepping import seeded_generator, seeded_noise, seeded_step_noise
 from ldm.models.diffusion.wrapper import DiffusionWrapper, compile_network
+from ldm.models.training_data import check_training_data
 from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config, nearest
@@ -160,6 +161,27 @@ class DDPM(pl.LightningModule):
     def wrapped(self, unet_config: Mapping[str, Any], conditioning_key: str | None) -> DiffusionWrapper:
         """Returns the U-Net in its wrapper; subclasses add further networks, which are trained and averaged alike."""
         return DiffusionWrapper(unet_config, conditioning_key)
+
+    @property
+    def image_channels(self) -> int:
+        """The number of channels of an image; of the U-Net's input, a condition may be a part."""
+        network, shared = self.model.diffusion_model, self.model.conditioning_key in ("concat", "hybrid")
+        return int(network.out_channels if shared else network.in_channels)
+
+    @property
+    def side_multiple(self) -> int:
+        """The number of pixels that divides the sides of images: by so much the networks reduce them."""
+        return int(2 ** (getattr(self.model.diffusion_model, "levels", 1) - 1))
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Checks before training that the pictures fit the networks.
+
+        Raises:
+            ValueError: they have other channels, or sides that do not divide.
+        """
+        channels, multiple = self.image_channels, self.side_multiple
+        remedy = f"give the model a first stage or a U-Net of other channels than {channels}"
+        check_training_data(self.trainer, self.first_stage_key, channels, remedy, multiple=multiple)
 
     def init_from_checkpoint(self, path: str, ignore_keys: Sequence[str] = (), load_only_unet: bool = False) -> None:
         """Loads weights; if the file has no running average, the average starts at the weights."""

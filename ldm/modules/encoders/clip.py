@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.files import located
+from ldm.pictures import with_channels
 from ldm.util import nearest
 
 LOG = logging.getLogger(__name__)
@@ -110,9 +112,11 @@ class OpenClipEmbedder(nn.Module):
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Returns images at the size and with the mean and deviation that the model expects."""
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W]")
-        pixels = self.resize(images.to(self.mean)).clamp(-1, 1) / 2 + 0.5
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images: got shape {tuple(images.shape)}, expected [B, 3, H, W], or [B, 1, H, W] for grey"
+            )
+        pixels = self.resize(with_channels(images, 3).to(self.mean)).clamp(-1, 1) / 2 + 0.5
         return (pixels - self.mean) / self.std
 
     def resize(self, images: Tensor) -> Tensor:
@@ -224,7 +228,7 @@ def openai_model(name: str, pretrained: str | None) -> tuple[str, str | None]:
 
     Other names and folders are returned unchanged.
     """
-    if not name.startswith(("ViT-", "RN")) or Path(name).is_dir() or "quickgelu" in name:
+    if not name.startswith(("ViT-", "RN")) or located(name).is_dir() or "quickgelu" in name:
         return name, pretrained
     return f"{name.replace('/', '-').replace('@', '-').removesuffix('px')}-quickgelu", pretrained or "openai"
 
@@ -232,21 +236,24 @@ def openai_model(name: str, pretrained: str | None) -> tuple[str, str | None]:
 def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
     import open_clip
 
-    if Path(model).is_dir() or "/" in model:
+    folder = located(model)
+    if folder.is_dir() or "/" in model:
         if pretrained is not None:
             raise ValueError(f"the folder {model} holds its own weights; got pretrained={pretrained}, expected none")
-        if not (Path(model) / "open_clip_config.json").is_file():
+        if not (folder / "open_clip_config.json").is_file():
             raise FileNotFoundError(
                 f"no CLIP model in {model}: expected open_clip_config.json and open_clip_model.safetensors; "
                 "train one with main.py --base configs/clip/emoji.yaml -t, or correct the embedder's 'model'"
             )
-        return open_clip.create_model(f"local-dir:{model}"), open_clip.get_tokenizer(f"local-dir:{model}")
+        return open_clip.create_model(f"local-dir:{folder}"), open_clip.get_tokenizer(f"local-dir:{folder}")
     if model not in open_clip.list_models():
         raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
     if pretrained is None:
         raise ValueError(f"embedder {model} has no weights; set 'pretrained' to a tag or a file")
     if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():
         raise ValueError(f"OpenAI's weights were trained with QuickGELU; name the model {model}-quickgelu, got {model}")
+    if located(pretrained).is_file():
+        pretrained = str(located(pretrained))
     try:
         return open_clip.create_model(model, pretrained, require_pretrained=True), open_clip.get_tokenizer(model)
     except (RuntimeError, OSError, ValueError) as error:

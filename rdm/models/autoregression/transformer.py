@@ -21,6 +21,7 @@ from ldm.models.diffusion.guidance import guide
 from ldm.models.diffusion.stepping import seeded_generator
 from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
+from ldm.models.training_data import check_training_data
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
@@ -138,6 +139,12 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
             raise ValueError(f"got images of {(height, width)} pixels, expected {trained}, the size of training images")
         factor = self.first_stage_model.downsampling
         return self.latent_channels, height // factor, width // factor
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Checks before training that the pictures fit the first stage; raises ValueError if they do not."""
+        first, remedy = self.first_stage_model, "give the model another first stage"
+        multiple = first.downsampling
+        check_training_data(self.trainer, self.first_stage_key, first.in_channels, remedy, multiple=multiple)
 
     def usual_options(self, sampler: str | None) -> dict[str, Any]:  # noqa: ARG002 (it has no sampler)
         """Returns the usual values of sampling options that may be left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldm.data.decode import sides
 from rdm.retrieval.builder.read_ahead import CHUNK
 from rdm.retrieval.builder.work import Build
 
@@ -67,7 +69,7 @@ def forecast(build: Build, workers: int) -> Forecast:
             continue
     each = sum(count for count, _, _ in sizes) / max(len(sizes), 1)
     largest = max((columns * lines for _, columns, lines in sizes), default=0)
-    patch = 3 * images.size**2
+    patch = 3 * math.prod(sides(images.size))
     reading = max(workers, 1) * (_AHEAD * CHUNK * each * patch + 4 * 3 * largest)
     embedding = 4 * 4 * build.work.batch_size * patch  # pictures as float32, and what a network makes of them
     writing = 2 * min(build.plan.shard_rows, len(items)) * each * (2 * width + _METADATA)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import open_picture
+from ldm.data.decode import UnknownRangeError, open_picture, sides
 from ldm.data.left_out import say_pages
 from rdm.retrieval.patches.identity import picture_hash
 from rdm.retrieval.patches.policy import Patches, cut
@@ -25,7 +25,7 @@ class Chunk:
     """The patches of some consecutive pictures of a source.
 
     Attributes:
-        pixels: ``[P, S, S, 3] uint8``, their patches.
+        pixels: ``[P, H, W, 3] uint8``, their patches.
         entries: the metadata row of each patch.
         faults: ``item``, ``uri`` and ``reason`` of each picture that cannot be read.
         without: number of pictures that the policy takes no patch of.
@@ -43,7 +43,8 @@ class ChunkReader(Dataset[Chunk]):
     """The chunks of a data set, by number.
 
     Args:
-        images: a data set of ``ldm.data``: ``read``, ``metadata`` and ``uri`` of a picture, and ``size``.
+        images: a data set of ``ldm.data``: ``read``, ``metadata`` and ``uri`` of a picture, ``size`` and
+            ``value_range``.
         patches: the policy of patches.
         chunks: numbers of the pictures in each chunk.
     """
@@ -59,11 +60,14 @@ class ChunkReader(Dataset[Chunk]):
     def __getitem__(self, number: int) -> Chunk:
         """Returns one chunk; pictures that cannot be read are listed in its faults."""
         pixels: list[np.ndarray] = []
-        size = self.images.size
-        chunk = Chunk(torch.empty((0, size, size, 3), dtype=torch.uint8), pictures=len(self.chunks[number]))
+        chunk = Chunk(
+            torch.empty((0, *sides(self.images.size), 3), dtype=torch.uint8), pictures=len(self.chunks[number])
+        )
         for item in self.chunks[number]:
             try:
                 rows = self._rows(item)
+            except UnknownRangeError as error:
+                raise ValueError(f"{self.images.uri(item)} is {error}") from error
             except (OSError, ValueError) as error:
                 reason = re.sub(r" (object )?at 0x[0-9a-f]+", "", str(error))  # which would differ from run to run
                 chunk.faults.append({"item": item, "uri": self.images.uri(item), "reason": reason})
@@ -80,7 +84,7 @@ class ChunkReader(Dataset[Chunk]):
         texts = dict(self.images.metadata(item))
         image_id = texts.pop("id")
         data = self.images.read(item)
-        picture = open_picture(data)
+        picture = open_picture(data, self.images.value_range)
         say_pages(data, self.images.uri(item), self.said)
         rows = []
         for box, class_id in self.patches.of(image_id, picture.width, picture.height):
@@ -134,7 +138,7 @@ def _unchanged(chunk: Chunk) -> Chunk:
 
 
 def batches(chunks: Iterable[Chunk], size: int) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
-    """Yields all patches ``[size, S, S, 3] uint8`` with their metadata, in order; the last batch may be smaller."""
+    """Yields all patches ``[size, H, W, 3] uint8`` with their metadata, in order; the last batch may be smaller."""
     pixels: list[Tensor] = []
     entries: list[dict[str, Any]] = []
     for chunk in chunks:

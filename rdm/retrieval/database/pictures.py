@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.data.decode import Size, sides
 from ldm.pictures import from_uint8
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_tokens
@@ -14,21 +15,51 @@ from rdm.retrieval.embedder import Embedder, embed_tokens
 _BATCH = 16
 
 
-def pictures(database: RetrievalDatabase, rows: np.ndarray, size: int) -> Tensor:
-    """Cuts the pictures of rows out of the source and scales them; ``[*rows.shape, 3, S, S]`` in [-1, 1].
+def pictures(database: RetrievalDatabase, rows: np.ndarray, size: Size) -> Tensor:
+    """Cuts the pictures of rows out of the source and scales them; ``[*rows.shape, 3, H, W]`` in [-1, 1].
+
+    Pictures whose sides have another ratio are stretched.
 
     Args:
         database: the database, whose card describes the source.
         rows: integers of any shape.
-        size: S, side in pixels.
+        size: H and W in pixels, or the side of squares.
     """
-    scaled = []
+    height, width = sides(size)
+    scaled = [_scaled(patch, height, width) for patch in database.patches(rows)]
+    return torch.stack(scaled).view(*rows.shape, 3, height, width)
+
+
+def framed_pictures(database: RetrievalDatabase, rows: np.ndarray, height: int, width: int) -> Tensor:
+    """Cuts the pictures of rows out of the source for display; ``[*rows.shape, 3, H, W]`` in [-1, 1].
+
+    A picture is scaled until it fits, with the ratio of its sides, and what is left at its sides is white.
+
+    Args:
+        database: the database, whose card describes the source.
+        rows: integers of any shape.
+        height: H in pixels.
+        width: W in pixels.
+    """
+    framed = []
     for patch in database.patches(rows):
-        image = from_uint8(torch.from_numpy(patch).permute(2, 0, 1)[None])
-        if image.shape[2:] != (size, size):
-            image = F.interpolate(image, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
-        scaled.append(image[0])
-    return torch.stack(scaled).view(*rows.shape, 3, size, size)
+        down, across = patch.shape[:2]
+        if across * height <= down * width:
+            across, down = max(1, round(across * height / down)), height
+        else:
+            across, down = width, max(1, round(down * width / across))
+        top, left = (height - down) // 2, (width - across) // 2
+        around = (left, width - across - left, top, height - down - top)
+        framed.append(F.pad(_scaled(patch, down, across), around, value=1.0))
+    return torch.stack(framed).view(*rows.shape, 3, height, width)
+
+
+def _scaled(patch: np.ndarray, height: int, width: int) -> Tensor:
+    """Returns a patch ``[h, w, 3] uint8`` as an image ``[3, H, W]`` in [-1, 1]."""
+    image = from_uint8(torch.from_numpy(patch).permute(2, 0, 1)[None])
+    if image.shape[2:] != (height, width):
+        image = F.interpolate(image, (height, width), mode="bicubic", antialias=True).clamp(-1, 1)
+    return image[0]
 
 
 def grid_tokens(database: RetrievalDatabase, rows: np.ndarray, embedder: Embedder, grid: int) -> Tensor:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from ldm.files import located
+
 # Columns of the picture, the four sides and the class: ours in pixels, OpenImages' as fractions of the picture's sides.
 _PIXELS = ("image_id", "x0", "y0", "x1", "y1", "class_id")
 _PARTS = ("ImageID", "XMin", "YMin", "XMax", "YMax", "LabelName")
@@ -29,7 +31,7 @@ class Annotations:
     """
 
     def __init__(self, file: str | Path) -> None:
-        path = Path(file)
+        path = located(file)
         if not path.is_file():
             raise FileNotFoundError(f"no annotations at {path}; correct 'file' of the patches")
         ids, sides, classes, self._parts = _read(path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ldm.pictures import to_uint8
+from ldm.pictures import to_uint8, with_channels
 
 
 def ids_hash(ids: Iterable[str]) -> str:
@@ -28,8 +28,8 @@ def picture_hash(pixels: np.ndarray) -> str:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """Returns an image ``[3, H, W]`` in [-1, 1] as pixels ``[H, W, 3] uint8``."""
-    return to_uint8(image).permute(1, 2, 0).contiguous().numpy()
+    """Returns an image ``[3, H, W]`` or ``[1, H, W]`` in [-1, 1] as pixels ``[H, W, 3] uint8``."""
+    return to_uint8(with_channels(image, 3)).permute(1, 2, 0).contiguous().numpy()
 
 
 def image_id(images: Any, index: int) -> str:

@@ -8,8 +8,8 @@ A policy is the mapping ``patches`` of a database's config::
     {policy: boxes, file: boxes.csv, min_side: 64}           squares around annotated boxes
 
 Every policy accepts ``min_picture``: a picture whose shorter side has fewer pixels gives no rows. A box is in pixels of
-the picture at its original size. The embedder sees the patch of the box: its centre square, scaled to the size of the
-source.
+the picture at its original size. The embedder sees the patch of the box: its centre, as much as has
+the ratio of the size of the source, scaled to that size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.config import check_keys
-from ldm.data.decode import centre_square
+from ldm.data.decode import Size, centre_crop
 from rdm.retrieval.patches.annotations import Annotations
 
 # The settings of each policy and their defaults. None has no default and must be given; 0 as max_side or stride means
@@ -102,13 +102,13 @@ def complete_policy(config: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def cut(picture: Image.Image, box: Box | None, size: int) -> np.ndarray:
-    """Returns the patch of a box, which is its centre square, scaled to ``[size, size, 3] uint8``.
+def cut(picture: Image.Image, box: Box | None, size: Size) -> np.ndarray:
+    """Returns the patch of a box, which is its centre, scaled to ``[H, W, 3] uint8``.
 
     Args:
         picture: the picture.
         box: the box; None for the whole picture.
-        size: side of the patch in pixels.
+        size: H and W in pixels, or the side of a square.
 
     Raises:
         ValueError: the box is not within the picture.
@@ -117,7 +117,7 @@ def cut(picture: Image.Image, box: Box | None, size: int) -> np.ndarray:
         if not (0 <= box.x0 < box.x1 <= picture.width and 0 <= box.y0 < box.y1 <= picture.height):
             raise ValueError(f"got the box {tuple(box)}, expected one within {picture.width}x{picture.height} pixels")
         picture = picture.crop(box)
-    return np.array(centre_square(picture, size))
+    return np.array(centre_crop(picture, size))
 
 
 def _whole(config: Mapping[str, Any], image_id: str, width: int, height: int) -> list[Box]:

@@ -31,7 +31,7 @@ class Source:
         self._numbers: dict[str, int] | None = None
 
     def patch(self, row: Mapping[str, Any]) -> np.ndarray:
-        """Returns the patch of a row, ``[S, S, 3] uint8``, as it was embedded.
+        """Returns the patch of a row, ``[H, W, 3] uint8``, as it was embedded.
 
         Args:
             row: the metadata of the row.
@@ -49,7 +49,8 @@ class Source:
         sides = Box(row["x0"], row["y0"], row["x1"], row["y1"])
         box = sides if any(sides) and not self._whole else None
         try:
-            pixels = cut(open_picture(self._images.read(self._number(row))), box, self._images.size)
+            picture = open_picture(self._images.read(self._number(row)), self._images.value_range)
+            pixels = cut(picture, box, self._images.size)
         except (OSError, LookupError, ValueError) as error:
             raise ValueError(f"{_name(row)} cannot be cut out again ({error}); restore the source") from error
         if row["sha256"] and picture_hash(pixels) != row["sha256"]:

@@ -100,8 +100,9 @@ def test_a_run_is_exported_and_found_by_what_it_is(run: Path, tmp_path: Path, mo
     assert find_checkpoint("rarm") == Path("models/rarm/emoji/model.safetensors")
     shutil.copytree(run, tmp_path / "logs" / "newer")
     assert find_checkpoint("rarm") == Path("logs/newer/checkpoints/last.ckpt")
-    with pytest.raises(FileNotFoundError, match="models/rdm/emoji.*configs/rdm.yaml"):
-        find_checkpoint()
+    assert find_checkpoint() == ROOT / "models/rdm/emoji/model.safetensors"  # the shipped one, from elsewhere
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none; .*configs/rdm.yaml"):
+        find_checkpoint("none")
 
 
 @pytest.mark.parametrize("tokens", ["neighbours", "both", "text"])

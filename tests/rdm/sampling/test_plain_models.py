@@ -50,7 +50,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 def test_an_unconditional_model_samples_what_the_model_itself_samples(load: Load) -> None:
     model = load()
     got = draw(ways.popular, model, 3, seed=5, steps=2, batch_size=3)
-    assert model.is_plain and model.k == 0 and model.data.image_size == 16
+    assert model.is_plain and model.k == 0 and model.data.image_size == (16, 16)
     expected = model.plain.sample(None, (3, 8, 8), [5, 6, 7], steps=2)
     assert torch.equal(got.images, expected.clamp(-1, 1))
     assert got.settings.scale == 1.0 and got.copies is None
@@ -172,7 +172,7 @@ def test_a_weaker_model_reads_with_its_own_encoder(load: Load) -> None:
 def test_a_config_without_data_tells_the_size_by_its_network(load: Load, tmp_path: Path) -> None:
     config = read_config([load().path.parent / "config.yaml"])
     write_config(tmp_path / "a.yaml", {"model": config["model"]})
-    assert rdm.load(str(load().path), config=str(tmp_path / "a.yaml")).data.image_size == 16
+    assert rdm.load(str(load().path), config=str(tmp_path / "a.yaml")).data.image_size == (16, 16)
 
 
 def test_a_model_of_pixels_has_the_identity_as_its_first_stage(load: Load) -> None:
@@ -185,7 +185,7 @@ def test_the_data_of_a_plain_model_need_not_be_there(load: Load, tmp_path: Path)
     config = read_config([load().path.parent / "config.yaml"])
     config["data"]["params"]["train"] = {"target": "ldm.data.nowhere.Train", "params": {"config": {"size": 32}}}
     write_config(tmp_path / "a.yaml", config)
-    assert rdm.load(str(load().path), config=str(tmp_path / "a.yaml")).data.image_size == 32
+    assert rdm.load(str(load().path), config=str(tmp_path / "a.yaml")).data.image_size == (32, 32)
 
 
 @pytest.mark.parametrize(
