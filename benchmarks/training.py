@@ -33,7 +33,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "0335925"  # the last commit before the training step was made faster
-CONFIGS = {"diffusion": "configs/rdm.yaml", "first": "configs/first_stage/emoji-vq-f4.yaml"}
+CONFIGS = {"diffusion": "configs/rdm/emoji-embeddings.yaml", "first": "configs/first_stage/emoji-vq-f4.yaml"}
 PICTURES = 640  # of one style, so that database and latents take seconds
 WARM_UP = 2  # steps before the first turn
 

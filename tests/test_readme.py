@@ -26,8 +26,9 @@ SMALLER = {
         "model.params.lossconfig.params.disc_start=1",
     ],
     "configs/rdm.yaml": ["lightning.callbacks.images.params.max_images=2"],
+    "configs/rdm/emoji-embeddings.yaml": ["lightning.callbacks.images.params.max_images=2"],
 }
-# The pictures of one style: those of all five are embedded in five times the time.
+# The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
 # Pages whose commands build on one another; the second one goes without what the first ones have run.
 TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
@@ -52,7 +53,8 @@ def parts() -> dict[str, list[list[str]]]:
 
 def shrink(command: list[str], folder: Path) -> list[str]:
     """The same command with little to do."""
-    stage = "emoji-vq-f4" if "models/first_stage/mine" in command else "rdm"
+    exported = "emoji-embeddings" if command[0] == "scripts/export_checkpoint.py" else "rdm"
+    stage = "emoji-vq-f4" if "models/first_stage/mine" in command else exported
     runs = sorted((folder / "logs").glob(f"*_{stage}"))
     words = [str(runs[-1]) if word == "logs/RUN" else word for word in command]
     if words[0] == "main.py":
@@ -102,7 +104,7 @@ def run_program(process: Commands, blocks: list[str], sizes: list[tuple[int, int
 
 def exported_run(folder: Path) -> Path:
     """The checkpoint of the run that the pages export."""
-    return next((folder / "logs").glob("*_rdm")) / "checkpoints/last.ckpt"
+    return next((folder / "logs").glob("*_emoji-embeddings")) / "checkpoints/last.ckpt"
 
 
 def test_the_pages_have_commands_of_every_script_to_run() -> None:
@@ -115,7 +117,8 @@ def test_the_pages_have_commands_of_every_script_to_run() -> None:
 def test_the_parts_are_all_commands() -> None:
     found = [command for part in parts().values() for command in part]
     assert all(command in found for page in (*TOGETHER, ALONE) for command in commands(page))
-    assert list(parts()) == ["scripts/txt2img.py", "configs/rdm.yaml", "configs/clip/emoji.yaml", next(iter(SMALLER))]
+    begun = ["configs/rdm.yaml", "configs/rdm/emoji-embeddings.yaml", "configs/clip/emoji.yaml", next(iter(SMALLER))]
+    assert list(parts()) == ["scripts/txt2img.py", *begun]
 
 
 def test_sampling_does_what_the_pages_say(process: Commands, folder: Path) -> None:
@@ -149,6 +152,7 @@ def test_images_of_earlier_versions_are_made_again(process: Commands, folder: Pa
 
 def test_training_and_exports_do_what_the_pages_say(process: Commands, folder: Path) -> None:
     run(process, parts()["configs/rdm.yaml"], folder)
+    run(process, parts()["configs/rdm/emoji-embeddings.yaml"], folder)
     programs = [*blocks("README.md", "python"), *blocks("docs/checkpoints.md", "python")]
     run_program(process, programs, [(64, 64)] * 2, folder)  # of the run, and of its export
     assert read_weights(folder / "exported/compvis/model.ckpt").keys() > {"betas", "unconditional_guidance_vex"}

@@ -23,7 +23,7 @@ from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ("configs/rdm.yaml", "configs/rdm/emoji-small.yaml")
+CONFIGS = ("configs/rdm/emoji-embeddings.yaml", "configs/rdm/emoji-small.yaml")
 SEEDS = (0, 1, 2)
 FIRST_SEED = 23  # default seed of main.py
 PLAIN = ("model.params.use_neighbours=false",)
