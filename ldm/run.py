@@ -145,7 +145,7 @@ def read_class_names(run: str | Path) -> list[str]:
 
     It is empty for a model that knows no classes, or none by name.
     """
-    file = Path(run) / CLASS_NAMES
+    file = located(run) / CLASS_NAMES
     return read_text(file).splitlines() if file.is_file() else []
 
 

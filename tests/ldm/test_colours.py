@@ -90,7 +90,7 @@ def test_shares_add_up_and_an_empty_picture_has_none() -> None:
 
 
 def test_emoji_whose_names_tell_their_colour() -> None:
-    """Hearts, circles, squares and diamonds of four styles have the colour that they are named after."""
+    """Hearts, circles and squares of the coloured styles have the colour that they are named after."""
     images = ParquetImages(files=str(DATA), size=64)
     colours = ("red", "orange", "yellow", "green", "blue", "purple", "brown")
     names = {f"{colour} {shape}" for colour in colours for shape in ("heart", "circle", "square")}
@@ -99,5 +99,5 @@ def test_emoji_whose_names_tell_their_colour() -> None:
     lines = [i for i in rows if images.metadata(i)["style"] == "openmoji-line"]
     found = dominant_colours(torch.stack([images[i]["image"] for i in drawn]))
     right = [images.metadata(i)["caption"].split()[0] in names for i, names in zip(drawn, found, strict=True)]
-    assert len(drawn) == 84 and sum(right) >= 80
+    assert len(drawn) >= 84 and sum(right) >= 0.95 * len(drawn)
     assert set(dominant_colours(torch.stack([images[i]["image"] for i in lines]))) == {("black",)}

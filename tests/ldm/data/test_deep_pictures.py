@@ -54,6 +54,14 @@ def test_16_bits_are_not_rounded_to_8(form: str) -> None:
     assert np.array_equal(np.asarray(open_picture(encoded(DEEP, form)))[..., 0], (DEEP / 257.0).round())
 
 
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_a_deep_picture_that_is_open_is_read_as_its_file(form: str) -> None:
+    data = encoded(DEEP, form)
+    for opened in (Image.open(io.BytesIO(data)), Image.fromarray(DEEP)):
+        assert np.array_equal(np.asarray(open_picture(opened)), np.asarray(open_picture(data)))
+        assert "value_range" not in opened.info
+
+
 def test_grey_is_the_brightness_of_a_colour_and_the_very_value_of_a_grey() -> None:
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     image = decode_image(encoded(grey, "PNG"), 8, channels=1)

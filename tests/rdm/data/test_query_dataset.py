@@ -35,7 +35,8 @@ def test_items_hold_image_and_neighbours(images: Any, database: RetrievalDatabas
     assert len(dataset) == 12
     item, plain = dataset[7], images[7]
     assert torch.equal(item["image"], plain["image"])
-    assert {key: item[key] for key in plain if key != "image"} == dataset.metadata(7) == images.metadata(7)
+    assert {key: item[key] for key in plain if key != "image"} == {key: plain[key] for key in plain if key != "image"}
+    assert dataset.metadata(7) == images.metadata(7)
     assert item["neighbour_rows"].tolist() == table.rows[7, :3].tolist()
     assert item["neighbours"].dtype == torch.float32
     np.testing.assert_array_equal(item["neighbours"].numpy(), database.embeddings(table.rows[7, :3]))

@@ -17,6 +17,7 @@ from pictures import write_clip, write_pictures
 from PIL import Image
 from small_models import KL, VQ, randomise
 from torchvision.models import get_model
+from toy import STYLES
 
 from ldm.checkpoint import write_weights
 from ldm.config import write_config
@@ -160,8 +161,9 @@ def test_mistakes_are_answered_in_one_line(run, stage: Path, tmp_path: Path) -> 
 def test_shipped_first_stage_keeps_its_stated_figures() -> None:
     stage = load_first_stage(ROOT / "models" / "first_stage" / "emoji-vq-f4")
     config = evaluation_data(stage, str(ROOT / "data" / "emoji"), "val", None)
+    config["params"]["where"] = {"style": list(STYLES)}  # which it was trained on
     dataset: Any = instantiate_from_config(config)
-    assert len(dataset) == 695 and stage.resolution == 64
+    assert len(dataset) > 680 and stage.resolution == 64
     gathered = Reconstruction(stage, None, None)
     for start in range(0, 680, 136):  # a few of each style
         images = [dataset[start + i]["image"] for i in range(8)]

@@ -138,7 +138,7 @@ def test_options_of_the_other_kind_are_refused(loaded: Loaded, tmp_path: Path) -
     for options, message in (
         ({"steps": 20}, "steps=20.*diffusion model.*autoregressive model"),
         ({"weaker": "models/rdm/emoji"}, "weaker=models/rdm/emoji.*diffusion model"),
-        ({"temperature": -1.0}, "temperature: got -1.0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": 0.0, "best_of": 2}, "best_of=2 with temperature=0.*same image"),
         ({"top_k": 1, "best_of": 3}, "best_of=3 with top_k=1.*same image"),
     ):

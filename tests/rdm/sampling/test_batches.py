@@ -73,7 +73,7 @@ def test_what_was_sampled_before_a_signal_is_there(loaded: Pipeline, tmp_path: P
     images = json.loads((tmp_path / "a.json").read_text())["images"]
     assert [image["query"] for image in images] == PROMPTS[:3]
     assert read_record(tmp_path / "a-002.png")["query"] == PROMPTS[2]
-    side = loaded.data.image_size
+    side, _ = loaded.data.image_size
     assert Image.open(tmp_path / "a-grid.png").height == 3 * (side + GAP) + GAP
 
 
@@ -96,12 +96,12 @@ def test_what_was_sampled_before_the_disk_was_full_is_there(loaded: Pipeline, tm
 
 def many(loaded: Pipeline, count: int) -> Iterator[Samples]:
     """Samples of grey pictures, one for each prompt; making real ones would take minutes."""
-    request, side = ways.texts(loaded, [f"flag {number}" for number in range(8)]), loaded.data.image_size
+    request, size = ways.texts(loaded, [f"flag {number}" for number in range(8)]), loaded.data.image_size
     settings = Settings.of(steps=2, copy_threshold=None).for_model(loaded.model)
     for start in range(0, count, 8):
         places = range(min(8, count - start))
         shades = torch.linspace(-1, 1, count)[start : start + len(places)]
-        images = shades[:, None, None, None].expand(-1, 3, side, side).clone()
+        images = shades[:, None, None, None].expand(-1, 3, *size).clone()
         yield Samples(images, request.part(places), settings, list(range(start, start + len(places))))
 
 
@@ -109,7 +109,7 @@ def many(loaded: Pipeline, count: int) -> Iterator[Samples]:
 def test_a_sheet_has_so_many_rows_and_the_next_goes_on(loaded: Pipeline, tmp_path: Path, per_row: int | None) -> None:
     columns, count = per_row or 1, 2 * ROWS * (per_row or 1) + 5
     assert save(many(loaded, count), loaded, tmp_path, "a", per_row=per_row) == tmp_path / "a-grid.png"
-    rows, side = [ROWS, ROWS, -(-5 // columns)], loaded.data.image_size
+    rows, (side, _) = [ROWS, ROWS, -(-5 // columns)], loaded.data.image_size
     files = ["a-grid.png", "a-grid-2.png", "a-grid-3.png"]
     assert sorted(path.name for path in tmp_path.glob("a-grid*")) == sorted(files)
     sheets = [np.asarray(Image.open(tmp_path / name)) for name in files]

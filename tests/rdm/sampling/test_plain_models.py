@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from drawing import draw
@@ -133,6 +134,20 @@ def test_pictures_are_edited(load: Load, reads: str | None, options: dict[str, A
     assert torch.equal(again.images[0], samples.images[1])
 
 
+def test_sizes_and_ranges_are_those_of_the_training_pictures(load: Load, tmp_path: Path) -> None:
+    config = read_config([load().path.parent / "config.yaml"])
+    config["data"]["params"]["train"]["params"] |= {"size": [16, 32], "value_range": [-100, 300]}
+    write_config(tmp_path / "a.yaml", config)
+    model = rdm.load(str(load().path), config=str(tmp_path / "a.yaml"))
+    assert draw(ways.popular, model, 1, steps=1).images.shape == (1, 3, 16, 32)
+    values = np.linspace(-100, 300, 15 * 17, dtype=np.float32).reshape(15, 17)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    edited = draw(edit, model, tmp_path / "a.tif", strength=0.5, steps=2)
+    assert edited.images.shape == (1, 3, 15, 17)  # padded within, and cut back
+    given = edited.request.canvas.picture[0, 0]
+    torch.testing.assert_close(given, torch.from_numpy(values / 200 - 0.5), atol=0.005, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("reads", "way", "what", "entries"),
     [
@@ -199,6 +214,8 @@ def test_the_data_of_a_plain_model_need_not_be_there(load: Load, tmp_path: Path)
         ("classes", lambda model: ways.classes(model, ["3"]), "no class '3'.*0 to 2.*class0"),
         ("classes", lambda model: ways.classes(model, ["class1"], k=3), "k=3.*without a database"),
         ("classes", lambda model: ways.classes(model, ["class1"], by="label"), "by='label'"),
+        ("classes", lambda model: ways.classes(model, ["class1"], pool=5), "pool=5"),
+        ("classes", lambda model: model(n=0), "n=0"),
         ("texts", lambda model: ways.texts(model, ["a"], tokens="both"), "tokens='both'"),
         ("texts", lambda model: ways.texts(model, ["a"], negative="b"), "negative='b'"),
         (None, lambda model: ways.popular(model, 1, weighted=True), "weighted=True"),
