@@ -103,8 +103,8 @@ class Settings:
     )
     reference_scale: float | None = option(
         None,
-        "guidance scale of the neighbours' pictures, if the model sees them beside their embeddings; if not given, "
-        "--scale is for both; 0 samples without the pictures",
+        "guidance scale of the neighbours' pictures, if the model sees them beside their embeddings; if not given, it "
+        "is 5, or 1 with a scale of 1; 0 samples without the pictures",
         NUMBER,
         kind=DIFFUSION,
     )
@@ -253,6 +253,8 @@ class Settings:
                     f"{articles[model.kind]}; leave it out"
                 )
         usual = model.usual_options(self.sampler)
+        if self.scale == 1:
+            usual.pop("reference_scale", None)  # no guidance at all
         settings = replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
         if settings.eta and settings.sampler not in STOCHASTIC:
             raise ValueError(

@@ -23,6 +23,7 @@ from rdm.models.references import References, sampled
 from rdm.modules.grid_tokens import GridTokens
 
 LOG = logging.getLogger(__name__)
+REFERENCE_SCALE = 5.0  # the usual guidance scale of reference latents, see models/rdm/emoji/README.md
 STEM, ENCODER = "input_blocks.0.0.weight", "reference_encoder."  # names of weights in a U-Net
 
 
@@ -130,6 +131,11 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
     def understood(self, context: Any) -> Any:
         """Returns the part of another model's condition that this model takes: the tokens if it has no references."""
         return context.tokens if isinstance(context, Hybrid) and self.references is None else context
+
+    def usual_options(self, sampler: str | None) -> dict[str, Any]:
+        """Returns the usual values of options that may be left out, see :meth:`LatentDiffusion.usual_options`."""
+        usual = super().usual_options(sampler)
+        return usual if self.references is None else {**usual, "reference_scale": REFERENCE_SCALE}
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns initial weights, with new ones for references and grids if they are of a model without them.

@@ -40,11 +40,14 @@ def test_references_are_the_latents_of_the_rows_pictures(with_references: Loaded
     assert torch.equal(condition_of(with_references, retrieved).image[:, :6], latents.flatten(1, 2))
 
 
-def test_a_scale_of_their_own_the_same_and_none(with_references: Loaded) -> None:
+def test_they_have_a_guidance_scale_of_their_own(with_references: Loaded) -> None:
     plain = images(with_references, scale=2.0)
+    assert torch.equal(images(with_references, scale=2.0, reference_scale=5.0), plain)
     close: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
-    torch.testing.assert_close(images(with_references, scale=2.0, reference_scale=2.0), plain, **close)
-    for scale in (0, 1.0, 4.0):
+    torch.testing.assert_close(
+        images(with_references, scale=1.0), images(with_references, scale=1.0, reference_scale=1.0), **close
+    )
+    for scale in (0, 1.0, 2.0, 4.0):
         assert (images(with_references, scale=2.0, reference_scale=scale) - plain).abs().max() > 1e-3
     both = {"tokens": "both", "scale": 2.0}
     three = images(with_references, text_scale=3.0, reference_scale=1.5, **both)

@@ -32,7 +32,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "width": {"width": 32},
     "scale": {"scale": 3.0},
     "text_scale": {"text_scale": 5.0, "tokens": "both"},
-    "reference_scale": {"reference_scale": 5.0},
+    "reference_scale": {"reference_scale": 3.0},
     "reference_noise": {"reference_noise": 0.8},
     "rescale": {"rescale": 1.0, "scale": 9.0},
     "interval": {"interval": (300, 600)},
