@@ -137,8 +137,8 @@ def test_sampling_does_what_the_pages_say(process: Commands, folder: Path) -> No
     run_program(process, programs, [(64, 64)] * 4, folder)
 
 
-def test_images_of_earlier_versions_are_made_again(process: Commands, folder: Path) -> None:
-    """From their records of format 1, with the shipped models and all pictures."""
+def test_images_of_the_shipped_models_are_made_again(process: Commands, folder: Path) -> None:
+    """From their records, with all pictures."""
     for file in (ROOT / "data/emoji").glob("*.parquet"):
         if not (folder / "data/emoji" / file.name).exists():
             (folder / "data/emoji" / file.name).symlink_to(file)

@@ -12,12 +12,13 @@ from PIL import Image
 
 import rdm
 from ldm.checkpoint import read_weights, write_weights
+from ldm.pictures import save_png
 from rdm.loading import Loaded, find_checkpoint, load
 from rdm.retrieval.classes import resolve_class
 from rdm.retrieval.queries import between, mix
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling import ways
-from rdm.sampling.record import make_again, read_record, save
+from rdm.sampling.record import KEYWORD, make_again, read_record, save
 from rdm.sampling.request import Request
 from rdm.sampling.samples import sample
 from rdm.sampling.settings import Settings
@@ -291,6 +292,18 @@ def test_an_image_is_made_again_over_a_database_that_another_processor_built(
     for change in ({"neighbours": moved}, {"neighbours": gone}, {"embedder_fingerprint": "other"}):
         with pytest.raises(ValueError, match=r"database .* the image was made with other; give that one"):
             make_again({**record, **change})
+
+
+def test_a_record_of_format_1_is_read_as_one_of_format_2(tmp_path: Path) -> None:
+    """It held tokens, edits and pictures of the query among the settings, and no prompt and no threshold of copies."""
+    settings = {"tokens": "both", "text_scale": 3.0, "steps": 5, "weaker": "other.ckpt", "weaker_sha256": "a1"}
+    about = {"format": 1, "asked": {"way": "text", "k": 4}, "query": "a cat", "copy": {"threshold": 0.98}}
+    text = json.dumps({**about, "settings": settings})
+    save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "a.png", {KEYWORD: text})
+    record = read_record(tmp_path / "a.png")
+    assert (record["prompt"], record["tokens"], record["weaker_sha256"]) == ("a cat", "both", "a1")
+    kept = {"text_scale": 3.0, "steps": 5, "weaker": "other.ckpt"}
+    assert record["settings"] == {**kept, "scale": 1.0, "weaker_scale": 1.0, "copy_threshold": 0.98}
 
 
 def test_an_image_without_a_record_is_refused(tmp_path: Path) -> None:
