@@ -109,6 +109,8 @@ def train_ours(clock: Clock, config_path: str, folder: str, precision: str, pict
             clock.lap("update")
 
     pl.seed_everything(0)
+    if not Path(config_path).is_file():
+        config_path = "configs/rdm.yaml"  # the model of embeddings alone in earlier commits
     config = read_run_config([config_path], [f"{name}={value}" for name, value in settings.items()])
     model, data = instantiate_from_config(config.model), instantiate_from_config(config.data)
     program = runpy.run_path("main.py")  # of the source tree that is measured, which is the current folder
