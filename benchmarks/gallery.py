@@ -142,8 +142,8 @@ def make(entry: Entry, folder: Path) -> None:
         if done.returncode:
             raise ValueError(f"{entry.name}: {(done.stderr.splitlines() or ['no message'])[-1]}")
         if file is not None:
-            with Image.open(folder / done.stdout.splitlines()[-1]) as picture:
-                results.append((picture.copy(), file))
+            with Image.open(folder / done.stdout.splitlines()[-1]) as opened:
+                results.append((opened.copy(), file))
     for picture, file in results:
         with atomic_path(file) as temporary:
             picture.save(temporary, format="png", optimize=True, pnginfo=about)

@@ -14,6 +14,7 @@ SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 TOP_MS = (0.01, 0.03, 0.1, 0.3, 1.0)
 TOKENS = ("text", "neighbours", "both")
 NEIGHBOURS = tuple(f"neighbours-{seed}" for seed in SEEDS)
+CONTEXTS = {"embeddings": "neighbours", "tokens": "tokens", "references": "references", "both": "both"}
 
 
 class Case(NamedTuple):
@@ -81,6 +82,10 @@ def all_cases() -> dict[str, list[Case]]:
         for tokens in TOKENS:
             add("synthesis", f"text, {tokens}", run, text("all", tokens=tokens))
             add("synthesis", f"class, {tokens}", run, by_class(tokens))
+    for shown, kind in CONTEXTS.items():
+        for seed in SEEDS:
+            add("contexts", f"trained, {shown}", f"{kind}-{seed}", text("train"))
+            add("contexts", f"held out, {shown}", f"{kind}-{seed}", text("held"))
     for run in ("neighbours-0", "v-0", "flat-0"):
         for scale in (1.0, 2.0):
             add("objective", f"{run.removesuffix('-0')} scale {scale:g}", run, popular(scale=scale))

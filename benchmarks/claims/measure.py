@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.claims.cases import TOP_M, Case
 from benchmarks.claims.runs import is_trained
-from benchmarks.claims.spaces import Setup, accuracy, quality, unit_texts
+from benchmarks.claims.spaces import Setup, accuracy, judged, quality, unit_texts
 from benchmarks.styles import ranks
 from ldm.checkpoint import read_weights, write_weights
 from ldm.files import file_hash
@@ -100,12 +100,14 @@ class Bench:
         """Returns the figures of the real pictures in a part of the data, as an upper bound for a model."""
         part = self.setup.real[case.settings["names"]]
         features, predicted = self.setup.features_of(part["pictures"])
-        texts = unit_texts(load(case.settings["embedder_of"]), self.setup.names[case.settings["names"]])
+        names = self.setup.names[case.settings["names"]]
+        texts = unit_texts(load(case.settings["embedder_of"]), names)
         return {
             "images": len(predicted),
             **quality(self.setup, features),
             **ranks(features["clip"], part["places"], texts),
             **accuracy(part["classes"], predicted),
+            **judged(self.setup, part["pictures"], [names[place] for place in part["places"].tolist()]),
         }
 
     def sampled(self, case: Case, key: str) -> dict[str, float]:
@@ -124,6 +126,7 @@ class Bench:
         if settings["ask"] == "text":
             places = torch.arange(self.n) % len(prompts)
             figures |= ranks(features["clip"], places, unit_texts(loaded, prompts))
+            figures |= judged(setup, pictures, [prompts[place] for place in places.tolist()])
         if prompts:
             class_names = [setup.class_by_name.get(name, name) for name in prompts]
             labels = torch.tensor([setup.classes.index(owner) for owner in class_names])

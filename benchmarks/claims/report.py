@@ -18,7 +18,8 @@ DATA = Path("data/emoji")
 SHOWN = (
     "pixels_fd_train", "pixels_fd_held", "pixels_precision", "pixels_recall",
     "clip_fd_train", "clip_fd_held", "clip_precision", "clip_recall",
-    "clip_score", "first", "class_balanced", "distinct_rows",
+    "clip_score", "first", "class_balanced", "judge_top1", "judge_top5", "clip_copies", "pixels_copies",
+    "distinct_rows",
 )  # fmt: skip
 
 HEAD = """Each row compares two cases, which the column *measured* names, by one figure. The verdict is
@@ -40,6 +41,8 @@ over three seeds of the model with four neighbours. How another database changes
 | `clip_score` | cosine similarity of an image and its prompt |
 | `first` | share of the images whose own prompt is the nearest of all prompts |
 | `class_balanced` | share of the images that the classifier assigns to the right category, averaged over categories |
+| `judge_top1`, `judge_top5` | share of the images whose prompt is the first guess of models/judge/emoji, or one of 5 |
+| `copies` | share of the images that are more similar to a training picture than 95 % of held-out pictures are |
 | `distinct_rows` | number of different database rows among the rows nearest to each image |
 | `val/loss_ema` | validation loss of the averaged weights; lower is better |
 | `retrieval_share_1`, `retrieval_share_64` | share of retrieval in the time of an image, in batches of 1 and of 64 |
@@ -47,6 +50,7 @@ over three seeds of the model with four neighbours. How another database changes
 | case | meaning |
 | --- | --- |
 | `neighbours`, `plain`, `plain-large` | the model with four neighbours, without neighbours, and a larger one without |
+| `embeddings`, `tokens`, `references`, `both` | what the network sees of the neighbours, always with their embeddings |
 | `k` | the number of neighbours |
 | `scale` | the guidance scale |
 | `p_uncond` | the share of training pictures whose context was dropped |

@@ -25,10 +25,27 @@ LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("configs/rdm/emoji-embeddings.yaml", "configs/rdm/emoji-small.yaml")
 SEEDS = (0, 1, 2)
+STEPS = 1200
 FIRST_SEED = 23  # default seed of main.py
 PLAIN = ("model.params.use_neighbours=false",)
 # Group norms need multiples of 32 channels, so no wider network has exactly 1.5 times the parameters.
 LARGE = ("model.params.unet_config.params.channel_mult=[1,2,4]",)
+TOKENS = (
+    "model.params.conditioner.tokens=grid",
+    "model.params.conditioner.grid=4",
+    "model.params.conditioner.token_width=384",
+    "data.params.tokens.grid=4",
+)
+REFERENCES = (
+    "model.params.references={p_drop: 0.1, p_single: 0.2, p_noise: 0.5}",
+    "model.params.unet_config.target=rdm.modules.diffusionmodules.references.ReferenceUNetModel",
+    "model.params.unet_config.params.reference_width=16",
+    "data.params.references.first_stage=${model.params.first_stage_config}",
+    "data.params.references.path=data/databases/emoji/references-32",
+)
+# What the network sees of the neighbours beside their embeddings, and how many times longer a step then takes: medians
+# of 13 steps of 64 that took turns in one process of one thread. Such a run has fewer steps, so that it is not longer.
+CONTEXTS = {"tokens": (TOKENS, 1.33), "references": (REFERENCES, 1.06), "both": (TOKENS + REFERENCES, 1.36)}
 
 
 class Run(NamedTuple):
@@ -54,6 +71,11 @@ def of_k(k: int) -> tuple[str, ...]:
     return f"model.params.conditioner.k={k}", f"data.params.k={k}"
 
 
+def of_steps(steps: int) -> tuple[str, ...]:
+    """Returns the settings of a run of another length."""
+    return f"lightning.trainer.max_steps={steps}", f"model.params.scheduler_config.params.max_decay_steps={steps}"
+
+
 def all_runs() -> dict[str, Run]:
     """Returns every run by its name."""
     kinds = {"neighbours": (), "plain": PLAIN, "plain-large": (*PLAIN, *LARGE)}
@@ -62,6 +84,9 @@ def all_runs() -> dict[str, Run]:
     runs += [Run(f"uncond{tenths}-0", 0, (f"model.params.p_uncond=0.{tenths}",)) for tenths in (0, 3)]
     runs += [Run("v-0", 0, ("model.params.parameterization=v",))]
     runs += [Run("flat-0", 0, ("model.params.min_snr_gamma=null",))]
+    for kind, (settings, longer) in CONTEXTS.items():
+        shown = (*settings, *of_steps(round(STEPS / longer)))
+        runs += [Run(f"{kind}-{seed}", seed, shown) for seed in SEEDS]
     return {run.name: run for run in runs}
 
 

@@ -1,4 +1,7 @@
-"""The feature spaces of the figures: the CLIP that also searches neighbours, and a classifier trained on pixels."""
+"""The feature spaces of the figures: the CLIP that also searches neighbours, and a classifier trained on pixels.
+
+Beside them stands the judge of concepts, :mod:`rdm.models.judge`, which was trained on pixels, too.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,17 @@ from benchmarks.style_classifier import cached, judge
 from ldm.files import file_hash
 from ldm.pictures import from_uint8, to_uint8
 from ldm.util import evenly, instantiate_from_config
+from rdm.evaluate.concepts import judgement, shares
 from rdm.evaluate.features import device, feature_network
 from rdm.evaluate.metrics import Moments, density_coverage, frechet_distance, precision_recall
 from rdm.loading import Loaded
+from rdm.models.judge import Judge, load_judge
 
+CONCEPTS = "models/judge/emoji"
 WIDTHS = (3, 48, 96, 192)
 BATCH = 64
 SPACES = ("clip", "pixels")
+COMMON = 0.95  # quantile of the held-out pictures' likenesses above which an image counts as a copy
 
 
 def class_of(entry: Mapping[str, str]) -> str:
@@ -43,6 +50,9 @@ class Setup:
         class_by_name: class of each name.
         real: for each part, the pictures ``[M, 3, H, W] uint8`` of its names, with the numbers of names and classes.
         clip: network of the space ``clip``.
+        likeness: for each space, the cosine similarity to the nearest training picture that 5 % of the held-out
+            pictures exceed.
+        judge: names the concept that a picture shows.
         about: description for the report.
     """
 
@@ -55,6 +65,8 @@ class Setup:
     class_by_name: dict[str, str]
     real: dict[str, dict[str, Tensor]]
     clip: Any
+    likeness: dict[str, float]
+    judge: Judge
     about: dict[str, Any]
 
     def features_of(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -121,11 +133,40 @@ def set_up(loaded: Loaded, folder: Path, epochs: int, most: int = 256) -> Setup:
     moments = {part: {space: Moments.of(x) for space, x in spaces.items()} for part, spaces in features.items()}
     about: dict[str, Any] = {"pictures": {part: len(images) for part, images in data.items()}, "classes": classes}
     about |= {**key, "clip_is": "the CLIP that also finds the neighbours", "names": total, "device": str(device())}
-    return Setup(classes, classifier, accuracy, features, moments, names, known, real, clip, about)
+    likeness = {
+        space: float(likenesses(features["held"][space], features["train"][space]).quantile(COMMON)) for space in SPACES
+    }
+    concept_judge = load_judge(CONCEPTS)
+    return Setup(
+        classes, classifier, accuracy, features, moments, names, known, real, clip, likeness, concept_judge, about
+    )
+
+
+def likenesses(features: Tensor, others: Tensor) -> Tensor:
+    """Returns the cosine similarity of features ``[n, D]`` to the nearest one of others ``[m, D]``, ``[n]``."""
+    unit = F.normalize(others, dim=1).T
+    return torch.cat([(F.normalize(part, dim=1) @ unit).amax(1) for part in features.split(BATCH)])
+
+
+def judged(setup: Setup, pictures: Tensor, names: list[str]) -> dict[str, float]:
+    """Returns the shares of pictures ``[N, 3, H, W] uint8`` whose name the judge gives first, or among five.
+
+    Args:
+        setup: holds the judge.
+        pictures: the pictures.
+        names: the name of each picture. Pictures with a name that the judge does not know are left out.
+    """
+    known = {name: concept for concept, name in setup.judge.concepts.items()}
+    places = [place for place, name in enumerate(names) if name in known]
+    if not places:
+        return {}
+    images = from_uint8(pictures[places])
+    found = shares(judgement(setup.judge, images, [known[names[place]] for place in places])[0])
+    return {f"judge_{top}": found[top] for top in ("top1", "top5")}
 
 
 def quality(setup: Setup, features: Mapping[str, Tensor]) -> dict[str, float]:
-    """Returns distances, precision, recall, density and coverage of features ``[n, D]``, by space."""
+    """Returns distances, precision, recall, density, coverage and copies of features ``[n, D]``, by space."""
     figures: dict[str, float] = {}
     for space, generated in features.items():
         moments, real = Moments.of(generated), setup.features["train"][space]
@@ -133,6 +174,7 @@ def quality(setup: Setup, features: Mapping[str, Tensor]) -> dict[str, float]:
             figures[f"{space}_fd_{part}"] = frechet_distance(setup.moments[part][space], moments)
         figures |= {f"{space}_{k}": v for k, v in precision_recall(real, generated, device=device())._asdict().items()}
         figures |= {f"{space}_{k}": v for k, v in density_coverage(real, generated, device=device())._asdict().items()}
+        figures[f"{space}_copies"] = float((likenesses(generated, real) >= setup.likeness[space]).float().mean())
     return {name: round(value, 5) for name, value in figures.items()}
 
 

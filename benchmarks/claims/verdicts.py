@@ -13,7 +13,15 @@ USUAL = ("retrieval", "neighbours scale 1")  # the range of its figures over see
 GUIDED_USUAL = ("retrieval", "neighbours scale 2")
 USUAL_TEXT = ("concepts", "held out, in database")
 USUAL_CLASS = ("synthesis", "class, neighbours")
-LOWER = ("_fd_", "loss", "seconds")  # figures with these words in their names are better when lower
+SHOWN = ("val/loss_ema", "judge_top1", "judge_top5", "clip_fd_held", "pixels_fd_held")
+COPIES = ("clip_copies", "pixels_copies")
+CONTEXTS = {
+    "tokens": "Grids of tokens",
+    "references": "Latents of the neighbours (references)",
+    "both": "Grids of tokens and references",
+}
+USUAL_SHOWN = ("contexts", "held out, embeddings")
+LOWER = ("_fd_", "loss", "seconds", "_copies")  # figures with these words in their names are better when lower
 
 
 class Claim(NamedTuple):
@@ -85,6 +93,16 @@ CLAIMS = (
           "objective", "neighbours scale 1", "flat scale 1"),
     Claim("(not in the paper) Predicting v is better than predicting the noise",
           "objective", "v scale 1", "neighbours scale 1"),
+    *(
+        claim
+        for kind, what in CONTEXTS.items()
+        for claim in (
+            Claim(f"(not in the paper) {what} beside the embeddings are better than embeddings alone",
+                  "contexts", f"held out, {kind}", "held out, embeddings", SHOWN, USUAL_SHOWN),
+            Claim(f"(not in the paper) {what} beside the embeddings raise the share of copies",
+                  "contexts", f"held out, {kind}", "held out, embeddings", COPIES, USUAL_SHOWN, True),
+        )
+    ),
     Claim("A larger database is better without further training: 100 % is better than 10 %",
           "database_size", "100%", "10%", (*FD, "pixels_recall", "clip_recall")),
     Claim("A larger database is better without further training: 10 % is better than 1 %",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from toy import ROOT, rdm_config, ship
 
 from benchmarks.claims.cases import Case, all_cases, by_class, popular, text
 from benchmarks.claims.measure import Bench, choose_prompts, measure_all, read_lines, restricted
-from benchmarks.claims.runs import CONFIGS, all_runs, command, is_trained, metrics, train
-from benchmarks.claims.spaces import Setup, accuracy, set_up
+from benchmarks.claims.runs import CONFIGS, STEPS, all_runs, command, is_trained, metrics, train
+from benchmarks.claims.spaces import SPACES, Setup, accuracy, judged, likenesses, quality, set_up
 from ldm.config import read_config
 from ldm.util import instantiate_from_config
+from rdm.evaluate.metrics import Moments
 from rdm.loading import load
 
 RUNS = all_runs()
@@ -40,14 +42,29 @@ def test_every_run_is_a_valid_config_that_differs_where_it_says(name: str) -> No
     params = config["model"]["params"]
     assert params["seed"] == config["data"]["params"]["seed"] == run.seed == int(name[-1])
     assert params["unet_config"]["params"]["model_channels"] == 32
+    steps = {"tokens": 902, "references": 1132, "both": 882}.get(name[:-2], STEPS)
+    assert config["lightning"]["trainer"]["max_steps"] == steps
+    assert params["scheduler_config"]["params"]["max_decay_steps"] == steps
     assert (
-        config["lightning"]["trainer"]["max_steps"] == params["scheduler_config"]["params"]["max_decay_steps"] == 1200
+        (params["conditioner"].get("tokens") == "grid")
+        is ("tokens" in config["data"]["params"])
+        is (name[:-2] in ("tokens", "both"))
+    )
+    assert (
+        ("references" in params) is ("references" in config["data"]["params"]) is (name[:-2] in ("references", "both"))
     )
     assert params["conditioner"]["k"] == config["data"]["params"]["k"] == {"k1-0": 1, "k2-0": 2, "k8-0": 8}.get(name, 4)
     assert params.get("use_neighbours", True) is not name.startswith("plain")
     assert params["p_uncond"] == {"uncond0-0": 0.0, "uncond3-0": 0.3}.get(name, 0.1)
     assert params["min_snr_gamma"] == (None if name == "flat-0" else 5.0)
     assert params.get("parameterization", "eps") == ("v" if name == "v-0" else "eps")
+
+
+def test_tokens_and_references_change_nothing_but_the_context() -> None:
+    """A network that also sees references has a tenth more parameters; that of grids is the same."""
+    plain = parameters("neighbours-0")
+    assert parameters("tokens-0") == plain
+    assert 1 < parameters("references-0") / plain == parameters("both-0") / plain < 1.1
 
 
 def test_a_run_goes_on_from_its_last_checkpoint_with_its_own_seed(tmp_path: Path) -> None:
@@ -118,6 +135,8 @@ def test_cases_are_measured_once_and_a_broken_one_stops_no_other(system: tuple[P
     found = {line["case"]: line["figures"] for line in lines}
     assert found["usual"] == found["k 2"] and found["half"]["rows"] == 20
     assert {"pixels_fd_train", "clip_fd_held", "clip_recall", "pixels_coverage"} <= set(found["usual"])
+    assert 0 <= found["usual"]["clip_copies"] <= 1 and "judge_top1" not in found["usual"]
+    assert found["held"]["judge_top1"] <= found["held"]["judge_top5"]
     assert "clip_score" in found["held"] and "clip_score" not in found["class"]
     assert found["class"]["class_accuracy"] <= 1
 
@@ -149,3 +168,23 @@ def test_prompts_are_evenly_spread_and_of_both_parts(system: tuple[Path, Setup])
 def test_balanced_accuracy_counts_classes_alike() -> None:
     found = accuracy(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 0]))
     assert found == {"class_accuracy": 0.75, "class_balanced": 0.5}
+
+
+def test_copies_are_counted_beyond_what_held_out_pictures_reach(system: tuple[Path, Setup]) -> None:
+    train = torch.eye(8)
+    near = torch.stack([3 * train[0] + 4 * train[1], 2 * train[2]]).repeat(4, 1)
+    assert torch.allclose(likenesses(near, train), torch.tensor([0.8, 1.0]).repeat(4))
+    features = {part: dict.fromkeys(SPACES, train) for part in ("train", "held")}
+    moments = {part: dict.fromkeys(SPACES, Moments.of(train)) for part in ("train", "held")}
+    setup = replace(system[1], features=features, moments=moments, likeness={"clip": 0.9, "pixels": 0.7})
+    figures = quality(setup, dict.fromkeys(SPACES, near))
+    assert (figures["clip_copies"], figures["pixels_copies"]) == (0.5, 1.0)
+
+
+def test_the_judge_counts_real_pictures_of_names_that_it_knows(system: tuple[Path, Setup]) -> None:
+    setup = system[1]
+    real = setup.real["train"]
+    names = [setup.names["train"][place] for place in real["places"].tolist()]
+    found = judged(setup, real["pictures"], names)
+    assert found["judge_top5"] > 0.5  # it was trained on these pictures
+    assert judged(setup, real["pictures"], ["no such concept"] * len(names)) == {}
