@@ -142,42 +142,60 @@ class ModelSamples:
         self.loaded, self.n, self.k, self.seed = loaded, n, k or loaded.k, seed
         self.settings = replace(settings, copy_threshold=None, reject_copies=0)
         self.tokens, self.has_prompts = tokens, bool(prompts)
-        query: dict[str, Any]
+        self.captions = [prompts[place % len(prompts)] for place in range(n)] if prompts else [""] * n
+        asked = self.prepare(prompts, {"top_m": top_m, "weighted": weighted})
         if prompts:
-            parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
-            vectors = torch.cat([text_queries(loaded.retriever.embedder, part) for part in parts])
-            places = [place % len(prompts) for place in range(n)]
-            self.captions, self.queries = [prompts[place] for place in places], vectors[places]
-            query = {"way": "text", "prompts": len(prompts), "sha256": digest(list(prompts)), "k": self.k}
-        else:
-            if tokens != "neighbours":
-                raise ValueError(f"got tokens '{tokens}' without prompts, expected neighbours; give --from-file")
-            self.captions = [""] * n
-            self.queries = popular_vectors(loaded, n, top_m=top_m, weighted=weighted, seed=seed)
-            # The fingerprint of the database does not depend on popularity, so the drawn queries are hashed.
-            drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()
-            query = {"way": "popular", "top_m": top_m, "weighted": weighted, "k": self.k, "queries_sha256": drawn}
+            asked |= {"prompts": len(prompts), "sha256": digest(list(prompts))}
         config = model_config(loaded.config, loaded.path) if loaded.config else config_beside(loaded.path)
-        retriever = loaded.retriever
         sampled = settings_of(loaded, self.request(0, 1), self.settings)
+        paths, database, context = self.sources()
         record = {
             "checkpoint_sha256": file_hash(loaded.path),
             "config_sha256": digest(config["model"]),
-            "database_fingerprint": retriever.database.fingerprint,
-            "removed": retriever.database.removed,  # the fingerprint does not depend on removed rows
-            "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
-            "rows_sha256": None if retriever.rows is None else digest(retriever.rows.tolist()),
-            "asked": query | retriever.about,
-            "settings": {"tokens": tokens, **recorded(sampled, loaded.model.kind)},
+            **database,
+            "asked": asked,
+            "settings": {**context, **recorded(sampled, loaded.model.kind)},
             "weaker_sha256": file_hash(Path(sampled.weaker)) if sampled.weaker else None,
             "seeds": [seed, seed + n - 1],
             "n": n,
         }
-        device = loaded.model.device.type
-        here = [torch.__version__, device, sampled.compile]  # the last bits of an image may depend on these
+        here = [torch.__version__, loaded.model.device.type, sampled.compile]  # the last bits may depend on these
         self.fingerprint = digest([record, here])
-        paths = {"checkpoint": str(loaded.path), "database": str(retriever.database.path)}
-        self.about = {**paths, **record, "sha256": digest(record)}
+        self.about = {"checkpoint": str(loaded.path), **paths, **record, "sha256": digest(record)}
+
+    def prepare(self, prompts: Sequence[str], popular: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes the queries of all images, and returns how they were made, for the record.
+
+        Args:
+            prompts: the different prompts, if there are any.
+            popular: ``top_m`` and ``weighted``, which choose the popular rows of unconditional images.
+
+        Raises:
+            ValueError: the context is to hold prompts, and there are none.
+        """
+        retriever = self.loaded.retriever
+        if prompts:
+            parts = [prompts[start : start + TEXTS] for start in range(0, len(prompts), TEXTS)]
+            vectors = torch.cat([text_queries(retriever.embedder, part) for part in parts])
+            self.queries = vectors[[place % len(prompts) for place in range(self.n)]]
+            return {"way": "text", "k": self.k, **retriever.about}
+        if self.tokens != "neighbours":
+            raise ValueError(f"got tokens '{self.tokens}' without prompts, expected neighbours; give --from-file")
+        self.queries = popular_vectors(self.loaded, self.n, seed=self.seed, **popular)
+        # The fingerprint of the database does not depend on popularity, so the drawn queries are hashed.
+        drawn = hashlib.sha256(self.queries.numpy().tobytes()).hexdigest()
+        return {"way": "popular", **popular, "k": self.k, "queries_sha256": drawn, **retriever.about}
+
+    def sources(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Returns for the record: the path of the database, what it holds, and what the context consists of."""
+        retriever = self.loaded.retriever
+        database = {
+            "database_fingerprint": retriever.database.fingerprint,
+            "removed": retriever.database.removed,  # the fingerprint does not depend on removed rows
+            "index": {key: retriever.index.card.get(key) for key in ("factory", "search", "sha256")},
+            "rows_sha256": None if retriever.rows is None else digest(retriever.rows.tolist()),
+        }
+        return {"database": str(retriever.database.path)}, database, {"tokens": self.tokens}
 
     def __len__(self) -> int:
         """The number of images."""
