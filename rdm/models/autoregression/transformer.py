@@ -25,6 +25,7 @@ from ldm.models.training_data import check_training_data
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
+from rdm.models.autoregression.training import decay_groups
 from rdm.models.neighbours import NeighbourConditioned, with_grid_weights
 from rdm.modules.attention import Past
 
@@ -326,17 +327,10 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         samples = self.sample(context, (0, *size), range(len(images)))
         return {"inputs": images, "reconstructions": self.to_image(codes, size), "samples": samples}
 
-    def decay_groups(self) -> list[dict[str, Any]]:
-        """Returns the trained parameters in two groups: matrices, with weight decay, and all others, without."""
-        trained = nn.ModuleList([self.transformer, *([] if self.grid_tokens is None else [self.grid_tokens])])
-        matrices = [m.weight for m in trained.modules() if isinstance(m, nn.Linear | nn.Conv1d)]
-        decaying = {id(weight) for weight in matrices}
-        others = [parameter for parameter in trained.parameters() if id(parameter) not in decaying]
-        return [{"params": matrices, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
     def configure_optimizers(self) -> Any:
-        """Returns AdamW, with the configured factor by step."""
-        optimizer = torch.optim.AdamW(self.decay_groups(), lr=self.learning_rate, betas=self.betas, fused=True)
+        """Returns AdamW, with the configured factor by step; matrices have weight decay."""
+        groups = decay_groups([self.transformer, self.grid_tokens], self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=True)
         # A fused step could unscale the gradients itself; Lightning then refuses to clip them, which comes before.
         optimizer._step_supports_amp_scaling = False
         if self.scheduler_config is None:

@@ -95,7 +95,7 @@ def test_the_transformers_optimiser_has_the_grids_weights() -> None:
     model = autoregression()
     decaying, others = (
         {name for name, p in model.grid_tokens.named_parameters() if any(p is each for each in group["params"])}  # type: ignore[union-attr]
-        for group in model.decay_groups()
+        for group in model.configure_optimizers()["optimizer"].param_groups
     )
     assert decaying == {"project.weight"} and others == {"places", "ranks", "project.bias"}
     randomise(model)
