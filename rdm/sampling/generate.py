@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.loading import Loaded, Model, as_diffusion, config_beside, is_plain, load_model
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
+from rdm.sampling.canvas import Canvas
 from rdm.sampling.conditions import Conditions, Part, chosen, context_of, has_references
 from rdm.sampling.plain import PlainConditions
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
+from rdm.sampling.watching import Progress
 
 Draw = Callable[[Sequence[int], Sequence[int]], Tensor]
 """A function that samples: (indices of images in a request, a seed for each) -> images ``[B, 3, H, W]`` in [-1, 1]."""
@@ -33,6 +36,8 @@ def generate(
     settings: Settings,
     parts: Sequence[Part] = (),
     weaker_context: Tensor | Hybrid | None = None,
+    canvas: Canvas | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Tensor:
     """Returns images ``[B, 3, H, W]`` in [-1, 1] on the CPU, one for each context and seed.
@@ -49,6 +54,8 @@ def generate(
         settings: the settings, completed for this model by :meth:`Settings.for_model`.
         parts: parts of the context that have their own guidance scales, see :func:`guide`.
         weaker_context: the context of the weaker model if it is not that of the model.
+        canvas: the picture that is edited, whose kept pixels are pasted over the images.
+        progress: tells a watcher of each step.
         options: further arguments of the model's ``sample``, which replace those of the settings: ``scale``, ``edit``,
             and a loaded ``weaker`` model.
 
@@ -58,6 +65,8 @@ def generate(
     options = {**settings.model_options(model.kind), **options}
     size, images = settings.batch_size or 1, []
     starts = range(0, len(seeds), size)
+    if progress is not None:
+        progress.draw(len(starts))
     for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
         places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
         piece = chosen(context, places, model.device)
@@ -68,14 +77,27 @@ def generate(
                 options["weaker_context"] = chosen(weaker_context, places, model.device)
         else:  # a model trained without neighbours sees the null context
             piece = null
+        finish = partial(_finished, count=len(seeds) - start, canvas=canvas)
+        if progress is not None:
+            options["watch"] = progress.batch(finish)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             batch = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
-        images.append(batch[: len(seeds) - start].float().clamp(-1, 1).cpu())
+        images.append(finish(batch))
     return torch.cat(images)
 
 
+def _finished(batch: Tensor, count: int, canvas: Canvas | None) -> Tensor:
+    """Returns the first images of a batch as they are saved."""
+    images = batch[:count].float().clamp(-1, 1).cpu()
+    return images if canvas is None else canvas.paste(images)
+
+
 def drawing(
-    loaded: Loaded, request: Request, settings: Settings, weaker: RetrievalAugmentedDiffusion | None = None
+    loaded: Loaded,
+    request: Request,
+    settings: Settings,
+    weaker: RetrievalAugmentedDiffusion | None = None,
+    progress: Progress | None = None,
 ) -> Draw:
     """Returns the function that samples images of a request, given their indices in the request and their seeds.
 
@@ -84,6 +106,7 @@ def drawing(
         request: the request. What the model sees of all its images is computed at once.
         settings: the settings.
         weaker: the weaker model that the settings name, see :func:`load_weaker`.
+        progress: tells a watcher of each step.
 
     Raises:
         ValueError: the model cannot make images of this size, or the pictures of the neighbours cannot be read although
@@ -94,7 +117,9 @@ def drawing(
     size = (settings.height or height, settings.width or width) if canvas is None else tuple(canvas.picture.shape[2:])
     shape = loaded.latent_shape_of(*size)
     conditions = conditions_of(loaded, request, settings, size, shape)
-    options: dict[str, Any] = {} if canvas is None else {"edit": canvas.edit(model)}
+    options: dict[str, Any] = {"canvas": whole, "progress": progress}
+    if canvas is not None:
+        options["edit"] = canvas.edit(model)
     weaker_tokens: Tensor | None = None
     weaker_conditions: PlainConditions | None = None
     if weaker is not None:
@@ -111,8 +136,7 @@ def drawing(
         if weaker_tokens is not None:
             own = weaker_tokens[list(places)]
             options["weaker_context"] = context._replace(tokens=own) if isinstance(context, Hybrid) else own
-        images = generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
-        return images if whole is None else whole.paste(images)
+        return generate(model, context, shape, seeds, settings, parts, scale=scale, **options)
 
     return draw
 

@@ -10,6 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ldm.data.decode import Size
 from ldm.models.diffusion.ddpm import CLASSES
+from ldm.models.diffusion.stepping import Watch
 from ldm.pictures import to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
@@ -52,6 +53,7 @@ class Pipeline(Loaded):
         image_weight: float = IMAGE_WEIGHT,
         negative: str | None = None,
         negative_weight: float = NEGATIVE_WEIGHT,
+        watch: Watch | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
         """Samples one image for each prompt, or unconditional images.
@@ -67,6 +69,7 @@ class Pipeline(Loaded):
             image_weight: see there.
             negative: see there.
             negative_weight: see there.
+            watch: see :func:`rdm.sampling.samples.sample`.
             settings: the attributes of :class:`Settings`, such as ``scale``, ``steps`` and ``sampler``.
 
         Raises:
@@ -79,13 +82,13 @@ class Pipeline(Loaded):
             options = {"image": image, "negative": negative, "tokens": tokens if tokens != "neighbours" else None}
             if given := [name for name, value in options.items() if value is not None]:
                 raise ValueError(f"got {given[0]} without a prompt; give a prompt")
-            return self._pictures(popular(self, 1 if n is None else n, k=neighbours, seed=seed), chosen)
+            return self._pictures(popular(self, 1 if n is None else n, k=neighbours, seed=seed), chosen, watch)
         if n is not None:
             raise ValueError(f"got n={n} with prompts, of which each gives one image; repeat prompts, or leave out n")
         listed: list[Any] = [prompts] if isinstance(prompts, str | int) else list(prompts)
         if self.is_plain and self.plain.reads == CLASSES:
             names = [str(each) for each in listed]
-            return self._pictures(classes(self, names, k=neighbours, seed=seed, tokens=tokens), chosen)
+            return self._pictures(classes(self, names, k=neighbours, seed=seed, tokens=tokens), chosen, watch)
         request = texts(
             self,
             listed,
@@ -97,7 +100,7 @@ class Pipeline(Loaded):
             negative=negative,
             negative_weight=negative_weight,
         )
-        return self._pictures(request, chosen)
+        return self._pictures(request, chosen, watch)
 
     def edit(
         self,
@@ -117,6 +120,7 @@ class Pipeline(Loaded):
         tokens: str = "neighbours",
         negative: str | None = None,
         negative_weight: float = NEGATIVE_WEIGHT,
+        watch: Watch | None = None,
         **settings: Any,
     ) -> list[Image.Image]:
         """Samples n edits of a picture, with the neighbours of a prompt or of the picture itself.
@@ -137,6 +141,7 @@ class Pipeline(Loaded):
             tokens: see there.
             negative: see there.
             negative_weight: see there.
+            watch: see :func:`rdm.sampling.samples.sample`.
             settings: see :meth:`__call__`.
 
         Raises:
@@ -164,8 +169,8 @@ class Pipeline(Loaded):
             negative=negative,
             negative_weight=negative_weight,
         )
-        return self._pictures(request, chosen)
+        return self._pictures(request, chosen, watch)
 
-    def _pictures(self, request: Request, settings: Settings) -> list[Image.Image]:
-        samples = sample(self, request, settings)
+    def _pictures(self, request: Request, settings: Settings, watch: Watch | None) -> list[Image.Image]:
+        samples = sample(self, request, settings, watch)
         return [to_pil_image(to_uint8(image)) for image in samples.images]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.models.diffusion.stepping import Watch
 from rdm.loading import Loaded, find_checkpoint
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.sampling.conditions import has_references
@@ -19,6 +20,7 @@ from rdm.sampling.plain import fitting
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import DIFFUSION, EDIT_SAMPLER, Settings
+from rdm.sampling.watching import Progress
 
 LOG = logging.getLogger(__name__)
 
@@ -56,37 +58,58 @@ class Samples:
         )
 
 
-def sample(loaded: Loaded, request: Request, settings: Settings) -> Samples:
+def sample(loaded: Loaded, request: Request, settings: Settings, watch: Watch | None = None) -> Samples:
     """Samples one image for each set of neighbours of a request.
+
+    Args:
+        loaded: model and database.
+        request: the request.
+        settings: the settings.
+        watch: told after each denoising step, or each code of an autoregressive model: the number of steps that are
+            done, the number of all steps of the request, and a function that returns how the images of the present
+            batch look so far, ``[b, 3, H, W]`` in [-1, 1]; during an inversion, it is one image for all. Further draws
+            of images that are flagged as copies raise the number of all steps. What the watcher raises, such as
+            :class:`ldm.stopping.Stopped`, ends sampling.
 
     Raises:
         FileNotFoundError: the weaker checkpoint does not exist.
         ValueError: a setting does not apply to the model or contradicts the request, the model cannot make images of
             this size, or all candidates for an image would be the same.
     """
-    return joined(request, list(sample_batches(loaded, request, settings)))
+    return joined(request, list(sample_batches(loaded, request, settings, watch)))
 
 
-def sample_batches(loaded: Loaded, request: Request, settings: Settings) -> Iterator[Samples]:
+def sample_batches(
+    loaded: Loaded, request: Request, settings: Settings, watch: Watch | None = None
+) -> Iterator[Samples]:
     """Yields the images of a request in order, ``batch_size`` at a time, so that memory does not grow with the request.
 
-    The images are those of :func:`sample`, and so are the errors, which are raised at once where they concern settings.
+    Arguments and images are those of :func:`sample`, and so are the errors, which are raised at once where they concern
+    settings.
     """
     settings = settings_of(loaded, request, settings)
     weaker = None if settings.weaker is None else load_weaker(settings.weaker, loaded)
-    return _batches(loaded, request, settings, weaker)
+    return _batches(loaded, request, settings, weaker, watch)
 
 
 def _batches(
-    loaded: Loaded, request: Request, settings: Settings, weaker: RetrievalAugmentedDiffusion | None
+    loaded: Loaded,
+    request: Request,
+    settings: Settings,
+    weaker: RetrievalAugmentedDiffusion | None,
+    watch: Watch | None,
 ) -> Iterator[Samples]:
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
     count, size, retriever = len(request.seeds), settings.batch_size or 1, loaded.retriever
-    starts = range(0, count, size)
-    for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
-        part = request.part(range(start, min(start + size, count)))
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    batches = [-(-len(places) * settings.best_of // size) for places in parts]
+    progress = None if watch is None else Progress(watch, sum(batches))
+    for number, places in enumerate(tqdm(parts, desc="sampling", unit="batch", leave=None, disable=len(parts) < 2)):
+        if progress is not None:
+            progress.part(batches[number])
+        part = request.part(places)
         with prepared(loaded, settings):
-            draw, neighbours = drawing(loaded, part, settings, weaker), part.retrieved.embeddings
+            draw, neighbours = drawing(loaded, part, settings, weaker, progress), part.retrieved.embeddings
             drawn = draw_best(draw, part.seeds, neighbours, retriever, check, settings.best_of, part.queries)
         images, seeds, copies, candidates = drawn
         yield Samples(images, part, settings, seeds, copies, candidates)

@@ -7,7 +7,7 @@ times it takes, and add an observer that restores the known part of the picture 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ldm.models.diffusion.stepping import (
     Step,
     Steps,
     move,
+    observe,
     seeded_step_noise,
     times_of,
     walk,
@@ -51,7 +52,13 @@ class Edit:
     context: Any = None
 
     def begin(
-        self, noise: Tensor, schedule: NoiseSchedule, times: Sequence[int], seeds: Sequence[int], denoise: Denoiser
+        self,
+        noise: Tensor,
+        schedule: NoiseSchedule,
+        times: Sequence[int],
+        seeds: Sequence[int],
+        denoise: Denoiser,
+        watching: Callable[[int], OnStep | None] = lambda _: None,
     ) -> tuple[Tensor, list[int], OnStep | None]:
         """Returns the latent at which sampling starts ``[B, C, h, w]``, its times, and its observer.
 
@@ -62,6 +69,8 @@ class Edit:
                 be none.
             seeds: one for each image. The noise of the known part has generators of its own.
             denoise: the denoiser for the inversion, with ``context``.
+            watching: returns the observer of the inversion, given the number of steps that inversion and sampling take
+                together.
 
         Raises:
             ValueError: an inversion with a mask, a strength outside 0 to 1, or shapes that do not fit.
@@ -85,7 +94,7 @@ class Edit:
             return picture, times, None
         x = noise
         if self.invert:
-            x = invert(denoise, self.latent, schedule, times).expand_as(noise)
+            x = invert(denoise, self.latent, schedule, times, on_step=watching(2 * len(times))).expand_as(noise)
         elif self.strength < 1:
             x = schedule.add_noise(picture, noise, times_of(times[-1], noise))
         if self.keep is None or not self.keep.any():
@@ -97,7 +106,14 @@ class Edit:
 
 
 @torch.no_grad()
-def invert(denoise: Denoiser, x0: Tensor, schedule: NoiseSchedule, steps: Steps, passes: int = 3) -> Tensor:
+def invert(
+    denoise: Denoiser,
+    x0: Tensor,
+    schedule: NoiseSchedule,
+    steps: Steps,
+    passes: int = 3,
+    on_step: OnStep | None = None,
+) -> Tensor:
     """Returns the latent ``[B, C, h, w]`` at the last time from which ``ddim`` with these steps leads back to x0.
 
     To invert a DDIM step, one needs eps at its noisy end, which is not known yet. The first pass takes eps at the known
@@ -111,6 +127,7 @@ def invert(denoise: Denoiser, x0: Tensor, schedule: NoiseSchedule, steps: Steps,
         schedule: the noise schedule.
         steps: number of steps, or a list of increasing times.
         passes: number of calls of the denoiser in each step.
+        on_step: observer, called after each step, from the least noisy time to the noisiest.
 
     Raises:
         ValueError: wrong steps, or a number of passes below 1.
@@ -118,11 +135,12 @@ def invert(denoise: Denoiser, x0: Tensor, schedule: NoiseSchedule, steps: Steps,
     if passes < 1:
         raise ValueError(f"got {passes} passes, expected at least 1")
     x = x0
-    for _, t, t_next, level, level_next in reversed(list(walk(schedule, steps, None))):
-        known, at = x, t_next or 0
+    for index, (_, t, t_next, level, level_next) in enumerate(reversed(list(walk(schedule, steps, None)))):
+        known, at, estimate = x, t_next or 0, x0
         for _ in range(passes):
-            x, _ = move(known, denoise(x, times_of(at, x)), level_next, level)
+            x, estimate = move(known, denoise(x, times_of(at, x)), level_next, level)
             at = t
+        x = observe(on_step, Step(index, t, t_next, x, estimate))
     return x
 
 

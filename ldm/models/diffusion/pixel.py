@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,7 +24,7 @@ from ldm.models.diffusion.guidance import Denoiser, autoguide, guide
 from ldm.models.diffusion.objective import Objective
 from ldm.models.diffusion.samplers import SAMPLERS, USUAL, USUAL_STEPS, clip_x0
 from ldm.models.diffusion.schedule import NoiseSchedule, check_parameterization
-from ldm.models.diffusion.stepping import seeded_generator, seeded_noise, seeded_step_noise
+from ldm.models.diffusion.stepping import Watch, seeded_generator, seeded_noise, seeded_step_noise, watched
 from ldm.models.diffusion.wrapper import DiffusionWrapper, compile_network
 from ldm.models.training_data import check_training_data
 from ldm.modules.attention import ProjectedContext
@@ -318,6 +319,7 @@ class DDPM(pl.LightningModule):
         weaker_scale: float = 1.0,
         weaker_context: Condition = None,
         edit: Edit | None = None,
+        watch: Watch | None = None,
         **guidance: Any,
     ) -> Tensor:
         """Returns images ``[B, C, H, W]`` in [-1, 1], where image i depends on ``seeds[i]`` and its context alone.
@@ -336,6 +338,7 @@ class DDPM(pl.LightningModule):
             weaker_scale: scale of autoguidance; 1 for none.
             weaker_context: the condition of the weaker model; by default the part of ``context`` that it takes.
             edit: a picture for image-to-image, or one of which a part is kept (inpainting).
+            watch: told of every step, also of those of an inversion, whose preview is one image for all.
             guidance: further options of :func:`ldm.models.diffusion.guidance.guide`.
 
         Raises:
@@ -356,9 +359,12 @@ class DDPM(pl.LightningModule):
         steps = steps or min(USUAL_STEPS[sampler], len(self.schedule))
         times = self.schedule.timesteps(steps, spacing).tolist()
         options: dict[str, Any] = {"noise": seeded_step_noise(seeds)} | ({} if eta is None else {"eta": eta})
+        on_step, before, watching = None, 0, partial(watched, watch, self.to_image)
         if edit is not None:
             backwards = self.denoiser(edit.context)
-            x, times, options["on_step"] = edit.begin(x, self.schedule, times, seeds, backwards)
+            x, times, on_step = edit.begin(x, self.schedule, times, seeds, backwards, watching)
+            before = len(times) if edit.invert else 0
+        options["on_step"] = watching(before + len(times), before, on_step)
         return self.to_image(SAMPLERS[sampler](denoise, x, self.schedule, times, **options) if times else x)
 
     @torch.no_grad()

@@ -43,6 +43,14 @@ OnStep = Callable[[Step], Tensor | None]
 """Called after each step. If it returns a tensor, sampling continues with it in place of ``x``, as for inpainting."""
 
 
+Watch = Callable[[int, int, Callable[[], Tensor]], object]
+"""Called after each step with the number of steps that are done, that of all steps, and a preview.
+
+The preview is a function that decodes the present estimate of the images to ``[B, C, H, W]`` in [-1, 1]. It costs
+nothing unless it is called, which should be done before the watcher returns. Whatever the watcher raises ends sampling.
+"""
+
+
 def seeded_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Returns standard normal noise [len(seeds), *shape] float32, each image from its own seed.
 
@@ -118,6 +126,32 @@ def observe(on_step: OnStep | None, step: Step) -> Tensor:
     """Calls the observer after a step, and returns the latent with which sampling continues."""
     changed = None if on_step is None else on_step(step)
     return step.x if changed is None else changed
+
+
+def watched(
+    watch: Watch | None,
+    show: Callable[[Tensor], Tensor],
+    steps: int,
+    before: int = 0,
+    on_step: OnStep | None = None,
+) -> OnStep | None:
+    """Returns the observer that tells a watcher of each step and then does what ``on_step`` does.
+
+    Args:
+        watch: the watcher; without one, ``on_step`` is returned as it is.
+        show: decodes latents [B, C, h, w] for the preview.
+        steps: number of all steps.
+        before: number of steps before the first one that is observed.
+        on_step: another observer, which may replace the latent.
+    """
+    if watch is None:
+        return on_step
+
+    def tell(step: Step) -> Tensor | None:
+        watch(before + step.index + 1, steps, lambda: show(step.x0))
+        return None if on_step is None else on_step(step)
+
+    return tell
 
 
 def require_deterministic(name: str, eta: float) -> None:

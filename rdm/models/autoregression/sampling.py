@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from ldm.models.diffusion.stepping import Watch
 
 Predictor = Callable[[Tensor], Tensor]
 """Maps the next codes [B, n] of sequences to logits [B, V] of the code after them. It remembers earlier codes."""
 
 Noise = Callable[[Tensor], Tensor]
 """Returns new Gumbel noise of the shape of its argument, the logits [B, V] of the next code."""
+
+OnToken = Callable[[Tensor], None]
+"""Called after each code with all tokens so far [B, n], of which the first one is the start token."""
 
 
 def seeded_gumbel(seeds: Sequence[int]) -> Noise:
@@ -52,6 +58,7 @@ def autoregress(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    on_token: OnToken | None = None,
 ) -> Tensor:
     """Returns the codes that follow the given ones, ``[B, length] int64``.
 
@@ -63,12 +70,44 @@ def autoregress(
         temperature: see :func:`choose`.
         top_k: see there.
         top_p: see there.
+        on_token: observer, called after each code.
     """
     new, found = start, []
     for _ in range(length):
         new = choose(predict(new), noise, temperature=temperature, top_k=top_k, top_p=top_p)[:, None]
         found.append(new)
+        if on_token is not None:
+            on_token(torch.cat([start, *found], dim=1))
     return torch.cat(found, dim=1)
+
+
+def watched(watch: Watch | None, show: Callable[[Tensor], Tensor], size: Sequence[int]) -> OnToken | None:
+    """Returns the observer that tells a watcher of each code; None without a watcher.
+
+    The preview is grey where codes are missing.
+
+    Args:
+        watch: the watcher.
+        show: decodes codes ``[B, h w]`` to images ``[B, C, H, W]``.
+        size: ``(h, w)``, the number of codes at the height and the width of an image.
+    """
+    if watch is None:
+        return None
+    length = math.prod(size)
+
+    def tell(tokens: Tensor) -> None:
+        codes = tokens[:, 1:]
+        done = codes.shape[1]
+
+        def preview() -> Tensor:
+            images = show(torch.cat([codes, codes[:, -1:].expand(-1, length - done)], dim=1))
+            known = (torch.arange(length) < done).view(1, 1, *size).float()
+            known = torch.nn.functional.interpolate(known, images.shape[2:], mode="nearest")
+            return images * known.to(images)
+
+        watch(done, length, preview)
+
+    return tell
 
 
 def choose(

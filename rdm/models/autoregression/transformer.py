@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.diffusion.guidance import guide
-from ldm.models.diffusion.stepping import seeded_generator
+from ldm.models.diffusion.stepping import Watch, seeded_generator
 from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.models.training_data import check_training_data
 from ldm.util import instantiate_from_config
 from rdm import compat
-from rdm.models.autoregression.sampling import Predictor, autoregress, check_choice, seeded_gumbel
+from rdm.models.autoregression.sampling import OnToken, Predictor, autoregress, check_choice, seeded_gumbel, watched
 from rdm.models.autoregression.training import decay_groups
 from rdm.models.neighbours import NeighbourConditioned, with_grid_weights
 from rdm.modules.attention import Past
@@ -277,6 +278,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        on_token: OnToken | None = None,
         **guidance: Any,
     ) -> Tensor:
         """Returns codes ``[B, length] int64``, where image i depends on ``seeds[i]`` and ``context[i]`` alone.
@@ -291,6 +293,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
             temperature: see :func:`~rdm.models.autoregression.sampling.choose`.
             top_k: see there.
             top_p: see there.
+            on_token: observer, called after each code.
             guidance: see :meth:`predictor`.
 
         Raises:
@@ -302,22 +305,31 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         begin = context.new_empty(len(context), 0, dtype=torch.int64) if begin is None else begin
         predict = self.predictor(context, length, null, scale, **guidance)
         first, missing = torch.cat([self.start(len(context)), begin], dim=1), length - begin.shape[1]
-        noise = seeded_gumbel(seeds)
-        found = autoregress(predict, first, missing, noise, temperature=temperature, top_k=top_k, top_p=top_p)
+        choice: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        found = autoregress(predict, first, missing, seeded_gumbel(seeds), on_token=on_token, **choice)
         return torch.cat([begin, found], dim=1)
 
     @torch.no_grad()
-    def sample(self, context: Tensor, latent_shape: Sequence[int], seeds: Sequence[int], **options: Any) -> Tensor:
+    def sample(
+        self,
+        context: Tensor,
+        latent_shape: Sequence[int],
+        seeds: Sequence[int],
+        watch: Watch | None = None,
+        **options: Any,
+    ) -> Tensor:
         """Returns images ``[B, 3, H, W]`` in [-1, 1], where image i depends on ``seeds[i]`` and ``context[i]`` alone.
 
         Args:
             context: ``[B, L, D]``.
             latent_shape: ``(C, h, w)``.
             seeds: one for each image.
+            watch: told of every code.
             options: those of :meth:`sample_codes`.
         """
         size = tuple(latent_shape[1:])
-        return self.to_image(self.sample_codes(context, math.prod(size), seeds, **options), size)
+        on_token = watched(watch, partial(self.to_image, size=size), size)
+        return self.to_image(self.sample_codes(context, math.prod(size), seeds, on_token=on_token, **options), size)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:

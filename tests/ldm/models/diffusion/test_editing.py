@@ -12,7 +12,7 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.editing import Edit, invert, put_back
 from ldm.models.diffusion.samplers import SAMPLERS, ddim
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.diffusion.stepping import seeded_noise, seeded_step_noise
+from ldm.models.diffusion.stepping import Step, seeded_noise, seeded_step_noise
 
 SCHEDULE = NoiseSchedule.linear(1000, 0.0015, 0.0195)
 MEAN, STD = 0.7, 0.5
@@ -66,6 +66,15 @@ def test_many_passes_are_an_exact_inverse() -> None:
     denoise = exact_denoiser(SCHEDULE)
     noise = invert(denoise, picture(), SCHEDULE, 20, passes=60)
     torch.testing.assert_close(ddim(denoise, noise, SCHEDULE, 20), picture(), rtol=0, atol=1e-9)
+
+
+def test_an_inversion_is_observed_from_the_picture_to_the_noise() -> None:
+    seen: list[Step] = []
+    noise = invert(exact_denoiser(SCHEDULE), picture(), SCHEDULE, [0, 300, 600], on_step=seen.append)
+    assert [(step.index, step.t, step.t_next) for step in seen] == [(0, 0, None), (1, 300, 0), (2, 600, 300)]
+    assert torch.equal(noise, seen[-1].x)
+    stopped = invert(exact_denoiser(SCHEDULE), picture(), SCHEDULE, [0, 300, 600], on_step=lambda step: 0 * step.x)
+    assert not stopped.any()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
