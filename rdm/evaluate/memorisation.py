@@ -53,7 +53,8 @@ from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.sampling.copies import DIGITS
-from rdm.sampling.record import ABOUT_A_ROW, read_record, written_images
+from rdm.sampling.record import read_record, written_images
+from rdm.sampling.recorded import ABOUT_A_ROW
 from rdm.sampling.settings import THRESHOLD, Settings
 
 LOG = logging.getLogger(__name__)
