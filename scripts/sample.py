@@ -1,8 +1,8 @@
 """Unconditional samples: neighbours of popular database rows condition the model (Blattmann et al. 2022, section 3.2).
 
 A plain latent diffusion model samples without neighbours. Other options replace the random rows: --image makes
-variations of a picture, --rows makes images of database rows, and --caption makes images of a text and its --knn - 1
-nearest neighbours, as CompVis' script of this name does. --from-image makes an image again from its record.
+variations of a picture, --rows makes images of database rows and pictures, and --caption makes images of a text and its
+--knn - 1 nearest neighbours, as CompVis' script of this name does. --from-image makes an image again from its record.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
 from rdm.cli.sampling import add_sampling_options, argument, saving_options
 from rdm.sampling.settings import Settings
-from rdm.sampling.values import TOP_M
+from rdm.sampling.values import TOP_M, whole_or_text
 
 if TYPE_CHECKING:
     from rdm.sampling.pipeline import Pipeline
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument(
-        "--top_m", type=argument("top_m"), default=TOP_M, help="draw from so many rows, or this share of all"
-    )
+    p.add_argument("--top_m", type=argument("top_m"), default=TOP_M, help="draw from this number or share of all rows")
     p.add_argument("--use_weights", action="store_true", help="draw rows in proportion to their popularity")
     of = p.add_mutually_exclusive_group()
     of.add_argument("--caption", metavar="TEXT", help="images of a text, which counts as one of its neighbours")
     of.add_argument("--image", metavar="FILE", help="variations: images of the neighbours of this picture")
-    of.add_argument("--rows", type=int, nargs="+", metavar="ROW", help="images of these rows of the database")
+    what = "images of these rows of the database, and of pictures in files, all of them together"
+    of.add_argument("--rows", type=whole_or_text, nargs="+", metavar="ROW", help=what)
     of.add_argument("--from-image", metavar="PNG", help="make this image again from its record, with its own settings")
     seen = p.add_mutually_exclusive_group()
     for name, what in {

@@ -186,7 +186,7 @@ def _recorded_rows(file: Path, loaded: Loaded) -> set[int]:
     except ValueError:
         return set()
     same = record.get("database_fingerprint") == loaded.retriever.database.fingerprint
-    return {neighbour["row"] for neighbour in record.get("neighbours", ())} if same else set()
+    return {each["row"] for each in record.get("neighbours", ()) if "row" in each} if same else set()
 
 
 def figures(nearest_in: NearestBySet, neighbours: Neighbours | None = None) -> dict[str, Any]:

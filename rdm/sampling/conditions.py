@@ -16,6 +16,7 @@ from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.request import ALONE, Request
 from rdm.sampling.settings import Settings
+from rdm.sampling.shown import ShownPicture, ShownRows
 
 Part = tuple[Tensor | Hybrid, float]
 """A part of a condition, and its guidance scale."""
@@ -27,7 +28,9 @@ def has_references(model: Any) -> bool:
     return getattr(model, "references", None) is not None
 
 
-def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int) -> Tensor:
+def reference_latents(
+    loaded: Loaded, rows: np.ndarray, height: int, width: int, given: Sequence[ShownPicture] = ()
+) -> Tensor:
     """Returns the latents of database rows ``[B, K]``, scaled like those of images, ``[B, K, C, h, w]``.
 
     Args:
@@ -35,6 +38,7 @@ def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int)
         rows: the rows, whose pictures are read from the source of the database and stretched to the size of the images.
         height: of the images in pixels.
         width: of the images in pixels.
+        given: given pictures, which have the numbers -1, -2 and so on in place of rows.
 
     Raises:
         FileNotFoundError: the source of the database has moved.
@@ -43,7 +47,9 @@ def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int)
     model, unique, encoded = loaded.diffusion, np.unique(rows), []
     for start in range(0, len(unique), _BATCH):
         try:
-            shown = pictures(loaded.retriever.database, unique[start : start + _BATCH], (height, width))
+            shown = pictures(
+                ShownRows(loaded.retriever.database, given), unique[start : start + _BATCH], (height, width)
+            )
         except (OSError, ValueError) as error:
             remedy = "set reference_scale to 0 to sample without the pictures of the neighbours"
             raise type(error)(f"{error}; or {remedy}") from error
@@ -51,13 +57,14 @@ def reference_latents(loaded: Loaded, rows: np.ndarray, height: int, width: int)
     return torch.cat(encoded)[torch.from_numpy(np.searchsorted(unique, rows))]
 
 
-def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray) -> Tensor:
+def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray, given: Sequence[ShownPicture] = ()) -> Tensor:
     """Returns the context with the grid of tokens of each neighbour, for a model that sees them; else the given one.
 
     Args:
         loaded: model and database.
         context: ``[B, L, D]``, whose last K tokens are the pooled vectors of the neighbours.
         rows: their rows ``[B, K]``, whose pictures are read from the source of the database.
+        given: see :func:`reference_latents`.
 
     Returns:
         ``[B, L - K + K * (1 + g * g), D]``.
@@ -71,7 +78,7 @@ def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray) -> Tensor:
     if module is None or grid is None:
         return context
     retriever, first = loaded.retriever, context.shape[1] - rows.shape[1]
-    grids = grid_tokens(retriever.database, rows, retriever.embedder, grid).to(context)
+    grids = grid_tokens(ShownRows(retriever.database, given), rows, retriever.embedder, grid).to(context)
     return torch.cat([context[:, :first], module(context[:, first:], grids)], dim=1)
 
 
@@ -83,7 +90,9 @@ def context_of(loaded: Loaded, request: Request) -> Tensor:
         request: the request. The query has its vector only.
     """
     context = request.context(loaded.model.conditioner)
-    return context if request.tokens in ALONE else with_grids(loaded, context, request.retrieved.rows)
+    if request.tokens in ALONE:
+        return context
+    return with_grids(loaded, context, request.retrieved.rows, request.pictures)
 
 
 def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | None = None) -> Tensor | Hybrid:
@@ -124,7 +133,7 @@ class Conditions:
             return
         self.shown = settings.reference_scale != 0 and request.tokens not in ALONE
         if self.shown:
-            self.latents = reference_latents(loaded, request.retrieved.rows, *size)
+            self.latents = reference_latents(loaded, request.retrieved.rows, size[0], size[1], request.pictures)
         else:
             self.latents = torch.zeros(len(self.tokens), 1, *latent_shape, device=self.tokens.device)
 

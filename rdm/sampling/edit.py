@@ -16,11 +16,12 @@ from rdm.retrieval.queries import image_queries, mix, text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
 from rdm.sampling.conditions import condition_of
 from rdm.sampling.given import Picture, name_of
+from rdm.sampling.neighbours import retrieved_rows
 from rdm.sampling.plain import edited
 from rdm.sampling.request import Request, check_tokens
 from rdm.sampling.samples import Samples
 from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, check_arguments
-from rdm.sampling.ways import retrieved_rows, texts
+from rdm.sampling.ways import texts
 
 
 def edit(

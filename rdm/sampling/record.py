@@ -1,7 +1,9 @@
 """The record in an image file: it names the sources of the image and holds everything needed to reproduce it.
 
-In a record, the ``similarity`` of a neighbour is its similarity to the query, and its ``likeness`` is its similarity to
-the image. ``copy`` is the result of copy detection, about the row nearest to the image.
+In a record, the ``similarity`` of a neighbour is its similarity to the query (None if that is not known), and its
+``likeness`` is its similarity to the image. A neighbour is a ``row`` of the database, or a picture with its ``file``
+(None if it was given open) and its ``sha256``. ``copy`` is the result of copy detection, about the row nearest to the
+image.
 
 Format 2 stores the complete sampling settings, and only these, under ``settings``. Its ``query`` is the name of the
 image, and its ``prompt`` is the text that the model saw. Format 1 can still be read. It stores tokens and the edited
@@ -13,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
@@ -31,9 +35,11 @@ from rdm.sampling.copies import Likeness
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.ranking import Candidate
 from rdm.sampling.recorded import ABOUT_A_ROW, check_sources, request_of
+from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
 from rdm.sampling.settings import Settings
 from rdm.sampling.sheet import Sheets
+from rdm.sampling.shown import ShownRows
 from rdm.sampling.values import check_arguments
 
 LOG = logging.getLogger(__name__)
@@ -117,12 +123,8 @@ def _save_images(
     """Writes the images, and adds their records to those of the images before them."""
     request, first = samples.request, len(records)
     for i, (image, label, seed) in enumerate(zip(samples.images, request.labels, samples.seeds, strict=True)):
-        rows, scores = request.retrieved.rows[i], request.retrieved.scores[i]
-        entries = [] if database is None else database.metadata(rows)
-        found = [
-            {"row": int(row), "similarity": round(float(score), 4), **{key: entry[key] for key in ABOUT_A_ROW}}
-            for row, score, entry in zip(rows, scores, entries, strict=True)
-        ]
+        rows = request.retrieved.rows[i]
+        found = [] if database is None else _about_neighbours(rows, request.retrieved.scores[i], request, database)
         record: dict[str, Any] = {"query": label, "seed": int(seed), "neighbours": found}
         if request.prompts is not None:
             record["prompt"] = request.prompts[i]
@@ -138,10 +140,28 @@ def _save_images(
         file = outdir / f"{name}-{first + i:03d}.png"
         save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
         records.append({"file": file.name, **record})
-        for place, patch in enumerate(database.patches(rows) if neighbours and database is not None else []):
-            about = {KEYWORD: json.dumps({key: found[place][key] for key in ("row", *ABOUT_A_ROW)})}
+        shown = [] if database is None or not neighbours else ShownRows(database, request.pictures).patches(rows)
+        for place, patch in enumerate(shown):
+            named = {key: value for key, value in found[place].items() if key not in ("similarity", "likeness")}
+            about = {KEYWORD: json.dumps(named)}
             target = outdir / f"{name}-{first + i:03d}-neighbour-{place}.png"
             save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
+
+
+def _about_neighbours(
+    rows: np.ndarray, scores: np.ndarray, request: Request, database: RetrievalDatabase
+) -> list[dict[str, Any]]:
+    """Returns the entries about the neighbours ``[K]`` of an image: rows and given pictures."""
+    entries, found = iter(database.metadata(rows[rows >= 0])), []
+    for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+        similarity = {"similarity": None if math.isnan(score) else round(score, 4)}
+        if row < 0:
+            picture = request.pictures[-1 - row]
+            found.append({"file": picture.file, "sha256": picture.sha256, **similarity})
+        else:
+            entry = next(entries)
+            found.append({"row": row, **similarity, **{key: entry[key] for key in ABOUT_A_ROW}})
+    return found
 
 
 def _about_a_copy(likeness: Likeness, database: RetrievalDatabase) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from rdm.retrieval.queries import text_queries
 from rdm.sampling.canvas import Canvas, open_canvas
 from rdm.sampling.edit import with_inversion
 from rdm.sampling.given import IN_MEMORY
+from rdm.sampling.neighbours import Neighbour, chosen_neighbours
 from rdm.sampling.plain import no_neighbours
 from rdm.sampling.plain import with_inversion as with_plain_inversion
 from rdm.sampling.request import Request
-from rdm.sampling.ways import picture_queries, retrieved_rows
+from rdm.sampling.shown import shown_picture
 
 LOG = logging.getLogger(__name__)
 ABOUT_A_ROW = ("image_id", "caption", "uri", "licence", "attribution")
@@ -44,17 +46,18 @@ def check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
 
 
 def _has_equal_rows(record: Mapping[str, Any], database: RetrievalDatabase) -> bool:
-    """Returns whether a database was made by the embedder of a record and holds the record's neighbours in their rows.
+    """Returns whether a database was made by the embedder of a record and holds the record's rows in their places.
 
     If another processor built it, its embeddings are rounded otherwise, so that it has another fingerprint.
     """
-    rows = [neighbour["row"] for neighbour in record["neighbours"]]
+    recorded = [neighbour for neighbour in record["neighbours"] if "row" in neighbour]
+    rows = [neighbour["row"] for neighbour in recorded]
     embedder = database.card["embedder"]["fingerprint"]
     if record.get("embedder_fingerprint") != embedder or max(rows, default=0) >= len(database):
         return False
     equal = all(
         entry[key] == neighbour[key]
-        for entry, neighbour in zip(database.metadata(rows), record["neighbours"], strict=True)
+        for entry, neighbour in zip(database.metadata(rows), recorded, strict=True)
         for key in ABOUT_A_ROW
     )
     if equal and database.fingerprint != record["database_fingerprint"]:
@@ -71,19 +74,19 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
     """
     if loaded.is_plain:
         return _plain_request(record, loaded)
-    rows = np.array([[neighbour["row"] for neighbour in record["neighbours"]]], dtype=np.int64)
+    found, pictures = chosen_neighbours(loaded, [_neighbour(each, loaded) for each in record["neighbours"]])
     scores = np.array([[neighbour["similarity"] for neighbour in record["neighbours"]]], dtype=np.float32)
     prompts, picture, shown, canvas = None, record.get("query_picture"), None, _canvas_of(record)
     if picture is not None:
         _check_file(picture["file"], picture["sha256"])
-        shown = picture_queries(loaded, picture["file"], picture["sha256"])
+        shown = shown_picture(loaded, picture["file"], picture["sha256"]).query(loaded)
     elif "prompt" in record:
         prompts = [record["prompt"]]
         shown = None if record["tokens"] == "neighbours" else text_queries(loaded.retriever.embedder, prompts)
     if canvas is not None and (inverted := record["edit"]["inverted_with_rows"]) is not None:
         canvas = with_inversion(loaded, canvas, inverted)
     return Request(
-        retrieved_rows(loaded, rows, scores),
+        replace(found, scores=scores),
         [record["query"]],
         [record["seed"]],
         record["asked"],
@@ -92,7 +95,16 @@ def request_of(record: Mapping[str, Any], loaded: Loaded) -> Request:
         prompts=prompts,
         query_picture=picture,
         canvas=canvas,
+        pictures=pictures,
     )
+
+
+def _neighbour(recorded: Mapping[str, Any], loaded: Loaded) -> Neighbour:
+    """Returns a neighbour of a record: the number of its row, or the picture in its file."""
+    if "row" in recorded:
+        return int(recorded["row"])
+    _check_file(recorded["file"], recorded["sha256"])
+    return shown_picture(loaded, recorded["file"], recorded["sha256"])
 
 
 def _canvas_of(record: Mapping[str, Any]) -> Canvas | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from rdm.modules.conditioner import Conditioner
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.canvas import Canvas
+from rdm.sampling.shown import ShownPicture
 
 PLAIN = "condition"  # the context is the condition of a plain model
 TOKENS = ("neighbours", "text", "both", "picture", PLAIN)
@@ -27,7 +28,7 @@ class Request:
     """A request for B images, made by a function of :mod:`rdm.sampling.ways` or :func:`rdm.sampling.edit.edit`.
 
     Attributes:
-        retrieved: the neighbours of each image.
+        retrieved: the neighbours of each image; in place of a row, given picture i has the number ``-1 - i``.
         labels: the name of each image in its record.
         seeds: the seed of each image.
         asked: how the neighbours were looked up, as stored in the record.
@@ -41,6 +42,7 @@ class Request:
         canvas: the picture that is edited; None if nothing is edited.
         given: what the cond stage of a plain model encodes for each image: texts or the numbers of classes, of which
             None stands for the null condition; None for a model without a condition.
+        pictures: the given pictures among the neighbours.
 
     Raises:
         ValueError: ``tokens`` is unknown, or needs a query embedding that is missing.
@@ -57,6 +59,7 @@ class Request:
     query_picture: Mapping[str, str | None] | None = None
     canvas: Canvas | None = None
     given: Sequence[str | int | None] | None = None
+    pictures: Sequence[ShownPicture] = ()
 
     def __post_init__(self) -> None:
         check_tokens(self.tokens, TOKENS)
@@ -94,7 +97,15 @@ class Request:
 
 
 def together(parts: Sequence[Request]) -> Request:
-    """Returns one request for the images of several, which differ in nothing else."""
+    """Returns one request for the images of several, which differ in nothing else.
+
+    Raises:
+        ValueError: the images of the requests have different numbers of neighbours.
+    """
+    counts = sorted({part.retrieved.rows.shape[1] for part in parts})
+    if len(counts) > 1:
+        words = " and ".join(map(str, counts))
+        raise ValueError(f"got requests for images with {words} neighbours, expected equal numbers; sample them apart")
 
     def stacked(tensors: list[Any]) -> Tensor | None:
         return None if tensors[0] is None else torch.cat(tensors)
@@ -102,12 +113,12 @@ def together(parts: Sequence[Request]) -> Request:
     def listed(lists: list[Any]) -> list[Any] | None:
         return None if lists[0] is None else [each for part in lists for each in part]
 
-    found = [part.retrieved for part in parts]
+    found, (rows, pictures) = [part.retrieved for part in parts], _renumbered(parts)
     return replace(
         parts[0],
         retrieved=Retrieved(
             torch.cat([each.embeddings for each in found]),
-            np.concatenate([each.rows for each in found]),
+            np.concatenate(rows),
             np.concatenate([each.scores for each in found]),
         ),
         labels=[label for part in parts for label in part.labels],
@@ -116,7 +127,20 @@ def together(parts: Sequence[Request]) -> Request:
         query_tokens=stacked([part.query_tokens for part in parts]),
         prompts=listed([part.prompts for part in parts]),
         given=listed([part.given for part in parts]),
+        pictures=pictures,
     )
+
+
+def _renumbered(parts: Sequence[Request]) -> tuple[list[np.ndarray], list[ShownPicture]]:
+    """Returns the rows of several requests with the numbers that their given pictures have together, and these."""
+    places: dict[ShownPicture, int] = {}
+    rows = []
+    for part in parts:
+        numbers = [-1 - places.setdefault(picture, len(places)) for picture in part.pictures]
+        given = part.retrieved.rows < 0
+        rows.append(part.retrieved.rows.copy())
+        rows[-1][given] = np.array(numbers, dtype=np.int64)[-1 - part.retrieved.rows[given]]
+    return rows, list(places)
 
 
 def check_tokens(tokens: str, known: Sequence[str]) -> None:

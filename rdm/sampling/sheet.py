@@ -17,6 +17,7 @@ from rdm.retrieval.database.pictures import framed_pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.request import ALONE, together
 from rdm.sampling.samples import Samples, joined
+from rdm.sampling.shown import ShownRows
 
 LOG = logging.getLogger(__name__)
 ROWS = 64  # of a sheet
@@ -71,13 +72,16 @@ def sheet(samples: Samples, database: RetrievalDatabase | None, per_row: int | N
         per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
     """
     images, (height, width), first = with_channels(samples.images, 3), samples.images.shape[2:], 0
-    canvas = samples.request.canvas
+    request = samples.request
     if per_row is None:
         per_row = 1
-        columns = {} if canvas is None else {"picture": canvas.picture.expand(len(images), -1, -1, -1)}
+        columns = {}
+        if request.canvas is not None:
+            columns["picture"] = request.canvas.picture.expand(len(images), -1, -1, -1)
         first, columns["sample"] = len(columns), images
-        if database is not None and samples.request.tokens not in ALONE:
-            columns["neighbours"] = framed_pictures(database, samples.request.retrieved.rows, height, width)
+        if database is not None and request.tokens not in ALONE:
+            shown = ShownRows(database, request.pictures)
+            columns["neighbours"] = framed_pictures(shown, request.retrieved.rows, height, width)
         page = image_grid(columns, GAP)
     else:
         per_row = min(per_row, len(images))

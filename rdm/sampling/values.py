@@ -66,7 +66,7 @@ class Value:
 
 
 def whole_or_text(text: str) -> int | str:
-    """Returns a whole number, or the text as it is, which the check of all words together then refuses."""
+    """Returns a whole number, or the text as it is."""
     try:
         return int(text)
     except ValueError:

@@ -13,20 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ldm.data.decode import centre_crop
-from ldm.pictures import from_uint8
 from rdm.loading import Loaded
 from rdm.retrieval.classes import labelled, resolve_class
 from rdm.retrieval.neighbours.popularity import popularity
 from rdm.retrieval.queries import between as texts_between
-from rdm.retrieval.queries import class_texts, image_queries, mix, popular_queries, text_queries
+from rdm.retrieval.queries import class_texts, mix, popular_queries, text_queries
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling import plain
-from rdm.sampling.given import GivenPicture, Picture, name_of, open_given
+from rdm.sampling.given import Picture, name_of, open_given
+from rdm.sampling.neighbours import Neighbour, check_chosen, chosen_neighbours
 from rdm.sampling.request import Request, check_tokens
+from rdm.sampling.shown import shown_picture
 from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT, POOL, TOP_M, WORDS, check_arguments, check_pool
 
 
@@ -77,7 +76,7 @@ def texts(
         weights.append(-negative_weight)
         asked |= {"negative": negative, "negative_weight": negative_weight}
     if image is not None:
-        queries.append(picture_queries(loaded, image).expand_as(embedded))
+        queries.append(shown_picture(loaded, image).query(loaded).expand_as(embedded))
         weights.append(image_weight)
         asked |= {"image": name_of(image), "image_weight": image_weight}
     vectors = embedded if len(queries) == 1 else mix(queries, weights)
@@ -136,7 +135,7 @@ def image(
     check_tokens(tokens, ("neighbours", "picture", "both"))
     check_arguments(n=n, k=k, seed=seed)
     opened = open_given(picture, value_range=loaded.data.value_range)
-    queries = picture_queries(loaded, opened).expand(n, -1)
+    queries = shown_picture(loaded, opened).query(loaded).expand(n, -1)
     k, seen = k or loaded.k, {"file": opened.file, "sha256": opened.sha256}
     return Request(
         loaded.retriever(queries, k),
@@ -150,19 +149,29 @@ def image(
     )
 
 
-def rows(loaded: Loaded, numbers: Sequence[int], n: int, *, seed: int = 0) -> Request:
-    """Requests n images that use the given database rows as neighbours.
+def rows(loaded: Loaded, chosen: Sequence[Neighbour], n: int, *, seed: int = 0) -> Request:
+    """Requests n images whose neighbours are the given database rows and pictures, all of them for each image.
+
+    Args:
+        loaded: model and database.
+        chosen: numbers of rows, files of pictures, and open pictures.
+        n: number of images.
+        seed: the seed of the first image.
 
     Raises:
-        ValueError: a row does not exist, there is none, or an argument does not accept its value.
+        FileNotFoundError: a file does not exist.
+        ValueError: a row does not exist or is removed, a picture is none, nothing is chosen, or an argument does not
+            accept its value.
     """
     check_arguments(n=n, seed=seed)
-    if not len(numbers):
-        raise ValueError("got no row, expected the numbers of some rows of the database")
-    tiled = np.tile(np.array(numbers, dtype=np.int64), (n, 1))
-    retrieved = retrieved_rows(loaded, tiled, np.ones(tiled.shape, np.float32))
-    label = "rows " + ", ".join(map(str, numbers))
-    return Request(retrieved, [label] * n, range(seed, seed + n), {"way": "rows"})
+    check_chosen(loaded, chosen)
+    found, pictures = chosen_neighbours(loaded, chosen)
+    names = [pictures[-1 - row].name if row < 0 else str(row) for row in found.rows[0].tolist()]
+    label = ("rows and pictures " if pictures else "rows ") + ", ".join(names)
+    # Without a query, each row or picture counts as its own, to which it has the similarity 1.
+    ones = np.ones((n, len(names)), np.float32)
+    every = Retrieved(found.embeddings.expand(n, -1, -1), np.tile(found.rows, (n, 1)), ones)
+    return Request(every, [label] * n, range(seed, seed + n), {"way": "rows"}, pictures=pictures)
 
 
 def classes(
@@ -270,28 +279,3 @@ def popular_vectors(loaded: Loaded, n: int, *, top_m: float | int, weighted: boo
         counts = np.where(np.isin(np.arange(len(counts)), among), counts, 0)
     generator = np.random.default_rng(seed)
     return popular_queries(database, counts, n, generator=generator, top_m=top_m, weighted=weighted)
-
-
-def retrieved_rows(loaded: Loaded, numbers: np.ndarray, scores: np.ndarray) -> Retrieved:
-    """Returns the given database rows as neighbours.
-
-    Args:
-        loaded: model and database.
-        numbers: the numbers of the rows, ``[B, K] int64``.
-        scores: the similarities of the rows to the query, ``[B, K] float32``.
-    """
-    vectors = torch.from_numpy(loaded.retriever.database.embeddings(numbers)).to(loaded.model.device)
-    return Retrieved(vectors, numbers, scores)
-
-
-def picture_queries(loaded: Loaded, picture: Picture | GivenPicture, sha256: str | None = None) -> Tensor:
-    """Returns the embedding ``[1, D]`` of a picture, processed like the pictures of the database.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file is not a picture, or does not have the given hash.
-    """
-    data = loaded.data
-    opened = picture if isinstance(picture, GivenPicture) else open_given(picture, sha256, data.value_range)
-    pixels = from_uint8(torch.from_numpy(np.array(centre_crop(opened.image, data.image_size))))
-    return image_queries(loaded.retriever.embedder, pixels.permute(2, 0, 1)[None].contiguous().to(loaded.model.device))

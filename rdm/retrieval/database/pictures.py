@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,13 +11,19 @@ from torch import Tensor
 
 from ldm.data.decode import Size, sides
 from ldm.pictures import from_uint8
-from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder, embed_tokens
 
 _BATCH = 16
 
 
-def pictures(database: RetrievalDatabase, rows: np.ndarray, size: Size) -> Tensor:
+class Patches(Protocol):
+    """What has a picture for the number of a row, as :class:`rdm.retrieval.database.rows.RetrievalDatabase` has."""
+
+    def patches(self, rows: Any) -> list[np.ndarray]:
+        """Returns the pictures of some rows, each ``[H, W, 3] uint8``."""
+
+
+def pictures(database: Patches, rows: np.ndarray, size: Size) -> Tensor:
     """Cuts the pictures of rows out of the source and scales them; ``[*rows.shape, 3, H, W]`` in [-1, 1].
 
     Pictures whose sides have another ratio are stretched.
@@ -30,7 +38,7 @@ def pictures(database: RetrievalDatabase, rows: np.ndarray, size: Size) -> Tenso
     return torch.stack(scaled).view(*rows.shape, 3, height, width)
 
 
-def framed_pictures(database: RetrievalDatabase, rows: np.ndarray, height: int, width: int) -> Tensor:
+def framed_pictures(database: Patches, rows: np.ndarray, height: int, width: int) -> Tensor:
     """Cuts the pictures of rows out of the source for display; ``[*rows.shape, 3, H, W]`` in [-1, 1].
 
     A picture is scaled until it fits, with the ratio of its sides, and what is left at its sides is white.
@@ -62,7 +70,7 @@ def _scaled(patch: np.ndarray, height: int, width: int) -> Tensor:
     return image[0]
 
 
-def grid_tokens(database: RetrievalDatabase, rows: np.ndarray, embedder: Embedder, grid: int) -> Tensor:
+def grid_tokens(database: Patches, rows: np.ndarray, embedder: Embedder, grid: int) -> Tensor:
     """Returns the tokens of rows' own pictures, ``[*rows.shape, g * g, D'] float32`` on the device of the embedder.
 
     The pictures are cut out of the source of the database at the size at which they were embedded.

@@ -23,6 +23,7 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling import ways
 from rdm.sampling.conditions import Conditions, condition_of
 from rdm.sampling.edit import edit
+from rdm.sampling.neighbours import retrieved_rows
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.record import make_again, read_record, save
 from rdm.sampling.request import Request
@@ -42,12 +43,12 @@ def tokens_of(loaded: Loaded, request: Request) -> torch.Tensor:
 
 def test_a_condition_is_the_vectors_and_the_tokens_of_the_shown_rows(with_grids: Loaded) -> None:
     model, retriever, rows = with_grids.model, with_grids.retriever, np.array([[7, 2], [2, 30]])
-    retrieved = ways.retrieved_rows(with_grids, rows, np.ones(rows.shape, np.float32))
+    retrieved = retrieved_rows(with_grids, rows, np.ones(rows.shape, np.float32))
     grids = grid_tokens(retriever.database, rows, retriever.embedder, 2)  # type: ignore[arg-type]
     pooled = model.conditioner(retrieved.embeddings)
     assert model.grid_tokens is not None
     assert torch.equal(condition_of(with_grids, retrieved), model.grid_tokens(pooled, grids))  # type: ignore[arg-type]
-    one = condition_of(with_grids, ways.retrieved_rows(with_grids, rows[1:, :1], np.ones((1, 1), np.float32)))
+    one = condition_of(with_grids, retrieved_rows(with_grids, rows[1:, :1], np.ones((1, 1), np.float32)))
     assert one.shape == (1, 5, 8)  # type: ignore[union-attr]
 
 

@@ -244,7 +244,7 @@ def test_requests_with_arguments_that_cannot_be_meant_are_refused(loaded: Loaded
         (ways.between, ("a", "b", 2), {"k": 0}, "k=0"),
         (ways.image, (picture, 0), {}, "n=0"),
         (ways.rows, ([1], 0), {}, "n=0"),
-        (ways.rows, ([], 1), {}, "no row"),
+        (ways.rows, ([], 1), {}, "no neighbour"),
         (ways.classes, (["flags"],), {"pool": 1, "k": 2}, "pool=1.*2"),
         (ways.classes, (["flags"],), {"pool": 3, "by": "label"}, "pool=3.*label"),
         (ways.classes, ([],), {}, "empty class"),
