@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,29 @@ def reference_latents(
         FileNotFoundError: the source of the database has moved.
         ValueError: the source holds other pictures than the database was built from.
     """
-    model, unique, encoded = loaded.diffusion, np.unique(rows), []
-    for start in range(0, len(unique), _BATCH):
+    model, shown = loaded.diffusion, ShownRows(loaded.retriever.database, given)
+
+    def encoded(some: np.ndarray) -> Tensor:
         try:
-            shown = pictures(
-                ShownRows(loaded.retriever.database, given), unique[start : start + _BATCH], (height, width)
-            )
+            images = pictures(shown, some, (height, width))
         except (OSError, ValueError) as error:
             remedy = "set reference_scale to 0 to sample without the pictures of the neighbours"
             raise type(error)(f"{error}; or {remedy}") from error
-        encoded.append(model.to_latent(with_channels(shown, model.image_channels).to(model.device)))
-    return torch.cat(encoded)[torch.from_numpy(np.searchsorted(unique, rows))]
+        images = with_channels(images, model.image_channels).to(model.device)
+        return torch.cat([model.to_latent(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+
+    return _of_each(encoded, rows)
+
+
+def _of_each(made: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> Tensor:
+    """Returns what a function makes of the rows ``[K]`` of each image, ``[B, K, ...]``.
+
+    The rows of an image are never processed together with those of another one. Their last bits therefore do not depend
+    on the other images of the batch.
+    """
+    found = {line.tobytes(): line for line in rows}
+    tensors = {key: made(line) for key, line in found.items()}
+    return torch.stack([tensors[line.tobytes()] for line in rows])
 
 
 def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray, given: Sequence[ShownPicture] = ()) -> Tensor:
@@ -78,7 +90,8 @@ def with_grids(loaded: Loaded, context: Tensor, rows: np.ndarray, given: Sequenc
     if module is None or grid is None:
         return context
     retriever, first = loaded.retriever, context.shape[1] - rows.shape[1]
-    grids = grid_tokens(ShownRows(retriever.database, given), rows, retriever.embedder, grid).to(context)
+    shown = ShownRows(retriever.database, given)
+    grids = _of_each(lambda some: grid_tokens(shown, some, retriever.embedder, grid), rows).to(context)
     return torch.cat([context[:, :first], module(context[:, first:], grids)], dim=1)
 
 
