@@ -239,10 +239,6 @@ def test_requests_are_joined_only_with_equal_numbers_of_neighbours(loaded: Pipel
         together([first, with_neighbours(loaded, asked, 1, [4])])
 
 
-def removing(loaded: Pipeline) -> None:
-    loaded.retriever.database.remove(np.array([11]))
-
-
 CHOICES: list[tuple[Callable[[Path], Sequence[Any]], str]] = [
     (lambda _: [], "got no neighbour, expected at least one"),
     (lambda _: [3, 40], "got rows from 3 to 40, expected 0 to 39"),
@@ -257,10 +253,11 @@ CHOICES: list[tuple[Callable[[Path], Sequence[Any]], str]] = [
 
 @pytest.fixture(scope="module")
 def removed(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """A model over a database whose row 11 is removed."""
+    """A model over a database whose row 11 is removed, and an image of this row from before, ``before-000.png``."""
     folder = tmp_path_factory.mktemp("removed")
     loaded = Pipeline.load(str(ship(folder / "model", rdm_config(folder))))
-    removing(loaded)
+    save(sample(loaded, ways.rows(loaded, [3, 11], 1), FAST), loaded, folder, "before")
+    loaded.retriever.database.remove(np.array([11]))
     return loaded
 
 
@@ -274,6 +271,12 @@ def test_what_cannot_be_shown_is_refused(
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             attempt()
         assert "\n" not in str(error.value)
+
+
+def test_an_image_of_a_row_that_was_removed_since_is_made_again(removed: Pipeline, tmp_path: Path) -> None:
+    before = removed.path.parents[1] / "before-000.png"
+    save(*make_again(read_record(before)), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == before.read_bytes()
 
 
 def test_images_whose_neighbours_cannot_be_switched(loaded: Pipeline, files: Path) -> None:
