@@ -176,15 +176,16 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
 
     from ldm.callbacks import ClassNames, KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
+    from ldm.loggers import ForgetLaterSteps, build_loggers
     from ldm.precision import AUTO, fastest_precision
-    from ldm.saving import AtomicCheckpoints, Metrics
+    from ldm.saving import AtomicCheckpoints
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
     defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
     options: dict[str, Any] = {**defaults, **config.trainer}
     if taken := sorted({"callbacks", "logger"} & set(options)):
-        raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
+        raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; give lightning.{taken[0]}")
     check_trainer_options(options)
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
@@ -212,6 +213,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         FiniteSteps(run),
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
+        ForgetLaterSteps(),
     ]
     last = LastStep(run / "checkpoints" / "last.ckpt")
     callbacks += [last, Signals(last)] if keep["save_last"] else [Signals(last)]
@@ -219,11 +221,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
     check_params("lightning.trainer", pl.Trainer, options)
-    logger: Any = False
-    if train:
-        keep_metrics(run)
-        # Lightning numbers its log folders; a run is one folder here.
-        logger = Metrics(run, name="", version="", flush_logs_every_n_steps=50)
+    logger = build_loggers(config.logger, run) if train else False
     plugins = options.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
     try:
@@ -266,13 +264,6 @@ def keep_config(run: Path, config: dict[str, Any]) -> pl.Callback:
             write_config(run / "config.yaml", config)
 
     return LambdaCallback(on_train_start=write)
-
-
-def keep_metrics(run: Path) -> None:
-    """Renames the metrics of a resumed run to ``metrics-<n>.csv``, because Lightning would delete them."""
-    metrics = run / "metrics.csv"
-    if metrics.is_file():
-        metrics.rename(run / f"metrics-{len(list(run.glob('metrics-*.csv')))}.csv")
 
 
 def set_learning_rate(model: Any, config: RunConfig, scale: bool, trainer: pl.Trainer) -> None:
@@ -352,6 +343,7 @@ def fit(
                 raise
             again = f"then go on from the last checkpoint with -t --resume {shlex.quote(str(run))}"
             raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
+        trainer.loggers = trainer.loggers[:1]  # the figures of the test set have the names of those of validation
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
     elif "validation" in data.dataset_configs:
         with errors_in_words():

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm.data.classes import Classes
+from ldm.loggers import log_picture
 from ldm.pictures import image_grid, save_png
 from ldm.run import read_class_names, write_class_names
 from ldm.stopping import Stopped, handled
@@ -36,6 +37,8 @@ ONE_AND_THE_SAME = 1.0
 
 class ImageLogger(pl.Callback):
     """Writes a grid of ``model.log_images(batch)`` at regular steps, for images spread over the validation set.
+
+    The grid also goes to all loggers that take pictures.
 
     Args:
         every_n_steps: number of steps from one grid to the next; another grid is written at the end of training.
@@ -87,7 +90,9 @@ class ImageLogger(pl.Callback):
             columns = {**log_images(moved), **self.more_columns(trainer, batch)}
         pl_module.train(training)
         path = Path(trainer.log_dir or ".") / "images" / f"{step:07d}.png"
-        save_png(image_grid(self.order(columns)), path)
+        grid = image_grid(self.order(columns))
+        save_png(grid, path)
+        log_picture(trainer.loggers, "images", grid, max(step - 1, 0))
         LOG.info("wrote %s (columns: %s)", path, ", ".join(self.order(columns)))
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
