@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
+from ldm.curves import draw_run
 from ldm.files import FULL, LOCK, locked
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
@@ -345,6 +346,8 @@ def fit(
             raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
         trainer.loggers = trainer.loggers[:1]  # the figures of the test set have the names of those of validation
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
+        if trainer.is_global_zero:
+            draw_run(run)
     elif "validation" in data.dataset_configs:
         with errors_in_words():
             trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)

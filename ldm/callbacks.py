@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -321,7 +323,9 @@ class KeptMemory(pl.Callback):
 
 
 class Timings(pl.Callback):
-    """Logs step time, images per second, peak memory and learning rate.
+    """Logs step time, images per second, peak memory and learning rate, and says how long the rest of the run takes.
+
+    The rest takes as long for each step as this process took from its first step on, validations and grids included.
 
     Args:
         every_n_steps: number of steps that each logged value is the mean of.
@@ -330,6 +334,11 @@ class Timings(pl.Callback):
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self._start, self._images = 0.0, 0
+        self._begun: tuple[float, int] | None = None  # time after the first step, which is slower, and its number
+
+    def on_train_start(self, *_: Any) -> None:
+        """Forgets the run before."""
+        self._begun = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Starts the clock, if it is not running."""
@@ -345,6 +354,8 @@ class Timings(pl.Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Logs the values and stops the clock after ``every_n_steps`` steps."""
+        if self._begun is None and trainer.global_step > self._first:
+            self._begun = time.perf_counter(), trainer.global_step
         self._images += len(batch["image"]) * trainer.world_size
         steps = trainer.global_step - self._first
         if steps < self.every_n_steps:
@@ -358,7 +369,18 @@ class Timings(pl.Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         pl_module.log_dict({f"time/{k}" if k != "learning_rate" else k: v for k, v in values.items()})
-        LOG.info("step %d: %s", trainer.global_step, ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        words = [f"{k} {v:.4g}" for k, v in values.items()]
+        if left := self.time_left(trainer):
+            words.append(f"{left} left")
+        LOG.info("step %d: %s", trainer.global_step, ", ".join(words))
+
+    def time_left(self, trainer: pl.Trainer) -> str:
+        """Returns the rest of the run as ``H:MM:SS``; "" if it has no end, is at its end, or its speed is not known."""
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        if self._begun is None or trainer.global_step <= self._begun[1] or not 0 < steps < math.inf:
+            return ""
+        seconds = (time.perf_counter() - self._begun[0]) / (trainer.global_step - self._begun[1])
+        return str(timedelta(seconds=round(steps * seconds)))
 
 
 def memory_gb(device: torch.device) -> float:

@@ -81,6 +81,7 @@ def test_tensorboard_has_the_figures_and_grids_and_a_resumed_run_goes_on(tmp_pat
     assert [(image.step, image.width, image.height) for image in events.Images("images")] == [(3, 32, 22), (6, 32, 22)]
     for image, file in zip(events.Images("images"), ("0000004.png", "0000007.png"), strict=True):
         assert np.array_equal(pixels(image.encoded_image_string), np.asarray(Image.open(run / "images" / file)))
+    assert pixels((run / "losses.png").read_bytes()).shape[:2] == (385, 660)
     assert len(list((run / "tensorboard").glob("events*"))) == 2 and (run / "metrics-0.csv").is_file()
 
 
