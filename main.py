@@ -344,7 +344,6 @@ def fit(
                 raise
             again = f"then go on from the last checkpoint with -t --resume {shlex.quote(str(run))}"
             raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
-        trainer.loggers = trainer.loggers[:1]  # the figures of the test set have the names of those of validation
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
         if trainer.is_global_zero:
             draw_run(run)
@@ -354,7 +353,12 @@ def fit(
     if not options.no_test and "test" in data.dataset_configs:
         LOG.info("the figures of validation, on the test set:")
         data.setup("test")
-        trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
+        metrics, trainer.loggers = trainer.loggers[:1], []  # with their names, they would be points of its curves
+        (figures,) = trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
+        for logger in metrics:
+            named = {f"test/{name.removeprefix('val/')}": value for name, value in figures.items()}
+            logger.log_metrics(named, trainer.global_step - 1)
+            logger.save()
 
 
 def nothing_to_save(number: int, frame: Any) -> None:  # noqa: ARG001

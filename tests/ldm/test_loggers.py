@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from io import BytesIO
@@ -68,12 +70,17 @@ def test_tensorboard_has_the_figures_and_grids_and_a_resumed_run_goes_on(tmp_pat
     """The second part goes on from a checkpoint of step 3 although the first one reached step 5, as after a crash."""
     config = config_of(tmp_path, logger="tensorboard", checkpoint={"every_n_train_steps": 3, "save_top_k": 1})
     whole, run = tmp_path / "whole", tmp_path / "run"
-    main.train(main.parse(["-b", config, "-t", "-p", str(whole)]))
+    pictures = read_run_config([config]).data["params"]["validation"]
+    test_set = f"data.params.test={{target: {pictures['target']}, params: {pictures['params']}}}"
+    main.train(main.parse(["-b", config, "-t", "-p", str(whole), test_set]))
     main.train(main.parse(["-b", config, "-t", "-p", str(run), "lightning.trainer.max_steps=5"]))
     assert [step for step, _ in curve(read_events(run), "train/loss")] == [0, 1, 2, 3, 4]
     shutil.copy(run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt")
     main.train(main.parse(["-t", "--resume", str(run), "lightning.trainer.max_steps=7"]))
     events, expected = read_events(run), read_events(whole)
+    assert [step for step, _ in curve(expected, "val/loss")] == [4]  # not that of the test set
+    ((step, loss),) = rows(whole, "test/loss")
+    assert step == 6 and loss != pytest.approx(curve(expected, "val/loss")[0][1])
     for name in ("train/loss", "val/loss"):
         for found in (curve(events, name), rows(whole, name)):
             assert np.array(found) == pytest.approx(np.array(curve(expected, name)))
@@ -164,6 +171,25 @@ def test_weights_and_biases_goes_on_with_its_id(tmp_path: Path, monkeypatch: pyt
     for file, (_, (name,)), grid in zip(files, grids, ("0000004.png", "0000007.png"), strict=True):
         expected = np.asarray(Image.open(run / "images" / grid))
         assert np.array_equal(np.asarray(Image.open(file.parent / "files" / name)), expected)
+
+
+def test_nobody_logged_in_ends_in_one_line(tmp_path: Path) -> None:
+    """In a process of its own, as wandb keeps what it read of the environment. Nothing is sent: there is no key."""
+    pytest.importorskip("wandb")
+    config = config_of(tmp_path, logger="wandb")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    folders = {name: str(tmp_path / "home") for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR")}
+    done = subprocess.run(
+        [sys.executable, "main.py", "-b", config, "-t", "-p", str(tmp_path / "run")],
+        cwd=Path(main.__file__).parent,
+        env={**kept, **folders, "WANDB_MODE": "online", "NETRC": str(tmp_path / "none")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    [message] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "lightning.logger: wandb: " in message and "'wandb login', or give params: {offline: true}" in message
 
 
 def test_the_id_is_that_of_the_newest_folder(tmp_path: Path) -> None:
