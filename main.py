@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
+from ldm.curves import draw_run
 from ldm.files import FULL, LOCK, locked
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
@@ -176,15 +177,16 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
 
     from ldm.callbacks import ClassNames, KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
+    from ldm.loggers import ForgetLaterSteps, build_loggers
     from ldm.precision import AUTO, fastest_precision
-    from ldm.saving import AtomicCheckpoints, Metrics
+    from ldm.saving import AtomicCheckpoints
 
     for message in UNTRUE:
         warnings.filterwarnings("ignore", message)
     defaults = {"log_every_n_steps": 10, "num_sanity_val_steps": 0, "enable_model_summary": False}
     options: dict[str, Any] = {**defaults, **config.trainer}
     if taken := sorted({"callbacks", "logger"} & set(options)):
-        raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; name callbacks under lightning.callbacks")
+        raise ValueError(f"lightning.trainer has no place for '{taken[0]}'; give lightning.{taken[0]}")
     check_trainer_options(options)
     if gpus:
         options |= {"accelerator": "gpu", "devices": [int(g) for g in gpus.strip(",").split(",")]}
@@ -212,6 +214,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         FiniteSteps(run),
         DiscriminatorWatch(),
         LatentStatistics(run / "latents.json"),
+        ForgetLaterSteps(),
     ]
     last = LastStep(run / "checkpoints" / "last.ckpt")
     callbacks += [last, Signals(last)] if keep["save_last"] else [Signals(last)]
@@ -219,11 +222,7 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
     check_params("lightning.trainer", pl.Trainer, options)
-    logger: Any = False
-    if train:
-        keep_metrics(run)
-        # Lightning numbers its log folders; a run is one folder here.
-        logger = Metrics(run, name="", version="", flush_logs_every_n_steps=50)
+    logger = build_loggers(config.logger, run) if train else False
     plugins = options.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
     try:
@@ -266,13 +265,6 @@ def keep_config(run: Path, config: dict[str, Any]) -> pl.Callback:
             write_config(run / "config.yaml", config)
 
     return LambdaCallback(on_train_start=write)
-
-
-def keep_metrics(run: Path) -> None:
-    """Renames the metrics of a resumed run to ``metrics-<n>.csv``, because Lightning would delete them."""
-    metrics = run / "metrics.csv"
-    if metrics.is_file():
-        metrics.rename(run / f"metrics-{len(list(run.glob('metrics-*.csv')))}.csv")
 
 
 def set_learning_rate(model: Any, config: RunConfig, scale: bool, trainer: pl.Trainer) -> None:
@@ -353,13 +345,20 @@ def fit(
             again = f"then go on from the last checkpoint with -t --resume {shlex.quote(str(run))}"
             raise ValueError(f"step {trainer.global_step}: {in_words(error)}; {again}") from error
         LOG.info("finished at step %d; checkpoints in %s", trainer.global_step, run / "checkpoints")
+        if trainer.is_global_zero:
+            draw_run(run)
     elif "validation" in data.dataset_configs:
         with errors_in_words():
             trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
     if not options.no_test and "test" in data.dataset_configs:
         LOG.info("the figures of validation, on the test set:")
         data.setup("test")
-        trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
+        metrics, trainer.loggers = trainer.loggers[:1], []  # with their names, they would be points of its curves
+        (figures,) = trainer.validate(model, data.test_dataloader(), ckpt_path=weights, weights_only=True)
+        for logger in metrics:
+            named = {f"test/{name.removeprefix('val/')}": value for name, value in figures.items()}
+            logger.log_metrics(named, trainer.global_step - 1)
+            logger.save()
 
 
 def nothing_to_save(number: int, frame: Any) -> None:  # noqa: ARG001

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm.data.classes import Classes
+from ldm.loggers import log_picture
 from ldm.pictures import image_grid, save_png
 from ldm.run import read_class_names, write_class_names
 from ldm.stopping import Stopped, handled
@@ -36,6 +39,8 @@ ONE_AND_THE_SAME = 1.0
 
 class ImageLogger(pl.Callback):
     """Writes a grid of ``model.log_images(batch)`` at regular steps, for images spread over the validation set.
+
+    The grid also goes to all loggers that take pictures.
 
     Args:
         every_n_steps: number of steps from one grid to the next; another grid is written at the end of training.
@@ -87,7 +92,9 @@ class ImageLogger(pl.Callback):
             columns = {**log_images(moved), **self.more_columns(trainer, batch)}
         pl_module.train(training)
         path = Path(trainer.log_dir or ".") / "images" / f"{step:07d}.png"
-        save_png(image_grid(self.order(columns)), path)
+        grid = image_grid(self.order(columns))
+        save_png(grid, path)
+        log_picture(trainer.loggers, "images", grid, max(step - 1, 0))
         LOG.info("wrote %s (columns: %s)", path, ", ".join(self.order(columns)))
 
     def more_columns(self, trainer: pl.Trainer, batch: Mapping[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002
@@ -316,7 +323,9 @@ class KeptMemory(pl.Callback):
 
 
 class Timings(pl.Callback):
-    """Logs step time, images per second, peak memory and learning rate.
+    """Logs step time, images per second, peak memory and learning rate, and says how long the rest of the run takes.
+
+    The rest takes as long for each step as this process took from its first step on, validations and grids included.
 
     Args:
         every_n_steps: number of steps that each logged value is the mean of.
@@ -325,6 +334,11 @@ class Timings(pl.Callback):
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
         self._start, self._images = 0.0, 0
+        self._begun: tuple[float, int] | None = None  # time after the first step, which is slower, and its number
+
+    def on_train_start(self, *_: Any) -> None:
+        """Forgets the run before."""
+        self._begun = None
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Starts the clock, if it is not running."""
@@ -340,6 +354,8 @@ class Timings(pl.Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Logs the values and stops the clock after ``every_n_steps`` steps."""
+        if self._begun is None and trainer.global_step > self._first:
+            self._begun = time.perf_counter(), trainer.global_step
         self._images += len(batch["image"]) * trainer.world_size
         steps = trainer.global_step - self._first
         if steps < self.every_n_steps:
@@ -353,7 +369,18 @@ class Timings(pl.Callback):
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
         }
         pl_module.log_dict({f"time/{k}" if k != "learning_rate" else k: v for k, v in values.items()})
-        LOG.info("step %d: %s", trainer.global_step, ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        words = [f"{k} {v:.4g}" for k, v in values.items()]
+        if left := self.time_left(trainer):
+            words.append(f"{left} left")
+        LOG.info("step %d: %s", trainer.global_step, ", ".join(words))
+
+    def time_left(self, trainer: pl.Trainer) -> str:
+        """Returns the rest of the run as ``H:MM:SS``; "" if it has no end, is at its end, or its speed is not known."""
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        if self._begun is None or trainer.global_step <= self._begun[1] or not 0 < steps < math.inf:
+            return ""
+        seconds = (time.perf_counter() - self._begun[0]) / (trainer.global_step - self._begun[1])
+        return str(timedelta(seconds=round(steps * seconds)))
 
 
 def memory_gb(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from ldm.files import atomic_path, in_project, located, project
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
-LIGHTNING = ("trainer", "callbacks", "checkpoint")
+LIGHTNING = ("trainer", "callbacks", "checkpoint", "logger")
 PROJECT = ("configs", "models", "logs")  # folders of the project whose configs name what is built in the project
 
 
@@ -32,6 +32,7 @@ class RunConfig:
         trainer: arguments of Lightning's ``Trainer``.
         callbacks: ``target`` and ``params`` of further callbacks, by a name of the user's.
         checkpoint: arguments of Lightning's ``ModelCheckpoint``.
+        logger: ``target`` and ``params`` of each logger beside that of ``metrics.csv``.
     """
 
     content: dict[str, Any]
@@ -40,6 +41,7 @@ class RunConfig:
     trainer: Mapping[str, Any]
     callbacks: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
+    logger: Sequence[Mapping[str, Any]]
 
     @property
     def monitor(self) -> str | None:
@@ -128,10 +130,11 @@ def read_run_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
     check_mapping(content.get("lightning"), "lightning")
     lightning = our_lightning(content.get("lightning") or {})
     check_keys(lightning, LIGHTNING, "lightning")
+    loggers = lightning.pop("logger", [])
     for name, part in lightning.items():
         check_mapping(part, f"lightning.{name}")
-    parts = {name: lightning.get(name) or {} for name in LIGHTNING}
-    return RunConfig(content, content["model"] or {}, content["data"] or {}, **parts)
+    parts = {name: lightning.get(name) or {} for name in LIGHTNING if name != "logger"}
+    return RunConfig(content, content["model"] or {}, content["data"] or {}, **parts, logger=loggers)
 
 
 def check_keys(mapping: dict[str, Any], known: Sequence[str], where: str) -> None:

@@ -60,6 +60,9 @@ DOORS = {
     "safetensors": ("ldm/checkpoint.py",),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
+    "tensorboard": ("ldm/loggers.py",),
+    "wandb": ("ldm/loggers.py",),
+    "matplotlib": ("ldm/curves.py", "rdm/evaluate/memorisation.py", "benchmarks/"),
 }
 # A call named here is made below these paths only.
 CALLS = {

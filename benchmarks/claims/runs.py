@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.curves import history
 from ldm.checkpoint import read_weights
 from ldm.config import read_config
+from ldm.curves import history
 from ldm.files import read_json, write_json
 from ldm.run import export_run
 from ldm.util import instantiate_from_config

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.util import check_mapping
+from ldm.util import check_mapping, nearest
 
 LOG = logging.getLogger(__name__)
 # Keys of the section that have no place here, and what takes their place.
 ELSEWHERE = {
-    "logger": "figures are written to metrics.csv in the run folder; remove it",
     "strategy": "give lightning.trainer.strategy, such as ddp",
     "find_unused_parameters": "give lightning.trainer.strategy: ddp_find_unused_parameters_true",
 }
@@ -29,10 +28,35 @@ NEEDLESS = (
 STRATEGIES = ("dp", "ddp", "ddp2", "ddp_spawn", "ddp_cpu")
 # Arguments of a checkpoint callback that this code sets itself.
 OWN_NAMES = ("dirpath", "filename", "save_top_k")
+# Our loggers by their short names, CompVis' short names among them; the file metrics.csv is always written.
+CSV = ""
+LOGGERS = {
+    "tensorboard": "ldm.loggers.TensorBoard",
+    "testtube": "ldm.loggers.TensorBoard",
+    "wandb": "ldm.loggers.WeightsAndBiases",
+    "csv": CSV,
+}
+# Loggers of Lightning, of which the third is gone, and the short names of ours that take their place.
+IN_PLACE_OF = {
+    "TensorBoardLogger": "tensorboard",
+    "TestTubeLogger": "testtube",
+    "WandbLogger": "wandb",
+    "CSVLogger": "csv",
+}
+# Arguments of these loggers that say where they write or do nothing here.
+NOT_TAKEN = {
+    "tensorboard": (
+        "save_dir", "root_dir", "name", "version", "sub_dir", "log_graph", "default_hp_metric", "description", "debug",
+        "create_git_tag",
+    ),
+    "wandb": ("save_dir", "dir", "anonymous", "checkpoint_name"),
+}  # fmt: skip
 
 
 def our_lightning(section: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the section with ``modelcheckpoint`` as ``checkpoint``, and the trainer's arguments under present names.
+
+    The ``logger`` becomes a list with ``target`` and ``params`` of each logger beside that of ``metrics.csv``.
 
     Raises:
         ValueError: a key has no place here; the message says what takes its place.
@@ -48,9 +72,36 @@ def our_lightning(section: Mapping[str, Any]) -> dict[str, Any]:
         params = (theirs or {}).get("params")
         check_mapping(params, "lightning.modelcheckpoint.params")
         found["checkpoint"] = {**_checkpoint(params or {}), **(found.get("checkpoint") or {})}
+    if "logger" in found:
+        given = found["logger"] if isinstance(found["logger"], list) else [found["logger"] or "csv"]
+        found["logger"] = [config for each in given if (config := _logger(each))["target"] != CSV]
     if isinstance(found.get("trainer"), Mapping):
         found["trainer"] = _trainer(found["trainer"])
     return found
+
+
+def _logger(given: Any) -> dict[str, Any]:
+    """Returns ``target`` and ``params`` of a logger that is given by a short name, or in CompVis' form."""
+    config: Any = {"target": given} if isinstance(given, str) else given
+    if not isinstance(config, Mapping) or not isinstance(config.get("target", ""), str):
+        raise ValueError(
+            f"lightning.logger: got {given!r}, expected tensorboard, wandb, or a mapping with target and params"
+        )
+    target: str = config.get("target", "testtube")  # which is what CompVis' code takes without a target
+    package, _, name = target.rpartition(".")
+    short = IN_PLACE_OF.get(name, target) if package.startswith("pytorch_lightning.loggers") else target
+    if short not in LOGGERS:
+        if "." not in short:
+            raise ValueError(f"lightning.logger: got '{short}', expected {', '.join(LOGGERS)}{nearest(short, LOGGERS)}")
+        return dict(config)
+    check_mapping(config.get("params"), "lightning.logger.params")
+    params = dict(config.get("params") or {})
+    if short == "wandb" and "version" in params:
+        params["id"] = params.pop("version")
+    taken = {k: v for k, v in params.items() if k not in NOT_TAKEN["wandb" if short == "wandb" else "tensorboard"]}
+    if left := [key for key in params if key not in taken and short != "csv"]:
+        LOG.warning("lightning.logger: %s of %s has no effect; it writes into the run folder", ", ".join(left), target)
+    return {**config, "target": LOGGERS[short], "params": taken}
 
 
 def _checkpoint(params: Mapping[str, Any]) -> dict[str, Any]:

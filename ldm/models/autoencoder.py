@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.loggers import log_histogram
 from ldm.models.adversarial import AdversarialAutoencoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.quantize import Codebook, CodeUsage
@@ -150,6 +151,7 @@ class VQModel(AdversarialAutoencoder):
         usage = self.usage[split]
         if usage.batches:
             self.log_dict({f"{split}/{name}": value for name, value in usage.figures().items()})
+            log_histogram(self.loggers, f"{split}/use_of_codes", usage.relative(), max(self.global_step - 1, 0))
         usage.reset()
 
     def _remember(self, latent: Tensor, keep: int = 64) -> None:

@@ -224,6 +224,11 @@ class CodeUsage:
         counts = summed(self.counts.clone())
         return {"code_usage": (counts > 0).float().mean(), "perplexity": perplexity(counts)}
 
+    def relative(self) -> Tensor:
+        """Returns how often each code was used, ``[n] float32``, as a multiple of the mean over all codes."""
+        counts = summed(self.counts.clone()).float()
+        return counts / counts.mean()
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts and the number of batches."""
         return {"counts": self.counts.cpu(), "batches": self.batches}

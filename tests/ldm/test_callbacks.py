@@ -1,8 +1,11 @@
 """What a run leaves beside its weights."""
 
+import logging
 import platform
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,14 +78,16 @@ def test_memory_is_that_of_a_process_with_torch() -> None:
     assert block.sum() == 50_000_000
 
 
-def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) -> None:
+def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ldm")
+    timings = Timings(every_n_steps=2)
     pictures = write_pictures(tmp_path / "pictures", 9)
     data = DataModule(2, train=pictures, validation=pictures)
     trainer = pl.Trainer(
         max_steps=4,
         accelerator="cpu",
         logger=CSVLogger(tmp_path / "run", name="", version=""),
-        callbacks=[ImageLogger(every_n_steps=3, max_images=3), Timings(every_n_steps=2)],
+        callbacks=[ImageLogger(every_n_steps=3, max_images=3), timings],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -91,6 +96,11 @@ def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path) ->
     logged = {key: value.item() for key, value in trainer.callback_metrics.items()}
     assert logged["time/images_per_second"] * logged["time/step_seconds"] == pytest.approx(2.0, rel=1e-4)
     assert logged["learning_rate"] == pytest.approx(3e-4) and 0.1 < logged["time/memory_gb"] < 100
+    said = [message for message in caplog.messages if message.startswith("step ")]
+    assert len(said) == 2 and re.search(r", 0:00:\d\d left$", said[0]) and "left" not in said[1]
+    timings._begun = time.perf_counter() - 30, 1  # three steps of ten seconds
+    trainer.fit_loop.epoch_loop.max_steps = 1004
+    assert timings.time_left(trainer) == "2:46:40"
     folder = tmp_path / "run" / "images"
     assert sorted(path.name for path in folder.iterdir()) == ["0000003.png", "0000004.png"]
     grid = torch.from_numpy(np.array(Image.open(folder / "0000004.png"))).permute(2, 0, 1)

@@ -265,7 +265,6 @@ def test_the_section_lightning_in_our_terms(section: dict[str, Any], expected: d
 @pytest.mark.parametrize(
     ("section", "facts"),
     [
-        ({"logger": {"target": "pytorch_lightning.loggers.WandbLogger"}}, "lightning.logger.*metrics.csv"),
         ({"strategy": {"target": "x"}}, "lightning.strategy.*lightning.trainer.strategy"),
         ({"trainer": {"resume_from_checkpoint": "a.ckpt"}}, "resume_from_checkpoint.*--resume"),
         ({"modelcheckpoint": "x"}, "lightning.modelcheckpoint: got 'x'"),
