@@ -21,13 +21,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Serves the page until a signal ends it."""
     args = parse()
-    import rdm
     from rdm.web.server import serving, wait
     from rdm.web.studio import Studio
 
-    pipeline = rdm.load(args.ckpt)
-    name = pipeline.retriever.database.path.name
-    with Studio({name: pipeline}) as studio, serving(studio, args.host, args.port) as address:
+    with Studio.open(args.ckpt) as studio, serving(studio, args.host, args.port) as address:
         print(f"the page is at {address}", flush=True)
         wait()
 

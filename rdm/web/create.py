@@ -1,53 +1,161 @@
-"""The tab Create: from texts to images beside their neighbours."""
+"""The tab Create: texts, classes, a picture or popular rows become images beside their neighbours, the switches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
-from rdm.sampling import ways
-from rdm.sampling.settings import Settings
+from rdm.retrieval.classes import class_names
+from rdm.sampling.settings import DIFFUSION, Settings
+from rdm.sampling.values import TOP_M
+from rdm.web import markup, uploads
 from rdm.web.answers import SAMPLING, answering
-from rdm.web.markup import board, card
+from rdm.web.asking import WAYS, Ask, jobs
+from rdm.web.drawing import Drawn, Job, Step
+from rdm.web.options import fields, values
+from rdm.web.pieces import folded, pictures, place_field, seed_field, session_of, whole
 from rdm.web.studio import Studio
+from rdm.web.switches import Board, Card, slots_of
+
+LABELS = {"text": "Text", "class": "Class", "picture": "Picture", "popular": "Popular"}
+SHOWN = ("steps", "scale")  # settings that are not folded away
 
 
-def tab(studio: Studio) -> None:
-    """Builds the tab within the open ``gr.Tab``."""
-    with gr.Row():
-        with gr.Column(scale=1, min_width=300):
-            prompt = gr.Textbox(label="Text", info="Each line makes a picture of its own.", lines=3)
-            database = gr.Dropdown(studio.names, label="Database")
-            with gr.Row():
-                k = gr.Slider(1, studio.limits.neighbours, studio.pipeline().k, step=1, label="Neighbours")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-            with gr.Row():
-                steps = gr.Slider(1, studio.limits.steps, 10, step=1, label="Steps")
-                scale = gr.Slider(1.0, 10.0, float(Settings().scale), label="Scale of guidance")
-            button = gr.Button("Draw", variant="primary")
-        with gr.Column(scale=3, min_width=320):
-            shown = gr.HTML(board([]))
+@dataclass(frozen=True, eq=False)
+class Fields:
+    """The input fields of the tab, by what they are in :class:`Ask`, those of settings apart; and the buttons."""
+
+    asked: dict[str, Component]
+    settings: dict[str, Component]
+    text: gr.Textbox
+    draw: gr.Button
+    stop: gr.Button
+
+    def all(self) -> set[Component]:
+        """Returns all fields."""
+        return {*self.asked.values(), *self.settings.values()}
+
+    def ask(self, studio: Studio, given: dict[Component, Any]) -> Ask:
+        """Returns what the filled fields ask for."""
+        filled = {name: given[component] for name, component in self.asked.items()}
+        way, text, picture = filled.pop("way"), filled.pop("text"), filled.pop("picture")
+        named, n = filled.pop("class"), filled.pop("n")
+        words = (text or "").splitlines() if way == "text" else list(named or []) if way == "class" else []
+        opened = None
+        if way == "picture" and picture:
+            opened = uploads.opened(picture, studio.limits, studio.folder)
+        settings = values({name: given[component] for name, component in self.settings.items()})
+        return Ask(way=way, words=words, picture=opened, n=n or 1, settings=settings, **filled)
+
+
+def input_fields(studio: Studio) -> Fields:
+    """Builds the input fields, with the buttons below the first of them."""
+    pipeline, limits = studio.pipeline(), studio.limits
+    way = gr.Radio([(LABELS[way], way) for way in WAYS], value="text", show_label=False, elem_classes="ways")
+    text = gr.Textbox("", label="Text", placeholder="a red guitar", info="Each line is a picture.", lines=2)
+    classes = class_names(pipeline.retriever.database)
+    named = gr.Dropdown(classes, multiselect=True, label="Classes", visible=False)
+    picture = gr.Image(type="filepath", image_mode=None, label="Picture", visible=False, height=160, sources=["upload"])
+    share = "The most popular rows, from which queries are drawn."
+    top_m = gr.Slider(0.01, 1, TOP_M, label="Share of the rows", info=share, visible=False)
+    shown = {"text": text, "class": named, "picture": picture, "popular": top_m}
+    way.change(
+        lambda way: [gr.update(visible=name == way) for name in shown],
+        way,
+        list(shown.values()),
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    with gr.Row(elem_classes="go"):
+        draw = gr.Button("Draw", variant="primary", min_width=100)
+        stop = gr.Button("Stop", min_width=70, scale=0)
+    asked = {
+        "way": way,
+        "text": text,
+        "class": named,
+        "picture": picture,
+        "top_m": top_m,
+        "places": place_field(studio),
+    }
+    usual = Settings().for_model(pipeline.model)
+    settings: dict[str, Component] = {}
+    with gr.Row(elem_classes="numbers"):
+        asked |= {"n": whole("Images", 1, limits.images), "k": whole("Neighbours", pipeline.k, limits.neighbours)}
+        asked["seed"] = seed_field()
+        if pipeline.model.kind == DIFFUSION:
+            settings["steps"] = whole("Steps", usual.steps, limits.steps)
+        settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
+        seen = [("neighbours", "neighbours"), ("query too", "both"), ("query only", "text")]
+        asked["tokens"] = gr.Dropdown(seen, value="neighbours", label="Model sees", min_width=80)
+    with folded():
+        moved = "a text that the query of texts is moved away from"
+        asked["negative"] = gr.Textbox("", label="negative", info=moved, max_lines=1)
+        how = "how the rows of a class are found: by its sentence or its label"
+        asked["by"] = gr.Dropdown(["text", "label"], value="text", label="by", info=how)
+        settings |= fields(pipeline.model.kind, without=SHOWN)
+    return Fields(asked, settings, text, draw, stop)
+
+
+def tab(studio: Studio) -> gr.HTML:
+    """Builds the tab within the open ``gr.Tab``, and returns the pictures that it shows."""
+    state = gr.State(Board(), time_to_live=3600)
+    with gr.Row(elem_classes="bench"):
+        with gr.Column(scale=0, min_width=330, elem_classes="ask"):
+            given = input_fields(studio)
+        with gr.Column(scale=1, min_width=320):
+            said = gr.HTML(elem_classes="said")
+            shown = pictures(markup.board(Board()))
 
     @answering
-    def create(prompt: str, database: str, k: int, seed: int, steps: int, scale: float) -> Iterator[str]:
-        """Draws one picture for each line of a text, beside its neighbours."""
-        lines = [line.strip() for line in prompt.splitlines() if line.strip()] or [""]
-        for line in lines:
-            studio.limits.check(prompt_characters=len(line))
-        studio.limits.check(images=len(lines), neighbours=k)
-        request = ways.texts(studio.pipeline(database), lines, k=k, seed=int(seed))
-        cards: list[str] = []
-        for drawn in studio.draw(database, request, Settings(steps=steps, scale=scale)):
-            cards.append(card(drawn))
-            yield board(cards)
+    def create(filled: dict[Component, Any], request: gr.Request) -> Iterator[Any]:
+        asked = jobs(studio, given.ask(studio, filled))
+        yield from drawing(studio, asked, session_of(request))
 
     gr.on(
-        [button.click, prompt.submit],
+        [given.draw.click, given.text.submit],
         create,
-        [prompt, database, k, seed, steps, scale],
-        shown,
-        api_name="create",
+        {*given.all(), state},
+        [state, said, shown],
+        show_progress="hidden",
         concurrency_id=SAMPLING,
         concurrency_limit=1,
+        api_visibility="private",
     )
+
+    def switch(board: Board, event: gr.EventData) -> tuple[Board, str]:
+        what, card, slot = (event._data.get(name) for name in ("what", "card", "slot"))
+        changed = {"switch": board.switched, "pin": board.pinned, "swap": board.asked}[what](card, slot)
+        return changed, markup.board(changed)
+
+    def end(request: gr.Request) -> None:
+        studio.stop(session_of(request))
+
+    shown.select(
+        answering(switch), state, [state, shown], show_progress="hidden", queue=False, api_visibility="private"
+    )
+    given.stop.click(end, queue=False, api_visibility="private")
+    return shown
+
+
+def drawing(studio: Studio, asked: Sequence[Job], session: str) -> Iterator[Any]:
+    """Yields the state, the words about the progress and the images as they are drawn."""
+    count, cards, order = sum(len(job.request.seeds) for job in asked), [], [job.place for job in asked]
+    preview: bytes | None = None
+    yield Board(), markup.progress(Step(0.0), f"drawing {count} images" if count > 1 else "drawing"), ""
+    for event in studio.draw(asked, session):
+        if isinstance(event, Drawn):
+            cards.append(Card(event, slots_of(event)))
+            cards.sort(key=lambda card: (card.drawn.number, order.index(card.drawn.place)))
+            board = Board(tuple(cards))
+            yield board, gr.skip(), markup.board(board)
+        else:
+            preview = event.preview or preview
+            words = f"image {min(count, len(cards) + 1)} of {count}"
+            yield gr.skip(), markup.progress(event, words, preview), gr.skip()
+    words = "" if len(cards) == count else f"stopped after {len(cards)} of {count} images"
+    yield gr.skip(), words and markup.progress(None, words), gr.skip()

@@ -38,6 +38,28 @@ def login(text: str) -> tuple[str, str]:
     return user, password
 
 
+def theme() -> gr.Theme:
+    """Returns the colours and sizes of the page, with fonts that every system has."""
+    look = gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", spacing_size="sm", radius_size="md", text_size="sm",
+        font=FONTS, font_mono=MONOSPACED,
+    )  # fmt: skip
+    return look.set(
+        block_border_width="0px",
+        block_background_fill="transparent",
+        block_padding="0px",
+        block_shadow="none",
+        input_background_fill="*neutral_50",
+        input_background_fill_dark="*neutral_800",
+        input_border_color="*neutral_200",
+        input_border_color_dark="*neutral_700",
+        block_label_text_color="*neutral_600",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        button_large_padding="8px 16px",
+    )
+
+
 @contextmanager
 def serving(
     studio: Studio, host: str = "127.0.0.1", port: int | None = None, auth: tuple[str, str] | None = None
@@ -67,7 +89,7 @@ def serving(
         enable_monitoring=False,
         footer_links=["api"],
         max_file_size=studio.limits.upload_bytes,
-        theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACED),
+        theme=theme(),
         css_paths=Path(__file__).with_name("style.css"),
     )
     try:
