@@ -102,6 +102,53 @@ def _request(studio: Studio, pipeline: Pipeline, ask: Ask, words: Sequence[str])
     raise ValueError(f"got the way '{ask.way}', expected {', '.join(WAYS)}")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Between:
+    """What the tab Between asks for.
+
+    Attributes:
+        start: the text or the picture that the strip begins with.
+        end: the one that it ends with.
+        n: number of images.
+        place: the database or the part of it that neighbours come from; the first database if it is None.
+        k: see :class:`Ask`; this also holds for ``seed`` and ``settings``.
+    """
+
+    start: str | Image.Image
+    end: str | Image.Image
+    n: int = 7
+    place: str | None = None
+    k: int | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def between(studio: Studio, ask: Between) -> Job:
+    """Returns what is drawn.
+
+    Raises:
+        ValueError: an end is missing, or something has a value that is not accepted or exceeds a limit.
+    """
+    start, end = (_end(studio, each) for each in (ask.start, ask.end))
+    check_arguments(n=ask.n, k=ask.k, seed=ask.seed)
+    studio.limits.check(images=ask.n, neighbours=ask.k)
+    place = ask.place or studio.names[0]
+    request = ways.between(studio.pipeline(place), start, end, ask.n, k=ask.k, seed=ask.seed)
+    return studio.job(place, request, settings_of(ask.settings))
+
+
+def _end(studio: Studio, given: str | Image.Image) -> str | Image.Image:
+    """Returns an end of a strip after a check.
+
+    Raises:
+        ValueError: there is none, or the text is too long.
+    """
+    words = [given] if isinstance(given, Image.Image) else checked_words(studio, [given])
+    if not words:
+        raise ValueError("got one text, expected two: what the strip leads from, and what it leads to; write both")
+    return words[0]
+
+
 def checked_words(studio: Studio, words: Sequence[str]) -> list[str]:
     """Returns texts without spaces around them, and without empty ones, after a check of their length.
 

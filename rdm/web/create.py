@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,12 @@ from gradio.components import Component
 from rdm.retrieval.classes import class_names
 from rdm.sampling.settings import DIFFUSION, Settings
 from rdm.sampling.values import TOP_M
-from rdm.web import markup, uploads
-from rdm.web.answers import SAMPLING, answering
+from rdm.web import uploads
+from rdm.web.area import Area, area, drawing
 from rdm.web.asking import WAYS, Ask, jobs
-from rdm.web.drawing import Drawn, Job, Step
 from rdm.web.options import fields, values
-from rdm.web.pieces import folded, pictures, place_field, seed_field, session_of, whole
+from rdm.web.pieces import folded, place_field, seed_field, session_of, whole
 from rdm.web.studio import Studio
-from rdm.web.switches import Board, Card, slots_of
 
 LABELS = {"text": "Text", "class": "Class", "picture": "Picture", "popular": "Popular"}
 SHOWN = ("steps", "scale")  # settings that are not folded away
@@ -101,61 +99,16 @@ def input_fields(studio: Studio) -> Fields:
     return Fields(asked, settings, text, draw, stop)
 
 
-def tab(studio: Studio) -> gr.HTML:
-    """Builds the tab within the open ``gr.Tab``, and returns the pictures that it shows."""
-    state = gr.State(Board(), time_to_live=3600)
+def tab(studio: Studio) -> Area:
+    """Builds the tab within the open ``gr.Tab``, and returns the area of its images."""
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=0, min_width=330, elem_classes="ask"):
             given = input_fields(studio)
         with gr.Column(scale=1, min_width=320):
-            said = gr.HTML(elem_classes="said")
-            shown = pictures(markup.board(Board()))
+            built = area(studio)
 
-    @answering
     def create(filled: dict[Component, Any], request: gr.Request) -> Iterator[Any]:
-        asked = jobs(studio, given.ask(studio, filled))
-        yield from drawing(studio, asked, session_of(request))
+        yield from built.draw(lambda: jobs(studio, given.ask(studio, filled)), filled[built.state], session_of(request))
 
-    gr.on(
-        [given.draw.click, given.text.submit],
-        create,
-        {*given.all(), state},
-        [state, said, shown],
-        show_progress="hidden",
-        concurrency_id=SAMPLING,
-        concurrency_limit=1,
-        api_visibility="private",
-    )
-
-    def switch(board: Board, event: gr.EventData) -> tuple[Board, str]:
-        what, card, slot = (event._data.get(name) for name in ("what", "card", "slot"))
-        changed = {"switch": board.switched, "pin": board.pinned, "swap": board.asked}[what](card, slot)
-        return changed, markup.board(changed)
-
-    def end(request: gr.Request) -> None:
-        studio.stop(session_of(request))
-
-    shown.select(
-        answering(switch), state, [state, shown], show_progress="hidden", queue=False, api_visibility="private"
-    )
-    given.stop.click(end, queue=False, api_visibility="private")
-    return shown
-
-
-def drawing(studio: Studio, asked: Sequence[Job], session: str) -> Iterator[Any]:
-    """Yields the state, the words about the progress and the images as they are drawn."""
-    count, cards, order = sum(len(job.request.seeds) for job in asked), [], [job.place for job in asked]
-    preview: bytes | None = None
-    yield Board(), markup.progress(Step(0.0), f"drawing {count} images" if count > 1 else "drawing"), ""
-    for event in studio.draw(asked, session):
-        if isinstance(event, Drawn):
-            cards.append(Card(event, slots_of(event)))
-            cards.sort(key=lambda card: (card.drawn.number, order.index(card.drawn.place)))
-            board = Board(tuple(cards))
-            yield board, gr.skip(), markup.board(board)
-        else:
-            preview = event.preview or preview
-            words = f"image {min(count, len(cards) + 1)} of {count}"
-            yield gr.skip(), markup.progress(event, words, preview), gr.skip()
-    words = "" if len(cards) == count else f"stopped after {len(cards)} of {count} images"
-    yield gr.skip(), words and markup.progress(None, words), gr.skip()
+    drawing(built, create, [given.draw.click, given.text.submit], given.all(), given.stop)
+    return built

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
 import time
@@ -11,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 
-from ldm.pictures import to_uint8, with_channels
+from ldm.pictures import as_picture, to_uint8, with_channels
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.record import read_record, save
 from rdm.sampling.request import Request
@@ -22,6 +24,7 @@ from rdm.sampling.samples import Samples, sample_batches
 from rdm.sampling.settings import Settings
 
 PREVIEW = 0.4  # seconds from one preview to the next
+GREY = 0.75  # what is not there yet, in [-1, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +68,7 @@ class Drawn:
         samples: what it was sampled as: the request, settings and so on of this image alone.
         place: see :class:`Job`.
         number: its number among the images of its job, from 0.
+        edited: a PNG file of the picture that it is an edit of, at its size; None if it is no edit.
     """
 
     png: bytes
@@ -73,6 +77,7 @@ class Drawn:
     samples: Samples
     place: str
     number: int
+    edited: bytes | None = None
 
 
 class _Halted(Exception):  # noqa: N818 (it is no error)
@@ -125,6 +130,8 @@ def draw(
 def _sample(jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Callable[[Step | Drawn], None]) -> None:
     shown = time.monotonic()
     for place, job in enumerate(jobs):
+        if stop.is_set():
+            raise _Halted
 
         def watch(done: int, steps: int, preview: Callable[[], Tensor], place: int = place) -> None:
             nonlocal shown
@@ -140,8 +147,6 @@ def _sample(jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Call
             for each in range(len(samples.seeds)):
                 tell(kept(samples.part([each]), job, number, folder))
                 number += 1
-        if stop.is_set():
-            raise _Halted
 
 
 def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
@@ -151,7 +156,8 @@ def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
         file = folder / "image-000.png"
         places = range(samples.request.retrieved.rows.shape[1])
         pictures = tuple((folder / f"image-000-neighbour-{place}.png").read_bytes() for place in places)
-        return Drawn(file.read_bytes(), read_record(file), pictures, samples, job.place, number)
+        before = edited(samples.request)
+        return Drawn(file.read_bytes(), read_record(file), pictures, samples, job.place, number, before)
     finally:
         for written in folder.iterdir():
             written.unlink()
@@ -159,4 +165,21 @@ def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
 
 def png_of(image: Tensor) -> bytes:
     """Returns a PNG file of an image ``[C, H, W]`` in [-1, 1], without a record."""
-    return bytes(encode_png(with_channels(to_uint8(image), 3).contiguous()).numpy())
+    return png_file(as_picture(to_uint8(image)))
+
+
+def png_file(picture: Image.Image) -> bytes:
+    """Returns a PNG file of a picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def edited(request: Request) -> bytes | None:
+    """Returns a PNG file of the picture that is edited, on which what an outpainting adds is grey; None without one."""
+    if request.canvas is None:
+        return None
+    picture = with_channels(request.canvas.picture, 3)[0]
+    if request.canvas.paint is not None and request.canvas.about["outpaint"] is not None:
+        picture = torch.lerp(picture, torch.full_like(picture, GREY), request.canvas.paint[0])
+    return png_of(picture)

@@ -22,7 +22,7 @@ class Limits:
     prompt_characters: int = limit(300, "characters in a prompt")
     images: int = limit(16, "images in a request")
     neighbours: int = limit(32, "neighbours of an image")
-    steps: int = limit(100, "denoising steps")
+    steps: int = limit(250, "denoising steps of an image")
     side: int = limit(256, "pixels at a side of an image")
     upload_bytes: int = limit(10 * 2**20, "bytes in an upload")
     pixels: int = limit(16_000_000, "pixels in an uploaded picture")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -51,12 +51,11 @@ def about(what: Mapping[str, Any]) -> str:
 
 def neighbour(slot: Slot, card: int, number: int) -> str:
     """Returns a neighbour as a switch, with its pin and the button that replaces it."""
-    caption = str(slot.about.get("caption") or "no caption")
-    name = f"neighbour {number + 1}, {caption}"
+    name = f"neighbour {number + 1}, {slot.caption}"
     marks = {"on": slot.on, "off": not slot.on, "pinned": slot.pinned, "new": slot.new}
     state = " ".join(mark for mark, holds in marks.items() if holds)
     label = f"{name}: the model {'sees' if slot.on else 'does not see'} it"
-    switch = button(picture(slot.png, caption), label, "switch", card, number, pressed=slot.on, css="switch")
+    switch = button(picture(slot.png, slot.caption), label, "switch", card, number, pressed=slot.on, css="switch")
     pin = button("pin", f"{name}: keep it for the next pictures", "pin", card, number, pressed=slot.pinned)
     swap = button("swap", f"{name}: put another picture in its place", "swap", card, number)
     return f'<li class="slot {state}">{switch}<div class="tools">{pin}{swap}</div>{about(slot.about)}</li>'
@@ -68,20 +67,72 @@ def card(shown: Card, number: int) -> str:
     caption = " · ".join(escape(words) for words in (shown.title, place, f"seed {seed}") if words)
     if (shown.drawn.record.get("copy") or {}).get("is_copy"):
         caption += ' <strong class="flag">near-copy of a database picture</strong>'
-    name = re.sub(r"[^a-z0-9]+", "-", shown.title.lower()).strip("-")[:40] or "picture"
     before = "" if shown.before is None else earlier(shown.before, shown.title)
-    tools = (
-        button("draw again", f"draw {shown.title} again with these neighbours and the same seed", "again", number),
-        button("edit", f"edit {shown.title}", "edit", number),
-        f'<a download="{name}-{seed}.png" href="{data_url(shown.drawn.png)}">save</a>',
-    )
     slots = "".join(neighbour(slot, number, place) for place, slot in enumerate(shown.slots))
     return (
         f'<section class="card" aria-label="{escape(shown.title)}, seed {seed}"><figure class="image">'
-        f"{picture(shown.drawn.png, shown.title)}{before}<figcaption>{caption}</figcaption>"
-        f'<div class="tools">{"".join(tools)}</div></figure>'
+        f"{image(shown)}{before}<figcaption>{caption}</figcaption>"
+        f'<div class="tools">{"".join(tools_of(shown, number))}</div></figure>'
         f'<ul class="slots" aria-label="neighbours of {escape(shown.title)}">{slots}</ul></section>'
     )
+
+
+def tools_of(shown: Card, number: int) -> tuple[str, str, str]:
+    """Returns the buttons of an image: draw it again, edit it, save it."""
+    name = re.sub(r"[^a-z0-9]+", "-", shown.title.lower()).strip("-")[:40] or "picture"
+    file = f"{name}-{shown.drawn.record['seed']}-{number}.png"
+    return (
+        button("draw again", f"draw {shown.title} again with these neighbours and the same seed", "again", number),
+        button("edit", f"edit {shown.title}", "edit", number),
+        f'<a download="{file}" href="{data_url(shown.drawn.png)}">save</a>',
+    )
+
+
+def image(shown: Card) -> str:
+    """Returns an image; an edit is laid over the picture that it is of, with a slider between them."""
+    if shown.drawn.edited is None:
+        return picture(shown.drawn.png, shown.title)
+    slider = '<input type="range" min="0" max="100" value="50" aria-label="how much is shown of before and after">'
+    before, after = (
+        picture(shown.drawn.edited, f"{shown.title}, before"),
+        picture(shown.drawn.png, shown.title, "after"),
+    )
+    return f'<div class="compare">{before}{after}{slider}</div>'
+
+
+def canvas(png: bytes | None, side: int) -> str:
+    """Returns a canvas over a picture, to paint on, with the tools for it.
+
+    Args:
+        png: the picture; None if there is none yet.
+        side: height and width of the canvas in pixels.
+    """
+    if png is None:
+        return '<p class="hint">Upload a picture at the left, or press "edit" below an image in another tab.</p>'
+    width = max(1, side // 8)
+    return (
+        f'<div class="paint"><canvas width="{side}" height="{side}" style="background-image: url({data_url(png)})" '
+        'role="img" aria-label="the picture; paint on it what is to be redrawn"></canvas><div class="tools">'
+        f'<label>brush <input type="range" name="width" min="1" max="{side // 2}" value="{width}"></label>'
+        '<label><input type="checkbox" name="rub"> rub out</label><button type="button" name="clear">clear</button>'
+        "</div></div>"
+    )
+
+
+def strip(shown: Board) -> str:
+    """Returns the HTML of images in one row, each above its neighbours."""
+    if not shown.cards:
+        return f'<p class="hint">{ASK}</p>'
+    items = []
+    for number, each in enumerate(shown.cards):
+        share = f'<div class="about">{number / max(1, len(shown.cards) - 1):.0%}</div>'
+        few = "".join(picture(slot.png, slot.caption) for slot in each.slots)
+        tools = "".join(tools_of(each, number)[1:])
+        items.append(
+            f'<li>{picture(each.drawn.png, each.title)}{share}<div class="tools">{tools}</div>'
+            f'<div class="few" role="group" aria-label="neighbours">{few}</div></li>'
+        )
+    return f'<ol class="strip">{"".join(items)}</ol>'
 
 
 def earlier(png: bytes, title: str) -> str:
@@ -96,12 +147,16 @@ def board(shown: Board) -> str:
     return f'<div class="board">{"".join(card(each, number) for number, each in enumerate(shown.cards))}</div>'
 
 
-def found(slots: tuple[Slot, ...]) -> str:
+def words(text: str) -> str:
+    """Returns a paragraph."""
+    return f"<p>{escape(text)}</p>"
+
+
+def found(slots: Sequence[Slot]) -> str:
     """Returns pictures of which one is to be chosen."""
     choices = []
     for number, slot in enumerate(slots):
-        caption = str(slot.about.get("caption") or "no caption")
-        take = button(picture(slot.png, caption), f"take {caption}", "take", number, css="switch")
+        take = button(picture(slot.png, slot.caption), f"take {slot.caption}", "take", number, css="switch")
         choices.append(f"<li>{take}{about(slot.about)}</li>")
     return f'<ul class="slots found" aria-label="found pictures">{"".join(choices)}</ul>'
 

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from rdm.web.studio import Studio
+from rdm.web.studio import EVERY, Studio
 
-# A click on a button with `data-do` is an event; after the page has changed, the same button has the focus again.
-_CLICKS = """
-let last = null;
-const sent = { again: 'submit', edit: 'edit' };
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-do]');
-  if (!button) return;
-  const { do: what, card, slot } = button.dataset;
-  last = `[data-do="${what}"]` + (card ? `[data-card="${card}"]` : '') + (slot ? `[data-slot="${slot}"]` : '');
-  trigger(sent[what] || 'select', { what, card: Number(card), slot: slot === undefined ? null : Number(slot) });
-});
-watch('value', () => { if (last) element.querySelector(last)?.focus({ preventScroll: true }); });
-"""
+HERE = Path(__file__).parent
+CLICKS, PAINT = ((HERE / name).read_text(encoding="utf-8") for name in ("clicks.js", "paint.js"))
 
 
 def pictures(html: str = "", **options: Any) -> gr.HTML:
@@ -31,7 +21,7 @@ def pictures(html: str = "", **options: Any) -> gr.HTML:
     ``again`` causes ``submit``, ``edit`` causes ``edit``, and every other button ``select``. The event has ``what``,
     ``card`` and ``slot``.
     """
-    return gr.HTML(html, js_on_load=_CLICKS, **options)
+    return gr.HTML(html, js_on_load=CLICKS, **options)
 
 
 def whole(label: str, default: int | None, most: int, least: int = 1) -> gr.Number:
@@ -44,15 +34,13 @@ def seed_field() -> gr.Number:
     return gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
 
 
-def place_field(studio: Studio) -> gr.Dropdown:
-    """Returns the field that chooses databases and parts of them."""
-    return gr.Dropdown(
-        studio.places(),
-        value=studio.names[:1],
-        multiselect=True,
-        label="Neighbours from",
-        info="Several draw side by side; * is one for each value.",
-    )
+def place_field(studio: Studio, several: bool = True) -> gr.Dropdown:
+    """Returns the field that chooses databases and parts of them, several or one."""
+    places, first = studio.places(), studio.names[0]
+    if several:
+        info = "Several draw side by side; * is one for each value."
+        return gr.Dropdown(places, value=[first], multiselect=True, label="Neighbours from", info=info)
+    return gr.Dropdown([place for place in places if EVERY not in place], value=first, label="Neighbours from")
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -10,32 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
+from starlette.middleware import Middleware
 
+from rdm.web.gate import Gate
 from rdm.web.page import page
 from rdm.web.studio import Studio
 
 FONTS = ("system-ui", "sans-serif")
+# Gradio counts requests, and makes a table of them after each one.
+NO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
+SESSIONS = 100  # whose images are kept
 MONOSPACED = ("ui-monospace", "monospace")
-
-
-def is_local(host: str) -> bool:
-    """Returns whether only this machine reaches a host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def login(text: str) -> tuple[str, str]:
-    """Returns user and password of ``user:password``.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    user, _, password = text.partition(":")
-    if not user or not password:
-        raise ValueError("got --auth without a user or a password, expected user:password")
-    return user, password
 
 
 def theme() -> gr.Theme:
@@ -75,27 +61,68 @@ def serving(
     Raises:
         OSError: the port is in use.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder)
-    blocks = page(studio).queue(max_size=studio.limits.queue, api_open=False)
-    _, address, _ = blocks.launch(
-        server_name=host,
-        server_port=port,
-        auth=auth,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        footer_links=["api"],
-        max_file_size=studio.limits.upload_bytes,
-        theme=theme(),
-        css_paths=Path(__file__).with_name("style.css"),
-    )
+    limits = studio.limits
+    with environment(GRADIO_TEMP_DIR=str(studio.folder), **NO_STATISTICS), few_pixels(limits.pixels):
+        blocks = page(studio).queue(max_size=limits.queue, api_open=False)
+        gate = Middleware(Gate, folder=studio.folder, upload_bytes=limits.upload_bytes)
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=["api"],
+            max_file_size=limits.upload_bytes,
+            state_session_capacity=SESSIONS,
+            theme=theme(),
+            css_paths=Path(__file__).with_name("style.css"),
+            app_kwargs={"middleware": [gate]},
+        )
+        threading.Thread(target=studio.warm_up, name="warm up", daemon=True).start()
+        try:
+            yield address
+        finally:
+            studio.halt()
+            end(blocks)
+
+
+def end(blocks: gr.Blocks) -> None:
+    """Ends the server of a page. It does not wait for pages that are open, of which it would otherwise complain."""
+    log = logging.getLogger("uvicorn.error")
+    blocks.server.force_exit = log.disabled = True
+    blocks.close(verbose=False)
+    log.disabled = False
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables in the ``with`` block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        yield address
+        yield
     finally:
-        blocks.close(verbose=False)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def few_pixels(most: int) -> Iterator[None]:
+    """Has Pillow refuse pictures of more pixels in the ``with`` block, also where Gradio opens them."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most // 2  # it refuses twice as many
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def wait() -> None:

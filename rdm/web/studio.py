@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import threading
@@ -22,10 +23,12 @@ from rdm.sampling.settings import Settings
 from rdm.web.drawing import Drawn, Job, Step, draw
 from rdm.web.limits import Limits
 
+LOG = logging.getLogger(__name__)
 RULES = ": "  # between the name of a database and the rules of a part of it
 EVERY = "*"  # in place of a value: a part for each value
 COLUMNS = ("style", "licence", "category")  # whose values are offered as parts of a database
 MOST_PARTS, MOST_ROWS = 16, 500_000  # of a column, and of a database whose columns are read for them
+PATIENCE = 10  # seconds that a step may take until sampling ends
 _KEPT = 64  # pipelines of parts that are kept
 
 
@@ -106,9 +109,9 @@ class Studio:
         self.close()
 
     def close(self) -> None:
-        """Ends all sampling and removes the folder of temporary files."""
-        for session in list(self._stops):
-            self.stop(session)
+        """Ends all sampling for good, and removes the folder of temporary files."""
+        self.halt()
+        self.lock.acquire(timeout=PATIENCE)  # and is not released: a thread that samples must not outlive the process
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -160,16 +163,21 @@ class Studio:
         whole = self._named(name)
         if not rule:
             return whole
-        if place not in self._parts:
+        part = self._parts.get(str(place))
+        if part is None or part.retriever.database is not whole.retriever.database:  # its rows have changed since
             while len(self._parts) >= _KEPT:
                 self._parts.pop(next(iter(self._parts)), None)
-            self._parts[str(place)] = with_database(whole, only=[rule])
-        return self._parts[str(place)]
+            part = self._parts[str(place)] = with_database(whole, only=[rule])
+        return part
 
     def _named(self, name: str) -> Pipeline:
         if name not in self.pipelines:
             raise ValueError(f"got database '{name}', expected one of {', '.join(self.names)}")
         return self.pipelines[name]
+
+    def replace(self, name: str, pipeline: Pipeline) -> None:
+        """Puts another pipeline in the place of that of a database, whose rows have changed."""
+        self.pipelines[name] = pipeline
 
     def job(self, place: str, request: Request, settings: Settings) -> Job:
         """Returns a request that can be drawn, after a check of the limits.
@@ -180,10 +188,11 @@ class Studio:
         pipeline = self.pipeline(place)
         complete = settings_of(pipeline, request, settings)
         canvas = request.canvas
+        repeats = 1 if canvas is None or canvas.paint is None else canvas.about["repeats"]
         sides = [complete.height, complete.width] if canvas is None else list(canvas.picture.shape[2:])
         self.limits.check(
             images=len(request.seeds) * complete.best_of * (1 + complete.reject_copies),
-            steps=complete.steps,
+            steps=None if complete.steps is None else complete.steps * repeats,
             neighbours=request.retrieved.rows.shape[1],
             side=max((side for side in sides if side is not None), default=None),
         )
@@ -215,6 +224,20 @@ class Studio:
         for stop in stops:
             stop.set()
         return bool(stops)
+
+    def halt(self) -> None:
+        """Ends what is sampled for anybody at its next step."""
+        for session in list(self._stops):
+            self.stop(session)
+
+    def warm_up(self) -> None:
+        """Loads the embedder and the index of the first database, which are otherwise loaded by the first request."""
+        retriever = self.pipeline().retriever
+        with self.lock:
+            try:
+                _ = retriever.embedder, retriever.index
+            except (ValueError, OSError) as error:  # which every request will say again
+                LOG.warning("%s", error)
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:

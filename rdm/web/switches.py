@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 
-from rdm.web.drawing import Drawn
+from rdm.sampling.neighbours import with_neighbours
+from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.request import together
+from rdm.web.drawing import Drawn, Job, png_file
+from rdm.web.studio import RULES
+
+SIDE = 128  # longest side in pixels of an uploaded picture as it is shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +41,25 @@ class Slot:
     pinned: bool = False
     new: bool = False
 
+    @property
+    def caption(self) -> str:
+        """What it shows, as far as is known."""
+        return str(self.about.get("caption") or "a picture without a caption")
+
+    @classmethod
+    def of_picture(cls, picture: Image.Image) -> Slot:
+        """Returns a picture that a user uploaded."""
+        small = picture.copy()
+        small.thumbnail((SIDE, SIDE))
+        about = {"caption": "your picture", "licence": "yours", "attribution": "You uploaded it."}
+        return cls(png_file(small), about, picture, "")
+
+    def for_database(self, name: str) -> int | Image.Image:
+        """Returns its row, or its picture if it is none or the row is of another database."""
+        if isinstance(self.source, Image.Image) or self.database == name:
+            return self.source
+        return Image.open(io.BytesIO(self.png)).convert("RGB")
+
 
 @dataclass(frozen=True, eq=False)
 class Card:
@@ -58,6 +84,14 @@ class Card:
     def title(self) -> str:
         """What was asked for."""
         return str(self.drawn.record["query"])
+
+    def redrawn(self, drawn: Drawn) -> Card:
+        """Returns the card with the image as it was drawn with the chosen neighbours."""
+        scores = iter(neighbour["similarity"] for neighbour in drawn.record["neighbours"])
+        slots = [
+            replace(slot, about={**slot.about, "similarity": next(scores)}) if slot.on else slot for slot in self.slots
+        ]
+        return replace(self, drawn=drawn, slots=tuple(slots), before=self.before or self.drawn.png)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +165,56 @@ class Board:
         return list(found.values())
 
 
-def slots_of(drawn: Drawn, pinned: Sequence[Slot] = ()) -> tuple[Slot, ...]:
-    """Returns the neighbours of an image that was drawn with its own ones; the first ones may be pinned."""
-    database = drawn.place.partition(": ")[0]
+def slots_of(drawn: Drawn, pins: Sequence[Slot] = ()) -> tuple[Slot, ...]:
+    """Returns the neighbours of an image as it was drawn. The first ones are the pinned ones, if there are any."""
+    database = drawn.place.partition(RULES)[0]
     found = zip(drawn.neighbours, drawn.record["neighbours"], strict=True)
-    own = [Slot(png, about, about["row"], database) for png, about in found]
-    return (*pinned, *own[len(pinned) :])
+    slots = []
+    for number, (png, about) in enumerate(found):
+        if number < len(pins) and drawn.samples.request.asked.get("neighbours") == "chosen":
+            slots.append(replace(pins[number], about={**pins[number].about, "similarity": about["similarity"]}))
+        else:
+            slots.append(Slot(png, about, about["row"], database))
+    return tuple(slots)
+
+
+def pinned(job: Job, pins: Sequence[Slot]) -> Job:
+    """Returns a job whose images have the pinned neighbours first, and then their own ones up to the same number.
+
+    Raises:
+        ValueError: the model does not see the neighbours of this job.
+    """
+    if not pins:
+        return job
+    kept = [pin.for_database(job.place.partition(RULES)[0]) for pin in pins]
+    parts = []
+    for place, rows in enumerate(job.request.retrieved.rows.tolist()):
+        others = [row for row in rows if row not in kept][: max(0, len(rows) - len(kept))]
+        parts.append(with_neighbours(job.pipeline, job.request, place, [*kept, *others]))
+    return replace(job, request=together(parts))
+
+
+def with_rows(job: Job, rows: Sequence[int] | None) -> Job:
+    """Returns a job whose images all have the given rows as neighbours; as it is if there are none.
+
+    Raises:
+        ValueError: see :func:`rdm.sampling.neighbours.with_neighbours`.
+    """
+    if rows is None:
+        return job
+    parts = [with_neighbours(job.pipeline, job.request, place, rows) for place in range(len(job.request.seeds))]
+    return replace(job, request=together(parts))
+
+
+def again(pipeline: Pipeline, card: Card) -> Job:
+    """Returns the job that draws an image again with the chosen neighbours and the same seed.
+
+    Raises:
+        ValueError: no neighbour is chosen, or see :func:`rdm.sampling.neighbours.with_neighbours`.
+    """
+    before = card.drawn.samples
+    request = with_neighbours(pipeline, replace(before.request, seeds=before.seeds), 0, card.chosen)
+    return Job(card.drawn.place, pipeline, request, replace(before.settings, best_of=1, reject_copies=0))
 
 
 def _place(number: Any, among: Sequence[Any], what: str) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -56,3 +58,37 @@ def decoded(data: bytes, limits: Limits) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"got a file that is no picture, expected one of {', '.join(FORMATS)}; upload one") from error
     return open_picture(data)
+
+
+def received(given: Any, limits: Limits, folder: Path) -> Image.Image:
+    """Returns a picture that a program sent: an upload, which is removed, or the content of a file in Base64.
+
+    Args:
+        given: what ``handle_file`` of ``gradio_client`` becomes on its way, or a text; see :func:`from_data_url`.
+        limits: see :func:`opened`.
+        folder: see there.
+
+    Raises:
+        ValueError: it is neither, or see :func:`opened`.
+    """
+    if not isinstance(given, dict):
+        return decoded(from_data_url(given), limits)
+    picture = opened(str(given.get("path")), limits, folder)
+    Path(given["path"]).unlink(missing_ok=True)
+    return picture
+
+
+def from_data_url(text: str) -> bytes:
+    """Returns the content of a data URL in Base64, or of a text in Base64 alone.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"got {type(text).__name__} as a picture, expected a text in Base64")
+    try:
+        return base64.b64decode(text.rpartition("base64,")[2], validate=True)
+    except ValueError as error:
+        raise ValueError(
+            "got a text that is not in Base64, expected a picture in it; send the content of a file"
+        ) from error
