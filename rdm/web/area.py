@@ -17,7 +17,7 @@ from rdm.web.drawing import Drawn, Job, Step, png_file
 from rdm.web.pieces import pictures as clickable
 from rdm.web.pieces import session_of
 from rdm.web.studio import RULES, Studio
-from rdm.web.switches import Board, Card, Slot, again, pinned, slots_of
+from rdm.web.switches import Board, Card, Slot, again, pinned
 
 SEARCHED = 10  # pictures that a search for another neighbour shows
 
@@ -76,7 +76,7 @@ class Area:
         order, count = [job.place for job in asked], sum(len(job.request.seeds) for job in asked)
         for event in self.studio.draw(asked, session):
             if isinstance(event, Drawn):
-                cards.append(Card(event, slots_of(event, pins)))
+                cards.append(Card.of(event, pins))
                 cards.sort(key=lambda card: (card.drawn.number, order.index(card.drawn.place)))
                 shown = Board(tuple(cards))
                 yield shown, gr.skip(), self.html(shown)
@@ -137,7 +137,7 @@ def area(studio: Studio, html: Callable[[Board], str] = markup.board) -> Area:
     """
     state = gr.State(Board(), time_to_live=3600)
     said = gr.HTML(elem_classes="said")
-    with gr.Column(visible=False, elem_classes="panel") as panel:
+    with gr.Column(visible=False) as panel, gr.Column(elem_classes="panel"):
         title = gr.HTML()
         with gr.Row():
             words = gr.Textbox("", label="Search the database", max_lines=1, scale=2, elem_classes="search")
@@ -191,17 +191,19 @@ def drawing(
         stop: the button that ends it.
     """
 
-    def end(request: gr.Request) -> None:
+    def end(request: gr.Request) -> str:
         built.studio.stop(session_of(request))
+        return markup.progress(None, "stopped")
 
-    gr.on(
+    event = gr.on(
         when,
         answering(function),
         {*fields, built.state},
         built.outputs,
-        show_progress="hidden",
+        show_progress="minimal",
+        show_progress_on=built.said,  # which also says the place in the queue
         concurrency_id=SAMPLING,
         concurrency_limit=1,
         api_visibility="private",
     )
-    stop.click(end, queue=False, api_visibility="private")
+    stop.click(end, None, built.said, cancels=event, show_progress="hidden", queue=False, api_visibility="private")

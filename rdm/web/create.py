@@ -88,13 +88,13 @@ def input_fields(studio: Studio) -> Fields:
         if pipeline.model.kind == DIFFUSION:
             settings["steps"] = whole("Steps", usual.steps, limits.steps)
         settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
-        seen = [("neighbours", "neighbours"), ("query too", "both"), ("query only", "text")]
-        asked["tokens"] = gr.Dropdown(seen, value="neighbours", label="Model sees", min_width=80)
     with folded():
+        seen = [("its neighbours", "neighbours"), ("the query and its neighbours", "both"), ("the query alone", "text")]
+        asked["tokens"] = gr.Dropdown(seen, value="neighbours", label="what the model sees of the query")
         moved = "a text that the query of texts is moved away from"
         asked["negative"] = gr.Textbox("", label="negative", info=moved, max_lines=1)
-        how = "how the rows of a class are found: by its sentence or its label"
-        asked["by"] = gr.Dropdown(["text", "label"], value="text", label="by", info=how)
+        found = [("by its sentence", "text"), ("by its label", "label")]
+        asked["by"] = gr.Dropdown(found, value="text", label="how the rows of a class are found")
         settings |= fields(pipeline.model.kind, without=SHOWN)
     return Fields(asked, settings, text, draw, stop)
 

@@ -122,8 +122,8 @@ def changing(studio: Studio) -> list[Callable[..., Any]]:
             None if each is None else received(each, studio.limits, studio.folder) for each in (picture, mask)
         )
         ask = Edit(
-            way=way, picture=opened, mask=covered, outpaint=outpaint or (0, 0, 0, 0), strength=strength, repeats=repeats,
-            side=side, prompt=prompt, n=n, place=place, k=k, seed=seed, settings=settings or {},
+            way=way, picture=opened, mask=covered, outpaint=outpaint or (0, 0, 0, 0), strength=strength, side=side,
+            repeats=repeats, prompt=prompt, n=n, place=place, k=k, seed=seed, settings=settings or {},
         )  # fmt: skip
         return _answer(studio, [job(studio, ask)])
 

@@ -26,6 +26,7 @@ PATHS = (
     )),
 )  # fmt: skip
 FOLDERS = ("/assets/", "/static/", "/svelte/", *(API + name for name in ("run/", "call/", "heartbeat/")))
+UPLOADS = 64  # of the largest size, that are kept at the same time
 SPARE = 65536  # bytes of a request beside an upload
 HEADERS = {
     # The page fetches nothing from elsewhere, and the browser refuses it as well. Gradio's components are scripts that
@@ -60,6 +61,8 @@ class Gate:
         if not self.knows(scope["path"]):
             return await refuse(send, 404, "there is nothing at this address")
         if scope["method"] == "POST":
+            if scope["path"].startswith(f"{API}upload") and self.is_full():
+                return await refuse(send, 507, "too many uploads wait to be used; they are removed in time, try later")
             body = await self.body(scope, receive)
             if body is None:
                 return await refuse(send, 413, f"a request has at most {self.most} bytes; send less")
@@ -80,6 +83,11 @@ class Gate:
             return False
         file = Path(name)
         return file.is_absolute() and file.resolve().is_relative_to(self.folder)
+
+    def is_full(self) -> bool:
+        """Returns whether so many uploads are kept that no further one is taken."""
+        files = (file for file in self.folder.rglob("*") if file.is_file())
+        return sum(file.stat(follow_symlinks=False).st_size for file in files) > UPLOADS * self.most
 
     async def body(self, scope: Message, receive: Receive) -> bytes | None:
         """Returns the body of a request; None if it is too large."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -43,7 +44,8 @@ def button(label: str, title: str, what: str, *numbers: int, pressed: bool | Non
 
 def about(what: Mapping[str, Any]) -> str:
     """Returns similarity, caption, and the licence, which opens the attribution."""
-    score = "" if what.get("similarity") is None else f"<b>{what['similarity']:.2f}</b> "
+    similarity = what.get("similarity")
+    score = "" if similarity is None or math.isnan(similarity) else f"<b>{similarity:.2f}</b> "
     licence, attribution = (escape(str(what.get(key) or "")) for key in ("licence", "attribution"))
     more = f"<details><summary>{licence or 'licence unknown'}</summary>{attribution or 'no attribution'}</details>"
     return f'<div class="about">{score}{escape(str(what.get("caption") or "no caption"))}{more}</div>'
@@ -67,7 +69,7 @@ def card(shown: Card, number: int) -> str:
     caption = " · ".join(escape(words) for words in (shown.title, place, f"seed {seed}") if words)
     if (shown.drawn.record.get("copy") or {}).get("is_copy"):
         caption += ' <strong class="flag">near-copy of a database picture</strong>'
-    before = "" if shown.before is None else earlier(shown.before, shown.title)
+    before = "" if shown.drawn is shown.first else earlier(shown.first.png, shown.title)
     slots = "".join(neighbour(slot, number, place) for place, slot in enumerate(shown.slots))
     return (
         f'<section class="card" aria-label="{escape(shown.title)}, seed {seed}"><figure class="image">'
@@ -81,8 +83,9 @@ def tools_of(shown: Card, number: int) -> tuple[str, str, str]:
     """Returns the buttons of an image: draw it again, edit it, save it."""
     name = re.sub(r"[^a-z0-9]+", "-", shown.title.lower()).strip("-")[:40] or "picture"
     file = f"{name}-{shown.drawn.record['seed']}-{number}.png"
+    again = f"draw {shown.title} again with these neighbours and the same seed"
     return (
-        button("draw again", f"draw {shown.title} again with these neighbours and the same seed", "again", number),
+        button("draw again", again, "again", number, css="due" if shown.is_changed else ""),
         button("edit", f"edit {shown.title}", "edit", number),
         f'<a download="{file}" href="{data_url(shown.drawn.png)}">save</a>',
     )
@@ -132,7 +135,7 @@ def strip(shown: Board) -> str:
             f'<li>{picture(each.drawn.png, each.title)}{share}<div class="tools">{tools}</div>'
             f'<div class="few" role="group" aria-label="neighbours">{few}</div></li>'
         )
-    return f'<ol class="strip">{"".join(items)}</ol>'
+    return f'<div class="images"><ol class="strip">{"".join(items)}</ol></div>'
 
 
 def earlier(png: bytes, title: str) -> str:
@@ -144,7 +147,8 @@ def board(shown: Board) -> str:
     """Returns the HTML of all images with their neighbours."""
     if not shown.cards:
         return f'<p class="hint">{ASK}</p>'
-    return f'<div class="board">{"".join(card(each, number) for number, each in enumerate(shown.cards))}</div>'
+    cards = "".join(card(each, number) for number, each in enumerate(shown.cards))
+    return f'<div class="images"><div class="board">{cards}</div></div>'
 
 
 def words(text: str) -> str:
@@ -158,7 +162,7 @@ def found(slots: Sequence[Slot]) -> str:
     for number, slot in enumerate(slots):
         take = button(picture(slot.png, slot.caption), f"take {slot.caption}", "take", number, css="switch")
         choices.append(f"<li>{take}{about(slot.about)}</li>")
-    return f'<ul class="slots found" aria-label="found pictures">{"".join(choices)}</ul>'
+    return f'<ul class="slots found images" aria-label="found pictures">{"".join(choices)}</ul>'
 
 
 def progress(step: Step | None, words: str, before: bytes | None = None) -> str:

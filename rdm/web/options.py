@@ -34,7 +34,7 @@ def field(name: str, known: Option) -> Component:
     if known.value.names:
         choices: list[Any] = [*([("as usual", "")] if default is None else []), *known.value.names]
         return gr.Dropdown(choices, value=default or "", label=label, info=known.what)
-    if known.value in NUMBERS:
+    if known.value in NUMBERS and default is not None:
         precision = 0 if known.value in WHOLE else None
         return gr.Number(default, label=label, info=known.what, precision=precision)
     return gr.Textbox("", label=label, info=f"{known.what}; expected {known.value.expected}", max_lines=1)

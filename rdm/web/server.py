@@ -17,6 +17,7 @@ from rdm.web.gate import Gate
 from rdm.web.page import page
 from rdm.web.studio import Studio
 
+STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 FONTS = ("system-ui", "sans-serif")
 # Gradio counts requests, and makes a table of them after each one.
 NO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
@@ -30,18 +31,19 @@ def theme() -> gr.Theme:
         primary_hue="indigo", neutral_hue="slate", spacing_size="sm", radius_size="md", text_size="sm",
         font=FONTS, font_mono=MONOSPACED,
     )  # fmt: skip
+    plain = {"block_background_fill": "transparent", "block_border_width": "0px", "block_shadow": "none"}
     return look.set(
-        block_border_width="0px",
-        block_background_fill="transparent",
+        **plain,
+        **{f"{name}_dark": value for name, value in plain.items()},
         block_padding="0px",
-        block_shadow="none",
-        input_background_fill="*neutral_50",
-        input_background_fill_dark="*neutral_800",
-        input_border_color="*neutral_200",
-        input_border_color_dark="*neutral_700",
         block_label_text_color="*neutral_600",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
+        input_background_fill="*neutral_50",
+        input_background_fill_dark="*neutral_800",
+        input_border_width="1px",
+        input_border_color="*neutral_200",
+        input_border_color_dark="*neutral_700",
         button_large_padding="8px 16px",
     )
 
@@ -81,7 +83,7 @@ def serving(
             max_file_size=limits.upload_bytes,
             state_session_capacity=SESSIONS,
             theme=theme(),
-            css_paths=Path(__file__).with_name("style.css"),
+            head=f"<style>{STYLE}</style>",  # as it is; Gradio would leave out what it does not know
             app_kwargs={"middleware": [gate]},
         )
         threading.Thread(target=studio.warm_up, name="warm up", daemon=True).start()

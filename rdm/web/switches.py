@@ -68,12 +68,27 @@ class Card:
     Attributes:
         drawn: the image as it was drawn last.
         slots: its neighbours, also those that are switched off.
-        before: the PNG file of the image that it was drawn as first; None if it was drawn once.
+        seen: the neighbours that it was drawn with.
+        first: the image as it was drawn first, with the neighbours that were found.
     """
 
     drawn: Drawn
     slots: tuple[Slot, ...]
-    before: bytes | None = None
+    seen: tuple[int | Image.Image, ...]
+    first: Drawn
+
+    @classmethod
+    def of(cls, drawn: Drawn, pins: Sequence[Slot] = ()) -> Card:
+        """Returns the card of an image as it was drawn, see :func:`slots_of`."""
+        slots = slots_of(drawn, pins)
+        return cls(drawn, slots, tuple(slot.source for slot in slots), drawn)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the model is to see other neighbours than it saw."""
+        chosen = self.chosen
+        same = [now is then or now == then for now, then in zip(chosen, self.seen, strict=False)]
+        return len(chosen) != len(self.seen) or not all(same)
 
     @property
     def chosen(self) -> list[int | Image.Image]:
@@ -91,7 +106,7 @@ class Card:
         slots = [
             replace(slot, about={**slot.about, "similarity": next(scores)}) if slot.on else slot for slot in self.slots
         ]
-        return replace(self, drawn=drawn, slots=tuple(slots), before=self.before or self.drawn.png)
+        return replace(self, drawn=drawn, slots=tuple(slots), seen=tuple(self.chosen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,9 +227,9 @@ def again(pipeline: Pipeline, card: Card) -> Job:
     Raises:
         ValueError: no neighbour is chosen, or see :func:`rdm.sampling.neighbours.with_neighbours`.
     """
-    before = card.drawn.samples
-    request = with_neighbours(pipeline, replace(before.request, seeds=before.seeds), 0, card.chosen)
-    return Job(card.drawn.place, pipeline, request, replace(before.settings, best_of=1, reject_copies=0))
+    first = card.first.samples
+    request = with_neighbours(pipeline, replace(first.request, seeds=first.seeds), 0, card.chosen)
+    return Job(card.drawn.place, pipeline, request, replace(first.settings, best_of=1, reject_copies=0))
 
 
 def _place(number: Any, among: Sequence[Any], what: str) -> int:

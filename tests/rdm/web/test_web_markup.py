@@ -20,7 +20,7 @@ EVIL = '"><script>'
 @pytest.fixture
 def board(studio: Studio) -> Iterator[Board]:
     asked = jobs(studio, Ask(words=[EVIL, "a flag"], k=3, settings={"steps": 2}))
-    yield Board(tuple(Card(event, slots_of(event)) for event in studio.draw(asked) if isinstance(event, Drawn)))
+    yield Board(tuple(Card.of(event) for event in studio.draw(asked) if isinstance(event, Drawn)))
 
 
 def test_the_texts_of_users_are_escaped_and_every_picture_has_an_alternative_text(board: Board) -> None:
@@ -44,6 +44,8 @@ def test_a_switch_shows_its_state(board: Board) -> None:
     assert [slot.on for slot in off.cards[1].slots] == [True, True, False] and len(off.cards[1].chosen) == 2
     assert markup.board(off).count('aria-pressed="false" title="neighbour 3') == 1 + 2  # and no pin is pressed
     assert off.switched(1, 2).cards[1].chosen == board.cards[1].chosen
+    assert off.cards[1].is_changed and not off.cards[0].is_changed and not off.switched(1, 2).cards[1].is_changed
+    assert markup.board(off).count('class="due"') == 1 and 'class="due"' not in markup.board(board)
     pin = off.pinned(1, 2)
     assert pin.slot(1, 2).pinned and pin.slot(1, 2).on and pin.pins() == [pin.slot(1, 2)]
     assert not board.slot(1, 2).pinned  # a change makes another board
@@ -69,20 +71,23 @@ def test_a_number_that_is_not_on_the_page_is_refused(board: Board, numbers: tupl
 
 
 def test_drawing_again_shows_what_one_neighbour_does(board: Board, studio: Studio) -> None:
+    def redrawn_card(card: Card) -> Card:
+        (image,) = (event for event in studio.draw([again(studio.pipeline(), card)]) if isinstance(event, Drawn))
+        return card.redrawn(image)
+
     def redrawn(board: Board) -> Card:
-        (image,) = (
-            event for event in studio.draw([again(studio.pipeline(), board.cards[1])]) if isinstance(event, Drawn)
-        )
-        return board.cards[1].redrawn(image)
+        return redrawn_card(board.cards[1])
 
     same = redrawn(board)
     assert same.drawn.png == board.cards[1].drawn.png  # the same neighbours, seed and settings: the same file
     fewer = redrawn(board.switched(1, 0))
-    assert fewer.drawn.png != board.cards[1].drawn.png and fewer.before == board.cards[1].drawn.png
+    assert fewer.drawn.png != board.cards[1].drawn.png and fewer.first is board.cards[1].drawn
     assert [each["row"] for each in fewer.drawn.record["neighbours"]] == [
         board.slot(1, place).source for place in (1, 2)
     ]
-    assert len(fewer.slots) == 3 and not fewer.slots[0].on
+    assert len(fewer.slots) == 3 and not fewer.slots[0].on and not fewer.is_changed
+    back = board.with_card(1, fewer).switched(1, 0)
+    assert back.cards[1].is_changed and redrawn_card(back.cards[1]).drawn.png == board.cards[1].drawn.png
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
     given = redrawn(board.put(1, 0, Slot.of_picture(picture)))
     assert given.drawn.png not in (board.cards[1].drawn.png, fewer.drawn.png)

@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
 from rdm.sampling.pipeline import Pipeline  # noqa: E402
+from rdm.web import gate  # noqa: E402
 from rdm.web.gate import HEADERS  # noqa: E402
 from rdm.web.hosts import check_host, is_local, login  # noqa: E402
 from rdm.web.limits import Limits  # noqa: E402
@@ -85,6 +86,20 @@ def test_an_upload_stays_in_the_folder_and_has_a_limit(address: str, served: Stu
     several = [("files", (f"{number}.png", bytes(100_000))) for number in range(9)]
     assert httpx.post(upload, files=several).status_code == 413
     assert httpx.post(upload, content=iter([bytes(100_000)] * 9)).status_code == 413  # without a stated length
+
+
+def test_uploads_cannot_fill_the_disk(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "UPLOADS", 2)
+    with Studio({"flags": loaded}, Limits(upload_bytes=100_000)) as studio, serving(studio) as url:
+        answers = [
+            httpx.post(f"{url}gradio_api/upload", files={"files": (f"{number}.png", bytes([number]) * 100_000)})
+            for number in range(6)
+        ]
+        codes = [answer.status_code for answer in answers]
+        assert codes[:3] == [200] * 3 and codes[-1] == 507 and "try later" in answers[-1].text
+        for path in answers[0].json() + answers[1].json():
+            Path(path).unlink()
+        assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}).status_code == 200
 
 
 def test_no_request_makes_the_server_ask_elsewhere(address: str) -> None:
