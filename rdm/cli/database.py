@@ -19,11 +19,11 @@ from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.summary import summary
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.index.faiss_index import NeighbourIndex
+from rdm.retrieval.index.faiss_index import NeighbourIndex, current_index
 from rdm.retrieval.index.search import is_current
 from rdm.retrieval.index.tune import caption_vectors
 from rdm.retrieval.neighbours.popularity import write_popularity
-from rdm.retrieval.upkeep.add import NewPicture, add_pictures, current_index
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.append import append_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.retrieval.upkeep.duplicates import FILE as DUPLICATES

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pictures import QUIET, ProjectionEmbedder, write_pictures
-from toy import FLAGS
+from PIL import Image
+from toy import FLAGS, rdm_config, ship
 
 from ldm.config import read_config, write_config
 from rdm.loading import Loaded, load, with_database
 from rdm.retrieval.builder.build import build_database
+from rdm.retrieval.index.search import read_card
+from rdm.retrieval.neighbours.popularity import popularity
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.samples import sample
 from rdm.sampling.settings import Settings
@@ -59,3 +63,15 @@ def test_a_database_of_another_embedder_is_refused(loaded: Pipeline, tmp_path: P
         with_database(loaded, tmp_path / "db")
     with pytest.raises(FileNotFoundError, match="none"):
         with_database(loaded, tmp_path / "none")
+
+
+def test_after_rows_were_added_loading_builds_the_index_and_the_table_again(tmp_path: Path) -> None:
+    loaded = load(str(ship(tmp_path / "model", rdm_config(tmp_path))))
+    path, embedder = loaded.retriever.database.path, loaded.retriever.embedder
+    picture = Image.radial_gradient("L").convert("RGB")
+    grown, (row,) = add_pictures(path, [NewPicture(picture, "CC0-1.0", "A. Uthor")], embedder)
+    with pytest.raises(ValueError, match="index .* belongs to the database"):
+        read_card(grown, path / "index")
+    again = load(str(loaded.path))
+    assert again.retriever.index.search(grown.embeddings([row]), 1).rows.tolist() == [[row]]
+    assert popularity(again.retriever.database, 2).shape == (41,)

@@ -19,13 +19,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ldm.data.decode import Size, short_size
-from ldm.files import atomic_path, locked, read_json
+from ldm.files import atomic_path, locked
 from rdm.retrieval.builder.plan import Plan
 from rdm.retrieval.builder.work import Work
 from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.index.search import CARD, SearchIndex
 from rdm.retrieval.patches.identity import picture_hash
 from rdm.retrieval.patches.policy import Patches, cut
 from rdm.retrieval.upkeep.append import APPEND_LOCK, APPEND_PLAN, append_locked, next_number
@@ -96,15 +95,6 @@ def add_pictures(
         finally:
             _clean(RetrievalDatabase.open(path))
     return grown, np.arange(len(grown) - len(pictures), len(grown))
-
-
-def current_index(database: RetrievalDatabase) -> SearchIndex:
-    """Returns the index of a database; one of other rows is built again, of the same kind and for the same memory."""
-    from rdm.retrieval.index.faiss_index import NeighbourIndex  # loads faiss, which adding rows does not need
-
-    file = database.path / "index" / CARD
-    card = read_json(file, "delete it") if file.is_file() else {}
-    return NeighbourIndex.open(database, card.get("factory"), ram=card.get("ram"), replace=True, progress=False)
 
 
 def size_of(database: RetrievalDatabase) -> Size | None:

@@ -15,8 +15,8 @@ from ldm.data.decode import centre_crop
 from ldm.files import locked
 from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.retrieval.index.faiss_index import NeighbourIndex
-from rdm.retrieval.upkeep.add import NewPicture, add_pictures, current_index
+from rdm.retrieval.index.faiss_index import NeighbourIndex, current_index
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.append import APPEND_LOCK
 from rdm.retrieval.upkeep.compact import compact
 
