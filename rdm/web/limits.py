@@ -26,6 +26,8 @@ class Limits:
     side: int = limit(256, "pixels at a side of an image")
     upload_bytes: int = limit(10 * 2**20, "bytes in an upload")
     pixels: int = limit(16_000_000, "pixels in an uploaded picture")
+    rows: int = limit(200, "rows in a search")
+    additions: int = limit(16, "pictures at once")
     queue: int = limit(16, "requests that wait")
 
     def __post_init__(self) -> None:
