@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import rdm
 from rdm.loading import with_database
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.faiss_index import current_index
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.request import Request
 from rdm.sampling.samples import settings_of
@@ -100,6 +101,7 @@ class Studio:
             if name in pipelines:
                 raise ValueError(f"got two databases of the name '{name}', expected one each; give another name")
             pipelines[name] = with_database(pipeline, folder)
+            current_index(pipelines[name].retriever.database)  # built before the first search has to wait for it
         return cls(pipelines, limits, allow_changes)
 
     def __enter__(self) -> Studio:
