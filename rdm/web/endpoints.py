@@ -1,4 +1,4 @@
-"""The named endpoints of the tabs Create, Edit and Between, for ``gradio_client`` and other programs.
+"""The named endpoints of the page, for ``gradio_client`` and other programs; here those of the first three tabs.
 
 Each is a function of plain values. Its pictures are texts: the content of a PNG file in Base64.
 """
@@ -17,6 +17,7 @@ from rdm.web.answers import SAMPLING, answering, typed
 from rdm.web.asking import LEFT_OUT, Ask, Between, between, jobs
 from rdm.web.drawing import Drawn, Job
 from rdm.web.editing import Edit, job
+from rdm.web.row_endpoints import inspecting, looking, remaking
 from rdm.web.studio import Studio
 from rdm.web.switches import with_rows
 from rdm.web.uploads import received
@@ -24,9 +25,9 @@ from rdm.web.uploads import received
 
 def endpoints(studio: Studio) -> None:
     """Adds the endpoints to the open ``gr.Blocks``."""
-    for function in (*creating(studio), *changing(studio)):
+    for function in (*creating(studio), *changing(studio), *remaking(studio)):
         gr.api(answering(typed(function)), concurrency_id=SAMPLING, concurrency_limit=1)
-    for function in describing(studio):
+    for function in (*describing(studio), *looking(studio), *inspecting(studio)):
         gr.api(answering(typed(function)))
 
 

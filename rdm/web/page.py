@@ -8,14 +8,14 @@ from html import escape
 import gradio as gr
 
 from rdm.sampling.settings import DIFFUSION
-from rdm.web import between, create, edit
+from rdm.web import between, create, database, edit, inspect
 from rdm.web.endpoints import endpoints
 from rdm.web.pieces import session_of
 from rdm.web.studio import Studio
 
 EDIT = "edit"  # the id of the tab
 TITLE = "Retrieval-augmented diffusion"
-TABS: dict[str, Callable[[Studio], object]] = {}
+TABS: dict[str, Callable[[Studio], object]] = {"Database": database.tab, "Inspect": inspect.tab}
 """Title of each further tab -> the function that builds it within the open ``gr.Tab``."""
 
 

@@ -54,6 +54,11 @@ class Row:
         return {**number, **score, **self.about, **({"removed": True} if self.removed else {})}
 
 
+def rows_in_words(number: int) -> str:
+    """Returns a number of rows in words."""
+    return "1 row" if number == 1 else f"{number:,} rows"
+
+
 def search(
     pipeline: Pipeline,
     text: str = "",

@@ -71,11 +71,16 @@ def received(given: Any, limits: Limits, folder: Path) -> Image.Image:
     Raises:
         ValueError: it is neither, or see :func:`opened`.
     """
+    return decoded(sent(given, limits, folder), limits)
+
+
+def sent(given: Any, limits: Limits, folder: Path) -> bytes:
+    """Returns the content of a file that a program sent, for the arguments and errors of :func:`received`."""
     if not isinstance(given, dict):
-        return decoded(from_data_url(given), limits)
-    picture = opened(str(given.get("path")), limits, folder)
+        return from_data_url(given)
+    data = content(str(given.get("path")), limits, folder)
     Path(given["path"]).unlink(missing_ok=True)
-    return picture
+    return data
 
 
 def from_data_url(text: str) -> bytes:
