@@ -1,6 +1,7 @@
 # Each target sets up .venv by itself: with faiss-gpu and xformers if nvidia-smi runs, else with faiss-cpu.
 #
 #   make demo    sample, adapt the shipped model to another style, and print the path of a picture of the results
+#   make web     serve the page of the shipped model in the browser, until Ctrl-C
 #   make check   run a quick subset of the tests, in less than a minute
 #   make test    run the tests, on all cores
 #   make lint    run ruff and mypy
@@ -11,6 +12,8 @@ EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 PY := .venv/bin/python
 STAMP := .venv/installed-$(EXTRA)
 DEMO_MINUTES ?= 5
+# Options of scripts/web.py, such as WEB="--port 8000".
+WEB ?=
 # A worker for each core, which takes tests from the others when it has none left. WORKERS=0: all in one process.
 WORKERS ?= auto
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
@@ -22,11 +25,14 @@ CHECK := tests/test_architecture.py tests/test_checkpoint_names.py tests/test_do
 	tests/ldm/modules/test_ema.py tests/ldm/modules/test_quantize.py tests/rdm/evaluate/test_metrics_agreement.py \
 	tests/rdm/modules tests/rdm/retrieval/index/test_exact.py tests/rdm/retrieval/index/test_index.py
 
-.PHONY: demo check test lint bench install clean
+.PHONY: demo web check test lint bench install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
 	$(PY) scripts/demo.py --minutes $(DEMO_MINUTES)
+
+web: $(STAMP)
+	$(PY) scripts/web.py $(WEB)
 
 check: $(STAMP)
 	$(PYTEST) $(CHECK)

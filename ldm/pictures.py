@@ -75,5 +75,9 @@ def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = 
     for keyword, text in (texts or {}).items():
         info.add_itxt(keyword, text)
     with atomic_path(path) as temporary:
-        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-        Image.fromarray(pixels.numpy()).save(temporary, format="png", pnginfo=info)
+        as_picture(image).save(temporary, format="png", pnginfo=info)
+
+
+def as_picture(image: Tensor) -> Image.Image:
+    """Returns pixels ``[C, H, W] uint8`` with 3 channels or 1 as a picture of Pillow."""
+    return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy())

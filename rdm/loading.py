@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -40,6 +40,7 @@ KINDS = {
     PLAIN: ("ldm.models.diffusion.", Path("models/ldm/emoji"), "configs/ldm/emoji.yaml"),
 }
 Model = RetrievalAugmentedDiffusion | RetrievalAugmentedTransformer
+L = TypeVar("L", bound="Loaded")
 
 
 @dataclass(frozen=True)
@@ -243,14 +244,46 @@ def load(
         opened = data.database
     else:
         opened = RetrievalDatabase.open(database)
-    rows = select_rows(opened, only) if only else None
     embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
-    outlines = Outlines.of(opened, data.same_outline if same_outline is None else same_outline)
-    if same_outline is None and outlines is not None and not outlines.has_pictures():
-        LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", opened.path)
-        outlines = None
-    retriever = Retriever(embedder, opened, index, rows, outlines)
+    rows = select_rows(opened, only) if only else None
+    retriever = Retriever(embedder, opened, index, rows, _outlines(opened, data, same_outline))
     return Loaded(model, retriever, data, path, config_file)
+
+
+def with_database(
+    loaded: L, database: str | Path | None = None, only: str | Sequence[str] = (), same_outline: float | None = None
+) -> L:
+    """Returns a model with neighbours from another database, or from a part of its own one.
+
+    The two share the model and the embedder, and the index if the database is the same. The arguments are those of
+    :func:`load`.
+
+    Raises:
+        FileNotFoundError: there is no such database.
+        ValueError: another embedder made the database, no row fits the rules, or the model has no database.
+    """
+    own, only = loaded.retriever, [only] if isinstance(only, str) else only
+    opened = own.database if database is None else RetrievalDatabase.open(database)
+    made_by, expected = (each.card["embedder"] for each in (opened, own.database))
+    if made_by["fingerprint"] != expected["fingerprint"]:
+        raise ValueError(
+            f"database {opened.path} was made by embedder {made_by['name']} with fingerprint {made_by['fingerprint']}, "
+            f"expected {expected['fingerprint']} as of {own.database.path}; build it with the embedder of the model"
+        )
+    index = (lambda: own.index) if opened is own.database else partial(_open_index, opened)
+    rows = select_rows(opened, only) if only else None
+    known = opened is own.database and same_outline is None
+    outlines = own.outlines if known else _outlines(opened, loaded.data, same_outline)
+    return replace(loaded, retriever=Retriever(lambda: own.embedder, opened, index, rows, outlines))
+
+
+def _outlines(database: RetrievalDatabase, data: Any, same_outline: float | None) -> Outlines | None:
+    """Returns the outlines of a database for the data module of a model, see :func:`load`."""
+    outlines = Outlines.of(database, data.same_outline if same_outline is None else same_outline)
+    if same_outline is None and outlines is not None and not outlines.has_pictures():
+        LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", database.path)
+        return None
+    return outlines
 
 
 def _same(database: str, own: str) -> bool:

@@ -9,15 +9,23 @@ import argparse
 import sys
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
-from rdm.cli.building import add_import_options, add_index_options, add_removal_options, add_source_options
+from rdm.cli.building import (
+    add_import_options,
+    add_index_options,
+    add_picture_options,
+    add_removal_options,
+    add_source_options,
+)
 
 COMMANDS = {
     "build": "embed the pictures of a source (the default command)",
     "append": "embed those pictures of a source that the database does not have yet",
+    "add": "embed single pictures, keep them in the folder of the database, with their licence",
     "remove": "mark rows as removed; searches, neighbour tables and popularity then leave them out",
     "compact": "delete removed rows from the files",
     "merge": "write one database with the rows of several",
     "import": "import CompVis' .npz files, a folder of clip-retrieval, or CompVis' nn_memory (.p) as popularity",
+    "show": "say what the database is: rows, licences, sources, index, disk",
     "verify": "check every byte of the database, its index and its neighbour tables",
 }
 
@@ -41,7 +49,9 @@ def parse_args() -> argparse.Namespace:
             p.add_argument("database", help="folder of the database")
         if name == "remove":
             add_removal_options(p)
-        elif name not in ("compact", "verify"):
+        elif name == "add":
+            add_picture_options(p)
+        elif name not in ("compact", "show", "verify"):
             add_index_options(p)
     words = sys.argv[1:]
     return parser.parse_args(words if words and words[0] in (*COMMANDS, "-h", "--help") else ["build", *words])

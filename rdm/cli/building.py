@@ -65,3 +65,14 @@ def add_removal_options(p: argparse.ArgumentParser) -> None:
     ):
         p.add_argument(option, action="extend", nargs="+", default=[], metavar=metavar, help=text)
     p.add_argument("--dry-run", action="store_true", help="only count the rows")
+
+
+def add_picture_options(p: argparse.ArgumentParser) -> None:
+    """Adds which pictures are added, and what is known of them."""
+    p.add_argument("pictures", nargs="+", help="the files of the pictures")
+    p.add_argument("--licence", required=True, help="their licence, such as CC-BY-4.0")
+    p.add_argument("--attribution", required=True, help="who made them, as the licence asks for it")
+    p.add_argument("--caption", default="", help="what they show")
+    p.add_argument("--embedder", default="models/clip/emoji", help="the CLIP of the database: its folder or name")
+    p.add_argument("--pretrained", help="open_clip's name of the weights, if --embedder is the name of a model")
+    add_trust_option(p)

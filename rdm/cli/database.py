@@ -17,11 +17,13 @@ from rdm.retrieval.builder.build import prepare_database
 from rdm.retrieval.config import check_database, embedder_config, load_embedder, require, source_config
 from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.database.summary import summary
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.index.faiss_index import NeighbourIndex
+from rdm.retrieval.index.faiss_index import NeighbourIndex, current_index
 from rdm.retrieval.index.search import is_current
 from rdm.retrieval.index.tune import caption_vectors
 from rdm.retrieval.neighbours.popularity import write_popularity
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.append import append_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.retrieval.upkeep.duplicates import FILE as DUPLICATES
@@ -29,6 +31,7 @@ from rdm.retrieval.upkeep.duplicates import find_duplicates, write_duplicates
 from rdm.retrieval.upkeep.imports import import_database
 from rdm.retrieval.upkeep.merge import merge_databases
 from rdm.retrieval.upkeep.verify import verify
+from rdm.sampling.given import open_given
 
 
 def build_command(args: argparse.Namespace) -> Iterator[str]:
@@ -43,6 +46,16 @@ def append_command(args: argparse.Namespace) -> Iterator[str]:
     config, database = _sections(args)
     embedder = load_embedder(config)
     yield from _with_index(append_pictures(embedder=embedder, **database), args, embedder)
+
+
+def add_command(args: argparse.Namespace) -> Iterator[str]:
+    """Embeds single pictures and keeps them in the folder of a database."""
+    known = {"licence": args.licence, "attribution": args.attribution, "caption": args.caption}
+    pictures = [NewPicture(open_given(file).image, **known) for file in args.pictures]
+    embedder = load_embedder(embedder_config(args.embedder, args.pretrained))
+    database, rows = add_pictures(args.database, pictures, embedder)
+    factory = current_index(database).card["factory"]
+    yield f"{database.path}: added rows {rows[0]} to {rows[-1]}; {len(database)} rows, index {factory}"
 
 
 def remove_command(args: argparse.Namespace) -> Iterator[str]:
@@ -90,6 +103,12 @@ def import_command(args: argparse.Namespace) -> Iterator[str]:
     (config,) = require(read_config([args.config]), ("embedder",), args.config)
     embedder = load_embedder(config)
     yield from _with_index(import_database(args.paths, args.output, embedder), args, embedder)
+
+
+def show_command(args: argparse.Namespace) -> Iterator[str]:
+    """Says what a database is."""
+    for line in summary(RetrievalDatabase.open(args.database)).lines():
+        yield f"{args.database}: {line}"
 
 
 def verify_command(args: argparse.Namespace) -> Iterator[str]:
@@ -149,9 +168,11 @@ def _with_index(
 COMMANDS = {
     "build": build_command,
     "append": append_command,
+    "add": add_command,
     "remove": remove_command,
     "compact": compact_command,
     "merge": merge_command,
     "import": import_command,
+    "show": show_command,
     "verify": verify_command,
 }

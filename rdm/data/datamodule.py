@@ -170,21 +170,21 @@ class RetrievalDataModule(FurtherDataModule):
         """Whether all that sampling reads is there; the embedder of the database is checked when it is first used."""
         try:
             check_source(self.database, self.database_config["source"], self.database_config.get("patches"))
-            read_card(self.database, self.database.path / "index")
         except FileNotFoundError:
             return False
         try:
+            read_card(self.database, self.database.path / "index")
             return self.table("train").left() >= self.k
-        except (FileNotFoundError, ValueError):  # a table of another database is built again
+        except (FileNotFoundError, ValueError):  # an index or a table of other rows is built again
             return False
 
     def _prepare(self, names: Sequence[str]) -> Embedder:
         """Builds what is missing of the database, its index and some neighbour tables, and returns the embedder."""
-        from rdm.retrieval.index.faiss_index import NeighbourIndex  # so that processes which only train load no faiss
+        from rdm.retrieval.index.faiss_index import current_index  # so that processes which only train load no faiss
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
-        index, outlines = NeighbourIndex.open(database), Outlines.of(database, self.same_outline)
+        index, outlines = current_index(database), Outlines.of(database, self.same_outline)
         for name in names:
             images = instantiate_from_config(self.dataset_configs["train" if name == CAPTIONS else name])
             prepare_neighbour_table(

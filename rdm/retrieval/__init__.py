@@ -24,6 +24,8 @@ _HOME = {
     "mix": "queries",
     "between": "queries",
     "append_pictures": "upkeep.append",
+    "add_pictures": "upkeep.add",
+    "NewPicture": "upkeep.add",
     "find_rows": "database.find",
     "compact": "upkeep.compact",
     "merge_databases": "upkeep.merge",

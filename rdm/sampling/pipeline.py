@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from ldm.data.decode import Size
 from ldm.models.diffusion.ddpm import CLASSES
 from ldm.models.diffusion.stepping import Watch
-from ldm.pictures import to_uint8
+from ldm.pictures import as_picture, to_uint8
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
 from rdm.sampling.given import Picture
@@ -173,4 +172,4 @@ class Pipeline(Loaded):
 
     def _pictures(self, request: Request, settings: Settings, watch: Watch | None) -> list[Image.Image]:
         samples = sample(self, request, settings, watch)
-        return [to_pil_image(to_uint8(image)) for image in samples.images]
+        return [as_picture(to_uint8(image)) for image in samples.images]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from rdm.loading import Loaded
@@ -92,20 +93,34 @@ def texts(
     )
 
 
-def between(loaded: Loaded, start: str, end: str, n: int, *, k: int | None = None, seed: int = 0) -> Request:
-    """Requests n images that interpolate between two texts. All have the same seed.
+def between(
+    loaded: Loaded, start: str | Image.Image, end: str | Image.Image, n: int, *, k: int | None = None, seed: int = 0
+) -> Request:
+    """Requests n images that interpolate between two texts or open pictures. All have the same seed.
 
     Raises:
-        ValueError: n is below 2, or a text is empty.
+        ValueError: n is below 2, a text is empty, or a picture cannot be read.
     """
     check_arguments(n=n, k=k, seed=seed)
-    for text in (start, end):
-        WORDS.check("prompt", text)
-    ends = text_queries(loaded.retriever.embedder, [start, end])
-    labels = [f"{start} -> {end}, {place / max(n - 1, 1):.0%}" for place in range(n)]
+    for each in (start, end):
+        if not isinstance(each, Image.Image):
+            WORDS.check("prompt", each)
+    if isinstance(start, str) and isinstance(end, str):
+        first, last = text_queries(loaded.retriever.embedder, [start, end])
+    else:
+        first, last = (_end(loaded, each) for each in (start, end))
+    names = [each if isinstance(each, str) else name_of(each) for each in (start, end)]
+    labels = [f"{names[0]} -> {names[1]}, {place / max(n - 1, 1):.0%}" for place in range(n)]
     k = k or loaded.k
-    asked = {"way": "between", "k": k, "start": start, "end": end, **loaded.retriever.about}
-    return Request(loaded.retriever(texts_between(ends[0], ends[1], n), k), labels, [seed] * n, asked)
+    asked = {"way": "between", "k": k, "start": names[0], "end": names[1], **loaded.retriever.about}
+    return Request(loaded.retriever(texts_between(first, last, n), k), labels, [seed] * n, asked)
+
+
+def _end(loaded: Loaded, end: str | Image.Image) -> Tensor:
+    """Returns the vector ``[D]`` of a text or an open picture."""
+    if isinstance(end, str):
+        return text_queries(loaded.retriever.embedder, [end])[0]
+    return shown_picture(loaded, end).query(loaded)[0]
 
 
 def image(

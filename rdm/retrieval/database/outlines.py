@@ -83,7 +83,8 @@ class Outlines:
             ValueError: the database has lost its pictures.
         """
         row = int(row)
-        if row not in self._known:
+        known = self._known.get(row)
+        if known is None:
             try:
                 (pixels,) = self.database.patches([row])
             except (FileNotFoundError, ValueError) as error:
@@ -91,8 +92,8 @@ class Outlines:
             if len(self._known) >= _CACHED:
                 self._known.clear()
             image = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1))
-            self._known[row] = outline(image).astype(np.float16)
-        return self._known[row].astype(np.float32)
+            known = self._known[row] = outline(image).astype(np.float16)
+        return known.astype(np.float32)
 
     def different(self, rows: Iterable[int], k: int, others: Sequence[np.ndarray] = ()) -> list[int]:
         """Returns the places of the first k rows that are copies of no earlier one, or fewer if there are no k.

@@ -349,17 +349,19 @@ class RetrievalDatabase:
 
     def _table(self, number: int) -> pa.Table:
         """Returns the metadata of one shard; those of the last few shards are kept in memory."""
-        if number not in self._tables:
-            while len(self._tables) >= _OPEN_TABLES:
-                self._tables.pop(next(iter(self._tables)))
+        table = self._tables.get(number)
+        if table is None:
             table = self._parquet(pq.read_table, number)
             expected = self.card["shards"][number]["rows"]
             if len(table) != expected:
                 raise ValueError(
                     f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
-            self._tables[number] = to_our_columns(table) if "files" in self.card["shards"][number] else table
-        return self._tables[number]
+            table = to_our_columns(table) if "files" in self.card["shards"][number] else table
+            for other in list(self._tables)[: 1 - _OPEN_TABLES]:  # which another thread may have dropped meanwhile
+                self._tables.pop(other, None)
+            self._tables[number] = table
+        return table
 
     def _parquet(self, read: Callable[..., Any], number: int, **options: Any) -> Any:
         """Returns what a function of pyarrow reads from the metadata file of one shard."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import faiss as _faiss  # isort: skip
 
-from ldm.files import atomic_path, building, check_hash, file_hash
+from ldm.files import atomic_path, building, check_hash, file_hash, read_json
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory
@@ -189,6 +189,13 @@ class NeighbourIndex(SearchIndex):
         on_gpu = self._fast is not self._cpu and allowed is None and count <= _GPU_MAX_K
         scores, rows = (self._fast if on_gpu else self._cpu).search(unit, count, params=params)
         return rows.astype(np.int64, copy=False), scores
+
+
+def current_index(database: RetrievalDatabase, *, progress: bool = True) -> SearchIndex:
+    """Returns the index of a database; one of other rows is built again, of the same kind and for the same memory."""
+    file = database.path / "index" / CARD
+    card = read_json(file, "delete it") if file.is_file() else {}
+    return NeighbourIndex.open(database, card.get("factory"), ram=card.get("ram"), replace=True, progress=progress)
 
 
 def index_class(factory: str | None) -> Any:

@@ -32,7 +32,7 @@ from rdm.retrieval.patches.identity import image_id
 from rdm.retrieval.patches.policy import Patches
 
 LOG = logging.getLogger(__name__)
-APPEND_PLAN = "append.json"
+APPEND_PLAN, APPEND_LOCK = "append.json", ".append.lock"
 
 
 def append_pictures(
@@ -63,14 +63,14 @@ def append_pictures(
     path, work = Path(path), Work(**options)
     work.check()
     RetrievalDatabase.open(path, embedder)
-    with locked(path / ".append.lock", f"appending to {path}"):
-        return _append(path, source, embedder, Patches(patches), work)
+    with locked(path / APPEND_LOCK, f"appending to {path}"):
+        return append_locked(path, source, embedder, Patches(patches), work)
 
 
-def _append(
+def append_locked(
     path: Path, source: Mapping[str, Any], embedder: Embedder, policy: Patches, work: Work
 ) -> RetrievalDatabase:
-    """Appends pictures, see :func:`append_pictures`; no other process does meanwhile."""
+    """Appends pictures, see :func:`append_pictures`; the caller holds :data:`APPEND_LOCK`."""
     database = RetrievalDatabase.open(path, embedder)
     source = json.loads(json.dumps(source))
     images = instantiate_from_config(source)
@@ -82,7 +82,7 @@ def _append(
     if not items:
         LOG.info("nothing to append: database %s has all pictures of the source", path)
         return database
-    extends = {"items": len(items), "ids": ids, "first": _next_number(database), "base": database.fingerprint}
+    extends = {"items": len(items), "ids": ids, "first": next_number(database), "base": database.fingerprint}
     plan = new_plan(source, images, policy, embedder, work.shard_rows, **extends)
     build = Build(path, APPEND_PLAN, plan, images, items, policy, embedder, work)
     build.resume()
@@ -111,7 +111,7 @@ def _new_items(database: RetrievalDatabase, entry: Mapping[str, Any], images: An
     return new.tolist(), digest
 
 
-def _next_number(database: RetrievalDatabase) -> int:
+def next_number(database: RetrievalDatabase) -> int:
     """Returns a number that neither a shard of the table nor a mark of removed rows uses."""
     names = {shard["name"] for shard in database.card["shards"]} | read_removed(database.path).keys()
     return 1 + max(map(int, names))

@@ -13,7 +13,7 @@ from ldm.files import check_hash, write_json
 from rdm.retrieval.database.removed import changing, read_removed, write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, KINDS, explained, shard_file, write_shard
-from rdm.retrieval.upkeep.append import APPEND_PLAN, _next_number
+from rdm.retrieval.upkeep.append import APPEND_PLAN, next_number
 
 LOG = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def compact(path: str | Path) -> RetrievalDatabase:
             raise ValueError(f"an append to {path} is unfinished; finish it, or delete {path / APPEND_PLAN}")
         if not database.living_count:
             raise ValueError(f"all rows of {path} are removed; delete the folder instead")
-        marks, next_number = read_removed(path), _next_number(database)
+        marks, further = read_removed(path), next_number(database)
         shards: list[dict[str, Any]] = []
         sources = [{**entry, "shards": 0} for entry in database.sources]
         last_shards = np.cumsum([entry["shards"] for entry in database.sources])
@@ -53,8 +53,8 @@ def compact(path: str | Path) -> RetrievalDatabase:
                 for kind in KINDS:
                     check_hash(database.file(kind, number), shard[kind], "restore it, or build the database again")
                 vectors, table = database.shard(number, kept)
-                shard = write_shard(path, f"{next_number:05d}", vectors, table)
-                next_number += 1
+                shard = write_shard(path, f"{further:05d}", vectors, table)
+                further += 1
             shards.append(shard)
             sources[int(np.searchsorted(last_shards, number, side="right"))]["shards"] += 1
         rows = sum(shard["rows"] for shard in shards)

@@ -91,6 +91,23 @@ def test_a_living_database(run, tmp_path: Path) -> None:
     assert f"{db}/neighbours/train" in message and "with fingerprint" in message
 
 
+def test_single_pictures_are_added_and_the_database_says_what_it_is(run, tmp_path: Path) -> None:
+    clip, db, pictures = write_clip(tmp_path / "clip"), tmp_path / "db", tmp_path / "pictures"
+    write_pictures(pictures, 11)
+    run("build_database.py", "--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
+    write_pictures(tmp_path / "more", 2, seed=1)
+    more = sorted((tmp_path / "more").rglob("*.png"))
+    known = ("--licence", "CC0-1.0", "--attribution", "A. Uthor", "--embedder", clip)
+    said = run("build_database.py", "add", db, *more, *known)
+    assert said == f"{db}: added rows 11 to 12; 13 rows, index Flat"
+    assert "picture 1 has the pixels of row 11" in run("build_database.py", "add", db, more[0], *known)
+    run("build_database.py", "remove", db, "--licence", "CC0-1.0")
+    rows, licences, sources, index, _ = run("build_database.py", "show", db).splitlines()
+    assert rows.startswith(f"{db}: 11 rows of 8 numbers, made by ") and rows.endswith(", 2 more are removed")
+    assert licences == f"{db}: licences: unknown 11" and f"{pictures}/class0/ 6" in sources
+    assert index.startswith(f"{db}: index: Flat (exact)")
+
+
 def test_imports(run, tmp_path: Path) -> None:
     rng, db = np.random.default_rng(0), tmp_path / "db"
     rows = {"embedding": rng.standard_normal((6, 8)), "img_id": np.arange(6), "patch_coords": np.ones((6, 4), int)}

@@ -174,6 +174,20 @@ def test_a_strip_leads_from_one_text_to_another(loaded: Loaded, tmp_path: Path) 
             draw(ways.between, loaded, start, end, n, seed=4, **options)
 
 
+def test_a_strip_also_leads_to_and_from_open_pictures(loaded: Loaded, tmp_path: Path) -> None:
+    pictures = [Image.fromarray(patch) for patch in loaded.retriever.database.patches([7, 20])]
+    options = {"k": 2, "seed": 5, "steps": 2}
+    samples = draw(ways.between, loaded, *pictures, 3, **options)
+    assert samples.request.retrieved.rows[[0, 2], 0].tolist() == [7, 20]
+    mixed = draw(ways.between, loaded, "white flag", pictures[1], 3, **options)
+    for place, way, given in ((0, ways.texts, (["white flag"],)), (2, ways.image, (pictures[1], 1))):
+        assert torch.equal(mixed.images[place], draw(way, loaded, *given, **options).images[0])
+    assert mixed.request.labels[1] == "white flag -> a picture in memory, 50%"
+    save(mixed, loaded, tmp_path, "strip")
+    save(*make_again(read_record(tmp_path / "strip-001.png")), tmp_path, "again")
+    assert (tmp_path / "again-000.png").read_bytes() == (tmp_path / "strip-001.png").read_bytes()
+
+
 def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> None:
     Image.fromarray(loaded.retriever.database.patches([7])[0]).save(tmp_path / "a.png")
     samples = draw(ways.image, loaded, tmp_path / "a.png", 2, k=2, seed=5, steps=1)

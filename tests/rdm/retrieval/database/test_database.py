@@ -17,6 +17,7 @@ from PIL import Image
 
 from ldm.data import ImageFolder
 from rdm.retrieval.builder.build import build_database, prepare_database
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 
 ROOT = Path(__file__).parents[4]
@@ -250,3 +251,19 @@ def test_broken_pictures_have_no_row(tmp_path: Path, source: dict[str, Any]) -> 
     assert not {"class0/002.png", "class1/017.png"} & set(names)
     picture = np.asarray(Image.open(root / "class0/004.png"))
     np.testing.assert_array_equal(database.patches([names.index("class0/004.png")])[0], picture)
+
+
+class Dropping(dict):
+    """Forgets what it is given at once, as if other threads had read so much meanwhile that it was dropped."""
+
+    def __setitem__(self, key: object, value: object) -> None:
+        super().__setitem__(key, value)
+        self.clear()
+
+
+def test_what_another_thread_drops_from_memory_is_read_all_the_same(database: RetrievalDatabase) -> None:
+    expected, outlines = database.metadata([3, 18]), Outlines(database, 0.9)
+    first = outlines[3]
+    database._tables, outlines._known = Dropping(), Dropping()
+    assert database.metadata([3, 18]) == expected
+    np.testing.assert_array_equal(outlines[3], first)

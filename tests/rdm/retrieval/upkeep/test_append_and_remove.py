@@ -27,6 +27,7 @@ from rdm.retrieval.neighbours.build import build_neighbour_table
 from rdm.retrieval.neighbours.popularity import popularity
 from rdm.retrieval.queries import popular_rows
 from rdm.retrieval.retriever import Retriever
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.append import append_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.retrieval.upkeep.merge import merge_databases
@@ -213,6 +214,8 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pictures import ProjectionEmbedder
 from rdm.retrieval.database.rows import RetrievalDatabase
+from PIL import Image
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.append import append_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.retrieval.upkeep.merge import merge_databases
@@ -220,6 +223,9 @@ from rdm.retrieval.upkeep.merge import merge_databases
 def run(action):
     if action == "append":
         append_pictures({path!r}, {source!r}, ProjectionEmbedder(), batch_size=4, shard_rows=8, progress=False)
+    elif action.startswith("add"):
+        new = [NewPicture(Image.new("RGB", (9, 8), each), "CC0-1.0", "A. Uthor") for each in (action[3:], "white")]
+        add_pictures({path!r}, new, ProjectionEmbedder())
     elif action == "compact":
         compact({path!r})
     elif action == "remove":
@@ -288,6 +294,22 @@ def test_whenever_it_is_killed_the_database_is_as_before_or_as_wanted(
     assert len(merged) == 38 and everything(merged) == left + left
     appended = RetrievalDatabase.open(database.path)
     assert everything(appended) == [*left, before[3], before[12]]  # whose pictures the source still has
+
+
+def test_whenever_adding_is_killed_the_pictures_are_there_with_their_rows_or_not_at_all(
+    database: RetrievalDatabase, source: dict[str, Any]
+) -> None:
+    before = everything(database)
+    states = kill(database.path, source, "addred:0:1")
+    assert len(states) > 8 and {tuple(state) for _, *state in states} <= {(19, 0), (21, 0)}
+    grown = RetrievalDatabase.open(database.path)
+    assert len(grown) == 21 and everything(grown)[:19] == before
+    assert [patch[0, 0].tolist() for patch in grown.patches([19, 20])] == [[255, 0, 0], [255, 255, 255]]
+    files = {file.name for file in (database.path / "added").iterdir()}
+    assert files == {Path(grown.sources[-1]["source"]["params"]["files"]).name}
+    with pytest.raises(ValueError, match="picture 1 has the pixels of row 20"):
+        add_pictures(database.path, [NewPicture(Image.new("RGB", (8, 8), "white"), "MIT", "X")], ProjectionEmbedder())
+    assert not (database.path / "append.json").exists()
 
 
 def test_a_killed_append_continues_to_the_same_bytes(

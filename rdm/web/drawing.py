@@ -1,0 +1,185 @@
+"""Drawing: samples requests in a thread and hands over steps and images as they come, until it is done or stopped."""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.pictures import as_picture, to_uint8, with_channels
+from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.record import read_record, save
+from rdm.sampling.request import Request
+from rdm.sampling.samples import Samples, sample_batches
+from rdm.sampling.settings import Settings
+
+PREVIEW = 0.4  # seconds from one preview to the next
+GREY = 0.75  # what is not there yet, in [-1, 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A request for images with the neighbours of one place.
+
+    Attributes:
+        place: the name of the database, or of the part of it, that the neighbours come from.
+        pipeline: the pipeline of that place.
+        request: the request.
+        settings: the settings.
+    """
+
+    place: str
+    pipeline: Pipeline
+    request: Request
+    settings: Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What is known after a denoising step.
+
+    Attributes:
+        share: how much of all jobs is done, from 0 to 1.
+        preview: a PNG file of the image as the model would complete it now; None if there is no new one.
+    """
+
+    share: float
+    preview: bytes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One image.
+
+    Attributes:
+        png: the content of its PNG file, with its record.
+        record: the record.
+        neighbours: the contents of the PNG files of its neighbours, nearest first.
+        samples: what it was sampled as: the request, settings and so on of this image alone.
+        place: see :class:`Job`.
+        number: its number among the images of its job, from 0.
+        edited: a PNG file of the picture that it is an edit of, at its size; None if it is no edit.
+    """
+
+    png: bytes
+    record: Mapping[str, Any]
+    neighbours: tuple[bytes, ...]
+    samples: Samples
+    place: str
+    number: int
+    edited: bytes | None = None
+
+
+class _Halted(Exception):  # noqa: N818 (it is no error)
+    """Ends sampling because the user stopped it."""
+
+
+def draw(
+    jobs: Sequence[Job],
+    lock: threading.Lock,
+    temporary: Callable[[], AbstractContextManager[Path]],
+    stop: threading.Event,
+) -> Iterator[Step | Drawn]:
+    """Yields steps and images until all jobs are done, or ``stop`` is set. When it is closed early, sampling ends.
+
+    Args:
+        jobs: what is sampled, in this order.
+        lock: held while the model samples.
+        temporary: makes a folder for temporary files, which is removed at the end of the ``with`` block.
+        stop: ends sampling at the next step when it is set.
+
+    Raises:
+        ValueError: see :func:`rdm.sampling.samples.sample`.
+    """
+    events: queue.SimpleQueue[Step | Drawn | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        end: BaseException | None = None
+        try:
+            with lock, temporary() as folder:
+                _sample(jobs, folder, stop, events.put)
+        except _Halted:
+            pass
+        except BaseException as error:  # noqa: BLE001 (it is raised again where the images are waited for)
+            end = error
+        events.put(end)
+
+    threading.Thread(target=work, name="sampling", daemon=True).start()
+    try:
+        while True:
+            event = events.get()
+            if event is None:
+                return
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        stop.set()
+
+
+def _sample(jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Callable[[Step | Drawn], None]) -> None:
+    shown = time.monotonic()
+    for place, job in enumerate(jobs):
+        if stop.is_set():
+            raise _Halted
+
+        def watch(done: int, steps: int, preview: Callable[[], Tensor], place: int = place) -> None:
+            nonlocal shown
+            if stop.is_set():
+                raise _Halted
+            picture = None
+            if done < steps and time.monotonic() - shown >= PREVIEW:
+                picture, shown = png_of(preview()[0]), time.monotonic()
+            tell(Step((place + done / steps) / len(jobs), picture))
+
+        number = 0
+        for samples in sample_batches(job.pipeline, job.request, job.settings, watch):
+            for each in range(len(samples.seeds)):
+                tell(kept(samples.part([each]), job, number, folder))
+                number += 1
+
+
+def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
+    """Returns one sampled image with its record, as ``scripts/`` write it, and the pictures of its neighbours."""
+    try:
+        save(samples, job.pipeline, folder, "image", neighbours=True)
+        file = folder / "image-000.png"
+        places = range(samples.request.retrieved.rows.shape[1])
+        pictures = tuple((folder / f"image-000-neighbour-{place}.png").read_bytes() for place in places)
+        before = edited(samples.request)
+        return Drawn(file.read_bytes(), read_record(file), pictures, samples, job.place, number, before)
+    finally:
+        for written in folder.iterdir():
+            written.unlink()
+
+
+def png_of(image: Tensor) -> bytes:
+    """Returns a PNG file of an image ``[C, H, W]`` in [-1, 1], without a record."""
+    return png_file(as_picture(to_uint8(image)))
+
+
+def png_file(picture: Image.Image) -> bytes:
+    """Returns a PNG file of a picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def edited(request: Request) -> bytes | None:
+    """Returns a PNG file of the picture that is edited, on which what an outpainting adds is grey; None without one."""
+    if request.canvas is None:
+        return None
+    picture = with_channels(request.canvas.picture, 3)[0]
+    if request.canvas.paint is not None and request.canvas.about["outpaint"] is not None:
+        picture = torch.lerp(picture, torch.full_like(picture, GREY), request.canvas.paint[0])
+    return png_of(picture)
