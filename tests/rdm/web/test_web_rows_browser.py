@@ -15,9 +15,9 @@ from drawing import draw
 from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
-    pytest.skip("there is no chromium", allow_module_level=True)
+    pytest.skip("there is no chromium; install Debian's package of that name", allow_module_level=True)
 
 from rdm.loading import with_database  # noqa: E402
 from rdm.sampling import ways  # noqa: E402
@@ -58,10 +58,13 @@ def page(browser: Any, site: str) -> Iterator[Any]:
     faults: list[str] = []
     opened.on("pageerror", lambda error: faults.append(str(error)))
     opened.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    asked: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
     opened.goto(site)
     yield opened
     opened.close()
     assert faults == []
+    assert [url for url in asked if not url.startswith((site, "data:", "blob:"))] == []
 
 
 def tab(page: Any, name: str) -> Any:
