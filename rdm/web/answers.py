@@ -16,6 +16,7 @@ from ldm.command_line import in_words
 LOG = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 60  # characters of a wrong value in a message
+FAILED = "this request failed, and the log of the page says why; the next one works"
 SAMPLING = "model"
 """The ``concurrency_id`` of all events that sample: the queue runs one of them at a time."""
 
@@ -27,7 +28,7 @@ def told(error: Exception) -> gr.Error:
     if isinstance(error, ValueError | OSError):
         return gr.Error(" ".join(in_words(error).split()), print_exception=False)
     LOG.error("a request failed", exc_info=error)
-    return gr.Error("this request failed, and the log of the page says why; the next one works", print_exception=False)
+    return gr.Error(FAILED, print_exception=False)
 
 
 def answering(function: F) -> F:

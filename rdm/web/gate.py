@@ -7,17 +7,21 @@ of uploads, or start another program.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
+
+from rdm.web.answers import FAILED
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+LOG = logging.getLogger(__name__)
 API = "/gradio_api/"
-FILE = f"{API}file="
+CALL, FILE = f"{API}call/", f"{API}file="
 PATHS = (
     "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/login", "/logout",
     *(API + name for name in (
@@ -58,6 +62,7 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return None  # a web socket, of which the page has none
+        send = with_headers(send)
         if not self.knows(scope["path"]):
             return await refuse(send, 404, "there is nothing at this address")
         if scope["method"] == "POST":
@@ -69,7 +74,7 @@ class Gate:
             if names_an_address(scope, body):
                 return await refuse(send, 400, "a file is uploaded; this page fetches none from an address")
             receive = replayed(body, receive)
-        await self.app(scope, receive, with_headers(send))
+        await answered(self.app, scope, receive, send)
 
     def knows(self, path: str) -> bool:
         """Returns whether the page needs what is at a path."""
@@ -141,6 +146,31 @@ def replayed(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+async def answered(app: App, scope: Message, receive: Receive, send: Send) -> None:
+    """Has an application answer. If it fails, the answer is one sentence, or ends.
+
+    Otherwise the server would close the connection, and the next request on it would be lost.
+    """
+    has_begun = is_complete = False
+
+    async def noted(message: Message) -> None:
+        nonlocal has_begun, is_complete
+        has_begun, is_complete = True, message["type"] == "http.response.body" and not message.get("more_body")
+        await send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except Exception as error:  # noqa: BLE001 (of any part of Gradio)
+        is_misfit = scope["path"].startswith(CALL) and isinstance(error, LookupError | TypeError)
+        LOG.log(logging.INFO if is_misfit else logging.ERROR, "%s was not answered", scope["path"], exc_info=error)
+        if not has_begun and is_misfit:
+            await refuse(send, 400, f"no endpoint of this page takes these arguments; {API}info lists them all")
+        elif not has_begun:
+            await refuse(send, 500, FAILED)
+        elif not is_complete:
+            await send({"type": "http.response.body", "body": b""})
+
+
 def with_headers(send: Send) -> Send:
     """Returns a function that sends an answer with :data:`HEADERS`."""
 
@@ -156,5 +186,5 @@ def with_headers(send: Send) -> Send:
 async def refuse(send: Send, status: int, words: str) -> None:
     """Answers with an error of one sentence."""
     headers = [(b"content-type", b"application/json")]
-    await with_headers(send)({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"detail": words}).encode()})

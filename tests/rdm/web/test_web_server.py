@@ -150,6 +150,19 @@ def test_requests_that_are_no_requests_are_answered(address: str) -> None:
     assert httpx.get(f"{address}config").status_code == 200
 
 
+def test_a_request_that_no_endpoint_takes_is_refused_and_its_connection_serves_the_next(address: str) -> None:
+    call = f"{address}gradio_api/call"
+    with httpx.Client(limits=httpx.Limits(max_connections=1)) as browser:
+        for _ in range(3):
+            for name, given in (("nothing", {}), ("settings", {"nothing": 1}), ("texts", {})):
+                answer = browser.post(f"{call}/v2/{name}", json=given)
+                assert answer.status_code == 400 and "gradio_api/info" in answer.json()["detail"]
+                assert browser.get(f"{address}gradio_api/app_id").status_code == 200
+            answer = browser.get(f"{call}/settings/nothing")
+            assert answer.text.startswith("event: error\n") and answer.headers["content-type"].startswith("text/event")
+            assert browser.get(f"{address}gradio_api/app_id").status_code == 200
+
+
 def test_a_password_is_asked_for(loaded: Pipeline) -> None:
     with Studio({"flags": loaded}) as studio, serving(studio, auth=("me", "secret")) as url:
         for path in ("config", "gradio_api/info", f"gradio_api/file={studio.folder}/x"):

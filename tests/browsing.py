@@ -1,0 +1,78 @@
+"""Pages in real Chromium: one that has an error, or asks anything of another server, fails the test that opened it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-background-networking"]
+WAIT = 60_000  # milliseconds: other tests run at the same time
+OWN = ("data:", "blob:")  # what stands in the page itself
+DESKTOP, PHONE = (1280, 800), (390, 844)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Yields a browser; the test is skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium; install it with 'apt-get install chromium'")
+    driver = pytest.importorskip("playwright.sync_api")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, address: str, size: tuple[int, int] = DESKTOP, **options: Any) -> Iterator[Any]:
+    """Yields a page, and checks in the end that nothing went wrong in it."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
+    context.set_default_timeout(WAIT)
+    page, errors, asked = context.new_page(), [], []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    page.get_by_role("tab", name="Create").wait_for()
+    yield page
+    context.close()
+    assert errors == []
+    assert len(asked) > 5 and [url for url in asked if not url.startswith((address, *OWN))] == []
+
+
+def tab(page: Any, name: str) -> Any:
+    """Opens a tab and returns its panel. Tabs for which a screen is too narrow stand in a menu."""
+    button = page.get_by_role("tab", name=name, exact=True)
+    if not button.count():
+        page.get_by_role("button", name="More tabs").click()
+        button = page.get_by_role("button", name=name, exact=True)
+    button.click()
+    panel = page.locator('[role="tabpanel"]:visible')
+    panel.wait_for()
+    return panel
+
+
+def pixels(image: Any) -> np.ndarray:
+    """The pixels of an ``<img>`` whose address holds a PNG file, ``[H, W, 3] uint8``."""
+    return np.asarray(Image.open(io.BytesIO(content(image.get_attribute("src")))).convert("RGB"))
+
+
+def content(url: str) -> bytes:
+    """The content of a data URL in Base64."""
+    assert re.match(r"data:image/png;base64,", url)
+    return base64.b64decode(url.partition(",")[2])
+
+
+def expect(shown: Any) -> Any:
+    """What is expected of a part of a page, which is waited for."""
+    return pytest.importorskip("playwright.sync_api").expect(shown)
