@@ -38,6 +38,7 @@ def page(studio: Studio) -> gr.Blocks:
             for area in (*areas, edits):
                 edit.take_over(studio, area, bench, tabs, EDIT)
         endpoints(studio)
+        blocks.load(studio.warm_up, queue=False, show_progress="hidden", api_visibility="private")
         blocks.unload(leave(studio))
     return blocks
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
-from PIL import Image
 from starlette.middleware import Middleware
 
 from rdm.web.gate import Gate
@@ -64,7 +63,7 @@ def serving(
         OSError: the port is in use.
     """
     limits = studio.limits
-    with environment(GRADIO_TEMP_DIR=str(studio.folder), **NO_STATISTICS), few_pixels(limits.pixels):
+    with environment(GRADIO_TEMP_DIR=str(studio.folder), **NO_STATISTICS):
         blocks = page(studio).queue(max_size=limits.queue, api_open=False)
         gate = Middleware(Gate, folder=studio.folder, upload_bytes=limits.upload_bytes)
         _, address, _ = blocks.launch(
@@ -86,7 +85,6 @@ def serving(
             head=f"<style>{STYLE}</style>",  # as it is; Gradio would leave out what it does not know
             app_kwargs={"middleware": [gate]},
         )
-        threading.Thread(target=studio.warm_up, name="warm up", daemon=True).start()
         try:
             yield address
         finally:
@@ -115,16 +113,6 @@ def environment(**variables: str) -> Iterator[None]:
                 os.environ.pop(name)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def few_pixels(most: int) -> Iterator[None]:
-    """Has Pillow refuse pictures of more pixels in the ``with`` block, also where Gradio opens them."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most // 2  # it refuses twice as many
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def wait() -> None:

@@ -233,13 +233,15 @@ class Studio:
             self.stop(session)
 
     def warm_up(self) -> None:
-        """Loads the embedder and the index of the first database, which are otherwise loaded by the first request."""
-        retriever = self.pipeline().retriever
-        with self.lock:
-            try:
-                _ = retriever.embedder, retriever.index
-            except (ValueError, OSError) as error:  # which every request will say again
-                LOG.warning("%s", error)
+        """Loads the embedder and the index of the first database, which the first request would otherwise wait for."""
+        if not self.lock.acquire(blocking=False):
+            return  # a request is being drawn, for which they are loaded anyway
+        try:
+            _ = self.pipeline().retriever.embedder, self.pipeline().retriever.index
+        except (ValueError, OSError) as error:  # which every request will say again
+            LOG.warning("%s", error)
+        finally:
+            self.lock.release()
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[Path]:

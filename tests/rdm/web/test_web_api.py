@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from documents import blocks, read
 from PIL import Image
 
 client = pytest.importorskip("gradio_client")
@@ -21,6 +23,7 @@ from rdm.sampling.samples import sample  # noqa: E402
 from rdm.sampling.settings import OPTIONS, Settings  # noqa: E402
 from rdm.sampling.ways import between, classes, image, popular  # noqa: E402
 from rdm.web.asking import LEFT_OUT  # noqa: E402
+from rdm.web.endpoints import changing, creating, describing  # noqa: E402
 from rdm.web.studio import Studio  # noqa: E402
 
 TWO = {"steps": 2}
@@ -154,6 +157,28 @@ def test_what_is_wrong_is_one_line_and_the_next_request_works(
     message = str(caught.value)
     assert type(caught.value).__name__ == "AppError" and "\n" not in message and "Traceback" not in message
     assert len(api.predict(["a flag"], settings={"steps": 1}, api_name="/texts")["images"]) == 1
+
+
+def test_the_example_of_the_docs_shows_what_a_neighbour_does(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = blocks("docs/web.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("http://127.0.0.1:7860", address), {})  # noqa: S102
+    all_of_them, fewer = (read_record(tmp_path / f"{name}.png") for name in ("cat", "without-the-first"))
+    rows = [[neighbour["row"] for neighbour in record["neighbours"]] for record in (all_of_them, fewer)]
+    assert rows[1] == rows[0][1:] and all_of_them["seed"] == fewer["seed"] == 3
+    assert (tmp_path / "cat.png").read_bytes() != (tmp_path / "without-the-first.png").read_bytes()
+
+
+def test_the_docs_list_every_endpoint_with_its_arguments(api: Any, served: Studio) -> None:
+    listed = dict(re.findall(r"^\| `/(\w+)` \|[^|]*\|([^|]*)\|$", read("docs/web.md"), re.MULTILINE))
+    own = [*creating(served), *changing(served), *describing(served)]
+    assert {function.__name__ for function in own} <= set(listed)
+    described = api.view_api(return_format="dict")["named_endpoints"]
+    for function in own:
+        taken = [each["parameter_name"] for each in described[f"/{function.__name__}"]["parameters"]]
+        assert re.findall(r"`(\w+)`", listed[function.__name__]) == taken, function.__name__
 
 
 def test_several_clients_get_their_own_images(address: str, loaded: Pipeline, served: Studio) -> None:
