@@ -194,4 +194,5 @@ def log_histogram(loggers: Iterable[Any], name: str, values: Tensor, step: int) 
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            logger.log_metrics({name: wandb.Histogram(values.tolist())}, step)  # type: ignore[dict-item]
+            shares: Any = wandb.Histogram(values.tolist())
+            logger.log_metrics({name: shares}, step)
