@@ -159,3 +159,19 @@ def test_a_picture_from_elsewhere_and_a_file_that_is_none(page: Any, studio: Stu
     panel.get_by_text("This picture has no record").wait_for()
     panel.get_by_text("A copy: the similarity to the nearest row, 7, is").wait_for()
     assert panel.get_by_role("button", name="Make it again").is_disabled()
+
+
+def test_without_allow_changes_there_is_nothing_to_change_a_database_with(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(WAIT)
+    page.goto(address)
+    page.get_by_role("tab", name="Create").wait_for()
+    page.locator(".overflow-menu button").first.click()
+    page.locator(".overflow-dropdown button", has_text="Database").click()
+    panel = page.locator("[role=tabpanel]:visible")
+    panel.get_by_role("button", name="Search").click()
+    panel.locator(".tiles li").first.wait_for()
+    assert panel.get_by_role("button", name="Remove rows").count() == panel.locator(".tiles .switch").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.querySelector('.shelf').getBoundingClientRect().top < 400")  # scrolled to the rows
+    page.close()
