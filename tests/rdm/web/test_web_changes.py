@@ -130,7 +130,7 @@ def test_changes_and_searches_at_the_same_time_lose_nothing(studio: Studio) -> N
     def work(number: int) -> None:
         if number % 3 == 0:
             (row,) = add(studio, "flags", [ring(number)], captions=[f"ring {number}"], **known())
-            found = search(studio.pipeline("same"), picture=ring(number), k=3)
+            found = search(studio.pipeline("same"), picture=ring(number), k=10)
             assert f"ring {number}" in [each.about["caption"] for each in found] and row >= 40
         elif number % 3 == 1:
             assert remove(studio, "flags", str(number), count=1) == 1

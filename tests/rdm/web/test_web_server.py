@@ -233,7 +233,7 @@ def test_a_signal_ends_the_server_at_once_while_it_samples(loaded: Pipeline, num
         code = server.wait(timeout=20)
         took = time.monotonic() - begin
     assert code == 128 + number and "Traceback" not in said
-    assert took < 5
+    assert took < 15  # the images would take minutes
     assert list(tmp_path.glob("rdm-web-*")) == []
 
 
