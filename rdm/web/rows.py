@@ -92,7 +92,12 @@ def search(
     if not queries:
         return shown_rows(database, living[:k])
     vector = queries[0] if len(queries) == 1 else mix(queries, [1.0, IMAGE_WEIGHT])
-    found = pipeline.retriever.index.search(vector.cpu().numpy(), k, None if chosen is None else living)
+    try:
+        found = pipeline.retriever.index.search(vector.cpu().numpy(), k, None if chosen is None else living)
+    except ValueError:
+        if database.is_alive(living).all():
+            raise
+        return search(pipeline, text, picture, only, k)  # another request removed rows meanwhile
     return shown_rows(database, found.rows[0], found.scores[0])
 
 
