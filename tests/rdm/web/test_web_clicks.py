@@ -123,7 +123,7 @@ def changing(card: Any) -> Iterator[None]:
     expect(image).not_to_have_attribute("src", before, timeout=WAIT)
 
 
-def upload(panel: Any, file: Path, place: int = 0) -> None:
+def upload(panel: Any, file: Path | list[Path], place: int = 0) -> None:
     panel.locator('input[type="file"]').nth(place).set_input_files(file)
 
 
@@ -191,7 +191,23 @@ def stroke(page: Any, canvas: Any) -> np.ndarray:
     return np.asarray(paint)[..., 3] >= 128
 
 
-def test_a_painted_mask_is_repainted_with_the_bits_of_python(page: Any, own: Pipeline, noise: Path) -> None:
+def saved(card: Any, link: str, folder: Path) -> Path:
+    """Saves a file of a card."""
+    with card.page.expect_download() as download:
+        card.get_by_role("link", name=link, exact=True).click()
+    file = folder / download.value.suggested_filename
+    download.value.save_as(file)
+    return file
+
+
+def make_again(panel: Any) -> None:
+    click(panel, "Make it again")
+    panel.get_by_text("all 256 pixels are equal").wait_for()
+
+
+def test_a_painted_mask_is_repainted_with_the_bits_of_python_and_made_again(
+    page: Any, own: Pipeline, noise: Path, tmp_path: Path
+) -> None:
     panel = tab(page, "Edit")
     upload(panel, noise)
     canvas = panel.locator("canvas")
@@ -207,6 +223,15 @@ def test_a_painted_mask_is_repainted_with_the_bits_of_python(page: Any, own: Pip
     card.get_by_role("slider").focus()
     page.keyboard.press("Home")
     assert card.locator(".compare").evaluate("box => box.style.getPropertyValue('--cut')") == "0%"
+    image, *sources = (saved(card, link, tmp_path) for link in ("save", "save picture", "save mask"))
+    np.testing.assert_array_equal(np.asarray(Image.open(sources[1])), np.asarray(mask))
+    panel = tab(page, "Inspect")
+    upload(panel, image)
+    panel.get_by_text("made from: a picture that was edited, a mask").wait_for()
+    upload(panel, sources, 1)
+    for file in sources:
+        panel.get_by_text(file.stem).first.wait_for()
+    make_again(panel)
 
 
 def search(panel: Any, text: str, count: int) -> list[str]:
@@ -257,16 +282,14 @@ def test_an_added_picture_is_found_at_once(page: Any, own: Pipeline, noise: Path
 def test_an_image_is_made_again_with_equal_bits(page: Any, tmp_path: Path) -> None:
     card = draw(tab(page, "Create"), "a flag", 3, Seed=7)
     first = image_of(card)
-    with page.expect_download() as saved:
-        card.get_by_role("link", name="save").click()
-    saved.value.save_as(tmp_path / saved.value.suggested_filename)
+    file = saved(card, "save", tmp_path)
+    assert file.name == "a-flag-7-0.png"
     panel = tab(page, "Inspect")
-    upload(panel, tmp_path / "a-flag-7-0.png")
+    upload(panel, file)
     panel.locator(".record").wait_for()
     said = panel.locator(".record").inner_text()
     assert "a flag" in said and "steps 3" in said
-    click(panel, "Make it again")
-    panel.get_by_text("all 256 pixels are equal").wait_for()
+    make_again(panel)
     for image in panel.locator(".pair img").all():
         np.testing.assert_array_equal(pixels(image), first)
 
