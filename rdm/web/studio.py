@@ -23,6 +23,7 @@ from rdm.sampling.samples import settings_of
 from rdm.sampling.settings import Settings
 from rdm.web.drawing import Drawn, Job, Step, draw
 from rdm.web.limits import Limits
+from rdm.web.popular import PopularRows
 
 LOG = logging.getLogger(__name__)
 RULES = ": "  # between the name of a database and the rules of a part of it
@@ -47,6 +48,7 @@ class Studio:
         allow_changes: see above.
         lock: held while the model samples, so that one request does at a time.
         folder: the folder of uploads and other temporary files, which :meth:`close` removes.
+        popular: counts popular rows again after additions.
 
     Raises:
         ValueError: there is no pipeline, a model has no database, or a name has a colon.
@@ -66,7 +68,7 @@ class Studio:
                     "run with --ckpt"
                 )
         self.pipelines, self.limits, self.allow_changes = dict(pipelines), limits or Limits(), allow_changes
-        self.lock = threading.Lock()
+        self.lock, self.popular = threading.Lock(), PopularRows()
         self.folder = Path(tempfile.mkdtemp(prefix="rdm-web-")).resolve()
         self._parts: dict[str, Pipeline] = {}
         self._stops: dict[str, set[threading.Event]] = {}
@@ -113,7 +115,8 @@ class Studio:
     def close(self) -> None:
         """Ends all sampling for good, and removes the folder of temporary files."""
         self.halt()
-        self.lock.acquire(timeout=PATIENCE)  # and is not released: a thread that samples must not outlive the process
+        self.popular.end(PATIENCE)  # no thread that computes must outlive the process
+        self.lock.acquire(timeout=PATIENCE)  # and is not released
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
