@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from rdm.sampling.request import Request
 from rdm.sampling.samples import settings_of
 from rdm.sampling.settings import Settings
 from rdm.web.drawing import Drawn, Job, Step, draw
+from rdm.web.folder import upload_folder
 from rdm.web.limits import Limits
 from rdm.web.popular import PopularRows
 
@@ -69,7 +69,8 @@ class Studio:
                 )
         self.pipelines, self.limits, self.allow_changes = dict(pipelines), limits or Limits(), allow_changes
         self.lock, self.popular = threading.Lock(), PopularRows()
-        self.folder = Path(tempfile.mkdtemp(prefix="rdm-web-")).resolve()
+        self._open = contextlib.ExitStack()
+        self.folder = self._open.enter_context(upload_folder())
         self._parts: dict[str, Pipeline] = {}
         self._stops: dict[str, set[threading.Event]] = {}
 
@@ -117,7 +118,7 @@ class Studio:
         self.halt()
         self.popular.end(PATIENCE)  # no thread that computes must outlive the process
         self.lock.acquire(timeout=PATIENCE)  # and is not released
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._open.close()
 
     @property
     def names(self) -> list[str]:

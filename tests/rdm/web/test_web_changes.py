@@ -279,7 +279,7 @@ for step in range(1000):
     same = search(again.pipeline("flags"), picture=ring(1), k=1)[0]
     print(killed, len(again.pipeline("flags").retriever.database), first.number, same.number, flush=True)
     for each in (studio, again):
-        shutil.rmtree(each.folder)
+        each.close()
     if not killed:
         break
 """
