@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Commands
-from documents import PAGES, ROOT, blocks, commands
+from documents import PAGES, ROOT, RUN, blocks, commands
 from PIL import Image
 
 from ldm.checkpoint import read_weights
@@ -30,10 +30,14 @@ SMALLER = {
 }
 # The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
-# Pages whose commands build on one another; the second one goes without what the first ones have run.
+# Pages whose commands build on one another; the others go without what these have run.
 TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
-ALONE = "docs/training.md"
-SAMPLING = ("README.md", "docs/sampling.md")  # whose Python goes with the shipped model
+SAMPLING = ("README.md", "docs/start.md", "docs/sampling.md")  # whose Python goes with the shipped model
+
+
+def unseen(page: str, others: list[list[str]]) -> list[list[str]]:
+    """The commands of a page that are not among others."""
+    return [command for command in commands(page) if command not in others]
 
 
 def parts() -> dict[str, list[list[str]]]:
@@ -41,10 +45,10 @@ def parts() -> dict[str, list[list[str]]]:
 
     A part begins at the README's first command and, as sampling takes the shipped model, at every training.
     """
-    together = [command for page in TOGETHER for command in commands(page)]
-    alone = [command for command in commands(ALONE) if command not in together]
+    first, *others = [commands(page) for page in TOGETHER]
+    together = [*first, *unseen("docs/start.md", first), *(command for page in others for command in page)]
     found: list[list[list[str]]] = [[]]
-    for command in together + alone:
+    for command in [*together, *unseen("docs/training.md", together)]:
         if command[0] == "main.py":
             found.append([])
         found[-1].append(command)
@@ -116,7 +120,7 @@ def test_the_pages_have_commands_of_every_script_to_run() -> None:
 
 def test_the_parts_are_all_commands() -> None:
     found = [command for part in parts().values() for command in part]
-    assert all(command in found for page in (*TOGETHER, ALONE) for command in commands(page))
+    assert all(command in found for page in RUN for command in commands(page))
     begun = ["configs/rdm.yaml", "configs/rdm/emoji-embeddings.yaml", "configs/clip/emoji.yaml", next(iter(SMALLER))]
     assert list(parts()) == ["scripts/txt2img.py", *begun]
 
