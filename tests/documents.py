@@ -3,8 +3,7 @@
 from website.blocks import ROOT, RUN, blocks_of, commands, read
 
 __all__ = ["PAGES", "ROOT", "RUN", "blocks", "commands", "read"]
-PAGES = (*RUN, "docs/sampling.md", "docs/web.md", "docs/evaluation.md", "docs/large-databases.md", "docs/cluster.md")
-PAGES += ("docs/questions.md",)
+PAGES = (*RUN, "docs/sampling.md", "docs/web.md", "docs/large-databases.md", "docs/cluster.md", "docs/questions.md")
 
 
 def blocks(page: str, language: str = "") -> list[str]:

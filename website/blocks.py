@@ -13,6 +13,7 @@ from website.pages import repository_pages
 ROOT = Path(__file__).resolve().parents[1]
 # Pages whose blocks without a language are run by tests/test_readme.py, and the page whose commands drew its pictures.
 RUN = ("README.md", "docs/start.md", "docs/databases.md", "docs/checkpoints.md", "docs/training.md")
+RUN += ("docs/evaluation.md",)
 DRAWN = "docs/gallery.md"
 # What a line of a code block begins with if it is a command.
 PROGRAMS = ("python", "make", "pip", "torchrun", "srun", "tensorboard", "mkdir")

@@ -116,5 +116,6 @@ def _row(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def cell(text: str) -> str:
-    """Returns a text as it can stand in a cell of a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+    """Returns Markdown as it can stand in a cell of a table; a ``<`` outside of code is kept."""
+    parts = re.split(r"(`[^`]*`)", re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split())))
+    return "".join(part if part.startswith("`") else re.sub(r"<(?!br>)", "&lt;", part) for part in parts)

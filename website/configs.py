@@ -49,11 +49,12 @@ def targets() -> list[str]:
 
 def files_table() -> str:
     """Returns the table of configs with what their first lines say."""
-    lines = ["| config | what it is | hardware | result |", "|---|---|---|---|"]
+    lines = ["| config | what it is |", "|---|---|"]
     for file in config_files():
         about, known = _comment(file)
-        words = (f"`{file.relative_to(ROOT).as_posix()}`", about, known.get("Hardware", ""), known.get("Result", ""))
-        lines.append(f"| {' | '.join(map(cell, words))} |")
+        name = f"`configs/`<br>`{file.relative_to(ROOT / 'configs').as_posix()}`"
+        more = [f"*{key}:* {known[key]}" for key in ("Hardware", "Result") if key in known]
+        lines.append(f"| {name} | {cell('<br>'.join([about, *more]))} |")
     return "\n".join(lines)
 
 
@@ -92,7 +93,7 @@ def keys_page() -> str:
     for heading, beginnings in GROUPS.items():
         parts.append(f"## {heading}")
         for target in [target for target in targets() if target.startswith(beginnings)]:
-            parts += [f"### {target}", *_class_section(target)]
+            parts += [f"### {target.rpartition('.')[2]}", f"`{target}`", *_class_section(target)]
     return "\n\n".join(parts)
 
 
