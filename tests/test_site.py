@@ -169,8 +169,5 @@ def test_the_search_finds_what_is_asked_for(site: Path) -> None:
             box = page.get_by_placeholder("Search")
             box.click()
             box.fill(words)
-            expect(page.locator(".md-search-result__item").first).to_be_visible()
-            for more in page.locator(".md-search-result__more summary").all():
-                more.click()
-            found = page.locator(".md-search-result__item h1, .md-search-result__item h2").all_inner_texts()
-            assert any(heading in title for title in found), (words, found)
+            titles = page.locator(".md-search-result__item :is(h1, h2)")  # further ones of a page are folded
+            expect(titles.filter(has_text=heading).first).to_be_attached()

@@ -12,8 +12,7 @@ from website.pages import repository_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages whose blocks without a language are run by tests/test_readme.py, and the page whose commands drew its pictures.
-RUN = ("README.md", "docs/start.md", "docs/databases.md", "docs/checkpoints.md", "docs/training.md")
-RUN += ("docs/evaluation.md",)
+RUN = ("README.md", *(f"docs/{name}.md" for name in ("start", "databases", "checkpoints", "training", "evaluation")))
 DRAWN = "docs/gallery.md"
 # What a line of a code block begins with if it is a command.
 PROGRAMS = ("python", "make", "pip", "torchrun", "srun", "tensorboard", "mkdir")
