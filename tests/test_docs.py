@@ -26,6 +26,7 @@ EXPLAINED = {
     "docs/databases.md": ["scripts/build_database.py", "scripts/search_neighbors.py"],
     "docs/checkpoints.md": ["scripts/export_checkpoint.py"],
     "docs/web.md": ["scripts/web.py"],
+    "docs/own.md": ["scripts/own.py"],
 }
 
 
