@@ -80,7 +80,7 @@ DOORS = {
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),
     "safetensors": ("ldm/checkpoint.py", "rdm/convert/pipeline_files/"),
-    "diffusers": ("rdm/convert/pipeline_files/",),
+    "diffusers": ("rdm/convert/pipeline_files/", "benchmarks/"),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
     "tensorboard": ("ldm/loggers.py",),
