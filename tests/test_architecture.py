@@ -80,6 +80,8 @@ DOORS = {
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),
     "safetensors": ("ldm/checkpoint.py", "rdm/convert/pipeline_files/"),
+    "huggingface_hub": ("ldm/hub.py",),
+    "datasets": ("ldm/data/hub.py",),
     "diffusers": ("rdm/convert/pipeline_files/", "benchmarks/"),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
