@@ -41,6 +41,7 @@ def test_the_tables_have_every_option_of_every_command() -> None:
             table = sections[f"{name} {command}".strip()]
             for action in actions_of(each):
                 assert all(f"`{option}" in table for option in action.option_strings), (script, command)
+    assert "this is the command `rdm-txt2img`" in sections["txt2img.py"]
     assert "in place of &lt;logdir>/&lt;time>_&lt;name> |" in sections["main.py"]
     assert "| `--steps`, `--ddim_steps STEPS` | number of denoising steps" in sections["txt2img.py"]
     assert "| `database` | folder of the database |" in sections["build_database.py verify"]
