@@ -171,4 +171,4 @@ def test_the_search_finds_what_is_asked_for(site: Path) -> None:
             box.click()
             box.fill(words)
             titles = page.locator(".md-search-result__item :is(h1, h2)")  # further ones of a page are folded
-            expect(titles.filter(has_text=heading).first).to_be_attached()
+            titles.filter(has_text=heading).first.wait_for(state="attached")
