@@ -5,7 +5,15 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/sampling.md", "docs/training.md", "docs/databases.md", "docs/checkpoints.md", "docs/web.md")
+PAGES = (
+    "README.md",
+    "docs/sampling.md",
+    "docs/training.md",
+    "docs/databases.md",
+    "docs/checkpoints.md",
+    "docs/compvis.md",
+    "docs/web.md",
+)
 
 
 def read(page: str) -> str:

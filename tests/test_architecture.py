@@ -66,7 +66,12 @@ DOORS = {
     "faiss": ("rdm/retrieval/index/faiss_index.py",),
     "pymilvus": ("rdm/retrieval/index/milvus_index.py",),
     "ray": ("rdm/retrieval/builder/on_ray.py",),
-    "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py", "benchmarks/agreement/"),
+    "open_clip": (
+        "ldm/modules/encoders/clip.py",
+        "rdm/models/clip.py",
+        "benchmarks/agreement/",
+        "benchmarks/compvis.py",
+    ),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),

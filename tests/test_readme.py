@@ -31,7 +31,7 @@ SMALLER = {
 # The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
 # Pages whose commands build on one another; the second one goes without what the first ones have run.
-TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
+TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md", "docs/compvis.md")
 ALONE = "docs/training.md"
 SAMPLING = ("README.md", "docs/sampling.md")  # whose Python goes with the shipped model
 
