@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
-    for part in ("ldm", "rdm", "scripts", "benchmarks", "main.py")
+    for part in ("ldm", "rdm", "scripts", "benchmarks", "website", "main.py")
     for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
 )
 
@@ -42,6 +42,7 @@ FORBIDDEN = [
     ("rdm/retrieval/", ("rdm.compat", "rdm.convert.compvis", "rdm.cli")),
     ("rdm/loading.py", ("rdm.sampling", "rdm.evaluate", "rdm.cli")),
     ("", ("main", "scripts", "tests")),
+    *((part, ("website",)) for part in ("ldm/", "rdm/", "scripts/", "main.py", "benchmarks/")),
 ]
 # A file named here imports only these, beside the standard library.
 ONLY = {
@@ -82,6 +83,8 @@ DOORS = {
     "wandb": ("ldm/loggers.py",),
     "matplotlib": ("ldm/curves.py", "rdm/evaluate/memorisation.py", "benchmarks/"),
     "gradio": ("rdm/web/",),
+    "mkdocs": ("website/hooks.py",),
+    "griffe": ("website/signatures.py",),
 }
 # A call named here is made below these paths only.
 CALLS = {
