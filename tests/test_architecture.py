@@ -76,6 +76,7 @@ DOORS = {
         "rdm/models/clip.py",
         "rdm/convert/pipeline_files/",
         "benchmarks/agreement/",
+        "benchmarks/compvis.py",
     ),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),

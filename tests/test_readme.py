@@ -37,7 +37,7 @@ FEWER = {
 # The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
 # Pages whose commands build on one another; the others go without what these have run.
-TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
+TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md", "docs/compvis.md")
 SAMPLING = ("README.md", "docs/start.md", "docs/sampling.md")  # whose Python goes with the shipped model
 
 

@@ -71,8 +71,8 @@ def _section(script: str) -> Iterator[str]:
     parser = parser_of(script)
     yield f"## {script.removeprefix('scripts/')}"
     yield _sentence(parser.description)
-    for command in [name for name, each in SCRIPTS.items() if each == script]:
-        yield f"In an [installed package](../install.md), this is the command `{command}`."
+    for installed in [name for name, each in SCRIPTS.items() if each == script]:
+        yield f"In an [installed package](../install.md), this is the command `{installed}`."
     if commands := subparsers_of(parser):
         for name, command in commands.items():
             yield f"### {script.removeprefix('scripts/')} {name}"
