@@ -35,6 +35,8 @@ def theme() -> gr.Theme:
         **plain,
         **{f"{name}_dark": value for name, value in plain.items()},
         block_padding="0px",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
         block_label_text_color="*neutral_600",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
