@@ -112,7 +112,9 @@ def inspect(page: Any) -> None:
         page.get_by_role("link", name="save", exact=True).click()
     page.get_by_role("tab", name="Inspect").click()
     panel = page.locator('[role="tabpanel"]:visible')
-    panel.locator('input[type="file"]').first.set_input_files(saved.value.path())
+    file: Any = {"name": saved.value.suggested_filename, "mimeType": "image/png"}
+    file["buffer"] = Path(saved.value.path()).read_bytes()
+    panel.locator('input[type="file"]').first.set_input_files(file)
     panel.locator(".record").wait_for()
     visible(page, "Make it again").click()
     panel.get_by_text("pixels are equal").wait_for()
