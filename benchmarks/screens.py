@@ -27,6 +27,15 @@ def visible(page: Any, name: str) -> Any:
     return found.locator("visible=true").first
 
 
+def open_tab(page: Any, name: str) -> None:
+    """Opens a tab; those for which the screen is too narrow stand in a menu."""
+    button = page.get_by_role("tab", name=name, exact=True)
+    if not button.count():
+        page.get_by_role("button", name="More tabs").click()
+        button = page.get_by_role("button", name=name, exact=True)
+    button.click()
+
+
 def fill(page: Any, placeholder: str, text: str) -> None:
     """Writes into the field of the open tab that shows a placeholder."""
     page.get_by_placeholder(placeholder, exact=True).locator("visible=true").fill(text)
@@ -89,7 +98,7 @@ def edit(page: Any) -> None:
 
 def between(page: Any) -> None:
     """A strip from a cat to a heart."""
-    page.get_by_role("tab", name="Between").click()
+    open_tab(page, "Between")
     fill(page, "a cat face", "a cat face")
     fill(page, "a red heart", "a red heart")
     visible(page, "Draw").click()
@@ -98,7 +107,7 @@ def between(page: Any) -> None:
 
 def database(page: Any) -> None:
     """The rows nearest to a text."""
-    page.get_by_role("tab", name="Database").click()
+    open_tab(page, "Database")
     panel = page.locator('[role="tabpanel"]:visible')
     fill(page, "a red guitar", "a red guitar")
     visible(page, "Search").click()
@@ -110,7 +119,7 @@ def inspect(page: Any) -> None:
     draw(page, "a red guitar")
     with page.expect_download() as saved:
         page.get_by_role("link", name="save", exact=True).click()
-    page.get_by_role("tab", name="Inspect").click()
+    open_tab(page, "Inspect")
     panel = page.locator('[role="tabpanel"]:visible')
     file: Any = {"name": saved.value.suggested_filename, "mimeType": "image/png"}
     file["buffer"] = Path(saved.value.path()).read_bytes()
@@ -167,6 +176,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=args.colours or colours)
             page.set_default_timeout(PATIENCE)
             page.goto(address)
+            page.get_by_role("tab", name="Create", exact=True).wait_for()
             scene(page)
             page.mouse.move(0, 0)
             page.wait_for_timeout(500)
