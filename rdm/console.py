@@ -26,6 +26,7 @@ SCRIPTS = {
     "rdm-evaluate": "scripts/evaluate.py",
     "rdm-export": "scripts/export_checkpoint.py",
     "rdm-demo": "scripts/demo.py",
+    "rdm-own": "scripts/own.py",
 }
 
 
@@ -50,3 +51,4 @@ neighbors = partial(run, "rdm-neighbors")
 evaluate = partial(run, "rdm-evaluate")
 export = partial(run, "rdm-export")
 demo = partial(run, "rdm-demo")
+own = partial(run, "rdm-own")

@@ -36,8 +36,10 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, address: str, size: tuple[int, int] = DESKTOP, **options: Any) -> Iterator[Any]:
-    """Yields a page, and checks in the end that nothing went wrong in it."""
+def opened(
+    browser: Any, address: str, size: tuple[int, int] = DESKTOP, ready: str = 'role=tab[name="Create"]', **options: Any
+) -> Iterator[Any]:
+    """Yields a page that shows what ``ready`` selects, and checks in the end that nothing went wrong in it."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
     context.set_default_timeout(WAIT)
     page, errors, asked = context.new_page(), [], []
@@ -45,7 +47,7 @@ def opened(browser: Any, address: str, size: tuple[int, int] = DESKTOP, **option
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
-    page.get_by_role("tab", name="Create").wait_for()
+    page.locator(ready).first.wait_for()
     yield page
     context.close()
     assert errors == []

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
-    for part in ("ldm", "rdm", "scripts", "benchmarks", "main.py")
+    for part in ("ldm", "rdm", "scripts", "benchmarks", "website", "main.py")
     for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
 )
 
@@ -42,6 +42,7 @@ FORBIDDEN = [
     ("rdm/retrieval/", ("rdm.compat", "rdm.convert.compvis", "rdm.cli")),
     ("rdm/loading.py", ("rdm.sampling", "rdm.evaluate", "rdm.cli")),
     ("", ("main", "scripts", "tests")),
+    *((part, ("website",)) for part in ("ldm/", "rdm/", "scripts/", "main.py", "benchmarks/")),
 ]
 # A file named here imports only these, beside the standard library.
 ONLY = {
@@ -60,23 +61,37 @@ ONLY = {
         "ldm.models.diffusion.stepping",
     ),
     "rdm/evaluate/metrics.py": ("torch", "numpy", "tqdm"),
+    # the code of an exported folder
+    "rdm/convert/pipeline_files/pipeline.py": ("torch", "numpy", "diffusers", "PIL"),
+    "rdm/convert/pipeline_files/reference_encoder.py": ("torch", "diffusers"),
+    "rdm/convert/pipeline_files/retriever.py": ("torch", "numpy", "diffusers", "safetensors", "open_clip"),
 }
 # A dependency named here is imported in these files only.
 DOORS = {
     "faiss": ("rdm/retrieval/index/faiss_index.py",),
     "pymilvus": ("rdm/retrieval/index/milvus_index.py",),
     "ray": ("rdm/retrieval/builder/on_ray.py",),
-    "open_clip": ("ldm/modules/encoders/clip.py", "rdm/models/clip.py", "benchmarks/agreement/"),
+    "open_clip": (
+        "ldm/modules/encoders/clip.py",
+        "rdm/models/clip.py",
+        "rdm/convert/pipeline_files/",
+        "benchmarks/agreement/",
+    ),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),
-    "safetensors": ("ldm/checkpoint.py",),
+    "safetensors": ("ldm/checkpoint.py", "rdm/convert/pipeline_files/"),
+    "huggingface_hub": ("ldm/hub.py",),
+    "datasets": ("ldm/data/hub.py",),
+    "diffusers": ("rdm/convert/pipeline_files/", "benchmarks/"),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
     "tensorboard": ("ldm/loggers.py",),
     "wandb": ("ldm/loggers.py",),
     "matplotlib": ("ldm/curves.py", "rdm/evaluate/memorisation.py", "benchmarks/"),
     "gradio": ("rdm/web/",),
+    "mkdocs": ("website/hooks.py",),
+    "griffe": ("website/signatures.py",),
 }
 # A call named here is made below these paths only.
 CALLS = {

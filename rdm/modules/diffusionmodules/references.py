@@ -61,11 +61,12 @@ class ReferenceUNetModel(UNetModel):
 
     Args:
         in_channels: channels C of x_t.
-        reference_width: see :class:`ReferenceEncoder`.
+        reference_width: channels of the encoder of references, see :class:`ReferenceEncoder`; 0 leaves their mean and
+            their standard deviation.
         options: further arguments of :class:`UNetModel`.
     """
 
-    is_plain: ClassVar[bool] = False
+    further: ClassVar[tuple[str, ...]] = ("reference_encoder",)
 
     def __init__(self, *, in_channels: int, reference_width: int = 32, **options: Any) -> None:
         encoder = ReferenceEncoder(in_channels, reference_width)
