@@ -27,6 +27,7 @@ SCRIPTS = {
     "rdm-export": "scripts/export_checkpoint.py",
     "rdm-check": "scripts/check_checkpoint.py",
     "rdm-demo": "scripts/demo.py",
+    "rdm-own": "scripts/own.py",
 }
 
 
@@ -52,3 +53,4 @@ evaluate = partial(run, "rdm-evaluate")
 export = partial(run, "rdm-export")
 check = partial(run, "rdm-check")
 demo = partial(run, "rdm-demo")
+own = partial(run, "rdm-own")

@@ -18,6 +18,7 @@ from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import picture_params, read_config
 from ldm.data.decode import sides
 from ldm.files import located, looked_in, places, to_build
+from ldm.hub import fetched_repository, in_cache, is_hub
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -32,6 +33,7 @@ from rdm.retrieval.retriever import Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
+DATABASE_CONFIG = "database.yaml"  # in an exported folder: what builds the database that it does not hold
 # The kinds of models: the package of their classes, the folder of the shipped model, and a config that trains one.
 PLAIN = "ldm"
 KINDS = {
@@ -162,14 +164,20 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """Returns the file of a checkpoint.
 
     Args:
-        path: a checkpoint file or a folder that has one. ``rdm`` (the default) and ``rarm`` stand for the newest run of
-            that kind of model, or for the shipped model if there is no run. ``ldm`` stands for the newest plain one.
+        path: a checkpoint file or a folder that has one. ``hf:owner/name`` or ``hf:owner/name@revision`` is a
+            repository of the Hugging Face hub. ``rdm`` (the default) and ``rarm`` stand for the newest run of that kind
+            of model, or for the shipped model if there is no run. ``ldm`` stands for the newest plain one.
         logs: the folder of the runs.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
     named = path or "rdm"
+    if is_hub(named):
+        file = fetched_repository(named) / "model.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"{named} has no model.safetensors; push it with scripts/export_checkpoint.py")
+        return file
     kind = named if named in KINDS else "rdm"
     wanted = KINDS[kind][1] if named in KINDS else named
     runs = []
@@ -202,7 +210,7 @@ def load(
     config: str | None = None,
     same_outline: float | None = None,
 ) -> Loaded:
-    """Loads a model that is ready to sample. Its database is built if it is missing.
+    """Loads a model that is ready to sample. The database of a run is built if it is missing.
 
     Args:
         checkpoint: file or folder; see :func:`find_checkpoint`.
@@ -239,11 +247,13 @@ def load(
         )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    if database is None or _same(database, data.database_config["path"]):
+    if database is not None and not _same(database, data.database_config["path"]):
+        opened = RetrievalDatabase.open(database)
+    elif is_hub(checkpoint) or (beside(path) / DATABASE_CONFIG).is_file():
+        opened = _database_of(data, beside(path))
+    else:
         data.prepare_retrieval()
         opened = data.database
-    else:
-        opened = RetrievalDatabase.open(database)
     embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
     rows = select_rows(opened, only) if only else None
     retriever = Retriever(embedder, opened, index, rows, _outlines(opened, data, same_outline))
@@ -292,10 +302,27 @@ def _same(database: str, own: str) -> bool:
     return not places.isdisjoint(others)
 
 
+def _database_of(data: Any, folder: Path) -> RetrievalDatabase:
+    """Returns the database of a model that came without its training images; nothing is built for it.
+
+    Raises:
+        FileNotFoundError: the folder does not have it, and it was not built here.
+    """
+    try:
+        return data.database
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the model {folder} comes without its database {data.database_config['path']}; build it with "
+            f"scripts/build_database.py --config {folder / DATABASE_CONFIG}, or name another one"
+        ) from error
+
+
 def _open_index(database: RetrievalDatabase) -> SearchIndex:
     from rdm.retrieval.index.faiss_index import NeighbourIndex  # imports faiss only for a search
 
-    return NeighbourIndex.open(database)
+    if (database.path / "index").is_dir() or not in_cache(database.path):
+        return NeighbourIndex.open(database)
+    return NeighbourIndex.build(database)  # in memory; the cache of the hub stays as it was downloaded
 
 
 def beside(path: Path) -> Path:

@@ -6,6 +6,7 @@ It is served to this machine alone unless --host says otherwise. docs/web.md des
 from __future__ import annotations
 
 import argparse
+import gc
 from dataclasses import fields
 
 from ldm.command_line import ArgumentParser, HelpFormatter, add_trust_option, command_line, positive
@@ -68,9 +69,12 @@ def main() -> None:
     auth = None if args.auth is None else login(args.auth)
     check_host(args.host, auth, args.open)
     limits, folders = Limits(**{name: getattr(args, name) for name in LIMITS}), databases(args.database)
+    gc.disable()  # which would take a good part of the time of all imports
     from rdm.web.server import serving, wait
     from rdm.web.studio import Studio
 
+    gc.freeze()  # what was imported stays
+    gc.enable()
     with (
         Studio.open(args.ckpt, folders, args.config, limits, args.allow_changes) as studio,
         serving(studio, args.host, args.port, auth) as address,

@@ -61,6 +61,10 @@ ONLY = {
         "ldm.models.diffusion.stepping",
     ),
     "rdm/evaluate/metrics.py": ("torch", "numpy", "tqdm"),
+    # the code of an exported folder
+    "rdm/convert/pipeline_files/pipeline.py": ("torch", "numpy", "diffusers", "PIL"),
+    "rdm/convert/pipeline_files/reference_encoder.py": ("torch", "diffusers"),
+    "rdm/convert/pipeline_files/retriever.py": ("torch", "numpy", "diffusers", "safetensors", "open_clip"),
 }
 # A dependency named here is imported in these files only.
 DOORS = {
@@ -70,13 +74,17 @@ DOORS = {
     "open_clip": (
         "ldm/modules/encoders/clip.py",
         "rdm/models/clip.py",
+        "rdm/convert/pipeline_files/",
         "benchmarks/agreement/",
         "benchmarks/compvis.py",
     ),
     "kornia": ("ldm/modules/encoders/clip.py",),
     "torch_fidelity": ("rdm/evaluate/features.py", "benchmarks/agreement/"),
     "xformers": ("ldm/modules/attention.py",),
-    "safetensors": ("ldm/checkpoint.py",),
+    "safetensors": ("ldm/checkpoint.py", "rdm/convert/pipeline_files/"),
+    "huggingface_hub": ("ldm/hub.py",),
+    "datasets": ("ldm/data/hub.py",),
+    "diffusers": ("rdm/convert/pipeline_files/", "benchmarks/"),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
     "tensorboard": ("ldm/loggers.py",),

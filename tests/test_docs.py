@@ -27,6 +27,7 @@ EXPLAINED = {
     "docs/checkpoints.md": ["scripts/export_checkpoint.py"],
     "docs/compvis.md": ["scripts/check_checkpoint.py"],
     "docs/web.md": ["scripts/web.py"],
+    "docs/own.md": ["scripts/own.py"],
 }
 
 

@@ -22,13 +22,15 @@ from rdm.web.studio import Studio
 from rdm.web.switches import with_rows
 from rdm.web.uploads import received
 
+AT_ONCE = 4  # calls of an endpoint that does not sample
+
 
 def endpoints(studio: Studio) -> None:
     """Adds the endpoints to the open ``gr.Blocks``."""
     for function in (*creating(studio), *changing(studio), *remaking(studio)):
         gr.api(answering(typed(function)), concurrency_id=SAMPLING, concurrency_limit=1)
     for function in (*describing(studio), *looking(studio), *inspecting(studio)):
-        gr.api(answering(typed(function)))
+        gr.api(answering(typed(function)), concurrency_limit=AT_ONCE)
 
 
 def creating(studio: Studio) -> list[Callable[..., Any]]:
