@@ -65,6 +65,7 @@ def test_every_config_and_class_has_a_place_on_the_page() -> None:
     page, table = keys_page(), files_table()
     assert [target for target in targets() if f"\n\n`{target}`\n\n" not in page] == []
     assert len(table.splitlines()) == len(config_files()) + 2
+    assert "| `Mapping[str, Any] | None` |" in page
     assert "| `configs/`<br>`rdm.yaml` | Retrieval-augmented diffusion model of the emoji, the default model." in table
 
 
