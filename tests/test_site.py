@@ -170,6 +170,7 @@ def test_the_search_finds_what_is_asked_for(site: Path) -> None:
             page.goto(address)
             box = page.get_by_placeholder("Search")
             box.click()
-            box.fill(words)
+            page.get_by_text("Type to start searching").wait_for()
+            box.press_sequentially(words)
             titles = page.locator(".md-search-result__item :is(h1, h2)")  # further ones of a page are folded
             titles.filter(has_text=heading).first.wait_for(state="attached")
