@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,13 +231,19 @@ class HubStream(HubImages):
         return self._row
 
     def _opened_at(self, position: int) -> Iterator[dict[str, Any]]:
+        """Yields the rows of the present order from a position on.
+
+        What is before it is read here: ``skip`` of ``datasets`` may skip other rows if they are shuffled.
+        """
         rows, (_, epoch, seed) = self.rows, self._order
-        if seed is not None:
+        if seed is None:
+            rows, position = (rows.skip(position) if position else rows), 0
+        else:
             rows = rows.shuffle(seed=seed, buffer_size=self.buffer)
             rows.set_epoch(epoch)
-        for batch in (rows.skip(position) if position else rows).iter(_READ_AT_ONCE):
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(batch, values, strict=True))
+        found = ((batch, cells) for batch in rows.iter(_READ_AT_ONCE) for cells in zip(*batch.values(), strict=True))
+        for batch, cells in islice(found, position, None):
+            yield dict(zip(batch, cells, strict=True))
 
 
 def check_random_access(images: Any, what: str) -> None:

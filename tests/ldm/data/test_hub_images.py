@@ -153,10 +153,12 @@ def test_a_stream_has_an_order_of_seed_and_epoch_and_the_same_for_any_number_of_
     assert [shade({"image": each}) for each in pictures] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_stream_continues_after_the_batches_it_delivered(folder: str, num_workers: int) -> None:
-    whole, begun = batches(loader(folder)), loader(folder)
-    stream = iter(begun)
+@pytest.mark.parametrize(("epoch", "num_workers"), [(0, 0), (1, 0), (3, 0), (1, 1)])
+def test_a_stream_continues_after_the_batches_it_delivered(folder: str, epoch: int, num_workers: int) -> None:
+    uninterrupted, begun = loader(folder), loader(folder)
+    for each in (uninterrupted, begun):
+        each.sampler.set_epoch(epoch)
+    whole, stream = batches(uninterrupted), iter(begun)
     assert [next(stream)["caption"] for _ in range(2)] == whole[:2]
     resumed = loader(folder, num_workers=num_workers)
     resumed.load_state_dict(begun.state_dict())
