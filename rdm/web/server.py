@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from ldm.util import to_install  # isort: skip
 
@@ -94,11 +96,22 @@ def serving(
             head=f"<style>{STYLE}</style>",  # as it is; Gradio would leave out what it does not know
             app_kwargs={"middleware": [gate]},
         )
+        forget_descriptions(blocks)
         try:
             yield address
         finally:
             studio.halt()
             end(blocks)
+
+
+def forget_descriptions(blocks: gr.Blocks) -> None:
+    """Lets sessions begin without the descriptions of all components, which only deep links read.
+
+    This page has no deep links. Each call of an endpoint is a session of its own, and most of its time would go into
+    these descriptions.
+    """
+    light: Any = SimpleNamespace(default_config=blocks.default_config, blocks={})
+    blocks.state_holder.blocks = light
 
 
 def end(blocks: gr.Blocks) -> None:

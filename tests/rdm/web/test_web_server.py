@@ -18,6 +18,8 @@ from toy import ROOT
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
+from gradio.state_holder import SessionState, StateHolder  # noqa: E402
+
 from rdm.sampling.pipeline import Pipeline  # noqa: E402
 from rdm.web import gate  # noqa: E402
 from rdm.web.gate import HEADERS  # noqa: E402
@@ -151,6 +153,24 @@ def test_starting_and_drawing_ask_for_no_address_but_loopback(loaded: Pipeline) 
         assert '"png"' in httpx.get(f"{call}/{event}", timeout=60).text
     watching = False
     assert asked == []
+
+
+def test_a_call_begins_no_session_with_the_descriptions_of_all_components(
+    loaded: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, usual = [], StateHolder.__getitem__
+
+    def noted(holder: StateHolder, session: str) -> SessionState:
+        begun.append(usual(holder, session))
+        return begun[-1]
+
+    monkeypatch.setattr(StateHolder, "__getitem__", noted)
+    with Studio({"flags": loaded}) as studio, serving(studio) as url:
+        call = f"{url}gradio_api/call/settings"
+        event = httpx.post(call, json={"data": []}).json()["event_id"]
+        assert "event: complete" in httpx.get(f"{call}/{event}", timeout=60).text
+    assert begun and all(len(session.config_values) < 5 for session in begun)
+    assert all(len(session.blocks_config.blocks) > 100 for session in begun)
 
 
 def test_requests_that_are_no_requests_are_answered(address: str) -> None:
