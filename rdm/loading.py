@@ -6,7 +6,7 @@ A plain latent diffusion model has no database, see :attr:`Loaded.is_plain`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.retriever import Retriever
 
@@ -105,7 +106,7 @@ class Loaded:
     @property
     def k(self) -> int:
         """The default number of neighbours of each image, which is the number in training; 0 for a plain model."""
-        return 0 if self.is_plain else self.model.conditioner.k
+        return 0 if self.is_plain else self.model.k
 
     @property
     def is_plain(self) -> bool:
@@ -125,11 +126,16 @@ class Loaded:
         return model
 
     @property
+    def edits(self) -> bool:
+        """Whether pictures can be edited."""
+        return self.model.kind != RetrievalAugmentedTransformer.kind
+
+    @property
     def diffusion(self) -> RetrievalAugmentedDiffusion:
-        """The model, for callers that need a diffusion model.
+        """The model, for callers that need a diffusion model of this project.
 
         Raises:
-            ValueError: the model is autoregressive.
+            ValueError: it is another kind of model.
         """
         return as_diffusion(self.model, self.path)
 
@@ -148,13 +154,15 @@ class Loaded:
 
 
 def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
-    """Returns the model after a check that it is a diffusion model.
+    """Returns the model after a check that it is a diffusion model of this project.
 
     Raises:
-        ValueError: the model is autoregressive.
+        ValueError: it is another kind of model.
     """
     if isinstance(model, RetrievalAugmentedTransformer):
         raise ValueError(f"{path} is an autoregressive model, expected a diffusion model; give another checkpoint")
+    if model.kind != RetrievalAugmentedDiffusion.kind:
+        raise ValueError(f"{path} is a pipeline of diffusers, expected a diffusion model of this project for this")
     return model
 
 
@@ -244,10 +252,31 @@ def load(
         opened = data.database
     else:
         opened = RetrievalDatabase.open(database)
-    embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
-    rows = select_rows(opened, only) if only else None
-    retriever = Retriever(embedder, opened, index, rows, _outlines(opened, data, same_outline))
+    retriever = retriever_of(opened, partial(load_embedder, data.embedder_config), data, only, same_outline)
     return Loaded(model, retriever, data, path, config_file)
+
+
+def retriever_of(
+    database: RetrievalDatabase,
+    embedder: Callable[[], Embedder],
+    data: Any,
+    only: Sequence[str] = (),
+    same_outline: float | None = None,
+) -> Retriever:
+    """Returns the retriever of a database; embedder and index are loaded at their first use.
+
+    Args:
+        database: the database.
+        embedder: returns the embedder.
+        data: the data module of the model, for the usual ``same_outline``.
+        only: see :func:`load`.
+        same_outline: see :func:`load`.
+
+    Raises:
+        ValueError: no row fits the rules.
+    """
+    rows = select_rows(database, only) if only else None
+    return Retriever(embedder, database, partial(_open_index, database), rows, _outlines(database, data, same_outline))
 
 
 def with_database(

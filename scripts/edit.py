@@ -19,7 +19,7 @@ WAYS = (
     "prompt", "class_name", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight",
 )  # fmt: skip
 # Edits have the size of the picture, and autoregressive models cannot edit.
-UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.kind == AUTOREGRESSION))
+UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.group == AUTOREGRESSION))
 
 
 def parse() -> argparse.Namespace:

@@ -23,6 +23,7 @@ BELOW_THE_PAGE = (
     "data/",
     "retrieval/",
     "convert/",
+    "generators/",
     "sampling/",
     "evaluate/",
     "cli/",
@@ -30,17 +31,18 @@ BELOW_THE_PAGE = (
 # A file below the first may not import anything below the second.
 FORBIDDEN = [
     ("ldm/", ("rdm",)),
-    ("rdm/models/", ("rdm.retrieval", "rdm.loading", "rdm.sampling", "rdm.evaluate", "rdm.cli")),
-    ("rdm/modules/", ("rdm.retrieval", "rdm.models", "rdm.loading", "rdm.sampling", "rdm.evaluate", "rdm.cli")),
+    ("rdm/models/", ("rdm.retrieval", "rdm.loading", "rdm.sampling", "rdm.generators", "rdm.evaluate", "rdm.cli")),
+    ("rdm/modules/", ("rdm.retrieval", "rdm.models", "rdm.loading", "rdm.sampling", "rdm.generators", "rdm.evaluate", "rdm.cli")),
     *((f"rdm/{below}", ("rdm.web",)) for below in BELOW_THE_PAGE),
     ("rdm/web/", ("rdm.cli",)),
-    ("rdm/data/", ("rdm.models", "rdm.loading", "rdm.sampling", "rdm.evaluate", "rdm.cli")),
+    ("rdm/data/", ("rdm.models", "rdm.loading", "rdm.sampling", "rdm.generators", "rdm.evaluate", "rdm.cli")),
     (
         "rdm/retrieval/",
-        ("pytorch_lightning", "ldm.models", "rdm.models", "rdm.loading", "rdm.sampling", "rdm.evaluate"),
+        ("pytorch_lightning", "ldm.models", "rdm.models", "rdm.loading", "rdm.sampling", "rdm.generators", "rdm.evaluate"),
     ),
     ("rdm/retrieval/", ("rdm.compat", "rdm.convert.compvis", "rdm.cli")),
-    ("rdm/loading.py", ("rdm.sampling", "rdm.evaluate", "rdm.cli")),
+    ("rdm/loading.py", ("rdm.sampling", "rdm.generators", "rdm.evaluate", "rdm.cli")),
+    ("rdm/generators/", ("rdm.evaluate", "rdm.cli")),
     ("", ("main", "scripts", "tests")),
 ]
 # A file named here imports only these, beside the standard library.
@@ -77,6 +79,9 @@ DOORS = {
     "wandb": ("ldm/loggers.py",),
     "matplotlib": ("ldm/curves.py", "rdm/evaluate/memorisation.py", "benchmarks/"),
     "gradio": ("rdm/web/",),
+    "diffusers": ("rdm/generators/library.py", "benchmarks/"),
+    "transformers": ("rdm/generators/library.py", "ldm/modules/encoders/modules.py"),
+    "accelerate": ("rdm/generators/library.py",),
 }
 # A call named here is made below these paths only.
 CALLS = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ldm.command_line import add_trust_option, folder
-from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS
+from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSERS, DIFFUSION, OPTIONS
 from rdm.sampling.values import ARGUMENTS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
@@ -15,6 +15,7 @@ TITLES = {
     None: "sampling",
     DIFFUSION: "sampling with a diffusion model",
     AUTOREGRESSION: "sampling with an autoregressive model",
+    DIFFUSERS: "sampling with a pipeline of diffusers",
 }
 
 
@@ -116,7 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
                 help="seed of the first image; image i has the seed --seed + i",
             )
         for name, known in OPTIONS.items():
-            if known.kind == kind and name not in (*COPIES, *without):
+            if known.group == kind and name not in (*COPIES, *without):
                 _add(p, name)
         if kind == DIFFUSION:
             p.add_argument(

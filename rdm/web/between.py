@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from rdm.sampling.settings import DIFFUSION, Settings
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.web import markup, uploads
 from rdm.web.area import Area, area, drawing
 from rdm.web.asking import Between, between
@@ -43,7 +43,7 @@ def tab(studio: Studio) -> Area:
             with gr.Row(elem_classes="numbers"):
                 asked["n"] = whole("Images", min(IMAGES, limits.images), limits.images, 2)
                 asked["k"] = whole("Neighbours", pipeline.k, limits.neighbours)
-                if pipeline.model.kind == DIFFUSION:
+                if pipeline.model.kind in OPTIONS["steps"].kinds:
                     settings["steps"] = whole("Steps", usual.steps, limits.steps)
                 settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
                 asked["seed"] = seed_field()

@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.components import Component
 
 from rdm.retrieval.classes import class_names
-from rdm.sampling.settings import DIFFUSION, Settings
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.sampling.values import TOP_M
 from rdm.web import uploads
 from rdm.web.area import Area, area, drawing
@@ -85,7 +85,7 @@ def input_fields(studio: Studio) -> Fields:
     with gr.Row(elem_classes="numbers"):
         asked |= {"n": whole("Images", 1, limits.images), "k": whole("Neighbours", pipeline.k, limits.neighbours)}
         asked["seed"] = seed_field()
-        if pipeline.model.kind == DIFFUSION:
+        if pipeline.model.kind in OPTIONS["steps"].kinds:
             settings["steps"] = whole("Steps", usual.steps, limits.steps)
         settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
     with folded():

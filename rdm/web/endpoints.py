@@ -157,7 +157,7 @@ def describing(studio: Studio) -> list[Callable[..., Any]]:
     def settings() -> dict[str, Any]:
         """Returns the sampling settings that the model has, each with its default, its values and its meaning."""
         kind = studio.pipeline().model.kind
-        known = {name: each for name, each in OPTIONS.items() if each.kind in (None, kind) and name not in LEFT_OUT}
+        known = {name: each for name, each in OPTIONS.items() if kind in each.kinds and name not in LEFT_OUT}
         return {
             name: {"default": DEFAULTS[name], "values": each.value.expected, "what": each.what}
             for name, each in known.items()
