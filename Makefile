@@ -5,6 +5,7 @@
 #   make check   run a quick subset of the tests, in less than a minute
 #   make test    run the tests, on all cores
 #   make lint    run ruff and mypy
+#   make wheel   build dist/, install the wheel into a fresh environment, and run it from empty folders
 #   make bench   run the benchmarks
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ CHECK := tests/test_architecture.py tests/test_checkpoint_names.py tests/test_do
 	tests/ldm/modules/test_ema.py tests/ldm/modules/test_quantize.py tests/rdm/evaluate/test_metrics_agreement.py \
 	tests/rdm/modules tests/rdm/retrieval/index/test_exact.py tests/rdm/retrieval/index/test_index.py
 
-.PHONY: demo web check test lint bench install clean
+.PHONY: demo web check test lint wheel bench install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -45,6 +46,11 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+wheel: $(STAMP)
+	rm -rf dist
+	$(PY) -m build
+	PYTHON=$(PYTHON) .ci/wheel
+
 bench: $(STAMP)
 	$(PY) -m benchmarks
 
@@ -58,4 +64,4 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

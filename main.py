@@ -28,7 +28,7 @@ from ldm.curves import draw_run
 from ldm.files import FULL, LOCK, locked
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
-from ldm.util import check_params, get_obj_from_str, instantiate_from_config, nearest
+from ldm.util import check_params, instantiate_from_config, nearest
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -47,17 +47,6 @@ UNTRUE = (
     "Using ModelCheckpoint with manual optimization",
     "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
-# Targets in CompVis' configs that lie in their main.py, and the classes that take their place.
-DOORS = {
-    "DataModuleFromConfig": "ldm.convert.training.DataModuleFromConfig",
-    "ImageLogger": "ldm.convert.training.ImageLogger",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in DOORS:
-        return get_obj_from_str(DOORS[name])
-    raise AttributeError(f"module 'main' has no attribute '{name}'")
 
 
 def yes_or_no(text: str) -> bool:
@@ -369,7 +358,6 @@ def nothing_to_save(number: int, frame: Any) -> None:  # noqa: ARG001
 @command_line
 def main() -> None:
     """The command ``python main.py``."""
-    sys.path.insert(0, str(Path(__file__).parent))
     early = {signal.SIGINT: stop_at_once, signal.SIGUSR1: nothing_to_save}
     with handled(early):
         options = parse()

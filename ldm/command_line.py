@@ -17,6 +17,8 @@ from ldm.files import FULL
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import bytes_of, trust
 
+CALLED: dict[str, str] = {}  # the console commands by the scripts that errors name, if the user called a command
+
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Adds the option ``--trust PACKAGE``, which takes effect while the command line is parsed."""
@@ -143,6 +145,8 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("LDM_TRACEBACK"):
                 raise
             message = " ".join(in_words(error).split())
+            for script, command in CALLED.items():
+                message = message.replace(script, command)
             sys.stderr.write(f"error: {message}\n")
             sys.exit(2)
         except KeyboardInterrupt as stop:

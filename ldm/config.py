@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.convert.lightning import our_lightning
-from ldm.files import atomic_path, in_project, located, project
+from ldm.files import atomic_path, cache, located, project, to_build
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
@@ -63,7 +62,8 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     """Returns the merged content of YAML files, of which later ones win, and of overrides, which win over all files.
 
     In a config of the project (in its ``configs``, ``models`` and ``logs``), a relative ``path``, which names what is
-    built (a database, a table of codes), follows the project and not the working directory, unless it exists there.
+    built (a database, a table of codes), follows :func:`ldm.files.to_build` and not the working directory, unless it
+    exists there.
 
     Args:
         files: paths of YAML files, see :func:`ldm.files.located`.
@@ -96,9 +96,10 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
 
 
 def _as_in_project(file: Path, config: Any) -> Any:
-    """Returns a config; if it is one of the project, the paths of what is built lead into the project."""
-    ours = any(file.absolute().is_relative_to(project() / folder) for folder in PROJECT)
-    return _built_there(OmegaConf.to_container(config)) if ours and os.access(project(), os.W_OK) else config
+    """Returns a config; in one of the project or the cache, paths of what is built lead to where the project builds."""
+    roots = (root / folder for root in (project(), cache()) for folder in PROJECT)
+    ours = any(file.absolute().is_relative_to(root) for root in roots)
+    return _built_there(OmegaConf.to_container(config)) if ours else config
 
 
 def _built_there(part: Any) -> Any:
@@ -109,7 +110,7 @@ def _built_there(part: Any) -> Any:
     content = {name: _built_there(value) for name, value in part.items()}
     path = content.get("path")
     if isinstance(path, str) and not Path(path).exists():
-        content["path"] = str(in_project(path))
+        content["path"] = str(to_build(path))
     return content
 
 

@@ -82,7 +82,7 @@ def draw_losses(runs: Mapping[str, Path], output: Path) -> None:
 def draw_run(run: Path) -> None:
     """Draws ``losses.png`` in a run folder, if matplotlib is installed and the run has logged a loss of training."""
     if find_spec("matplotlib") is None:
-        LOG.info("no picture of the losses, which needs matplotlib: pip install -e '.[dev]'")
+        LOG.info("no picture of the losses, which needs matplotlib: pip install matplotlib")
         return
     try:
         draw_losses({"": run}, run / "losses.png")

@@ -12,9 +12,8 @@ import logging
 import os
 import socket
 import sys
-import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +24,74 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share o
 LOCK = ".lock"
 
 SHIPPED = ("configs", "data/emoji", "docs", "models")  # the folders of the files that come with the code
-_INSTALLED = Path("share") / "retrieval-augmented-diffusion"  # where an installed package has them, see pyproject.toml
+BUILT = ("data/codes", "data/databases")  # the folders of what the shipped configs build
+_CODE = Path(__file__).resolve().parents[1]
+_INSTALLED = "retrieval_augmented_diffusion"  # the folder of the shipped files in a wheel, see pyproject.toml
 
 
 @functools.cache
 def project() -> Path:
-    """Returns the folder of the shipped files: that of the checkout, or that of the installed package."""
-    code = Path(__file__).resolve().parents[1]
-    places = (code, code / _INSTALLED, Path(sysconfig.get_path("data")) / _INSTALLED)
-    return next((place for place in places if (place / "models").is_dir()), code)
+    """Returns the folder of the shipped files: the checkout, or beside ``ldm`` that of the installed package."""
+    return _CODE / _INSTALLED if (_CODE / _INSTALLED).is_dir() else _CODE
+
+
+def cache() -> Path:
+    """Returns the user's folder of what was fetched, and of what an installed package builds; ``LDM_CACHE`` names it.
+
+    In it, what was fetched has the path that it would have in the project.
+    """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "retrieval-augmented-diffusion"
+    return Path(os.environ.get("LDM_CACHE") or usual).expanduser().absolute()
+
+
+def places(path: str | Path) -> list[Path]:
+    """Returns where a path that is read may lead, the first choice first. This is the rule for all shipped files.
+
+    Any path is taken as it is, a relative one from the working directory. Then a relative path in a folder of
+    :data:`SHIPPED` leads into the project, and after it into the cache. One in a folder of :data:`BUILT` leads to where
+    the project builds it.
+    """
+    path = Path(path)
+    if _is_in(path, SHIPPED):
+        return [path, project() / path, cache() / path]
+    return [path, to_build(path)] if _is_in(path, BUILT) else [path]
 
 
 def located(path: str | Path) -> Path:
-    """Returns where a path leads that is read.
+    """Returns the first of the :func:`places` of a path that is there, and the path itself if none is."""
+    return next((place for place in places(path) if place.exists()), Path(path))
 
-    A relative path follows the working directory. If nothing is there, and the path lies in a folder of shipped files
-    (``configs``, ``data/emoji``, ``docs`` or ``models``), the file of the project is meant.
+
+def looked_in(path: str | Path) -> str:
+    """Returns the words of an error that say where a relative path was looked for; none for an absolute path."""
+    found = places(path)
+    if found[0].is_absolute():
+        return ""
+    further = "" if len(found) < 3 else f", the project {project()} or the cache {cache()}"
+    return f" in {Path.cwd()}{further}"
+
+
+def to_build(path: str | Path) -> Path:
+    """Returns where that lies which a config of the project builds at a relative path; any other path as it is.
+
+    It lies in the checkout, or in the cache if the project is an installed package or cannot be written to.
     """
     path = Path(path)
-    return path if path.exists() or not shipped(path).exists() else shipped(path)
-
-
-def shipped(path: str | Path) -> Path:
-    """Returns a relative path in a folder of shipped files as a path in the project, and any other path as it is."""
-    path = Path(path)
-    return in_project(path) if any(path.is_relative_to(folder) for folder in SHIPPED) else path
-
-
-def in_project(path: str | Path) -> Path:
-    """Returns a relative path as one in the project, unless that is the working directory, and any other as it is."""
-    path = Path(path)
-    here = path.is_absolute() or ".." in path.parts or Path.cwd() == project()
-    return path if here else project() / path
+    root = project() if project() == _CODE and os.access(_CODE, os.W_OK) else cache()
+    return path if path.is_absolute() or ".." in path.parts or Path.cwd() == root else root / path
 
 
 def portable(path: str | Path) -> str:
-    """Returns a path as records state it: that of a shipped file relative to the project, so that it is found again."""
+    """Returns a path as records state it: one in the project or the cache relative to it, so that it is found again."""
     path = Path(path)
-    if not path.is_absolute() or not path.is_relative_to(project()):
-        return str(path)
-    inside = path.relative_to(project())
-    return str(inside if any(inside.is_relative_to(folder) for folder in SHIPPED) else path)
+    for root in (project(), cache()):
+        if path.is_relative_to(root) and _is_in(path.relative_to(root), (*SHIPPED, *BUILT)):
+            return str(path.relative_to(root))
+    return str(path)
+
+
+def _is_in(path: Path, folders: Iterable[str]) -> bool:
+    return ".." not in path.parts and any(path.is_relative_to(folder) for folder in folders)
 
 
 def file_hash(file: Path) -> str:

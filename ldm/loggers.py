@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from ldm.saving import Metrics
-from ldm.util import instantiate_from_config
+from ldm.util import instantiate_from_config, to_install
 
 WHERE = "lightning.logger"
 OWN = "ldm.loggers."  # loggers of this module are told the run folder; others are built as their config says
@@ -168,7 +168,7 @@ def _build(config: Mapping[str, Any], run: Path) -> Logger:
 
 def _check_installed(package: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{WHERE}: {package} is not installed: pip install -e '.[loggers]'")
+        raise ValueError(f"{WHERE}: {package} is not installed: {to_install('loggers')}")
 
 
 def earlier_id(run: str | Path) -> str | None:

@@ -25,9 +25,11 @@ TRUSTED_PACKAGES = (
     "pytorch_lightning",
     "kornia",
 )
-# Targets in released configs whose classes need an older Lightning or download files when they are built, and the class
-# of this project that is built in their place.
+# Targets in released configs whose classes lie in CompVis' main.py, need an older Lightning or download files when they
+# are built, and the class of this project that is built in their place.
 REPLACED = {
+    "main.DataModuleFromConfig": "ldm.convert.training.DataModuleFromConfig",
+    "main.ImageLogger": "ldm.convert.training.ImageLogger",
     "taming.data.custom.CustomTrain": "ldm.data.taming.CustomTrain",
     "taming.data.custom.CustomTest": "ldm.data.taming.CustomTest",
     "taming.data.faceshq.FFHQTrain": "ldm.data.taming.FFHQTrain",
@@ -67,6 +69,11 @@ def trust(*packages: str) -> None:
 def trusted() -> tuple[str, ...]:
     """Returns the packages that were given to :func:`trust`, so that another process can trust them too."""
     return tuple(sorted(_trusted))
+
+
+def to_install(extra: str) -> str:
+    """Returns the command that installs the packages of an extra of this project, from whatever folder it is given."""
+    return f"pip install 'retrieval-augmented-diffusion[{extra}]'"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import picture_params, read_config
 from ldm.data.decode import sides
-from ldm.files import in_project, located
+from ldm.files import located, looked_in, to_build
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -179,7 +179,8 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """
     named = path or "rdm"
     kind = named if named in KINDS else "rdm"
-    place = located(KINDS[kind][1] if named in KINDS else named)
+    wanted = KINDS[kind][1] if named in KINDS else named
+    place = located(wanted)
     runs = []
     if named in KINDS:
         runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
@@ -187,7 +188,7 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
     if not found:
         raise FileNotFoundError(
-            f"no checkpoint at {place.absolute()}; correct the path, or train one with main.py --base "
+            f"no checkpoint at {wanted}{looked_in(wanted)}; correct the path, or train one with main.py --base "
             f"{KINDS[kind][2]} -t"
         )
     return found[0]
@@ -317,7 +318,7 @@ def _outlines(database: RetrievalDatabase, data: Any, same_outline: float | None
 
 def _same(database: str, own: str) -> bool:
     """Returns whether two paths name one database, from the working directory or in the project."""
-    places, others = ({Path(each).absolute(), in_project(each).absolute()} for each in (database, own))
+    places, others = ({Path(each).absolute(), to_build(each).absolute()} for each in (database, own))
     return not places.isdisjoint(others)
 
 

@@ -4,8 +4,18 @@ import re
 import shlex
 from pathlib import Path
 
+from rdm.console import SCRIPTS
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/sampling.md", "docs/training.md", "docs/databases.md", "docs/checkpoints.md", "docs/web.md")
+PAGES = (
+    "README.md",
+    "docs/sampling.md",
+    "docs/training.md",
+    "docs/databases.md",
+    "docs/checkpoints.md",
+    "docs/web.md",
+    "docs/install.md",
+)
 
 
 def read(page: str) -> str:
@@ -20,10 +30,11 @@ def blocks(page: str, language: str = "") -> list[str]:
 
 
 def commands(page: str, language: str = "") -> list[list[str]]:
-    """The words behind ``python`` of every line of a page's code blocks that starts with it.
+    """The words behind ``python`` of every line of a page's code blocks that starts with it, or with a console command.
 
     What stands in blocks without a language is run by ``test_readme.py``. Blocks in ``sh`` need pictures or time that a
     test does not have: ``test_docs.py`` has the scripts read their options.
     """
     lines = [line.partition("  #")[0].strip() for block in blocks(page, language) for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
+    words = [shlex.split(line) for line in lines if line.startswith(("python ", "rdm-"))]
+    return [[*([] if first == "python" else [SCRIPTS[first]]), *further] for first, *further in words]

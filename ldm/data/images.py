@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ldm.data.classes import NO_CLASS, Classes, listed_classes, sorted_classes
 from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
 from ldm.data.left_out import pictures_below, say_pages
-from ldm.files import located, read_text, shipped
+from ldm.files import located, looked_in, places, read_text
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class ImageFolder(ImageDataset):
         super().__init__(size, max_broken, **options)
         self.root, self.folder = Path(root), located(root)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"no image folder at {root!r}{here(root)}; correct `root` in the data config")
+            raise FileNotFoundError(f"no image folder at {root!r}{looked_in(root)}; correct `root` in the data config")
         self.names = self._found() if files is None else _lines(files)
         if not self.names:
             raise ValueError(f"files: got the empty list {files!r}, expected one path below {root!r} on each line")
@@ -266,13 +266,8 @@ def _lines(file: str) -> list[str]:
     """Returns the lines of a text file that are not blank."""
     path = located(file)
     if not path.is_file():
-        raise FileNotFoundError(f"no list at {file!r}{here(file)}; correct the data config")
+        raise FileNotFoundError(f"no list at {file!r}{looked_in(file)}; correct the data config")
     return [line.strip().removeprefix("./") for line in read_text(path).splitlines() if line.strip()]
-
-
-def here(path: str) -> str:
-    """Returns the words of an error that say where a relative path was looked for; none for an absolute path."""
-    return "" if Path(path).is_absolute() else f" in {Path.cwd()} or with the project"
 
 
 def complete(known: dict[str, str]) -> dict[str, str]:
@@ -294,9 +289,9 @@ def expand_files(files: str | Iterable[str], suffix: str) -> list[Path]:
         elif path.is_file():
             matches = [path]
         else:
-            matches = _globbed(path) or _globbed(shipped(path))
+            matches = next(filter(None, map(_globbed, places(entry))), [])
         if not matches:
-            raise FileNotFoundError(f"no {suffix} file at {entry!r}{here(entry)}; correct the data config")
+            raise FileNotFoundError(f"no {suffix} file at {entry!r}{looked_in(entry)}; correct the data config")
         found += matches
     return found
 

@@ -17,6 +17,7 @@ from ldm.checkpoint import load_weights, read_weights
 from ldm.files import fetched
 from ldm.modules.encoders.modules import OpenClipEmbedder
 from ldm.pictures import to_uint8
+from ldm.util import to_install
 
 WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".safetensors")
 UNIT = "unit:"
@@ -152,7 +153,7 @@ def inception(name: str, file: Path | None) -> FeatureNetwork:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
         raise ValueError(
-            "features 'inception' need torch-fidelity: pip install -e '.[metrics]', or name other features"
+            f"features 'inception' need torch-fidelity: {to_install('metrics')}, or name other features"
         ) from error
     file = file or fetched(
         URL_INCEPTION_V3,

@@ -90,7 +90,7 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
     """
     options = MemorisationOptions.of_command_line(arguments)
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("the plot needs matplotlib: pip install -e '.[dev]'")
+        raise ValueError("the plot needs matplotlib: pip install matplotlib")
     if loaded.is_plain:
         raise ValueError(
             f"{loaded.path} is a plain model, expected one with a database, whose embedder compares the pictures; "

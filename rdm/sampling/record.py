@@ -202,7 +202,7 @@ def about_the_database(loaded: Loaded) -> dict[str, Any]:
         return {}
     database = loaded.retriever.database
     return {
-        "database": str(database.path),
+        "database": portable(database.path),
         "database_fingerprint": database.fingerprint,
         "embedder_fingerprint": database.card["embedder"]["fingerprint"],
     }

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gradio as gr
+from ldm.util import to_install  # isort: skip
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    raise ValueError(f"no gradio, which makes the page: {to_install('web')}") from error
 from starlette.middleware import Middleware
 
 from rdm.web.gate import Gate

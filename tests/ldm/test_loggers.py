@@ -254,7 +254,7 @@ def test_what_is_no_logger_is_refused_in_one_line(given: Any, facts: str, tmp_pa
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_package_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match=rf"{name} is not installed: pip install -e '\.\[loggers\]'"):
+    with pytest.raises(ValueError, match=rf"{name} is not installed: pip install .*\[loggers\]'"):
         build_loggers(our_lightning({"logger": name})["logger"], tmp_path)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ldm.files import read_json
-from ldm.util import instantiate_from_config, trust, trusted
+from ldm.util import instantiate_from_config, to_install, trust, trusted
 from rdm.retrieval.builder.plan import Plan, WrittenShard
 from rdm.retrieval.builder.read_ahead import chunks_of, read_chunks
 from rdm.retrieval.builder.shard import embed_shard, write_content
@@ -227,7 +227,7 @@ def _cluster(address: str) -> Iterator[None]:
         import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise ValueError(f"ray '{address}' needs {error.name}: pip install -e '.[ray]'") from error
+        raise ValueError(f"ray '{address}' needs {error.name}: {to_install('ray')}") from error
     host, colon, port = address.rpartition(":")
     if address not in ("local", "auto") and not (colon and port.isdigit() and "/" not in host):
         expected = "local, auto, or HOST:PORT of a cluster that this machine is part of"

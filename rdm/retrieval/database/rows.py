@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import check_hash, read_json
+from ldm.files import check_hash, located, read_json
 from rdm.retrieval.database.removed import alive_rows, changing, read_removed, stamp, write_removed
 from rdm.retrieval.database.shards import (
     CARD,
@@ -98,7 +98,7 @@ class RetrievalDatabase:
             ValueError: the database has another format version or another embedder, or a shard is missing or has
                 another shape.
         """
-        path = Path(path)
+        path = located(path)
         if not (path / CARD).is_file():
             raise FileNotFoundError(
                 f"no finished database at {path}; build it with scripts/build_database.py --output {path}"

@@ -12,7 +12,12 @@ import numpy as np
 import torch  # before faiss: both bring an OpenMP runtime, and the first one loaded is used
 from tqdm import tqdm
 
-import faiss as _faiss  # isort: skip
+from ldm.util import to_install  # isort: skip
+
+try:
+    import faiss as _faiss
+except ModuleNotFoundError as error:
+    raise ValueError(f"no faiss, which searches: {to_install('cpu')}, or with [gpu] for an NVIDIA GPU") from error
 
 from ldm.files import atomic_path, building, check_hash, file_hash, read_json
 from rdm.retrieval.database.rows import RetrievalDatabase

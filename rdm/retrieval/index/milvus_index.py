@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm.util import to_install
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.index.factory import budget
@@ -167,7 +168,7 @@ def _connect(database: RetrievalDatabase, factory: str) -> Any:
             (database.path / "index").mkdir(exist_ok=True)
             uri = str(database.path / "index" / uri)
     except ModuleNotFoundError as error:
-        raise ValueError(f"index '{factory}' needs {error.name}: pip install -e '.[milvus]'") from error
+        raise ValueError(f"index '{factory}' needs {error.name}: {to_install('milvus')}") from error
     with _explained(factory):
         return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""))
 

@@ -1,0 +1,52 @@
+"""The console commands of the package: each runs a script of the project.
+
+The scripts lie in the checkout and, in a wheel, beside the configs and the models, so that a command and its script are
+the same file.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from typing import Any
+
+from ldm.command_line import CALLED
+from ldm.files import project
+
+SCRIPTS = {
+    "rdm-train": "main.py",
+    "rdm-txt2img": "scripts/txt2img.py",
+    "rdm-class2img": "scripts/class2img.py",
+    "rdm-sample": "scripts/sample.py",
+    "rdm-edit": "scripts/edit.py",
+    "rdm-web": "scripts/web.py",
+    "rdm-database": "scripts/build_database.py",
+    "rdm-neighbors": "scripts/search_neighbors.py",
+    "rdm-evaluate": "scripts/evaluate.py",
+    "rdm-export": "scripts/export_checkpoint.py",
+    "rdm-demo": "scripts/demo.py",
+}
+
+
+def run(command: str) -> None:
+    """Runs ``main`` of the script of a command, with the words behind the command; errors then name commands."""
+    CALLED.update({script: name for name, script in SCRIPTS.items()})
+    spec: Any = spec_from_file_location(command, project() / SCRIPTS[command])
+    sys.modules[command] = script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main()
+
+
+# The objects that [project.scripts] in pyproject.toml names.
+train = partial(run, "rdm-train")
+txt2img = partial(run, "rdm-txt2img")
+class2img = partial(run, "rdm-class2img")
+sample = partial(run, "rdm-sample")
+edit = partial(run, "rdm-edit")
+web = partial(run, "rdm-web")
+database = partial(run, "rdm-database")
+neighbors = partial(run, "rdm-neighbors")
+evaluate = partial(run, "rdm-evaluate")
+export = partial(run, "rdm-export")
+demo = partial(run, "rdm-demo")
