@@ -13,6 +13,11 @@ from rdm.web.hosts import check_host, login
 from rdm.web.limits import Limits
 
 LIMITS = [each.name for each in fields(Limits)]
+GENERATOR = {
+    "generator": "a pipeline of diffusers in the place of a model, over the first --database",
+    "adapter": "its IP-Adapter",
+    "image_encoder": "the adapter's image encoder, if it is not beside it",
+}
 
 
 def parse() -> argparse.Namespace:
@@ -29,11 +34,12 @@ def parse() -> argparse.Namespace:
         metavar="NAME=FOLDER",
         help="a further database that neighbours may come from, made with the same CLIP; may be given several times",
     )
+    for name, what in GENERATOR.items():
+        p.add_argument(f"--{name}", help=what)
     p.add_argument("--host", default="127.0.0.1", help="the address to listen at; the default is this machine alone")
     p.add_argument("--port", type=positive, help="the port; if not given, the first free one from 7860 on")
-    p.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="what the page asks for; required with a host on the network"
-    )
+    asked = "what the page asks for; required with a host on the network"
+    p.add_argument("--auth", metavar="USER:PASSWORD", help=asked)
     p.add_argument("--open", action="store_true", help="serve a host on the network to everyone, without --auth")
     p.add_argument("--allow-changes", action="store_true", help="let users add rows to databases and remove them")
     add_trust_option(p)
@@ -71,8 +77,9 @@ def main() -> None:
     from rdm.web.server import serving, wait
     from rdm.web.studio import Studio
 
+    other = {name: getattr(args, name) for name in GENERATOR}
     with (
-        Studio.open(args.ckpt, folders, args.config, limits, args.allow_changes) as studio,
+        Studio.open(args.ckpt, folders, args.config, limits, args.allow_changes, other) as studio,
         serving(studio, args.host, args.port, auth) as address,
     ):
         print(f"the page is at {address}; Ctrl-C ends it", flush=True)

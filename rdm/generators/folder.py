@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.files import located, read_json
-from rdm.generators.library import diffusers_library, quiet
+from rdm.generators.library import diffusers_library, quiet, takes_image_prompts
 
 
 def find_pipeline(name: str) -> Path:
@@ -55,9 +55,8 @@ def class_of(folder: Path) -> str:
     Raises:
         ValueError: it takes none.
     """
-    name, library = str(read_json(folder / "model_index.json", "").get("_class_name")), diffusers_library()
-    found = getattr(library, name, None)
-    if found is None or not issubclass(found, library.loaders.IPAdapterMixin):
+    name = str(read_json(folder / "model_index.json", "").get("_class_name"))
+    if not takes_image_prompts(name):
         raise ValueError(
             f"{folder} is a {name}, which takes no image prompts by an IP-Adapter; give a pipeline of Stable Diffusion "
             "or SDXL"

@@ -21,12 +21,16 @@ def hashes_of(pipeline: DiffusersPipeline) -> dict[str, str]:
     return found if pipeline.encoder is None else {**found, "image_encoder_sha256": _folder(pipeline.encoder)}
 
 
-@functools.cache
 def _file(file: Path) -> str:
+    known = file.stat()
+    return _hash(file, known.st_size, known.st_mtime_ns)
+
+
+@functools.cache
+def _hash(file: Path, size: int, time: int) -> str:  # noqa: ARG001 (a file that is written anew has others)
     return file_hash(file)
 
 
-@functools.cache
 def _folder(folder: Path) -> str:
     """Returns the hash over the names and hashes of configs, vocabularies and weights in a folder and those below it.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import portable
+from ldm.files import file_hash, portable
 from rdm.generators.adapter import POOLED
 from rdm.generators.hashes import hashes_of
 from rdm.generators.library import diffusers_library, transformers_library
@@ -54,6 +54,8 @@ class ImagePromptGenerator:
                 f"anyway; expected {' or '.join(TOKENS)}, or give the picture as a neighbour"
             )
         settings = settings.for_model(self.pipeline)
+        if settings.eta and settings.sampler != "ddim":
+            raise ValueError(f"got eta={settings.eta} with sampler={settings.sampler}, expected sampler ddim for eta")
         size = self.pipeline.size_of(settings)
         if request.canvas is not None:
             about = request.canvas.about
@@ -113,7 +115,9 @@ class ImagePromptGenerator:
         """Returns pipeline, adapter and image encoder with their hashes, and the versions of the libraries."""
         pipeline = self.pipeline
         encoder = "database" if pipeline.trusts_database else pipeline.encoder and portable(pipeline.encoder)
+        config = self.loaded.config
         return {
+            **({} if config is None else {"config": str(config), "config_sha256": file_hash(config)}),
             "generator": {
                 "pipeline": portable(pipeline.folder) if pipeline.name == str(pipeline.folder) else pipeline.name,
                 "class": pipeline.class_name,
@@ -134,7 +138,10 @@ class ImagePromptGenerator:
             "adapter_sha256": f"adapter {pipeline.adapter.path}",
             "image_encoder_sha256": f"image encoder {pipeline.encoder}",
         }
-        return [(words[key], value, named[key]) for key, value in hashes_of(pipeline).items()]
+        found = [(words[key], value, named[key]) for key, value in hashes_of(pipeline).items()]
+        if config := self.loaded.config:
+            found.append((f"config {config}", file_hash(config), record["config_sha256"]))
+        return found
 
 
 def takes_vectors(loaded: Loaded) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ldm.util import to_install
 
 
 @contextmanager
@@ -14,7 +17,9 @@ def quiet() -> Iterator[None]:
     before = logs.get_verbosity()
     logs.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logs.set_verbosity(before)
 
@@ -30,6 +35,18 @@ def transformers_library() -> Any:
     except ImportError as error:
         raise not_installed(error) from error
     return transformers
+
+
+def takes_image_prompts(name: str) -> bool:
+    """Returns whether a class of pipelines of diffusers takes image prompts by an IP-Adapter.
+
+    Raises:
+        ValueError: diffusers is not installed.
+    """
+    found = getattr(diffusers_library(), name, None)
+    from diffusers.loaders import IPAdapterMixin
+
+    return found is not None and issubclass(found, IPAdapterMixin)
 
 
 def diffusers_library() -> Any:
@@ -62,5 +79,5 @@ def not_installed(error: ImportError) -> ValueError:
     """Returns the error that says how to install the packages of the extra ``generators``."""
     return ValueError(
         f"a pipeline of diffusers as the generator needs the package {error.name}, which is not installed: "
-        "pip install -e '.[generators]'"
+        f"{to_install('generators')}"
     )

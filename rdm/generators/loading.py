@@ -64,7 +64,7 @@ def load_generator(
     made_by = embedder_of(opened) if config is None else require(read_config([config]), ("embedder",), config)[0]
     data = GeneratorData(model.image_size)
     retriever = retriever_of(opened, partial(load_embedder, made_by), data, only, same_outline)
-    return Loaded(model, retriever, data, model.folder)
+    return Loaded(model, retriever, data, model.folder, None if config is None else located(config))
 
 
 def embedder_of(database: RetrievalDatabase) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
-from ldm.files import located, read_json, write_json
+from ldm.files import located, portable, read_json, write_json
 from ldm.pictures import save_png, to_uint8
 from ldm.stopping import Stopped, going_on
 from rdm.generators import generator_of
@@ -245,7 +245,7 @@ def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_again(
-    record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None
+    record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None, adapter: str | None = None
 ) -> tuple[Samples, Pipeline]:
     """Reproduces the image of a record; returns it with the pipeline that sampled it.
 
@@ -253,6 +253,7 @@ def make_again(
         record: the record, see :func:`read_record`.
         ckpt: the path of the checkpoint or of the pipeline of diffusers, if it has moved.
         database: the path of the database, if it has moved.
+        adapter: the file of the adapter of a pipeline of diffusers, if it has moved.
 
     Raises:
         FileNotFoundError: a checkpoint or the database does not exist.
@@ -263,8 +264,13 @@ def make_again(
     if named is None:
         pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
     else:
-        made_by = {"generator": ckpt or named["pipeline"], "adapter": named["adapter"]}
-        pipeline = Pipeline.load(database=database or stored, image_encoder=named["image_encoder"], **made_by)
+        pipeline = Pipeline.load(
+            database=database or stored,
+            config=record.get("config"),
+            generator=ckpt or named["pipeline"],
+            adapter=adapter or named["adapter"],
+            image_encoder=named["image_encoder"],
+        )
     check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
     # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.
