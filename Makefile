@@ -5,6 +5,8 @@
 #   make check   run a quick subset of the tests, in less than a minute
 #   make test    run the tests, on all cores
 #   make lint    run ruff and mypy
+#   make docs    build the documentation site in build/site; any warning is an error
+#   make serve   the same, served at http://127.0.0.1:8000 until Ctrl-C, and built again when a page changes
 #   make wheel   build dist/, install the wheel into a fresh environment, and run it from empty folders
 #   make bench   run the benchmarks
 
@@ -26,7 +28,7 @@ CHECK := tests/test_architecture.py tests/test_checkpoint_names.py tests/test_do
 	tests/ldm/modules/test_ema.py tests/ldm/modules/test_quantize.py tests/rdm/evaluate/test_metrics_agreement.py \
 	tests/rdm/modules tests/rdm/retrieval/index/test_exact.py tests/rdm/retrieval/index/test_index.py
 
-.PHONY: demo web check test lint wheel bench install clean
+.PHONY: demo web check test lint docs serve wheel bench install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -45,6 +47,12 @@ lint: $(STAMP)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+docs: $(STAMP)
+	$(PY) -m mkdocs build --strict
+
+serve: $(STAMP)
+	$(PY) -m mkdocs serve
 
 wheel: $(STAMP)
 	rm -rf dist

@@ -29,7 +29,15 @@ class StepSchedule(LambdaLR):
 
 
 class LambdaWarmUpCosineScheduler:
-    """Linear warm-up from ``lr_start`` to ``lr_max``, then a cosine down to ``lr_min`` at ``max_decay_steps``."""
+    """Linear warm-up from ``lr_start`` to ``lr_max``, then a cosine down to ``lr_min`` at ``max_decay_steps``.
+
+    Args:
+        warm_up_steps: number of steps of the warm-up.
+        lr_min: factor from ``max_decay_steps`` on.
+        lr_max: factor at the end of the warm-up.
+        lr_start: factor of the first step.
+        max_decay_steps: step at which the cosine ends, counted from the first step.
+    """
 
     def __init__(self, warm_up_steps: int, lr_min: float, lr_max: float, lr_start: float, max_decay_steps: int) -> None:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
@@ -49,6 +57,13 @@ class LambdaWarmUpCosineScheduler2:
     """Cycles of a linear warm-up from ``f_start`` to ``f_max`` and a cosine down to ``f_min``.
 
     Each list has one entry for each cycle.
+
+    Args:
+        warm_up_steps: number of steps of the warm-up.
+        f_min: factor at the end of the cycle.
+        f_max: factor at the end of the warm-up.
+        f_start: factor of the cycle's first step.
+        cycle_lengths: number of steps of the cycle. The last cycle keeps its ``f_min`` after its end.
     """
 
     def __init__(

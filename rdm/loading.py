@@ -17,7 +17,7 @@ import torch
 from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import picture_params, read_config
 from ldm.data.decode import sides
-from ldm.files import located, looked_in, to_build
+from ldm.files import located, looked_in, places, to_build
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -180,12 +180,11 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     named = path or "rdm"
     kind = named if named in KINDS else "rdm"
     wanted = KINDS[kind][1] if named in KINDS else named
-    place = located(wanted)
     runs = []
     if named in KINDS:
         runs = [file for file in Path(logs).glob("*/checkpoints/last.ckpt") if _is_of(kind, file.parent.parent)]
     newest = sorted(runs, key=lambda file: file.stat().st_mtime, reverse=True)
-    found = [*newest, *([place] if place.is_file() else _checkpoints_in(place))]
+    found = [*newest, *(file for place in places(wanted) for file in _checkpoints_at(place))]
     if not found:
         raise FileNotFoundError(
             f"no checkpoint at {wanted}{looked_in(wanted)}; correct the path, or train one with main.py --base "
@@ -194,8 +193,8 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     return found[0]
 
 
-def _checkpoints_in(folder: Path) -> list[Path]:
-    candidates = (folder / "model.safetensors", folder / "checkpoints" / "last.ckpt", folder / "model.ckpt")
+def _checkpoints_at(path: Path) -> list[Path]:
+    candidates = (path, path / "model.safetensors", path / "checkpoints" / "last.ckpt", path / "model.ckpt")
     return [file for file in candidates if file.is_file()]
 
 

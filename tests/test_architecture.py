@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix()
-    for part in ("ldm", "rdm", "scripts", "benchmarks", "main.py")
+    for part in ("ldm", "rdm", "scripts", "benchmarks", "website", "main.py")
     for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
 )
 
@@ -45,6 +45,7 @@ FORBIDDEN = [
     ("rdm/loading.py", ("rdm.sampling", "rdm.generators", "rdm.evaluate", "rdm.cli")),
     ("rdm/generators/", ("rdm.evaluate", "rdm.cli")),
     ("", ("main", "scripts", "tests")),
+    *((part, ("website",)) for part in ("ldm/", "rdm/", "scripts/", "main.py", "benchmarks/")),
 ]
 # A file named here imports only these, beside the standard library.
 ONLY = {
@@ -83,6 +84,8 @@ DOORS = {
     "diffusers": ("rdm/generators/library.py", "benchmarks/"),
     "transformers": ("rdm/generators/library.py", "ldm/modules/encoders/modules.py"),
     "accelerate": ("rdm/generators/library.py",),
+    "mkdocs": ("website/hooks.py",),
+    "griffe": ("website/signatures.py",),
 }
 # A call named here is made below these paths only.
 CALLS = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Commands
-from documents import PAGES, ROOT, blocks, commands
+from documents import PAGES, ROOT, RUN, blocks, commands
 from PIL import Image
 
 from ldm.checkpoint import read_weights
@@ -28,12 +28,22 @@ SMALLER = {
     "configs/rdm.yaml": ["lightning.callbacks.images.params.max_images=2"],
     "configs/rdm/emoji-embeddings.yaml": ["lightning.callbacks.images.params.max_images=2"],
 }
+FEWER = {
+    "reconstruction": ["--n", "16", "--outdir", "outputs/evaluate"],
+    "samples": ["--n", "16", "--steps", "3"],
+    "memorisation": ["--n", "4", "--n_real", "16", "--steps", "3"],
+    "concepts": ["--n", "4", "--n_real", "16", "--steps", "3"],
+}
 # The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
-# Pages whose commands build on one another; the second one goes without what the first ones have run.
+# Pages whose commands build on one another; the others go without what these have run.
 TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
-ALONE = "docs/training.md"
-SAMPLING = ("README.md", "docs/sampling.md")  # whose Python goes with the shipped model
+SAMPLING = ("README.md", "docs/start.md", "docs/sampling.md")  # whose Python goes with the shipped model
+
+
+def unseen(page: str, others: list[list[str]]) -> list[list[str]]:
+    """The commands of a page that are not among others."""
+    return [command for command in commands(page) if command not in others]
 
 
 def parts() -> dict[str, list[list[str]]]:
@@ -41,14 +51,14 @@ def parts() -> dict[str, list[list[str]]]:
 
     A part begins at the README's first command and, as sampling takes the shipped model, at every training.
     """
-    together = [command for page in TOGETHER for command in commands(page)]
-    alone = [command for command in commands(ALONE) if command not in together]
+    first, *others = [commands(page) for page in TOGETHER]
+    together = [*first, *unseen("docs/start.md", first), *(command for page in others for command in page)]
     found: list[list[list[str]]] = [[]]
-    for command in together + alone:
-        if command[0] == "main.py":
+    for command in [*together, *unseen("docs/training.md", together), *commands("docs/evaluation.md")]:
+        if command[0] == "main.py" or command[:2] == ["scripts/evaluate.py", "samples"]:
             found.append([])
         found[-1].append(command)
-    return {part[0][part[0].index("--base") + 1 if part[0][0] == "main.py" else 0]: part for part in found}
+    return {part[0][part[0].index("--base") + 1 if "--base" in part[0] else 0]: part for part in found}
 
 
 def shrink(command: list[str], folder: Path) -> list[str]:
@@ -64,14 +74,14 @@ def shrink(command: list[str], folder: Path) -> list[str]:
     if words[0] == "scripts/edit.py":
         return [*words, "--steps", "3"]
     if words[0] == "scripts/evaluate.py":
-        return [*words, "--n", "16", "--outdir", str(folder / "outputs/evaluate")]
+        return [*words, *FEWER.get(words[1], [])]
     return words
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A place like the checkout, whose runs and databases are its own."""
-    for name in ("main.py", "scripts", "configs", PICTURES, "docs", "models/clip", "models/rarm"):
+    for name in ("main.py", "scripts", "configs", PICTURES, "docs", "models/clip", "models/judge", "models/rarm"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name)
     for kind in ("first_stage", "rdm"):
@@ -116,9 +126,9 @@ def test_the_pages_have_commands_of_every_script_to_run() -> None:
 
 def test_the_parts_are_all_commands() -> None:
     found = [command for part in parts().values() for command in part]
-    assert all(command in found for page in (*TOGETHER, ALONE) for command in commands(page))
+    assert all(command in found for page in RUN for command in commands(page))
     begun = ["configs/rdm.yaml", "configs/rdm/emoji-embeddings.yaml", "configs/clip/emoji.yaml", next(iter(SMALLER))]
-    assert list(parts()) == ["scripts/txt2img.py", *begun]
+    assert list(parts()) == ["scripts/txt2img.py", *begun, "scripts/evaluate.py"]
 
 
 def test_sampling_does_what_the_pages_say(process: Commands, folder: Path) -> None:
@@ -171,3 +181,10 @@ def test_a_first_stage_is_trained_and_evaluated_as_the_pages_say(process: Comman
     run(process, parts()["configs/first_stage/emoji-vq-f4.yaml"], folder)
     assert json.loads((folder / "outputs/evaluate/results.json").read_text())["figures"]["psnr"] > 0
     assert (folder / "models/first_stage/mine/model.safetensors").stat().st_size > 1e6
+
+
+def test_models_are_evaluated_as_the_pages_say(process: Commands, folder: Path) -> None:
+    run(process, parts()["scripts/evaluate.py"], folder)  # `repeat` fails where a figure differs
+    for name in ("samples", "memorisation", "concepts"):
+        (report,) = (folder / "outputs" / name).rglob("results.json")
+        assert json.loads(report.read_text())["figures"], name

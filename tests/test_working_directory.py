@@ -53,6 +53,10 @@ def test_the_working_directory_comes_first_the_project_second_and_the_cache_thir
     assert located("models/clip/emoji") == Path("models/clip/emoji")
     with pytest.raises(FileNotFoundError, match=f"no checkpoint at models/none in {elsewhere}, .*{ROOT} or .*{cache};"):
         find_checkpoint("models/none")
+    weights = cache / "models/rdm/imagenet/model.ckpt"  # of which the project has the config alone
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert find_checkpoint("models/rdm/imagenet") == weights
 
 
 def test_what_a_shipped_config_builds_is_built_in_the_project(elsewhere: Path) -> None:

@@ -21,7 +21,7 @@ from rdm.retrieval.config import check_database, load_embedder
 from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.index.search import read_card
+from rdm.retrieval.index.search import SearchIndex, read_card
 from rdm.retrieval.neighbours.build import check_query, prepare_neighbour_table
 from rdm.retrieval.neighbours.table import CAPTION, NEAR_DUPLICATE, PICTURE, NeighbourTable
 
@@ -184,23 +184,40 @@ class RetrievalDataModule(FurtherDataModule):
 
         embedder = load_embedder(self.embedder_config)
         database = prepare_database(embedder=embedder, **self.database_config)
-        index, outlines = current_index(database), Outlines.of(database, self.same_outline)
+        index = current_index(database)
         for name in names:
             images = instantiate_from_config(self.dataset_configs["train" if name == CAPTIONS else name])
-            prepare_neighbour_table(
-                self.table_path(name),
-                images,
-                embedder,
-                database,
-                index,
-                k=self.stored_k,
-                used=self.draw_from if name in ("train", CAPTIONS) else self.k,
-                near_duplicate=self.near_duplicate,
-                outlines=outlines,
-                patches_per_side=self.patches_per_side,
-                query=CAPTION if name == CAPTIONS else PICTURE,
-            )
+            self.prepare_table(name, images, embedder, database, index)
         return embedder
+
+    def prepare_table(
+        self, name: str, images: Any, embedder: Embedder, database: RetrievalDatabase, index: SearchIndex
+    ) -> NeighbourTable:
+        """Returns a neighbour table, which is built if it is missing or of other rows.
+
+        Args:
+            name: see :meth:`table_path`.
+            images: the pictures that it is of.
+            embedder: the embedder that made the database.
+            database: where neighbours come from.
+            index: the index of that database.
+
+        Raises:
+            ValueError: see :func:`rdm.retrieval.neighbours.build.build_neighbour_table`.
+        """
+        return prepare_neighbour_table(
+            self.table_path(name),
+            images,
+            embedder,
+            database,
+            index,
+            k=self.stored_k,
+            used=self.draw_from if name in ("train", CAPTIONS) else self.k,
+            near_duplicate=self.near_duplicate,
+            outlines=Outlines.of(database, self.same_outline),
+            patches_per_side=self.patches_per_side,
+            query=CAPTION if name == CAPTIONS else PICTURE,
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the data sets that ``stage`` reads and adds their neighbours."""

@@ -56,7 +56,7 @@ def _has_equal_rows(record: Mapping[str, Any], database: RetrievalDatabase) -> b
         for entry, neighbour in zip(database.metadata(rows), recorded, strict=True)
         for key in ABOUT_A_ROW
     )
-    if equal and database.fingerprint != record["database_fingerprint"]:
+    if equal and not database.has_grown_from(record["database_fingerprint"]):
         LOG.warning("database %s was built anew; the image may differ in its last bits", database.path)
     return equal
 

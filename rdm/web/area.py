@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from rdm.retrieval.queries import text_queries
 from rdm.web import markup, uploads
 from rdm.web.answers import SAMPLING, answering
 from rdm.web.asking import checked_words
-from rdm.web.drawing import Drawn, Job, Step, png_file
+from rdm.web.drawing import Drawn, Job, Step
 from rdm.web.pieces import pictures as clickable
 from rdm.web.pieces import session_of
+from rdm.web.rows import search
 from rdm.web.studio import RULES, Studio
 from rdm.web.switches import Board, Card, Slot, again, pinned
 
@@ -117,14 +116,10 @@ def found_slots(studio: Studio, board: Board, text: str) -> list[Slot]:
     if board.opened is None or not words:
         raise ValueError("got no text to search for, expected what the picture should show; write it")
     name = board.card(board.opened[0]).drawn.place.partition(RULES)[0]
-    retriever = studio.pipeline(name).retriever
-    found = retriever.search(text_queries(retriever.embedder, words).cpu().numpy(), SEARCHED, None)
-    rows, scores = found.rows[0], found.scores[0].tolist()
-    pictures = [png_file(Image.fromarray(patch)) for patch in retriever.database.patches(rows)]
-    entries = retriever.database.metadata(rows)
     return [
-        Slot(png, {**entry, "similarity": score}, row, name)
-        for png, entry, score, row in zip(pictures, entries, scores, rows.tolist(), strict=True)
+        Slot(row.png, {**row.about, "similarity": row.similarity}, row.number, name)
+        for row in search(studio.pipeline(name), words[0], k=SEARCHED)
+        if row.png is not None
     ]
 
 

@@ -98,6 +98,8 @@ def _request(studio: Studio, pipeline: Pipeline, ask: Ask, words: Sequence[str])
         seen = "picture" if ask.tokens == "text" else ask.tokens
         return ways.image(pipeline, ask.picture, ask.n, tokens=seen, **numbers)
     if ask.way == "popular":
+        if note := studio.popular.note(pipeline):
+            raise ValueError(note)
         return ways.popular(pipeline, ask.n, top_m=ask.top_m, **numbers)
     raise ValueError(f"got the way '{ask.way}', expected {', '.join(WAYS)}")
 

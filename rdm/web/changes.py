@@ -1,7 +1,8 @@
 """Changes of a database by the page: rows that are removed, and pictures that are added. Only with ``--allow-changes``.
 
 Removed rows are gone from every search at once. After an addition, the index is built again before the page goes over
-to the new rows, so a search finds either the rows before or all of them.
+to the new rows, so a search finds either the rows before or all of them. Popular rows follow later, see
+:mod:`rdm.web.popular`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from rdm.retrieval.database.find import find_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD
 from rdm.retrieval.index.faiss_index import current_index
-from rdm.retrieval.neighbours.table import CARD as TABLE
 from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.sampling.pipeline import Pipeline
 from rdm.web.rows import row_numbers
@@ -137,14 +137,6 @@ def add(
     return rows
 
 
-def popular_note(database: RetrievalDatabase) -> str:
-    """Returns that popular rows must be counted again, because they were counted from other rows; else ""."""
-    table = database.path / "neighbours" / "train" / TABLE
-    if not table.is_file() or read_json(table, "delete it").get("database") == database.fingerprint:
-        return ""
-    return "Popular rows are refused until they are counted again: start the page anew, or run search_neighbors.py."
-
-
 def fresh(studio: Studio, name: str | None) -> Pipeline:
     """Returns the pipeline of a database; opens the database again if another process has changed its rows.
 
@@ -172,6 +164,8 @@ def _fresh(studio: Studio, name: str | None) -> Pipeline:
     for other, pipeline in list(studio.pipelines.items()):
         if pipeline.retriever.database.path.resolve() == path.resolve():
             studio.replace(other, after)
+    if studio.allow_changes:
+        studio.popular.count_again(after)
     return after
 
 

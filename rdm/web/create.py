@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from rdm.retrieval.classes import class_names
-from rdm.sampling.settings import OPTIONS, Settings
 from rdm.sampling.values import TOP_M
 from rdm.web import uploads
 from rdm.web.area import Area, area, drawing
 from rdm.web.asking import WAYS, Ask, jobs
-from rdm.web.options import fields, values
-from rdm.web.pieces import folded, place_field, seed_field, session_of, whole
+from rdm.web.options import Form, fields
+from rdm.web.pieces import SHOWN, begin_and_end, folded, numbers, place_field, session_of
 from rdm.web.studio import Studio
 
 LABELS = {"text": "Text", "class": "Class", "picture": "Picture", "popular": "Popular"}
-SHOWN = ("steps", "scale")  # settings that are not folded away
 
 
-@dataclass(frozen=True, eq=False)
-class Fields:
-    """The input fields of the tab, by what they are in :class:`Ask`, those of settings apart; and the buttons."""
-
-    asked: dict[str, Component]
-    settings: dict[str, Component]
-    text: gr.Textbox
-    draw: gr.Button
-    stop: gr.Button
-
-    def all(self) -> set[Component]:
-        """Returns all fields."""
-        return {*self.asked.values(), *self.settings.values()}
-
-    def ask(self, studio: Studio, given: dict[Component, Any]) -> Ask:
-        """Returns what the filled fields ask for."""
-        filled = {name: given[component] for name, component in self.asked.items()}
-        way, text, picture = filled.pop("way"), filled.pop("text"), filled.pop("picture")
-        named, n = filled.pop("class"), filled.pop("n")
-        words = (text or "").splitlines() if way == "text" else list(named or []) if way == "class" else []
-        opened = None
-        if way == "picture" and picture:
-            opened = uploads.opened(picture, studio.limits, studio.folder)
-        settings = values({name: given[component] for name, component in self.settings.items()})
-        return Ask(way=way, words=words, picture=opened, n=n or 1, settings=settings, **filled)
-
-
-def input_fields(studio: Studio) -> Fields:
+def form(studio: Studio) -> Form:
     """Builds the input fields, with the buttons below the first of them."""
-    pipeline, limits = studio.pipeline(), studio.limits
+    pipeline = studio.pipeline()
     way = gr.Radio([(LABELS[way], way) for way in WAYS], value="text", show_label=False, elem_classes="ways")
     text = gr.Textbox("", label="Text", placeholder="a red guitar", info="Each line is a picture.", lines=2)
     classes = class_names(pipeline.retriever.database)
@@ -60,7 +30,7 @@ def input_fields(studio: Studio) -> Fields:
     picture = gr.Image(type="filepath", image_mode=None, label="Picture", visible=False, height=160, sources=["upload"])
     share = "The most popular rows, from which queries are drawn."
     top_m = gr.Slider(0.01, 1, TOP_M, label="Share of the rows", info=share, visible=False)
-    shown = {"text": text, "class": named, "picture": picture, "popular": top_m}
+    shown: dict[str, Component] = {"text": text, "class": named, "picture": picture, "popular": top_m}
     way.change(
         lambda way: [gr.update(visible=name == way) for name in shown],
         way,
@@ -69,25 +39,12 @@ def input_fields(studio: Studio) -> Fields:
         show_progress="hidden",
         api_visibility="private",
     )
-    with gr.Row(elem_classes="go"):
-        draw = gr.Button("Draw", variant="primary", min_width=100)
-        stop = gr.Button("Stop", min_width=70, scale=0)
-    asked = {
-        "way": way,
-        "text": text,
-        "class": named,
-        "picture": picture,
-        "top_m": top_m,
-        "places": place_field(studio),
-    }
-    usual = Settings().for_model(pipeline.model)
-    settings: dict[str, Component] = {}
+    draw, stop = begin_and_end()
+    asked = {"way": way, "text": text, "class": named, "picture": picture, "top_m": top_m}
+    asked["places"] = place_field(studio)
     with gr.Row(elem_classes="numbers"):
-        asked |= {"n": whole("Images", 1, limits.images), "k": whole("Neighbours", pipeline.k, limits.neighbours)}
-        asked["seed"] = seed_field()
-        if pipeline.model.kind in OPTIONS["steps"].kinds:
-            settings["steps"] = whole("Steps", usual.steps, limits.steps)
-        settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
+        counts, settings = numbers(studio)
+    asked |= counts
     with folded():
         seen = [("its neighbours", "neighbours"), ("the query and its neighbours", "both"), ("the query alone", "text")]
         asked["tokens"] = gr.Dropdown(seen, value="neighbours", label="what the model sees of the query")
@@ -96,19 +53,28 @@ def input_fields(studio: Studio) -> Fields:
         found = [("by its sentence", "text"), ("by its label", "label")]
         asked["by"] = gr.Dropdown(found, value="text", label="how the rows of a class are found")
         settings |= fields(pipeline.model.kind, without=SHOWN)
-    return Fields(asked, settings, text, draw, stop)
+    return Form(asked, settings, draw, stop)
+
+
+def ask(studio: Studio, filled: dict[str, Any]) -> Ask:
+    """Returns what a filled form asks for."""
+    way, text, named, file = (filled.pop(name) for name in ("way", "text", "class", "picture"))
+    words = {"text": (text or "").splitlines(), "class": list(named or [])}.get(way, [])
+    picture = uploads.opened(file, studio.limits, studio.folder) if way == "picture" and file else None
+    return Ask(way=way, words=words, picture=picture, **{**filled, "n": filled["n"] or 1})
 
 
 def tab(studio: Studio) -> Area:
     """Builds the tab within the open ``gr.Tab``, and returns the area of its images."""
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=0, min_width=330, elem_classes="ask"):
-            given = input_fields(studio)
+            given = form(studio)
         with gr.Column(scale=1, min_width=320):
             built = area(studio)
 
     def create(filled: dict[Component, Any], request: gr.Request) -> Iterator[Any]:
-        yield from built.draw(lambda: jobs(studio, given.ask(studio, filled)), filled[built.state], session_of(request))
+        asked = ask(studio, given.filled(filled))
+        yield from built.draw(lambda: jobs(studio, asked), filled[built.state], session_of(request))
 
-    drawing(built, create, [given.draw.click, given.text.submit], given.all(), given.stop)
+    drawing(built, create, [given.draw.click, given.asked["text"].submit], given.fields(), given.stop)
     return built

@@ -11,7 +11,7 @@ import gradio as gr
 
 from rdm.web import row_markup, uploads
 from rdm.web.answers import answering
-from rdm.web.changes import add, fresh, popular_note, removal, remove
+from rdm.web.changes import add, fresh, removal, remove
 from rdm.web.pieces import pictures, whole
 from rdm.web.rows import ROWS, Row, row_numbers, rows_in_words, search, shown_rows, summary_of
 from rdm.web.studio import Studio, parts
@@ -83,8 +83,8 @@ class Shelf:
         )
 
 
-def tab(studio: Studio) -> None:
-    """Builds the tab within the open ``gr.Tab``."""
+def tab(studio: Studio) -> list[Any]:
+    """Builds the tab within the open ``gr.Tab``, and returns the events that change the rows of a database."""
     first, limits = studio.names[0], studio.limits
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=0, min_width=330, elem_classes="ask"):
@@ -124,8 +124,7 @@ def tab(studio: Studio) -> None:
     looks.success(None, js=SCROLL, api_visibility="private")
     name.change(answering(chosen), name, others, **QUIET)
     gr.on(None, answering(opened), None, [facts, only, removing.sources], **QUIET)  # when the page is loaded
-    bind_adding(shelf, adding)
-    bind_removing(shelf, removing)
+    return [bind_adding(shelf, adding), bind_removing(shelf, removing)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +150,8 @@ def adder(most: int) -> Adder:
         )
 
 
-def bind_adding(shelf: Shelf, given: Adder) -> None:
-    """Binds the button that adds pictures."""
+def bind_adding(shelf: Shelf, given: Adder) -> Any:
+    """Binds the button that adds pictures, and returns the event."""
     studio, limits = shelf.studio, shelf.studio.limits
 
     def added(name: str, files: list[str] | None, licence: str, attribution: str, captions: str) -> tuple[Any, ...]:
@@ -165,10 +164,11 @@ def bind_adding(shelf: Shelf, given: Adder) -> None:
             Path(file).unlink(missing_ok=True)
         database = studio.pipeline(name).retriever.database
         rows = shown_rows(database, numbers)
-        message = f"Added {rows_in_words(len(rows))}, which every search finds from now on. {popular_note(database)}"
+        note = studio.popular.note(studio.pipeline(name))
+        message = f"Added {rows_in_words(len(rows))}, which every search finds from now on. {note}"
         return *shelf.show(name, rows, message), None, "", shelf.choices(name)
 
-    given.button.click(
+    return given.button.click(
         answering(added),
         [shelf.name, given.files, given.licence, given.attribution, given.captions],
         [*shelf.outputs, given.files, given.captions, shelf.sources],
@@ -200,8 +200,8 @@ def remover() -> Remover:
     return Remover(marked, sources, count, confirm, gr.State(0))
 
 
-def bind_removing(shelf: Shelf, given: Remover) -> None:
-    """Binds marks, the count and the confirmation of a removal."""
+def bind_removing(shelf: Shelf, given: Remover) -> Any:
+    """Binds marks, the count and the confirmation of a removal, and returns the event of the last."""
     studio = shelf.studio
 
     def unconfirmed() -> tuple[Any, ...]:
@@ -235,6 +235,6 @@ def bind_removing(shelf: Shelf, given: Remover) -> None:
     )
     gr.on([given.marked.input, given.sources.input, shelf.name.change], unconfirmed, None, buttons, **QUIET)
     given.count.click(answering(counted), asked, [shelf.message, *buttons], **QUIET)
-    given.confirm.click(
+    return given.confirm.click(
         answering(removed), [*asked, given.number, shelf.rows], [*shelf.outputs, given.sources, *buttons], **QUIET
     )

@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ldm.pictures import as_picture, to_uint8, with_channels
+from rdm.retrieval.patches.identity import picture_hash, to_pixels
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.record import read_record, save
 from rdm.sampling.request import Request
@@ -69,6 +71,8 @@ class Drawn:
         place: see :class:`Job`.
         number: its number among the images of its job, from 0.
         edited: a PNG file of the picture that it is an edit of, at its size; None if it is no edit.
+        sources: PNG files of the ``picture`` and the ``mask`` that it is an edit of, if they were given open: with
+            them, it can be made again, as its record has the hashes of their pixels.
     """
 
     png: bytes
@@ -78,6 +82,7 @@ class Drawn:
     place: str
     number: int
     edited: bytes | None = None
+    sources: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class _Halted(Exception):  # noqa: N818 (it is no error)
@@ -157,7 +162,8 @@ def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
         places = range(samples.request.retrieved.rows.shape[1])
         pictures = tuple((folder / f"image-000-neighbour-{place}.png").read_bytes() for place in places)
         before = edited(samples.request)
-        return Drawn(file.read_bytes(), read_record(file), pictures, samples, job.place, number, before)
+        sources = edit_sources(samples.request)
+        return Drawn(file.read_bytes(), read_record(file), pictures, samples, job.place, number, before, sources)
     finally:
         for written in folder.iterdir():
             written.unlink()
@@ -183,3 +189,25 @@ def edited(request: Request) -> bytes | None:
     if request.canvas.paint is not None and request.canvas.about["outpaint"] is not None:
         picture = torch.lerp(picture, torch.full_like(picture, GREY), request.canvas.paint[0])
     return png_of(picture)
+
+
+def edit_sources(request: Request) -> dict[str, bytes]:
+    """Returns PNG files of the ``picture`` and the ``mask`` of an edit, whose pixels have the hashes in its record.
+
+    A picture that was given as a file, or a mask in colours, is left out: the user has the file, and the canvas does
+    not.
+    """
+    if request.canvas is None:
+        return {}
+    picture, paint, about = request.canvas.picture, request.canvas.paint, request.canvas.about
+    left, top, right, bottom = about["outpaint"] or (0, 0, 0, 0)
+    height, width = picture.shape[2:]
+    tensors = {"picture": picture[..., top : height - bottom, left : width - right]}
+    if about["mask_sha256"] is not None and paint is not None:
+        tensors["mask"] = paint * 2 - 1
+    pictures = {name: Image.fromarray(to_pixels(each[0])) for name, each in tensors.items()}
+    return {
+        name: png_file(each)
+        for name, each in pictures.items()
+        if picture_hash(np.asarray(each)) == about[f"{name}_sha256"]
+    }

@@ -11,21 +11,21 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from rdm.sampling.settings import EDIT_SAMPLER, Settings
+from rdm.sampling.settings import EDIT_SAMPLER
 from rdm.sampling.values import REPEATS
 from rdm.web import markup, uploads
 from rdm.web.answers import answering
 from rdm.web.area import Area, area, drawing
 from rdm.web.drawing import png_file
 from rdm.web.editing import WAYS, Edit, cropped, job, mask_of, side_of
-from rdm.web.options import fields, values
-from rdm.web.pieces import PAINT, folded, place_field, seed_field, session_of, whole
+from rdm.web.options import Form, fields
+from rdm.web.pieces import PAINT, SHOWN, begin_and_end, folded, numbers, place_field, session_of, whole
 from rdm.web.studio import Studio
 
 LABELS = {"inpaint": "Repaint", "outpaint": "Extend", "vary": "Vary", "invert": "Invert"}
 LIFE = 3600  # seconds that the picture of a session is kept
 STRENGTHS = {"inpaint": 1.0, "vary": 0.6}  # where a strength is asked for, and what it begins with
-SHOWN = ("steps", "scale", "height", "width")  # settings that are not folded away; edits have the size of the picture
+EDGES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,55 +57,39 @@ class Bench:
 
 
 @dataclass(frozen=True, eq=False)
-class Fields:
-    """The input fields of the tab: those of :class:`Edit` by name, those of settings apart, and the buttons."""
+class EditForm(Form):
+    """The input fields of the tab; also those that only some ways of editing have.
 
-    asked: dict[str, Component]
-    settings: dict[str, Component]
-    way: gr.Radio
+    Attributes:
+        upload: the picture.
+        sides: what holds the fields ``left``, ``top``, ``right`` and ``bottom``.
+    """
+
     upload: gr.Image
-    strength: gr.Slider
     sides: gr.Row
-    edges: list[gr.Number]
-    side: gr.Number
-    draw: gr.Button
-    stop: gr.Button
-
-    def all(self) -> set[Component]:
-        """Returns all fields that say what is asked for."""
-        return {self.way, self.strength, self.side, *self.edges, *self.asked.values(), *self.settings.values()}
 
 
-def input_fields(studio: Studio) -> Fields:
+def form(studio: Studio) -> EditForm:
     """Builds the input fields."""
-    pipeline, limits = studio.pipeline(), studio.limits
+    limits = studio.limits
     way = gr.Radio([(LABELS[way], way) for way in WAYS], value="inpaint", show_label=False, elem_classes="ways")
     upload = gr.Image(type="filepath", image_mode=None, label="Picture", height=120, sources=["upload"])
     about = "Without one, the model sees the neighbours of the picture."
-    asked: dict[str, Component] = {
-        "prompt": gr.Textbox("", label="Text", placeholder="a dog face", info=about, max_lines=1)
-    }
+    prompt = gr.Textbox("", label="Text", placeholder="a dog face", info=about, max_lines=1)
     strength = gr.Slider(0, 1, STRENGTHS["inpaint"], step=0.05, label="Strength")
     with gr.Row(visible=False, elem_classes="numbers four") as sides:
-        edges = [whole(label, 0, limits.side, 0) for label in ("Left", "Top", "Right", "Bottom")]
-    with gr.Row(elem_classes="go"):
-        draw = gr.Button("Draw", variant="primary", min_width=100)
-        stop = gr.Button("Stop", min_width=70, scale=0)
+        edges = {name: whole(name.capitalize(), 0, limits.side, 0) for name in EDGES}
+    draw, stop = begin_and_end()
+    asked: dict[str, Any] = {"way": way, "prompt": prompt, "strength": strength, **edges}
     asked["place"] = place_field(studio, several=False)
-    usual = Settings(sampler=EDIT_SAMPLER).for_model(pipeline.model)
-    settings: dict[str, Component] = {}
     with gr.Row(elem_classes="numbers"):
-        asked["n"] = whole("Images", 1, limits.images)
-        asked["k"] = whole("Neighbours", pipeline.k, limits.neighbours)
-        settings["steps"] = whole("Steps", usual.steps, limits.steps)
-        settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
-        asked["seed"] = seed_field()
-        side = whole("Side", side_of(studio), limits.side)
+        counts, settings = numbers(studio, sampler=EDIT_SAMPLER)
+        asked |= {**counts, "side": whole("Side", side_of(studio), limits.side)}
     with folded():
         again = "with a painted or extended picture: how often each step is sampled, so that new and old parts fit"
         asked["repeats"] = gr.Number(REPEATS, label="repeats", info=again, precision=0, minimum=1)
-        settings |= fields(pipeline.model.kind, without=SHOWN)
-    return Fields(asked, settings, way, upload, strength, sides, edges, side, draw, stop)
+        settings |= fields(studio.pipeline().model.kind, without=(*SHOWN, "height", "width"))
+    return EditForm(asked, settings, draw, stop, upload, sides)
 
 
 def tab(studio: Studio) -> tuple[Area, Bench]:
@@ -113,11 +97,12 @@ def tab(studio: Studio) -> tuple[Area, Bench]:
     limits = studio.limits
     with gr.Row(elem_classes="bench"):
         with gr.Column(scale=0, min_width=330, elem_classes="ask"):
-            given = input_fields(studio)
+            given = form(studio)
         with gr.Column(scale=1, min_width=280):
             canvas = gr.HTML(markup.canvas(None, 1), js_on_load=PAINT)
             picture, paint = gr.State(None, time_to_live=LIFE), gr.State("", time_to_live=LIFE)
-            bench = Bench(picture, paint, canvas, given.side)
+            side, way = given.asked["side"], given.asked["way"]
+            bench = Bench(picture, paint, canvas, side)
         with gr.Column(scale=1, min_width=320):
             built = area(studio)
 
@@ -137,32 +122,27 @@ def tab(studio: Studio) -> tuple[Area, Bench]:
         return paint
 
     def ask(filled: dict[Component, Any]) -> Edit:
-        asked = {name: filled[component] for name, component in given.asked.items()}
-        settings = values({name: filled[component] for name, component in given.settings.items()})
-        size, mask = filled[given.side] or side_of(studio), None
-        limits.check(side=size)
-        if filled[given.way] == "inpaint" and filled[bench.paint]:
-            mask = mask_of(filled[bench.paint], size, limits)
-        return Edit(
-            way=filled[given.way],
-            picture=filled[bench.picture],
-            mask=mask,
-            side=size,
-            outpaint=[filled[edge] or 0 for edge in given.edges],
-            strength=filled[given.strength],
-            settings=settings,
-            **{**asked, "n": asked["n"] or 1, "repeats": asked["repeats"] or REPEATS},
-        )
+        asked, mask = given.filled(filled), None
+        outpaint = [asked.pop(edge) or 0 for edge in EDGES]
+        asked |= {
+            "side": asked["side"] or side_of(studio),
+            "n": asked["n"] or 1,
+            "repeats": asked["repeats"] or REPEATS,
+        }
+        limits.check(side=asked["side"])
+        if asked["way"] == "inpaint" and filled[bench.paint]:
+            mask = mask_of(filled[bench.paint], asked["side"], limits)
+        return Edit(picture=filled[bench.picture], mask=mask, outpaint=outpaint, **asked)
 
     def change(filled: dict[Component, Any], request: gr.Request) -> Iterator[Any]:
         yield from built.draw(lambda: [job(studio, ask(filled))], filled[built.state], session_of(request))
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    given.way.change(switch, given.way, [given.strength, given.sides], queue=False, **quiet)
-    given.upload.upload(answering(put), [given.upload, given.side], bench.outputs, **quiet)
-    given.side.change(answering(resize), [bench.picture, given.side], bench.outputs, **quiet)
+    way.change(switch, way, [given.asked["strength"], given.sides], queue=False, **quiet)
+    given.upload.upload(answering(put), [given.upload, side], bench.outputs, **quiet)
+    side.change(answering(resize), [bench.picture, side], bench.outputs, **quiet)
     bench.canvas.input(answering(painted), None, bench.paint, queue=False, **quiet)
-    drawing(built, change, [given.draw.click], {*given.all(), bench.picture, bench.paint}, given.stop)
+    drawing(built, change, [given.draw.click], {*given.fields(), bench.picture, bench.paint}, given.stop)
     return built, bench
 
 

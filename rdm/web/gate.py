@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ PATHS = (
 )  # fmt: skip
 FOLDERS = ("/assets/", "/static/", "/svelte/", *(API + name for name in ("run/", "call/", "heartbeat/")))
 UPLOADS = 64  # of the largest size, that are kept at the same time
-SPARE = 65536  # bytes of a request beside an upload
+SPARE = 65536  # bytes of a request beside an upload, and the least that a file counts
+PAUSE = 1.0  # seconds from one count of the uploads to the next
+# What Gradio's page about the endpoints asks although it was told that there is nothing. With a status from 400 on, the
+# browser would report an error; with one of 200, the page would describe a server for language models.
+ABSENT: dict[str, tuple[int, Any]] = {"/monitoring/summary": (200, {"functions": {}}), f"{API}mcp/schema": (300, [])}
 HEADERS = {
     # The page fetches nothing from elsewhere, and the browser refuses it as well. Gradio's components are scripts that
     # are made of texts.
@@ -55,6 +60,7 @@ class Gate:
 
     def __init__(self, app: App, folder: Path, upload_bytes: int) -> None:
         self.app, self.folder, self.most = app, folder.resolve(), upload_bytes + SPARE
+        self.bytes, self.counted = 0, -PAUSE  # in the folder at most, and when they were counted
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answers a request."""
@@ -63,6 +69,8 @@ class Gate:
         if scope["type"] != "http":
             return None  # a web socket, of which the page has none
         send = with_headers(send)
+        if scope["path"] in ABSENT:
+            return await answer(send, *ABSENT[scope["path"]])
         if not self.knows(scope["path"]):
             return await refuse(send, 404, "there is nothing at this address")
         if scope["method"] == "POST":
@@ -71,6 +79,7 @@ class Gate:
             body = await self.body(scope, receive)
             if body is None:
                 return await refuse(send, 413, f"a request has at most {self.most} bytes; send less")
+            self.bytes += max(SPARE, len(body)) if scope["path"].startswith(f"{API}upload") else 0
             if names_an_address(scope, body):
                 return await refuse(send, 400, "a file is uploaded; this page fetches none from an address")
             receive = replayed(body, receive)
@@ -90,9 +99,17 @@ class Gate:
         return file.is_absolute() and file.resolve().is_relative_to(self.folder)
 
     def is_full(self) -> bool:
-        """Returns whether so many uploads are kept that no further one is taken."""
-        files = (file for file in self.folder.rglob("*") if file.is_file())
-        return sum(file.stat(follow_symlinks=False).st_size for file in files) > UPLOADS * self.most
+        """Returns whether so many uploads are kept that no further one is taken.
+
+        The folder is read only if what came since the last time may have filled it, and not more often than once in a
+        second.
+        """
+        full, now = UPLOADS * self.most, time.monotonic()
+        if self.bytes > full and now - self.counted >= PAUSE:
+            files = (file for file in self.folder.rglob("*") if file.is_file())
+            self.bytes = sum(max(SPARE, file.stat(follow_symlinks=False).st_size) for file in files)
+            self.counted = now
+        return self.bytes > full
 
     async def body(self, scope: Message, receive: Receive) -> bytes | None:
         """Returns the body of a request; None if it is too large."""
@@ -185,6 +202,11 @@ def with_headers(send: Send) -> Send:
 
 async def refuse(send: Send, status: int, words: str) -> None:
     """Answers with an error of one sentence."""
+    await answer(send, status, {"detail": words})
+
+
+async def answer(send: Send, status: int, content: Any) -> None:
+    """Answers with JSON."""
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"detail": words}).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(content).encode()})

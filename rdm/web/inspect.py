@@ -10,13 +10,24 @@ import gradio as gr
 from rdm.web import markup, row_markup, uploads
 from rdm.web.answers import SAMPLING, answering
 from rdm.web.drawing import Drawn, Step
-from rdm.web.inspection import Inspected, again, compared, copy_words, inspected, nearest_rows, needed, record_rows
+from rdm.web.inspection import (
+    Inspected,
+    again,
+    compared,
+    copy_words,
+    inspected,
+    named_source,
+    nearest_rows,
+    needed,
+    record_rows,
+)
 from rdm.web.pieces import session_of
 from rdm.web.rows import decoded_png
 from rdm.web.studio import Studio
 
 HINT = "Drop a PNG that was made here, and see what it was made of. Any other picture shows the rows nearest to it."
 OWN = "its own database"
+MADE_FROM = "The pictures that it was made from"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -27,8 +38,7 @@ def tab(studio: Studio) -> None:
         with gr.Column(scale=0, min_width=330, elem_classes="ask"):
             picture = gr.Image(type="filepath", image_mode=None, label="Picture", height=240, sources=["upload"])
             place = gr.Dropdown([(OWN, ""), *studio.names], value="", label="Nearest rows of")
-            label = "The pictures that it was made from"
-            sources = gr.File(file_count="multiple", file_types=["image"], label=label, height=110, visible=False)
+            sources = gr.File(file_count="multiple", file_types=["image"], label=MADE_FROM, height=110, visible=False)
             with gr.Row(elem_classes="go"):
                 make = gr.Button("Make it again", variant="primary", min_width=120, interactive=False)
                 stop = gr.Button("Stop", min_width=70, scale=0)
@@ -41,9 +51,9 @@ def tab(studio: Studio) -> None:
         if file is None:
             return f'<p class="hint">{HINT}</p>', "", "", gr.update(interactive=False), gr.update(visible=False)
         found = inspected(studio, uploads.content(file, limits, studio.folder))
-        lacks = found.place is not None and bool(needed(found.record or {}))
-        possible = gr.update(interactive=found.place is not None)
-        return report(studio, found, place), "", "", possible, gr.update(visible=lacks, value=None)
+        lacking = [] if found.place is None else [named_source(name) for name in needed(found.record or {})]
+        asked = gr.update(visible=bool(lacking), value=None, label=f"{MADE_FROM}: {', '.join(lacking)}")
+        return report(studio, found, place), "", "", gr.update(interactive=found.place is not None), asked
 
     def remake(file: str | None, files: list[str] | None, request: gr.Request) -> Iterator[Any]:
         if file is None:

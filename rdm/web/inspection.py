@@ -183,6 +183,12 @@ def needed(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: sha256 for name, sha256 in named.items() if sha256 is not None}
 
 
+def named_source(name: str) -> str:
+    """Returns in words what a picture of :func:`needed` is."""
+    words = {"picture": "a picture that was edited", "mask": "a mask", "query": "a picture in the query"}
+    return words.get(name, f"a picture as {name}")
+
+
 def again(studio: Studio, found: Inspected, pictures: Sequence[bytes] = ()) -> Job:
     """Returns the job that makes the image of a record again.
 
@@ -292,8 +298,7 @@ def _with_pictures(found: Inspected, files: Sequence[bytes], studio: Studio, fol
     named = {}
     for name, sha256 in needed(record).items():
         if sha256 not in known:
-            words = {"picture": "a picture that was edited", "mask": "a mask", "query": "a picture in the query"}
-            what = f"{words.get(name, f'a picture as {name}')} with sha256 {str(sha256)[:12]}..."
+            what = f"{named_source(name)} with sha256 {str(sha256)[:12]}..."
             raise ValueError(f"it was made from {what}; upload this file, too")
         named[name] = known[sha256]
     if "edit" in record:

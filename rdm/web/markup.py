@@ -79,16 +79,25 @@ def card(shown: Card, number: int) -> str:
     )
 
 
-def tools_of(shown: Card, number: int) -> tuple[str, str, str]:
-    """Returns the buttons of an image: draw it again, edit it, save it."""
+def tools_of(shown: Card, number: int) -> list[str]:
+    """Returns the buttons of an image: draw it again, edit it, save it; and save what it is an edit of."""
     name = re.sub(r"[^a-z0-9]+", "-", shown.title.lower()).strip("-")[:40] or "picture"
-    file = f"{name}-{shown.drawn.record['seed']}-{number}.png"
+    file = f"{name}-{shown.drawn.record['seed']}-{number}"
     again = f"draw {shown.title} again with these neighbours and the same seed"
-    return (
+    return [
         button("draw again", again, "again", number, css="due" if shown.is_changed else ""),
         button("edit", f"edit {shown.title}", "edit", number),
-        f'<a download="{file}" href="{data_url(shown.drawn.png)}">save</a>',
-    )
+        saved(shown.drawn.png, f"{file}.png", "save", f"save {shown.title}"),
+        *(
+            saved(png, f"{file}-{what}.png", f"save {what}", f"save the {what}, with which Inspect makes it again")
+            for what, png in shown.drawn.sources.items()
+        ),
+    ]
+
+
+def saved(png: bytes, file: str, label: str, title: str) -> str:
+    """Returns a link that saves a PNG file."""
+    return f'<a download="{escape(file)}" href="{data_url(png)}" title="{escape(title)}">{escape(label)}</a>'
 
 
 def image(shown: Card) -> str:

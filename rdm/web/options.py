@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -14,6 +15,36 @@ from rdm.web.asking import LEFT_OUT
 
 WHOLE = (COUNT, COUNT_OR_NONE)
 NUMBERS = (*WHOLE, NUMBER, NUMBER_OR_NONE, SHARE, SHARE_ABOVE_0, AT_LEAST_0)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The input fields of a tab that draws.
+
+    Attributes:
+        asked: the fields by what they say, such as ``seed``.
+        settings: those of sampling settings by the name of the setting.
+        draw: the button that begins.
+        stop: the button that ends.
+    """
+
+    asked: dict[str, Any]
+    settings: dict[str, Component]
+    draw: gr.Button
+    stop: gr.Button
+
+    def fields(self) -> set[Component]:
+        """Returns all fields."""
+        return {*self.asked.values(), *self.settings.values()}
+
+    def filled(self, given: Mapping[Component, Any]) -> dict[str, Any]:
+        """Returns what the filled fields say by name; ``settings`` are the sampling settings.
+
+        Raises:
+            ValueError: see :func:`values`.
+        """
+        asked = {name: given[component] for name, component in self.asked.items()}
+        return {**asked, "settings": values({name: given[component] for name, component in self.settings.items()})}
 
 
 def fields(kind: str, without: Collection[str] = ()) -> dict[str, Component]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -14,14 +16,12 @@ from rdm.web.studio import Studio
 
 EDIT = "edit"  # the id of the tab
 TITLE = "Retrieval-augmented diffusion"
-TABS: dict[str, Callable[[Studio], object]] = {"Database": database.tab, "Inspect": inspect.tab}
-"""Title of each further tab -> the function that builds it within the open ``gr.Tab``."""
 
 
 def page(studio: Studio) -> gr.Blocks:
     """Returns the page of a studio, to be launched by :mod:`rdm.web.server`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
-        gr.HTML(header(studio))
+        head = gr.HTML(header(studio))
         with gr.Tabs() as tabs:
             with gr.Tab("Create"):
                 areas = [create.tab(studio)]
@@ -30,14 +30,18 @@ def page(studio: Studio) -> gr.Blocks:
                     edits, bench = edit.tab(studio)
             with gr.Tab("Between"):
                 areas.append(between.tab(studio))
-            for title, tab in TABS.items():
-                with gr.Tab(title):
-                    tab(studio)
+            with gr.Tab("Database"):
+                changes = database.tab(studio)
+            with gr.Tab("Inspect"):
+                inspect.tab(studio)
         if studio.pipeline().edits:
             for area in (*areas, edits):
                 edit.take_over(studio, area, bench, tabs, EDIT)
         endpoints(studio)
-        blocks.load(studio.warm_up, queue=False, show_progress="hidden", api_visibility="private")
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        for event in (blocks.load, *(change.success for change in changes)):
+            event(partial(header, studio), None, head, **quiet)
+        blocks.load(studio.warm_up, **quiet)
         blocks.unload(leave(studio))
     return blocks
 
@@ -53,7 +57,8 @@ def leave(studio: Studio) -> Callable[[gr.Request], None]:
 
 def header(studio: Studio) -> str:
     """Returns the HTML of the page's head: its title, the model and its databases."""
-    sizes = (f"{name} ({len(each.retriever.database):,} pictures)" for name, each in studio.pipelines.items())
+    counts = {name: each.retriever.database.living_count for name, each in studio.pipelines.items()}
+    sizes = (f"{name} ({count:,} pictures)" for name, count in counts.items())
     model = studio.pipeline().path.parent
     words = f"{escape(str(model))} with {escape(', '.join(sizes))}"
     return f'<header class="head"><h1>{TITLE}</h1><p>{words}</p></header>'

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.web.studio import EVERY, Studio
 
 HERE = Path(__file__).parent
+SHOWN = ("steps", "scale")  # the settings among the numbers, which are not folded away
 CLICKS, PAINT = ((HERE / name).read_text(encoding="utf-8") for name in ("clicks.js", "paint.js"))
 
 
@@ -29,9 +32,32 @@ def whole(label: str, default: int | None, most: int, least: int = 1) -> gr.Numb
     return gr.Number(default, label=label, precision=0, minimum=least, maximum=most, min_width=80)
 
 
-def seed_field() -> gr.Number:
-    """Returns the field of the seed."""
-    return gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+def begin_and_end() -> tuple[gr.Button, gr.Button]:
+    """Returns the buttons that begin a drawing and end it, side by side."""
+    with gr.Row(elem_classes="go"):
+        return gr.Button("Draw", variant="primary", min_width=100), gr.Button("Stop", min_width=70, scale=0)
+
+
+def numbers(
+    studio: Studio, n: int = 1, least: int = 1, **given: Any
+) -> tuple[dict[str, Component], dict[str, Component]]:
+    """Returns the fields of numbers that every tab shows: ``n``, ``k`` and ``seed``; and ``steps`` and ``scale``.
+
+    Args:
+        studio: the studio.
+        n: the number of images that is shown first.
+        least: the least that it can be.
+        given: settings that have other defaults here.
+    """
+    pipeline, limits = studio.pipeline(), studio.limits
+    usual, settings = Settings(**given).for_model(pipeline.model), dict[str, Component]()
+    asked: dict[str, Any] = {"n": whole("Images", min(n, limits.images), limits.images, least)}
+    asked["k"] = whole("Neighbours", pipeline.k, limits.neighbours)
+    if pipeline.model.kind in OPTIONS["steps"].kinds:
+        settings["steps"] = whole("Steps", usual.steps, limits.steps)
+    settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
+    asked["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+    return asked, settings
 
 
 def place_field(studio: Studio, several: bool = True) -> gr.Dropdown:

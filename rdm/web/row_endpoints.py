@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rdm.web.changes import add, fresh, popular_note, removal, remove
+from rdm.web.changes import add, fresh, removal, remove
 from rdm.web.drawing import Drawn
 from rdm.web.inspection import again, compared, copy_words, inspected, nearest_rows, record_rows
 from rdm.web.rows import ROWS, Row, decoded_png, search, summary_of
@@ -62,7 +62,7 @@ def looking(studio: Studio) -> list[Callable[..., Any]]:
         opened = [decoded(sent(each, limits, studio.folder), limits) for each in pictures]
         name = database or studio.names[0]
         rows = add(studio, name, opened, licence, attribution, captions or ())
-        return {"rows": rows.tolist(), "note": popular_note(studio.pipeline(name).retriever.database)}
+        return {"rows": rows.tolist(), "note": studio.popular.note(studio.pipeline(name))}
 
     return [search_rows, describe, count_removal, remove_rows, add_rows]
 

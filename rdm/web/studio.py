@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ from rdm.sampling.request import Request
 from rdm.sampling.samples import settings_of
 from rdm.sampling.settings import Settings
 from rdm.web.drawing import Drawn, Job, Step, draw
+from rdm.web.folder import upload_folder
 from rdm.web.limits import Limits
+from rdm.web.popular import PopularRows
 
 LOG = logging.getLogger(__name__)
 RULES = ": "  # between the name of a database and the rules of a part of it
@@ -47,6 +48,7 @@ class Studio:
         allow_changes: see above.
         lock: held while the model samples, so that one request does at a time.
         folder: the folder of uploads and other temporary files, which :meth:`close` removes.
+        popular: counts popular rows again after additions.
 
     Raises:
         ValueError: there is no pipeline, a model has no database, or a name has a colon.
@@ -66,8 +68,9 @@ class Studio:
                     "run with --ckpt"
                 )
         self.pipelines, self.limits, self.allow_changes = dict(pipelines), limits or Limits(), allow_changes
-        self.lock = threading.Lock()
-        self.folder = Path(tempfile.mkdtemp(prefix="rdm-web-")).resolve()
+        self.lock, self.popular = threading.Lock(), PopularRows()
+        self._open = contextlib.ExitStack()
+        self.folder = self._open.enter_context(upload_folder())
         self._parts: dict[str, Pipeline] = {}
         self._stops: dict[str, set[threading.Event]] = {}
 
@@ -120,8 +123,9 @@ class Studio:
     def close(self) -> None:
         """Ends all sampling for good, and removes the folder of temporary files."""
         self.halt()
-        self.lock.acquire(timeout=PATIENCE)  # and is not released: a thread that samples must not outlive the process
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.popular.end(PATIENCE)  # no thread that computes must outlive the process
+        self.lock.acquire(timeout=PATIENCE)  # and is not released
+        self._open.close()
 
     @property
     def names(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from rdm.sampling.given import IN_MEMORY
 from rdm.sampling.neighbours import with_neighbours
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.request import together
@@ -98,7 +99,8 @@ class Card:
     @property
     def title(self) -> str:
         """What was asked for."""
-        return str(self.drawn.record["query"])
+        query = str(self.drawn.record["query"])
+        return "your picture" if query == IN_MEMORY else query
 
     def redrawn(self, drawn: Drawn) -> Card:
         """Returns the card with the image as it was drawn with the chosen neighbours."""

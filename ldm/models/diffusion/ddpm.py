@@ -43,7 +43,9 @@ class LatentDiffusion(DDPM):
         concat_mode: if ``conditioning_key`` is ``None``, concatenate the condition to the channels instead of using
             cross-attention.
         cond_stage_forward: name of the cond stage's method; by default ``encode`` if it has one, else its call.
-        conditioning_key: see :class:`DiffusionWrapper`. ``hybrid`` needs a subclass with its own ``context``.
+        conditioning_key: how the U-Net gets the condition: ``concat`` (as channels), ``crossattn`` (as tokens),
+            ``hybrid`` (both, in a subclass with its own ``context``) or ``adm`` (class numbers), see
+            :class:`DiffusionWrapper`.
         scale_factor: factor of the latents.
         scale_by_std: measure the scale factor on the first training batch, so that latents have unit variance (Rombach
             et al. 2022, appendix G), and store it in checkpoints.

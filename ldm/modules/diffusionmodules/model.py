@@ -125,7 +125,23 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Maps images to latent features, with ``len(ch_mult) - 1`` halvings of the size. The arguments are CompVis'."""
+    """Maps images to latent features, with ``len(ch_mult) - 1`` halvings of the size. The arguments are CompVis'.
+
+    Args:
+        ch: channels of the first level.
+        ch_mult: channels of each level as a multiple of ``ch``. The size is halved after each level but the last.
+        num_res_blocks: residual blocks of each level.
+        attn_resolutions: sides, in pixels, of the feature maps that get attention; they count from ``resolution``.
+        in_channels: channels of an image.
+        resolution: side of an image in pixels; it only says which levels ``attn_resolutions`` means.
+        z_channels: channels of the features.
+        out_ch: channels of the image that the decoder makes.
+        double_z: twice the channels of the features, for the mean and the variance of a KL first stage.
+        dropout: probability that a feature is dropped in training.
+        resamp_with_conv: a convolution with each change of the size.
+        attn_type: the kind of attention: ``vanilla`` or ``none``.
+        tanh_out: the decoder ends in a hyperbolic tangent.
+    """
 
     def __init__(
         self,

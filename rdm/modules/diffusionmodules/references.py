@@ -61,7 +61,8 @@ class ReferenceUNetModel(UNetModel):
 
     Args:
         in_channels: channels C of x_t.
-        reference_width: see :class:`ReferenceEncoder`.
+        reference_width: channels of the encoder of references, see :class:`ReferenceEncoder`; 0 leaves their mean and
+            their standard deviation.
         options: further arguments of :class:`UNetModel`.
     """
 

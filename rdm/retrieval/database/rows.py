@@ -67,10 +67,7 @@ class RetrievalDatabase:
     def __init__(self, path: Path, card: Mapping[str, Any]) -> None:
         self.path = path
         self.dim: int = card["dim"]
-        contents = {key: card[key] for key in ("format", "dim", "dtype")}
-        contents["shards"] = [{key: shard[key] for key in shard if key != "files"} for shard in card["shards"]]
-        contents["embedder"] = card["embedder"]["fingerprint"]
-        self.fingerprint = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = fingerprint_of(card, len(card["shards"]))
         if "sources" not in card:  # an earlier form of the card
             of_all = {"source": card["source"], "patches": complete_policy(card["patches"])}
             card = {**card, "sources": [{**of_all, "shards": len(card["shards"])}]}
@@ -125,6 +122,10 @@ class RetrievalDatabase:
     def __len__(self) -> int:
         """Returns the number of rows, N."""
         return int(self.starts[-1])
+
+    def has_grown_from(self, fingerprint: str) -> bool:
+        """Returns whether the first shards alone had this fingerprint, so that rows were only added since."""
+        return any(fingerprint_of(self.card, count) == fingerprint for count in range(len(self.card["shards"]), 0, -1))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the path and the card only; a worker process opens the files again."""
@@ -371,3 +372,11 @@ class RetrievalDatabase:
             raise ValueError(
                 f"{self.file('metadata', number)} is missing or damaged ({error}); rebuild the database"
             ) from error
+
+
+def fingerprint_of(card: Mapping[str, Any], count: int) -> str:
+    """Returns the fingerprint of the first shards in the card of a database, see :class:`RetrievalDatabase`."""
+    contents = {key: card[key] for key in ("format", "dim", "dtype")}
+    contents["shards"] = [{key: shard[key] for key in shard if key != "files"} for shard in card["shards"][:count]]
+    contents["embedder"] = card["embedder"]["fingerprint"]
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

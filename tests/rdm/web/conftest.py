@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from browsing import chromium, opened
 
 pytest.importorskip("gradio")
 
@@ -33,3 +35,16 @@ def served(loaded: Pipeline) -> Iterator[Studio]:
 def address(served: Studio) -> Iterator[str]:
     with serving(served) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Any]:
+    """An open page, in which nothing must go wrong."""
+    with opened(browser, address) as shown:
+        yield shown

@@ -18,6 +18,7 @@ from rdm.web import drawing
 from rdm.web.asking import Ask, Between, between, jobs, settings_of
 from rdm.web.drawing import Drawn, Step
 from rdm.web.editing import Edit, cropped, job
+from rdm.web.inspection import again, inspected
 from rdm.web.studio import Studio
 
 TWO = {"steps": 2}
@@ -100,10 +101,24 @@ def test_edits_and_strips_have_the_bits_of_python(studio: Studio, loaded: Pipeli
         (of_python,) = loaded.edit(small, "a flag", seed=1, steps=3, **options)
         np.testing.assert_array_equal(pixels(image.png), np.asarray(of_python))
         assert image.edited is not None and pixels(image.edited).shape == pixels(image.png).shape
+        assert list(image.sources) == (["picture", "mask"] if ask.way == "inpaint" else ["picture"])
+        made_again = again(studio, inspected(studio, image.png), list(image.sources.values()))
+        (same,) = images_of(studio, [made_again])
+        np.testing.assert_array_equal(pixels(same.png), pixels(image.png))
+    np.testing.assert_array_equal(pixels(image.sources["picture"]), np.asarray(small))
     strip = images_of(studio, [between(studio, Between(start="a flag", end="the sun", n=3, seed=4, settings=TWO))])
     made = sample(loaded, ways.between(loaded, "a flag", "the sun", 3, seed=4), Settings(steps=2))
     for image, wanted_image in zip(strip, expected(made.images), strict=True):
         np.testing.assert_array_equal(pixels(image.png), wanted_image)
+
+
+def test_a_mask_is_kept_only_if_its_pixels_are_those_of_the_record(studio: Studio) -> None:
+    picture = Image.radial_gradient("L").convert("RGB").resize((16, 16))
+    soft = Image.linear_gradient("L").resize((16, 16))
+    for mask, kept in ((soft, ["picture", "mask"]), (Image.merge("RGB", [soft, soft, soft.rotate(90)]), ["picture"])):
+        ask = Edit(way="inpaint", picture=picture, mask=mask.convert("RGB"), prompt="a flag", settings={"steps": 2})
+        (image,) = images_of(studio, [job(studio, ask)])
+        assert list(image.sources) == kept
 
 
 @pytest.mark.parametrize(

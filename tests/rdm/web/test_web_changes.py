@@ -6,22 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from toy import rdm_config, ship
 
+from ldm.files import building
 from rdm.loading import with_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import read_card
+from rdm.retrieval.neighbours.table import NeighbourTable
 from rdm.retrieval.upkeep.add import NewPicture, add_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.sampling.pipeline import Pipeline
+from rdm.web.asking import Ask, jobs
 from rdm.web.changes import add, fresh, removal, remove
-from rdm.web.rows import search
+from rdm.web.drawing import Drawn, Job
+from rdm.web.inspection import again, compared, inspected
+from rdm.web.rows import decoded_png, search
 from rdm.web.studio import Studio
 
 
@@ -32,6 +39,10 @@ def studio(loaded: Pipeline, tmp_path: Path) -> Iterator[Studio]:
     pipeline = with_database(loaded, tmp_path / "flags")
     with Studio({"flags": pipeline, "same": with_database(pipeline, tmp_path / "flags")}, allow_changes=True) as studio:
         yield studio
+
+
+def images_of(studio: Studio, asked: list[Job]) -> list[Drawn]:
+    return [event for event in studio.draw(asked) if isinstance(event, Drawn)]
 
 
 def ring(shade: int = 0) -> Image.Image:
@@ -95,6 +106,83 @@ def test_an_added_picture_is_found_at_once_under_every_name(studio: Studio) -> N
     assert search(before, picture=picture, k=1)[0].number == nearest.number  # what was drawing with it goes on
 
 
+@pytest.fixture
+def shipped(tmp_path: Path) -> Iterator[Studio]:
+    """Whose first database is the model's own, with the table that popular rows are counted from."""
+    with Studio.open(str(ship(tmp_path / "model", rdm_config(tmp_path))), allow_changes=True) as studio:
+        yield studio
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def ask_popular(studio: Studio) -> list[Job]:
+    return jobs(studio, Ask(way="popular", k=2, settings={"steps": 2}))
+
+
+def test_popular_rows_are_counted_again_after_an_addition(shipped: Studio) -> None:
+    data = shipped.pipeline().data
+    assert len(ask_popular(shipped)) == 1
+    with building(data.table_path("train")):  # so that the count has to wait
+        add(shipped, shipped.names[0], [ring()], **known())
+        database = shipped.pipeline().retriever.database
+        assert "in the background" in shipped.popular.note(shipped.pipeline())
+        with pytest.raises(ValueError, match="Popular rows are counted again in the background"):
+            ask_popular(shipped)
+        add(shipped, shipped.names[0], [ring(200)], **known())
+    until(lambda: not shipped.popular.note(shipped.pipeline()))
+    database = shipped.pipeline().retriever.database
+    table = NeighbourTable.open(data.table_path("train"), database)
+    assert len(database) == 42 and table.card["database_rows"] == 42 and len(ask_popular(shipped)) == 1
+    built = (table.path / "neighbours.npy").stat()
+    reopened = Pipeline.load(str(shipped.pipeline().path))  # as when the page is started anew
+    assert reopened.retriever.database.fingerprint == database.fingerprint
+    assert (table.path / "neighbours.npy").stat() == built  # and nothing had to be built
+
+
+def test_a_count_that_fails_is_said_and_one_that_is_ended_writes_nothing(
+    shipped: Studio, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = shipped.pipeline().data.table_path("train")
+    (table / "neighbours.npy").unlink()
+    (table / "neighbours.npy").mkdir()  # which no file can replace
+    add(shipped, shipped.names[0], [ring()], **known())
+    until(lambda: "the log of the page says why" in shipped.popular.note(shipped.pipeline()))
+    assert "were not counted again" in caplog.text
+    shipped.popular.end(60)
+    (table / "neighbours.npy").rmdir()
+    add(shipped, shipped.names[0], [ring(200)], **known())
+    assert "search_neighbors.py" in shipped.popular.note(shipped.pipeline())
+    assert not (table / "neighbours.npy").exists() and not (table / "neighbours.json").exists()
+
+
+def test_a_further_database_says_what_counts_its_popular_rows(studio: Studio) -> None:
+    add(studio, "flags", [ring()], **known())
+    database = studio.pipeline("flags").retriever.database
+    assert f"until search_neighbors.py has built {database.path}/neighbours/train" in studio.popular.note(
+        studio.pipeline("flags")
+    )
+
+
+def test_an_image_is_made_again_after_an_addition_and_nothing_is_said_of_other_bits(
+    studio: Studio, caplog: pytest.LogCaptureFixture
+) -> None:
+    (first,) = images_of(studio, jobs(studio, Ask(words=["a flag"], settings={"steps": 2})))
+    before = studio.pipeline().retriever.database
+    add(studio, "flags", [ring()], **known())
+    database = studio.pipeline().retriever.database
+    assert database.fingerprint != before.fingerprint and database.has_grown_from(before.fingerprint)
+    assert not before.has_grown_from(database.fingerprint) and not database.has_grown_from("another")
+    found = inspected(studio, first.png)
+    (same,) = images_of(studio, [again(studio, found)])
+    assert found.place == "flags" and compared(found.picture, decoded_png(same.png)).equal
+    assert "last bits" not in caplog.text
+
+
 def test_what_cannot_be_added_is_said_and_changes_nothing(studio: Studio) -> None:
     for pictures, captions, others, message in (
         ([], [], {}, "no picture"),
@@ -156,6 +244,7 @@ from test_web_changes import known, ring
 from rdm.loading import with_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.pipeline import Pipeline
+from rdm.web.asking import Ask, jobs
 from rdm.web.changes import add, fresh
 from rdm.web.rows import search
 from rdm.web.studio import Studio
@@ -190,7 +279,7 @@ for step in range(1000):
     same = search(again.pipeline("flags"), picture=ring(1), k=1)[0]
     print(killed, len(again.pipeline("flags").retriever.database), first.number, same.number, flush=True)
     for each in (studio, again):
-        shutil.rmtree(each.folder)
+        each.close()
     if not killed:
         break
 """

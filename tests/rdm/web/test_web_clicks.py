@@ -10,7 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import DESKTOP, PHONE, WAIT, chromium, content, expect, opened, pixels, tab
+from browsing import (
+    DESKTOP,
+    IMAGE,
+    PHONE,
+    WAIT,
+    click,
+    content,
+    draw,
+    expect,
+    field,
+    idle,
+    image_of,
+    number,
+    old,
+    opened,
+    pixels,
+    saved,
+    tab,
+    upload,
+)
 from PIL import Image
 from toy import references_config, ship
 
@@ -25,7 +44,6 @@ from rdm.web.server import serving  # noqa: E402
 from rdm.web.studio import Studio  # noqa: E402
 
 LIMITS = Limits(images=8, neighbours=8, steps=20, side=32, upload_bytes=200_000, pixels=40_000)
-IMAGE = ".image > img, .image .after"
 TABS = ("Create", "Edit", "Between", "Database", "Inspect")
 # What can be used or seen and has no name for a screen reader.
 NAMELESS = """() => [...document.querySelectorAll('input, textarea, button, img, canvas')]
@@ -44,27 +62,15 @@ def changeable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 
 @pytest.fixture(scope="module")
-def url(changeable: Studio) -> Iterator[str]:
-    with serving(changeable) as address:
-        yield address
+def address(changeable: Studio) -> Iterator[str]:
+    with serving(changeable) as url:
+        yield url
 
 
 @pytest.fixture
 def own(changeable: Studio) -> Pipeline:
     """The model with the database as it is now."""
     return changeable.pipeline()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Any]:
-    with opened(browser, url) as shown:
-        yield shown
 
 
 @pytest.fixture
@@ -75,45 +81,6 @@ def noise(tmp_path: Path) -> Path:
     return file
 
 
-def field(panel: Any, label: str) -> Any:
-    return panel.get_by_role("textbox", name=label).first
-
-
-def number(panel: Any, label: str) -> Any:
-    return panel.get_by_role("spinbutton", name=label, exact=True)
-
-
-def click(panel: Any, button: str) -> None:
-    panel.get_by_role("button", name=button, exact=True).click()
-
-
-def draw(panel: Any, text: str, steps: int, **numbers: int) -> Any:
-    """Draws an image of a text, and returns its card."""
-    field(panel, "Text").fill(text)
-    for label, value in {"Steps": steps, **numbers}.items():
-        number(panel, label).fill(str(value))
-    old(panel, ".card")
-    click(panel, "Draw")
-    card = panel.locator(".card:not([data-old])")
-    card.wait_for()
-    idle(panel)
-    return card
-
-
-def old(panel: Any, css: str) -> None:
-    """Marks what is shown, so that it can be told from what comes next."""
-    panel.evaluate("(panel, css) => panel.querySelectorAll(css).forEach((each) => { each.dataset.old = 'yes' })", css)
-
-
-def idle(panel: Any) -> None:
-    """Waits until nothing is drawn any more."""
-    panel.locator(".progress").first.wait_for(state="detached")
-
-
-def image_of(card: Any) -> np.ndarray:
-    return pixels(card.locator(IMAGE))
-
-
 @contextmanager
 def changing(card: Any) -> Iterator[None]:
     """Waits in the end until a card has another image."""
@@ -121,10 +88,6 @@ def changing(card: Any) -> Iterator[None]:
     before = image.get_attribute("src")
     yield
     expect(image).not_to_have_attribute("src", before, timeout=WAIT)
-
-
-def upload(panel: Any, file: Path, place: int = 0) -> None:
-    panel.locator('input[type="file"]').nth(place).set_input_files(file)
 
 
 def rows_of(own: Pipeline, text: str, k: int | None = None) -> list[int]:
@@ -191,7 +154,14 @@ def stroke(page: Any, canvas: Any) -> np.ndarray:
     return np.asarray(paint)[..., 3] >= 128
 
 
-def test_a_painted_mask_is_repainted_with_the_bits_of_python(page: Any, own: Pipeline, noise: Path) -> None:
+def make_again(panel: Any) -> None:
+    click(panel, "Make it again")
+    panel.get_by_text("all 256 pixels are equal").wait_for()
+
+
+def test_a_painted_mask_is_repainted_with_the_bits_of_python_and_made_again(
+    page: Any, own: Pipeline, noise: Path, tmp_path: Path
+) -> None:
     panel = tab(page, "Edit")
     upload(panel, noise)
     canvas = panel.locator("canvas")
@@ -207,6 +177,15 @@ def test_a_painted_mask_is_repainted_with_the_bits_of_python(page: Any, own: Pip
     card.get_by_role("slider").focus()
     page.keyboard.press("Home")
     assert card.locator(".compare").evaluate("box => box.style.getPropertyValue('--cut')") == "0%"
+    image, *sources = (saved(card, link, tmp_path) for link in ("save", "save picture", "save mask"))
+    np.testing.assert_array_equal(np.asarray(Image.open(sources[1])), np.asarray(mask))
+    panel = tab(page, "Inspect")
+    upload(panel, image)
+    panel.get_by_text("made from: a picture that was edited, a mask").wait_for()
+    upload(panel, sources, 1)
+    for file in sources:
+        panel.get_by_text(file.stem).first.wait_for()
+    make_again(panel)
 
 
 def search(panel: Any, text: str, count: int) -> list[str]:
@@ -225,12 +204,18 @@ def test_a_removed_row_is_gone_from_search_and_from_drawing(page: Any, changeabl
     panel = tab(page, "Database")
     found = search(panel, "the sun", 5)
     assert [name.split(",")[0] for name in found] == [f"row {row}" for row in rows]
-    panel.locator(".tiles button").first.click()
     panel.get_by_role("button", name="Remove rows").click()
-    expect(field(panel, "Rows")).to_have_value(str(rows[0]), timeout=WAIT)
+    for place, marked in ((0, rows[:1]), (1, rows[:2]), (1, rows[:1])):  # a second click takes the mark away
+        panel.locator(".tiles button").nth(place).click()
+        expect(field(panel, "Rows")).to_have_value(", ".join(map(str, marked)), timeout=WAIT)
+    expect(panel.locator(".tiles button[aria-pressed=true]")).to_have_count(1)
+    confirm = panel.get_by_role("button", name="Remove 1 row")
+    assert not confirm.is_visible()
     click(panel, "Count")
-    panel.get_by_role("button", name="Remove 1 row").click()
+    panel.get_by_text(f"1 of {count} rows would be removed").wait_for()
+    confirm.click()
     panel.get_by_text(f"{count - 1} are left").wait_for()
+    expect(page.locator(".head")).to_contain_text(f"({count - 1} pictures)")
     left = search(panel, "the sun", 6)
     assert left[:4] == found[1:] and found[0] not in left
     card = draw(tab(page, "Create"), "the sun", 2)
@@ -239,34 +224,38 @@ def test_a_removed_row_is_gone_from_search_and_from_drawing(page: Any, changeabl
 
 
 def test_an_added_picture_is_found_at_once(page: Any, own: Pipeline, noise: Path) -> None:
-    row = len(own.retriever.database)
+    row, count = len(own.retriever.database), own.retriever.database.living_count
     panel = tab(page, "Database")
     panel.get_by_role("button", name="Add pictures").click()
     upload(panel, noise, 1)
     panel.get_by_text("noise").first.wait_for()
-    for label, words in (("Licence", "CC0-1.0"), ("Attribution", "a test"), ("Captions", "coloured noise")):
+    field(panel, "Licence").fill("CC0-1.0")
+    click(panel, "Add")
+    page.get_by_text("picture 1: got no attribution").wait_for()
+    for label, words in (("Attribution", "a test"), ("Captions", "coloured noise")):
         field(panel, label).fill(words)
     click(panel, "Add")
     panel.get_by_text("Added 1 row").wait_for()
+    expect(page.locator(".head")).to_contain_text(f"({count + 1} pictures)")
     upload(panel, noise)
     panel.locator('img[src*="noise"]').first.wait_for()
     assert search(panel, "", 1) == [f"row {row}, coloured noise"]
-    assert "1.00 coloured noise" in panel.locator(".tiles li").inner_text()
+    panel.locator(".tiles summary").click()
+    said = panel.locator(".tiles li").inner_text()
+    assert all(words in said for words in ("1.00 coloured noise", "CC0-1.0", "a test"))
 
 
 def test_an_image_is_made_again_with_equal_bits(page: Any, tmp_path: Path) -> None:
     card = draw(tab(page, "Create"), "a flag", 3, Seed=7)
     first = image_of(card)
-    with page.expect_download() as saved:
-        card.get_by_role("link", name="save").click()
-    saved.value.save_as(tmp_path / saved.value.suggested_filename)
+    file = saved(card, "save", tmp_path)
+    assert file.name == "a-flag-7-0.png"
     panel = tab(page, "Inspect")
-    upload(panel, tmp_path / "a-flag-7-0.png")
+    upload(panel, file)
     panel.locator(".record").wait_for()
     said = panel.locator(".record").inner_text()
     assert "a flag" in said and "steps 3" in said
-    click(panel, "Make it again")
-    panel.get_by_text("all 256 pixels are equal").wait_for()
+    make_again(panel)
     for image in panel.locator(".pair img").all():
         np.testing.assert_array_equal(pixels(image), first)
 
@@ -282,6 +271,11 @@ def test_a_picture_from_elsewhere_shows_its_nearest_rows(page: Any, own: Pipelin
         tile.locator("summary").click()
         assert f"row {row}\n" in tile.inner_text()
     assert panel.get_by_role("button", name="Make it again").is_disabled()
+    (row,) = nearest[:1]
+    Image.fromarray(own.retriever.database.patches([row])[0]).save(tmp_path / "row.png")
+    panel.get_by_role("button", name="Clear").or_(panel.get_by_role("button", name="Remove")).first.click()
+    upload(panel, tmp_path / "row.png")
+    panel.get_by_text(f"A copy: the similarity to the nearest row, {row}, is").wait_for()
 
 
 def test_the_main_path_needs_the_keyboard_alone(page: Any) -> None:
@@ -300,11 +294,25 @@ def test_the_main_path_needs_the_keyboard_alone(page: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_every_tab_fits_its_screen_and_has_names_for_everything(browser: Any, url: str, size: tuple[int, int]) -> None:
-    with opened(browser, url, size) as page:
+def test_every_tab_fits_its_screen_in_the_dark_and_has_names_for_everything(
+    browser: Any, address: str, size: tuple[int, int]
+) -> None:
+    shown = "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    with opened(browser, address, size, color_scheme="dark") as page:
         for name in TABS:
             tab(page, name)
-            wide, high = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+            wide, high = page.evaluate(shown)
             assert wide <= size[0], name
             assert size == PHONE or high <= size[1], name
             assert page.evaluate(NAMELESS) == [], name
+        draw(tab(page, "Create"), "a flag", 1)
+        wide, high = page.evaluate(shown)
+        assert wide <= size[0] and (size == PHONE or high <= size[1])
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(int(part) for part in background.strip("rgba()").split(",")[:3]) < 64
+
+
+def test_the_description_of_the_endpoints_opens_without_an_error(page: Any) -> None:
+    with page.expect_response("**/mcp/schema"), page.expect_response("**/monitoring/summary"):
+        page.get_by_role("button", name="Use via API").click()
+    page.get_by_text("/search_rows").first.wait_for()

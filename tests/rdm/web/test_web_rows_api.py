@@ -109,7 +109,7 @@ def test_an_added_picture_is_found_and_drawn_with(api: Any, tmp_path: Path) -> N
     known = {"licence": "CC0-1.0", "attribution": "A. Uthor", "captions": ["a ring"]}
     answer = api.predict(given, **known, api_name="/add_rows")
     (first, second), note = answer["rows"], answer["note"]
-    assert note.startswith("Popular rows are refused until they are counted again")
+    assert note.startswith("Popular rows are refused until search_neighbors.py")
     with pytest.raises(Exception, match=r"neighbour table .* rerun scripts/search_neighbors\.py"):
         api.predict(settings={"steps": 1}, api_name="/popular")
     (found,) = api.predict(picture=content(ring(10)), k=1, api_name="/search_rows")["rows"]

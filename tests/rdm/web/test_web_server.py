@@ -99,7 +99,23 @@ def test_uploads_cannot_fill_the_disk(loaded: Pipeline, monkeypatch: pytest.Monk
         assert codes[:3] == [200] * 3 and codes[-1] == 507 and "try later" in answers[-1].text
         for path in answers[0].json() + answers[1].json():
             Path(path).unlink()
+        time.sleep(gate.PAUSE)
         assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"x")}).status_code == 200
+
+
+def test_small_uploads_cannot_fill_the_disk_with_files_and_are_seldom_counted(tmp_path: Path) -> None:
+    opened: list[str] = []
+    gated = gate.Gate(None, tmp_path, 100_000)
+    for number in range(200):
+        (tmp_path / f"{number}").write_bytes(b"x")
+    sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "os.scandir" else None)
+    for _ in range(100):
+        gated.bytes += gate.SPARE
+        assert not gated.is_full()
+    assert opened == []
+    gated.bytes = gate.UPLOADS * gated.most + 1
+    assert gated.is_full() and set(opened) == {str(tmp_path)}
+    assert gated.bytes == 200 * gate.SPARE
 
 
 def test_no_request_makes_the_server_ask_elsewhere(address: str) -> None:

@@ -1,0 +1,1 @@
+"""Weights and configs to and from CompVis' code and diffusers."""

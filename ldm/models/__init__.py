@@ -1,0 +1,1 @@
+"""First stages, and the diffusion models over them."""

@@ -1,0 +1,1 @@
+"""Noise schedule, guidance, samplers, and the latent diffusion model."""

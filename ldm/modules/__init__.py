@@ -1,0 +1,1 @@
+"""Building blocks of networks: attention, losses, encoders, the moving average of weights."""

@@ -1,0 +1,1 @@
+"""The U-Net, and the encoder and decoder of first stages."""

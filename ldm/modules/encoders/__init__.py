@@ -1,0 +1,1 @@
+"""Encoders of conditions, and CLIP as an embedder."""

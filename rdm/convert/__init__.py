@@ -1,0 +1,1 @@
+"""CompVis' retrieval-augmented models and files."""

@@ -1,0 +1,1 @@
+"""The models that are conditioned on neighbours, and the small CLIP."""

@@ -1,0 +1,1 @@
+"""The retrieval-augmented diffusion model."""

@@ -1,0 +1,1 @@
+"""From neighbours to context tokens, and the networks that read them."""

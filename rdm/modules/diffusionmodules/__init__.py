@@ -1,0 +1,1 @@
+"""U-Nets that see the latents of neighbours."""

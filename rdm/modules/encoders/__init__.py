@@ -1,0 +1,1 @@
+"""Encoders that CompVis' retrieval-augmented configs name."""

@@ -1,0 +1,1 @@
+"""Builds a database, on one machine or on a Ray cluster."""

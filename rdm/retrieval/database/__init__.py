@@ -1,0 +1,1 @@
+"""The rows of a database: vectors, metadata, and marks of removed rows."""

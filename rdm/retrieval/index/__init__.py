@@ -1,0 +1,1 @@
+"""Nearest-neighbour search: exact, by faiss, by Milvus."""

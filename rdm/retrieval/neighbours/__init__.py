@@ -1,0 +1,1 @@
+"""Neighbour tables of training pictures, and the popularity counted from them."""

@@ -1,0 +1,1 @@
+"""Changes to a database: append, add, compact, merge, import, verify."""
