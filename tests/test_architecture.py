@@ -82,7 +82,7 @@ DOORS = {
     "matplotlib": ("ldm/curves.py", "rdm/evaluate/memorisation.py", "benchmarks/"),
     "gradio": ("rdm/web/",),
     "diffusers": ("rdm/generators/library.py", "benchmarks/"),
-    "transformers": ("rdm/generators/library.py", "ldm/modules/encoders/modules.py"),
+    "transformers": ("rdm/generators/library.py", "ldm/modules/encoders/modules.py", "benchmarks/generators.py"),
     "accelerate": ("rdm/generators/library.py",),
     "mkdocs": ("website/hooks.py",),
     "griffe": ("website/signatures.py",),
