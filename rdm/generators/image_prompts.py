@@ -189,6 +189,8 @@ def image_prompts(loaded: Loaded, request: Request, settings: Settings) -> Image
         known = {number: embed(number) for number in dict.fromkeys(rows.ravel().tolist())}
         shown = torch.stack([torch.stack([known[number] for number in line]) for line in rows.tolist()])
         nothing = empty.expand_as(shown)
+        if settings.offload != "none":
+            pipeline.image_encoder(settings.precision).release()
     if settings.combine == "mean":
         shown, nothing = shown.mean(1, keepdim=True), nothing[:, :1]
     return ImagePrompts(shown.to(pipeline.device), nothing.to(pipeline.device))
@@ -217,7 +219,4 @@ def _by_pictures(loaded: Loaded, request: Request, settings: Settings) -> tuple[
             ) from error
         return encoder.embed(picture)
 
-    found = encoder.nothing()
-    if settings.offload != "none":
-        encoder.release()
-    return embed, found
+    return embed, encoder.nothing()
