@@ -149,12 +149,13 @@ def measure_memory(row: str, way: str) -> dict[str, float]:
     once = ways_of(row, (way,))[way]
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
-    before = _status("VmRSS")
+    before = status("VmRSS")
     once()
-    return {"peak_gb": round(_status("VmHWM"), 3), "call_gb": round(_status("VmHWM") - before, 3)}
+    return {"peak_gb": round(status("VmHWM"), 3), "call_gb": round(status("VmHWM") - before, 3)}
 
 
-def _status(name: str) -> float:
+def status(name: str) -> float:
+    """Returns a size in ``/proc/self/status`` in GB, such as ``VmRSS`` (Linux only)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1e6 for line in lines if line.startswith(name + ":"))
 

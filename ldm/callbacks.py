@@ -377,10 +377,12 @@ class Timings(pl.Callback):
     def time_left(self, trainer: pl.Trainer) -> str:
         """Returns the rest of the run as ``H:MM:SS``; "" if it has no end, is at its end, or its speed is not known."""
         steps = trainer.estimated_stepping_batches - trainer.global_step
-        if self._begun is None or trainer.global_step <= self._begun[1] or not 0 < steps < math.inf:
-            return ""
-        seconds = (time.perf_counter() - self._begun[0]) / (trainer.global_step - self._begun[1])
-        return str(timedelta(seconds=round(steps * seconds)))
+        callbacks: list[Any] = getattr(trainer, "callbacks", [])
+        ends = [each.time_remaining() for each in callbacks if isinstance(each, pl.callbacks.Timer)]  # max_time
+        if self._begun is not None and trainer.global_step > self._begun[1]:
+            ends.append(steps * (time.perf_counter() - self._begun[0]) / (trainer.global_step - self._begun[1]))
+        seconds = min((each for each in ends if each is not None), default=math.inf)
+        return str(timedelta(seconds=round(seconds))) if steps > 0 and 0 < seconds < math.inf else ""
 
 
 def memory_gb(device: torch.device) -> float:

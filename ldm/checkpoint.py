@@ -11,6 +11,7 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.downloads import instead_of_weights, is_archive
 from ldm.files import atomic_path, located
 
 LOG = logging.getLogger(__name__)
@@ -35,10 +37,19 @@ DAMAGED = (
     AssertionError,
     struct.error,
 )
+DTYPES = {  # the names of dtypes in safetensors files
+    **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{"BF16": torch.bfloat16, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a checkpoint by name, on the CPU and in their stored dtype.
+
+    The numbers of a ``.ckpt`` stay in the file and are read when they are used, so that optimiser states in it take no
+    memory.
 
     Args:
         path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; of a Lightning checkpoint, the
@@ -49,22 +60,73 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no checkpoint, is truncated, or names more than tensors and plain containers.
     """
-    path = located(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; train one with main.py or give another path")
+    path = _existing(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
-    content = _read_pickle(path)
+            raise _incomplete_safetensors(path, error) from error
+    return _state_in(_read_pickle(path), path)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint file holds, without its numbers.
+
+    Attributes:
+        tensors: the weights by name, on the meta device: shapes and dtypes only.
+        others: the other entries of the file, such as ``epoch`` and ``optimizer_states``; tensors in them are on the
+            meta device, too.
+    """
+
+    tensors: dict[str, Tensor]
+    others: dict[str, Any]
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Returns what a checkpoint holds, without reading its numbers, unless it is older than torch 1.6.
+
+    For arguments and errors see :func:`read_weights`.
+    """
+    path = _existing(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+                return Contents(tensors, dict(file.metadata() or {}))
+        except SafetensorError as error:
+            raise _incomplete_safetensors(path, error) from error
+    content = _read_pickle(path, "meta" if is_archive(path) else "cpu")
+    state = {name: tensor.to("meta") for name, tensor in _state_in(content, path).items()}
+    return Contents(
+        state, {} if "state_dict" not in content else {n: v for n, v in content.items() if n != "state_dict"}
+    )
+
+
+def _described(part: Any) -> Tensor:
+    """Returns a tensor of a safetensors file on the meta device."""
+    return torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+
+
+def _existing(path: str | Path) -> Path:
+    path = located(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; train one with main.py or give another path")
+    return path
+
+
+def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if isinstance(state, Mapping) and all(isinstance(value, Mapping) for value in state.values()):
         state = {f"{part}.{name}": tensor for part, held in state.items() for name, tensor in held.items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state_dict of tensors")
     return dict(state)
+
+
+def _incomplete_safetensors(path: Path, error: SafetensorError) -> ValueError:
+    return ValueError(f"{path} is not a complete safetensors file ({instead_of_weights(path) or error})")
 
 
 def _harmless() -> list[Any]:
@@ -80,12 +142,15 @@ def _harmless() -> list[Any]:
     return [ModelCheckpoint, *places, codecs.encode, np.dtype, *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd")]
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, device: str = "cpu") -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # the error below says what torch warns of
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = device == "cpu" and is_archive(path)
+            return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
+        if other := instead_of_weights(path):
+            raise ValueError(f"{path} is not a complete checkpoint ({other})") from error
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {named[1]}" if named else "it holds more than tensors"
         raise ValueError(
@@ -93,7 +158,7 @@ def _read_pickle(path: Path) -> Any:
             "elsewhere and save its state_dict alone"
         ) from error
     except DAMAGED as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        reason = instead_of_weights(path) or str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
 
 
@@ -175,6 +240,12 @@ def check_weights(
     Raises:
         ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
     """
+    if found := misfit(module, state, allow):
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
+
+
+def misfit(module: nn.Module, state: Mapping[str, Tensor], allow: Sequence[str] = ()) -> str:
+    """Returns what :func:`check_weights` would complain of, in words; an empty text if ``state`` fits."""
     own = module.state_dict()
     missing = [name for name in own if name not in state and not _matches(name, allow)]
     unexpected = [name for name in state if name not in own and not _matches(name, allow)]
@@ -183,14 +254,12 @@ def check_weights(
         for n in own
         if n in state and state[n].shape != own[n].shape
     ]
-    if missing or unexpected or wrong:
-        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
-        found = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-            for what, names in parts
-            if names
-        )
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)]
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for what, names in parts
+        if names
+    )
 
 
 def average_as_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.convert.lightning import our_lightning
-from ldm.files import atomic_path, cache, located, project, to_build
+from ldm.files import atomic_path, beside, cache, located, project, to_build
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
@@ -64,6 +64,7 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
     In a config of the project (in its ``configs``, ``models`` and ``logs``), a relative ``path``, which names what is
     built (a database, a table of codes), follows :func:`ldm.files.to_build` and not the working directory, unless it
     exists there.
+    A path ``beside:PATH`` starts from the folder of the file.
 
     Args:
         files: paths of YAML files, see :func:`ldm.files.located`.
@@ -88,18 +89,19 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
         parts: list[Any] = [OmegaConf.load(file) for file in found_at]
         if lists := [str(file) for file, part in zip(found_at, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
-        merged = OmegaConf.merge(*map(_as_in_project, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(*map(_with_paths, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {names}: {error}") from error
     return {str(key): value for key, value in config.items()}
 
 
-def _as_in_project(file: Path, config: Any) -> Any:
-    """Returns a config; in one of the project or the cache, paths of what is built lead to where the project builds."""
+def _with_paths(file: Path, config: Any) -> Any:
+    """Returns a config with paths from its file (``beside:PATH``), and in the project paths of what is built."""
+    content = beside(OmegaConf.to_container(config), file.parent)
     roots = (root / folder for root in (project(), cache()) for folder in PROJECT)
     ours = any(file.absolute().is_relative_to(root) for root in roots)
-    return _built_there(OmegaConf.to_container(config)) if ours else config
+    return _built_there(content) if ours else OmegaConf.create(content)
 
 
 def _built_there(part: Any) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 LOG = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, the user's share of it, or what a file may be, is used up
 LOCK = ".lock"
+BESIDE = "beside:"
 
 SHIPPED = ("configs", "data/emoji", "docs", "models")  # the folders of the files that come with the code
 BUILT = ("data/codes", "data/databases")  # the folders of what the shipped configs build
@@ -92,6 +93,19 @@ def portable(path: str | Path) -> str:
 
 def _is_in(path: Path, folders: Iterable[str]) -> bool:
     return ".." not in path.parts and any(path.is_relative_to(folder) for folder in folders)
+
+
+def beside(part: Any, folder: str | Path) -> Any:
+    """Returns JSON values in which each text ``beside:PATH`` is the absolute path of what lies at PATH from a folder.
+
+    A folder that is moved or pushed as a whole names its files in this way.
+    """
+    if isinstance(part, str):
+        start, is_beside, path = part.partition(BESIDE)
+        return os.path.normpath(Path(folder).absolute() / path) if is_beside and not start else part
+    if isinstance(part, list):
+        return [beside(each, folder) for each in part]
+    return {name: beside(value, folder) for name, value in part.items()} if isinstance(part, Mapping) else part
 
 
 def file_hash(file: Path) -> str:

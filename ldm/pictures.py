@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -54,13 +55,10 @@ def image_grid(columns: Mapping[str, Tensor], gap: int = 2) -> Tensor:
     stacks = [stack if stack.shape[2] in (1, 3) else stack.mean(2, keepdim=True) for stack in stacks]
     stacks = [with_channels(stack, max(each.shape[2] for each in stacks)) for stack in stacks]
     rows = min(len(stack) for stack in stacks)
-    (c, h, w), m = stacks[0].shape[2:], sum(stack.shape[1] for stack in stacks)
-    grid = torch.full((c, rows * (h + gap) + gap, m * (w + gap) + gap), 255, dtype=torch.uint8)
-    for i in range(rows):
-        for j, tile in enumerate(tile for stack in stacks for tile in stack[i]):
-            top, left = gap + i * (h + gap), gap + j * (w + gap)
-            grid[:, top : top + h, left : left + w] = to_uint8(tile.detach().float().cpu())
-    return grid
+    tiles = torch.cat([to_uint8(stack[:rows].detach().float().cpu()) for stack in stacks], dim=1)
+    tiles = F.pad(tiles, (gap, 0, gap, 0), value=255)
+    (n, m, c, h, w) = tiles.shape
+    return F.pad(tiles.permute(2, 0, 3, 1, 4).reshape(c, n * h, m * w), (0, gap, 0, gap), value=255)
 
 
 def save_png(image: Tensor, path: str | Path, texts: Mapping[str, str] | None = None) -> None:

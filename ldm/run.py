@@ -87,8 +87,13 @@ def check_described(model: Mapping[str, Any], state: Mapping[str, Tensor], sourc
         ValueError: the config is wrong, or the weights do not fit it.
     """
     built = described_model(model)
-    check_weights(built, state, source=source, allow=(*getattr(built, "optional_names", ()), *BESIDE))
+    check_weights(built, state, source=source, allow=optional_of(built))
     return built
+
+
+def optional_of(model: nn.Module) -> tuple[str, ...]:
+    """Returns the patterns of names that a checkpoint of a described model may lack or have in excess."""
+    return (*getattr(model, "optional_names", ()), *BESIDE)
 
 
 def without_paths(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ SCRIPTS = {
     "rdm-neighbors": "scripts/search_neighbors.py",
     "rdm-evaluate": "scripts/evaluate.py",
     "rdm-export": "scripts/export_checkpoint.py",
+    "rdm-check": "scripts/check_checkpoint.py",
     "rdm-demo": "scripts/demo.py",
+    "rdm-own": "scripts/own.py",
 }
 
 
@@ -49,4 +51,6 @@ database = partial(run, "rdm-database")
 neighbors = partial(run, "rdm-neighbors")
 evaluate = partial(run, "rdm-evaluate")
 export = partial(run, "rdm-export")
+check = partial(run, "rdm-check")
 demo = partial(run, "rdm-demo")
+own = partial(run, "rdm-own")

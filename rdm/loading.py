@@ -18,6 +18,7 @@ from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import picture_params, read_config
 from ldm.data.decode import sides
 from ldm.files import located, looked_in, places, to_build
+from ldm.hub import fetched_repository, in_cache, is_hub
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -29,10 +30,11 @@ from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.search import SearchIndex
-from rdm.retrieval.retriever import Retriever
+from rdm.retrieval.retriever import NoRetriever, Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
+DATABASE_CONFIG = "database.yaml"  # in an exported folder: what builds the database that it does not hold
 # The kinds of models: the package of their classes, the folder of the shipped model, and a config that trains one.
 PLAIN = "ldm"
 KINDS = {
@@ -61,23 +63,6 @@ class PlainData:
         """Returns what the config of the data says; without one, the size that the model is configured for."""
         params = picture_params(config) or {"size": side_of(model)}
         return cls(sides(params.get("crop_size") or params["size"]), params.get("value_range"))
-
-
-class NoRetriever(Retriever):
-    """Takes the place of the retriever of a model without a database. Any use of it is an error.
-
-    Args:
-        path: the checkpoint of the model, for the error message.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __getattr__(self, name: str) -> Any:
-        raise ValueError(
-            f"{self.path} is a plain latent diffusion model, which has no database and no embedder; leave out what "
-            f"needs them (here: {name}), or give a retrieval-augmented model with --ckpt"
-        )
 
 
 @dataclass(frozen=True)
@@ -170,14 +155,20 @@ def find_checkpoint(path: str | None = None, logs: str = "logs") -> Path:
     """Returns the file of a checkpoint.
 
     Args:
-        path: a checkpoint file or a folder that has one. ``rdm`` (the default) and ``rarm`` stand for the newest run of
-            that kind of model, or for the shipped model if there is no run. ``ldm`` stands for the newest plain one.
+        path: a checkpoint file or a folder that has one. ``hf:owner/name`` or ``hf:owner/name@revision`` is a
+            repository of the Hugging Face hub. ``rdm`` (the default) and ``rarm`` stand for the newest run of that kind
+            of model, or for the shipped model if there is no run. ``ldm`` stands for the newest plain one.
         logs: the folder of the runs.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
     """
     named = path or "rdm"
+    if is_hub(named):
+        file = fetched_repository(named) / "model.safetensors"
+        if not file.is_file():
+            raise FileNotFoundError(f"{named} has no model.safetensors; push it with scripts/export_checkpoint.py")
+        return file
     kind = named if named in KINDS else "rdm"
     wanted = KINDS[kind][1] if named in KINDS else named
     runs = []
@@ -210,7 +201,7 @@ def load(
     config: str | None = None,
     same_outline: float | None = None,
 ) -> Loaded:
-    """Loads a model that is ready to sample. Its database is built if it is missing.
+    """Loads a model that is ready to sample. The database of a run is built if it is missing.
 
     Args:
         checkpoint: file or folder; see :func:`find_checkpoint`.
@@ -247,11 +238,13 @@ def load(
         )
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
-    if database is None or _same(database, data.database_config["path"]):
+    if database is not None and not _same(database, data.database_config["path"]):
+        opened = RetrievalDatabase.open(database)
+    elif is_hub(checkpoint) or (beside(path) / DATABASE_CONFIG).is_file():
+        opened = _database_of(data, beside(path))
+    else:
         data.prepare_retrieval()
         opened = data.database
-    else:
-        opened = RetrievalDatabase.open(database)
     retriever = retriever_of(opened, partial(load_embedder, data.embedder_config), data, only, same_outline)
     return Loaded(model, retriever, data, path, config_file)
 
@@ -263,14 +256,7 @@ def retriever_of(
     only: Sequence[str] = (),
     same_outline: float | None = None,
 ) -> Retriever:
-    """Returns the retriever of a database; embedder and index are loaded at their first use.
-
-    Args:
-        database: the database.
-        embedder: returns the embedder.
-        data: the data module of the model, for the usual ``same_outline``.
-        only: see :func:`load`.
-        same_outline: see :func:`load`.
+    """Returns the retriever of a database; embedder and index are loaded at their first use. See :func:`load`.
 
     Raises:
         ValueError: no row fits the rules.
@@ -321,10 +307,27 @@ def _same(database: str, own: str) -> bool:
     return not places.isdisjoint(others)
 
 
+def _database_of(data: Any, folder: Path) -> RetrievalDatabase:
+    """Returns the database of a model that came without its training images; nothing is built for it.
+
+    Raises:
+        FileNotFoundError: the folder does not have it, and it was not built here.
+    """
+    try:
+        return data.database
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the model {folder} comes without its database {data.database_config['path']}; build it with "
+            f"scripts/build_database.py --config {folder / DATABASE_CONFIG}, or name another one"
+        ) from error
+
+
 def _open_index(database: RetrievalDatabase) -> SearchIndex:
     from rdm.retrieval.index.faiss_index import NeighbourIndex  # imports faiss only for a search
 
-    return NeighbourIndex.open(database)
+    if (database.path / "index").is_dir() or not in_cache(database.path):
+        return NeighbourIndex.open(database)
+    return NeighbourIndex.build(database)  # in memory; the cache of the hub stays as it was downloaded
 
 
 def beside(path: Path) -> Path:

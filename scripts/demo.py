@@ -1,9 +1,7 @@
-"""Shows samples of the shipped model, then adapts it to other pictures for some minutes and shows what has changed."""
+"""Shows samples of the shipped model, then adapts it to another style for some minutes and shows what has changed."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,50 +13,37 @@ CLASSES = ("animal-bird", "food-fruit", "sky-weather")
 DRAWINGS = ROOT / "data" / "emoji" / "noto.parquet"
 
 
-def adapt(pictures: str, run: Path, outdir: Path, minutes: float) -> Path:
-    """Adapts the shipped model to pictures, and returns the path of their database."""
-    from ldm.config import write_config
-    from rdm.loading import SHIPPED
-    from rdm.sampling.adapt import adapting_config
-
-    database = outdir / "database"
-    write_config(outdir / "config.yaml", adapting_config(str(SHIPPED), pictures, database, minutes))
-    words = ["--base", str(outdir / "config.yaml"), "-t", "-p", str(run), "--no-test"]
-    if subprocess.run([sys.executable, str(ROOT / "main.py"), *words], check=False).returncode != 0:  # noqa: S603
-        raise ValueError("training failed; see its message above")
-    return database
-
-
 @command_line
 def main() -> None:
-    """Runs the demo; ``make demo`` calls this command."""
+    """Runs the demo; ``make demo`` calls this command. scripts/own.py does the same for pictures of one's own."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     p.add_argument(
         "--minutes", type=finite, default=5.0, help="training time in minutes; 0 shows the shipped model only"
     )
-    p.add_argument(
-        "--pictures",
-        help="pictures to adapt to: a folder, Parquet files or tar shards; if not given, emoji as pixel art",
-    )
     p.add_argument("--outdir", default="outputs/demo", help="output folder for the pictures")
     args = p.parse_args()
     from rdm.loading import SHIPPED
-    from rdm.sampling.adapt import pixel_art
-    from rdm.sampling.demo import Column, paint
+    from rdm.sampling.adapt import adaptation
+    from rdm.sampling.before_after import Query, asking, sampled, save_page
+    from rdm.sampling.pipeline import Pipeline
+    from rdm.sampling.pixel_art import pixel_art
+    from rdm.sampling.ways import classes, popular, texts
 
     started, outdir = time.time(), Path(args.outdir)
-    columns = [Column("the shipped model", str(SHIPPED))]
+    queries = [Query(f'"{prompt}"', asking(texts, prompt)) for prompt in PROMPTS]
+    queries += [Query(f"class: {name}", asking(classes, name)) for name in CLASSES]
+    queries.append(Query("unconditional", popular))
+    labels = [query.label for query in queries]
+    panels = sampled(Pipeline.load(str(SHIPPED)), queries, "the shipped model", 1)
     if args.minutes > 0:
-        outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")
-        run = outdir / "run"  # not in logs/, so that the other scripts load the shipped model
-        pictures = args.pictures or str(pixel_art(DRAWINGS, outdir / "pictures" / "pixel-art.parquet", 800))
-        database = str(adapt(pictures, run, outdir, args.minutes))
-        columns += [
-            Column("the shipped model with other pictures", str(SHIPPED), database),
-            Column(f"after {args.minutes:g} min of training", str(run), database),
-        ]
-    picture = paint(columns, PROMPTS, () if args.pictures else CLASSES, outdir)
-    print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{picture.resolve()}")
+        outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")  # not in logs/: other scripts load the shipped model
+        adapted = adaptation(str(pixel_art(DRAWINGS, outdir / "pictures" / "pixel-art.parquet", 800)), outdir)
+        if before := adapted.before():
+            panels += sampled(before, queries, "with other pictures", 1)
+        adapted.train(args.minutes, ROOT / "main.py")
+        panels += sampled(adapted.after(), queries, f"after {args.minutes:g} min", 1, neighbours=False)
+    file = save_page(labels, panels, outdir / "demo.png")
+    print(f"\ndone in {(time.time() - started) / 60:.1f} minutes; everything is in one picture:\n{file.resolve()}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ldm.command_line import ArgumentParser, HelpFormatter, add_trust_option, command_line
+from rdm.cli.exporting import add_whole_options, check_whole_options, complete, convert, import_diffusers_folder
 
 
 def parse() -> argparse.Namespace:
@@ -29,6 +30,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="with --to safetensors: keep float32, which is otherwise rounded to float16",
     )
+    add_whole_options(p)
     add_trust_option(p)
     return p.parse_args()
 
@@ -39,21 +41,13 @@ def main() -> None:
     args = parse()
     if Path(args.output).resolve() == Path(args.run).resolve():
         raise ValueError(f"--output: got {args.output}, the folder that is read; give another, or its config is lost")
+    check_whole_options(args)
     if args.source == "diffusers":
         if args.to != "safetensors" or args.checkpoint or args.weights != "average":
             raise ValueError(
                 "--from diffusers writes safetensors and config.yaml: leave out --to, --checkpoint and --weights"
             )
-        from ldm.checkpoint import write_weights
-        from ldm.config import write_config
-        from ldm.convert.diffusers import import_diffusers, scale_of_diffusers
-        from ldm.run import copy_class_names
-
-        config, state = import_diffusers(args.run)
-        write_config(Path(args.output) / "config.yaml", config)
-        copy_class_names(args.run, args.output)
-        written = Path(args.output) / "model.safetensors"
-        write_weights(written, state, metadata={"scale_factor": scale_of_diffusers(args.run)})
+        written = import_diffusers_folder(args)
     elif args.to == "safetensors":
         from ldm.run import export_run
 
@@ -61,25 +55,14 @@ def main() -> None:
         written = export_run(args.run, args.output, checkpoint=args.checkpoint, **options)
     else:
         written = convert(args)
+    if args.whole:
+        complete(args)
     size = sum(file.stat().st_size for file in Path(args.output).rglob("*") if file.is_file())
     print(f"{written}: {size / 1e6:.1f} MB in {args.output}")
+    if args.push:
+        from ldm.hub import push
 
-
-def convert(args: argparse.Namespace) -> Path:
-    """Writes a run for CompVis' code or for diffusers, and returns the path of the result."""
-    from ldm.run import copy_class_names, measured_latents, read_run
-
-    config, state = read_run(args.run, args.checkpoint, args.weights)
-    copy_class_names(args.run, args.output)
-    if args.to == "compvis":
-        from rdm.convert.compvis import export_model
-
-        return export_model(config["model"], state, args.output)
-    if args.weights == "both":
-        raise ValueError("--weights both: diffusers has one set of weights; ask for average or raw")
-    from ldm.convert.diffusers import export_diffusers
-
-    return export_diffusers(config, state, args.output, measured_latents(args.run).get("scale_factor", 1.0))
+        print(f"pushed to {push(args.output, args.push)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ It is served to this machine alone unless --host says otherwise. docs/web.md des
 from __future__ import annotations
 
 import argparse
+import gc
 from dataclasses import fields
 
 from ldm.command_line import ArgumentParser, HelpFormatter, add_trust_option, command_line, positive
@@ -23,9 +24,8 @@ GENERATOR = {
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument(
-        "--ckpt", help="a checkpoint or run folder; if not given, the newest diffusion run, else the shipped model"
-    )
+    usual = "a checkpoint or run folder; if not given, the newest diffusion run, else the shipped model"
+    p.add_argument("--ckpt", help=usual)
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
     p.add_argument(
         "--database",
@@ -74,14 +74,14 @@ def main() -> None:
     auth = None if args.auth is None else login(args.auth)
     check_host(args.host, auth, args.open)
     limits, folders = Limits(**{name: getattr(args, name) for name in LIMITS}), databases(args.database)
+    gc.disable()  # which would take a good part of the time of all imports
     from rdm.web.server import serving, wait
     from rdm.web.studio import Studio
 
-    other = {name: getattr(args, name) for name in GENERATOR}
-    with (
-        Studio.open(args.ckpt, folders, args.config, limits, args.allow_changes, other) as studio,
-        serving(studio, args.host, args.port, auth) as address,
-    ):
+    gc.freeze()  # what was imported stays
+    gc.enable()
+    opening = (args.ckpt, folders, args.config, limits, args.allow_changes, {n: getattr(args, n) for n in GENERATOR})
+    with Studio.open(*opening) as studio, serving(studio, args.host, args.port, auth) as address:
         print(f"the page is at {address}; Ctrl-C ends it", flush=True)
         wait()
 

@@ -8,6 +8,7 @@ PAGES = (
     "docs/sampling.md",
     "docs/web.md",
     "docs/generators.md",
+    "docs/own.md",
     "docs/install.md",
     "docs/large-databases.md",
     "docs/cluster.md",

@@ -26,6 +26,11 @@ LPIPS, SD_V1 = "taming__LPIPS", "stable_diffusion_v1_derived"
 OURS = {"rdm/imagenet": "rdm__models__rdm__imagenet", "rdm/ffhq": "rdm__models__rdm__ffhq"}
 OURS["rdm/768x768"] = "ldm__configs__retrieval-augmented-diffusion__768x768"
 OURS |= {f"rarm/{name}": f"rdm__configs__rarm__{name}" for name in ("dogs", "mammals", "animals")}
+# The layouts of the released files.
+RELEASED = {
+    **OURS,
+    **{f"rarm/{name}": f"rdm__models__rarm__imagenet__{name}" for name in ("dogs", "mammals", "animals")},
+}
 # What a released checkpoint holds and ours need not: the direction of a null whose length is zero.
 OPTIONAL = {"unconditional_guidance_vex"}
 
@@ -110,14 +115,33 @@ def test_our_config_of_a_release_describes_the_same_network(name: str) -> None:
     assert size(module) == found["n_params"]
 
 
-@pytest.mark.parametrize("stage", ["first_stage", "rdm"])
-def test_a_place_for_released_weights_holds_the_config_they_were_trained_with(stage: str) -> None:
+def test_a_place_for_a_released_first_stage_holds_the_config_it_was_trained_with() -> None:
     """A copy, as everything that loads a folder reads the config beside the weights."""
-    names = [path.stem for path in (ROOT / "configs" / stage).glob("*.yaml") if not path.stem.startswith("emoji")]
-    assert len(names) == {"first_stage": 9, "rdm": 3}[stage]
+    names = [
+        path.stem
+        for path in (ROOT / "configs/first_stage").glob("*.yaml")
+        if not path.stem.startswith(("emoji", "own"))
+    ]
+    assert len(names) == 9
     for name in names:
-        copy = ROOT / "models" / stage / name / "config.yaml"
-        assert copy.read_bytes() == (ROOT / "configs" / stage / f"{name}.yaml").read_bytes(), name
+        copy = ROOT / "models/first_stage" / name / "config.yaml"
+        assert copy.read_bytes() == (ROOT / f"configs/first_stage/{name}.yaml").read_bytes(), name
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_place_for_a_released_model_holds_a_config_for_it(name: str) -> None:
+    """That of training, but for the preprocessing of CompVis' databases, and the first stage in the file of a RARM."""
+    expected, own = (read_config([ROOT / file]) for file in (f"configs/{name}.yaml", f"models/{name}/config.yaml"))
+    assert own["data"]["params"]["embedder"]["params"].pop("preprocessing") == "compvis"
+    if name.startswith("rarm/"):
+        stage = expected["model"]["params"]["first_stage_config"]["params"]
+        stage["embed_dim"] = stage["ddconfig"]["z_channels"] = 256
+        expected["data"]["params"]["codes"]["first_stage"] = expected["model"]["params"]["first_stage_config"]
+    assert own == expected
+    found, config = layout(RELEASED[name]), own["model"]
+    config["params"]["first_stage_config"]["params"].pop("ckpt_path", None)
+    expected_shapes = {key: shape for key, shape in found["shapes"].items() if key not in OPTIONAL}
+    assert differences(shapes(build(config)), expected_shapes) == {"missing": [], "unexpected": [], "shape": []}
 
 
 def test_the_number_of_layouts_is_that_of_the_releases() -> None:

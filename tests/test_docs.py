@@ -25,7 +25,9 @@ EXPLAINED = {
     "docs/evaluation.md": ["scripts/evaluate.py"],
     "docs/databases.md": ["scripts/build_database.py", "scripts/search_neighbors.py"],
     "docs/checkpoints.md": ["scripts/export_checkpoint.py"],
+    "docs/compvis.md": ["scripts/check_checkpoint.py"],
     "docs/web.md": ["scripts/web.py"],
+    "docs/own.md": ["scripts/own.py"],
 }
 
 

@@ -37,7 +37,7 @@ FEWER = {
 # The pictures of one style: those of all eleven take nine times as long.
 PICTURES = "data/emoji/openmoji-line.parquet"  # which the README builds a database of
 # Pages whose commands build on one another; the others go without what these have run.
-TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md")
+TOGETHER = ("README.md", "docs/databases.md", "docs/checkpoints.md", "docs/compvis.md")
 SAMPLING = ("README.md", "docs/start.md", "docs/sampling.md")  # whose Python goes with the shipped model
 
 
@@ -120,7 +120,11 @@ def exported_run(folder: Path) -> Path:
 def test_the_pages_have_commands_of_every_script_to_run() -> None:
     found = {command[0] for page in PAGES for command in commands(page)}
     scripts = {f"scripts/{file.name}" for file in (ROOT / "scripts").glob("*.py")}
-    assert found == {"main.py", *scripts} - {"scripts/demo.py", "scripts/web.py"}  # which have tests of their own
+    assert found == {"main.py", *scripts} - {
+        "scripts/demo.py",
+        "scripts/web.py",
+        "scripts/own.py",
+    }  # which have tests of their own
     assert not commands("docs/sampling.md")  # the gallery runs what is shown there
 
 

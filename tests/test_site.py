@@ -41,6 +41,7 @@ def test_the_tables_have_every_option_of_every_command() -> None:
             table = sections[f"{name} {command}".strip()]
             for action in actions_of(each):
                 assert all(f"`{option}" in table for option in action.option_strings), (script, command)
+    assert "this is the command `rdm-txt2img`" in sections["txt2img.py"]
     assert "in place of &lt;logdir>/&lt;time>_&lt;name> |" in sections["main.py"]
     assert "| `--steps`, `--ddim_steps STEPS` | number of denoising steps" in sections["txt2img.py"]
     assert "| `database` | folder of the database |" in sections["build_database.py verify"]
@@ -170,4 +171,4 @@ def test_the_search_finds_what_is_asked_for(site: Path) -> None:
             box.click()
             box.fill(words)
             titles = page.locator(".md-search-result__item :is(h1, h2)")  # further ones of a page are folded
-            expect(titles.filter(has_text=heading).first).to_be_attached()
+            titles.filter(has_text=heading).first.wait_for(state="attached")

@@ -13,7 +13,10 @@ from website.pages import repository_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages whose blocks without a language are run by tests/test_readme.py, and the page whose commands drew its pictures.
-RUN = ("README.md", *(f"docs/{name}.md" for name in ("start", "databases", "checkpoints", "training", "evaluation")))
+RUN = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("start", "databases", "checkpoints", "compvis", "training", "evaluation")),
+)
 DRAWN = "docs/gallery.md"
 # What a line of a code block begins with if it is a command.
 CHECKED = ("python", *SCRIPTS)

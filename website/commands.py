@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from rdm.console import SCRIPTS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,6 +71,8 @@ def _section(script: str) -> Iterator[str]:
     parser = parser_of(script)
     yield f"## {script.removeprefix('scripts/')}"
     yield _sentence(parser.description)
+    for installed in [name for name, each in SCRIPTS.items() if each == script]:
+        yield f"In an [installed package](../install.md), this is the command `{installed}`."
     if commands := subparsers_of(parser):
         for name, command in commands.items():
             yield f"### {script.removeprefix('scripts/')} {name}"

@@ -9,7 +9,7 @@ config is derived from diffusers' own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,11 @@ PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def export_diffusers(
-    config: Mapping[str, Any], state: Mapping[str, Tensor], output: str | Path, scale_factor: float = 1.0
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    output: str | Path,
+    scale_factor: float = 1.0,
+    further: bool = False,
 ) -> Path:
     """Writes a model as a folder for diffusers and returns the folder.
 
@@ -50,6 +54,8 @@ def export_diffusers(
         state: its weights by name, without a running average.
         output: the folder.
         scale_factor: factor of the latents, for a first stage alone; a diffusion model has its own.
+        further: write modules of the U-Net that diffusers' class lacks into folders of their own, which hold weights
+            only. The U-Net's own input then has channels for what these modules make.
 
     Raises:
         ValueError: diffusers has no counterpart for an option, or the weights do not fit the config.
@@ -63,19 +69,24 @@ def export_diffusers(
         return output
     if "first_stage_config" not in params or "unet_config" not in params:
         raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
-    network_class(params["unet_config"])
+    modules = network_class(params["unet_config"], further).further
     unet, first = params["unet_config"]["params"], params["first_stage_config"]
     described = unet_to_diffusers(unet)
     built: Any = check_described(model, state, "the run's checkpoint")
-    if built.model.conditioning_key != "crossattn":
+    if built.model.conditioning_key != ("hybrid" if modules else "crossattn"):
         raise ValueError(f"conditioning_key is '{built.model.conditioning_key}', expected crossattn; no counterpart")
-    if further := [name for name, _ in built.model.named_children() if name != "diffusion_model"]:
-        raise ValueError(f"the model has {', '.join(further)} beside its U-Net, expected none; no counterpart")
+    if beside := [name for name, _ in built.model.named_children() if name != "diffusion_model"]:
+        raise ValueError(f"the model has {', '.join(beside)} beside its U-Net, expected none; no counterpart")
     schedule = {name for name, value in built.named_buffers() if not value.is_meta}
     scale = float(state.get("scale_factor", params.get("scale_factor", 1.0)))
     _write_first_stage(output, first, _below(state, FIRST_STAGE), scale)
+    described["in_channels"] = built.model.diffusion_model.input_blocks[0][0].in_channels
     write_json(output / "unet" / "config.json", described)
-    write_weights(output / "unet" / WEIGHTS, renamed(_below(state, UNET), unet_names(unet)))
+    network = _below(state, UNET)
+    for name in modules:
+        write_weights(output / name / WEIGHTS, _below(network, f"{name}."))
+        network = {key: value for key, value in network.items() if not key.startswith(f"{name}.")}
+    write_weights(output / "unet" / WEIGHTS, renamed(network, unet_names(unet)))
     write_json(output / "scheduler" / "scheduler_config.json", scheduler_to_diffusers(params, state["betas"]))
     rest = {name: tensor for name, tensor in state.items() if not name.startswith((UNET, FIRST_STAGE))}
     rest = {name: tensor for name, tensor in rest.items() if name not in schedule | {"scale_factor"}}
@@ -106,13 +117,16 @@ def import_diffusers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tens
     if not {"unet_config", "first_stage_config"} <= params.keys():
         raise ValueError(f"got {model['target']}, expected a latent diffusion model or a first stage; no counterpart")
     state = {name: value for name, value in built.state_dict().items() if not value.is_meta}
-    parts = {
+    parts: dict[str, tuple[str, Names | None]] = {
         UNET: ("unet", unet_names(params["unet_config"]["params"])),
         FIRST_STAGE: ("", first_stage_names(params["first_stage_config"]["params"]["ddconfig"])),
     }
+    modules = network_class(params["unet_config"], further=True).further
+    parts |= {f"{UNET}{name}.": (name, None) for name in modules}
     for begin, (name, names) in parts.items():
         part = built.get_submodule(begin.removesuffix("."))
-        found = _read_part(folder / name if name else _first_stage_folder(folder), part, names)
+        beside = modules if begin == UNET else ()
+        found = _read_part(folder / name if name else _first_stage_folder(folder), part, names, beside)
         state |= {begin + key: tensor for key, tensor in found.items()}
     if (folder / OTHER).is_file():
         state |= read_weights(folder / OTHER)
@@ -239,16 +253,23 @@ def renamed(state: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     return found
 
 
-def _read_part(folder: Path, own: nn.Module, names: Names) -> dict[str, Tensor]:
+def _read_part(folder: Path, own: nn.Module, names: Names | None, beside: Sequence[str] = ()) -> dict[str, Tensor]:
     """Returns a network's weights with the names and shapes of this project.
+
+    Args:
+        folder: where they are.
+        own: the network.
+        names: prefixes of this project's names with those of diffusers; None for the same names.
+        beside: modules of the network whose weights are elsewhere.
 
     Raises:
         ValueError: a weight is missing, is superfluous, or has another size.
     """
     file = next((folder / name for name in (WEIGHTS, "diffusion_pytorch_model.bin") if (folder / name).is_file()), None)
     state = read_weights(file or folder / WEIGHTS)
-    shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith("loss.")}
-    theirs = _their_names(names, iter(shapes))
+    left_out = ("loss.", *(f"{name}." for name in beside))
+    shapes = {name: value.shape for name, value in own.state_dict().items() if not name.startswith(left_out)}
+    theirs = {name: name for name in shapes} if names is None else _their_names(names, iter(shapes))
     known = {other: name for name, other in theirs.items()}
     for new, old in OLDER_ATTENTION.items():
         known |= {other.replace(f".{new}.", f".{old}."): name for other, name in known.items()}
@@ -256,5 +277,5 @@ def _read_part(folder: Path, own: nn.Module, names: Names) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         if name in found and found[name].numel() == shape.numel():
             found[name] = found[name].reshape(shape)
-    check_weights(own, found, source=file or folder, allow=("loss.*",))
+    check_weights(own, found, source=file or folder, allow=[f"{begin}*" for begin in left_out])
     return found

@@ -18,17 +18,13 @@ class DataModuleFromConfig(DataModule):
     """CompVis' name for :class:`ldm.data.DataModule`, with its arguments.
 
     Args:
-        batch_size: as there.
-        train: as there.
-        validation: as there.
-        test: as there.
         predict: must be absent: nothing reads it.
         wrap: without effect: every data set is a torch data set.
         num_workers: as there; 0 if not given.
         shuffle_test_loader: without effect, like the next two: the test and validation sets have a fixed order.
         use_worker_init_fn: see there.
         shuffle_val_dataloader: see there.
-        options: further arguments of :class:`ldm.data.DataModule`.
+        options: arguments of :class:`ldm.data.DataModule`.
 
     Raises:
         ValueError: as there, or there is a set ``predict``.
@@ -36,10 +32,7 @@ class DataModuleFromConfig(DataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        train: Mapping[str, Any] | None = None,
-        validation: Mapping[str, Any] | None = None,
-        test: Mapping[str, Any] | None = None,
+        *,
         predict: Mapping[str, Any] | None = None,
         wrap: bool = False,  # noqa: ARG002 (CompVis' signature)
         num_workers: int | None = None,
@@ -52,7 +45,7 @@ class DataModuleFromConfig(DataModule):
             raise ValueError("data.params.predict: got a data set, expected none; name it test")
         if shuffle_test_loader or shuffle_val_dataloader:
             LOG.warning("the validation and test sets are read in their order; shuffling them has no effect")
-        super().__init__(batch_size, train, validation, test, num_workers=num_workers or 0, **options)
+        super().__init__(num_workers=num_workers or 0, **options)
 
 
 class ImageLogger(OurImageLogger):

@@ -94,8 +94,12 @@ def check_values(what: str, given: Mapping[str, Any], allowed: Mapping[str, tupl
             raise ValueError(f"{what}: {name} is {given[name]!r}, expected {values[0]!r}; there is no counterpart")
 
 
-def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
+def network_class(config: Mapping[str, Any], further: bool = False) -> type[UNetModel]:
     """Returns the class of a ``unet_config``, which is the U-Net of ``ldm`` or of ``rdm``.
+
+    Args:
+        config: the ``unet_config``.
+        further: allows modules that others' U-Nets lack.
 
     Raises:
         ValueError: the class is another network, or has parts that others' U-Nets lack.
@@ -103,10 +107,10 @@ def network_class(config: Mapping[str, Any]) -> type[UNetModel]:
     found = get_obj_from_str(config["target"])
     if not (isinstance(found, type) and issubclass(found, UNetModel)):
         raise ValueError(f"unet_config: got {config['target']}, expected a UNetModel; there is no counterpart")
-    if not found.is_plain:
+    if found.further and not further:
         raise ValueError(
             f"unet_config: got {config['target']}, expected a UNetModel without further parts; there is no "
-            "counterpart, export it with --to safetensors"
+            "counterpart, export it with --to safetensors, or with --to diffusers --whole"
         )
     return found
 

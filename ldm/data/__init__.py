@@ -8,6 +8,8 @@ from ldm.util import names_when_used
 _HOME = {
     "DataModule": "datamodule",
     "HashSplit": "split",
+    "HubImages": "hub",
+    "HubStream": "hub",
     "ImageFolder": "images",
     "ParquetImages": "parquet",
     "WebDatasetImages": "shards",

@@ -15,6 +15,7 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from ldm.data.hub import Place
 from ldm.util import instantiate_from_config
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
@@ -71,6 +72,16 @@ class ResumableSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         """Yields the remaining samples of this epoch."""
         return islice(super().__iter__(), self.start, None)
+
+
+class StreamSampler(ResumableSampler):
+    """Requests the rows of a stream one after the other; with ``shuffle``, in an order that the stream draws."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the remaining places of this epoch."""
+        seed = self.seed if self.shuffle else None
+        places = range(self.rank, self.total_size, self.num_replicas)[self.start :]
+        return (Place(position, self.epoch, seed) for position in places)
 
 
 class ResumableLoader(Loader):
@@ -173,6 +184,7 @@ class DataModule(pl.LightningDataModule):
     def _sampler(
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
+        kind = StreamSampler if getattr(dataset, "streams", False) else kind
         parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
         return kind(
             dataset,

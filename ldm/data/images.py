@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from ldm.data.captions import Captions
 from ldm.data.classes import NO_CLASS, Classes, listed_classes, sorted_classes
 from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
 from ldm.data.left_out import pictures_below, say_pages
@@ -168,8 +169,8 @@ class ImageFolder(ImageDataset):
     """The pictures below a folder, sorted by path, or those in a list of files. Links to folders are followed.
 
     The first folder of a picture's path below the root is its class. Classes are numbered in the sorted order of their
-    folders, as in torchvision and in CompVis' code. The content of `cat.txt` is the caption of `cat.jpg`; without such
-    a file, the caption is the name of the class.
+    folders, as in torchvision and in CompVis' code. A picture without a caption of its own has the name of its class in
+    `class_names` as its caption.
 
     Args:
         root: the folder.
@@ -181,11 +182,14 @@ class ImageFolder(ImageDataset):
             `[151, 269]` are the dogs in ImageNet's 1000 folders. Numbers count the folders of all listed pictures.
         class_names: a text file with a folder and its name on each line (ImageNet's `n02084071 dog, domestic dog`). The
             name is also the `human_label`.
+        captions: where captions come from, in order of preference, see :class:`ldm.data.captions.Captions`. By default,
+            the content of `cat.txt` is the caption of `cat.jpg`.
+        caption_table: the file of the source `csv`, see there.
         options: `keep`, `class_list`, `channels` and `value_range` of :class:`ImageDataset`.
 
     Raises:
         FileNotFoundError: the root is not a folder or has no picture, or a text file is missing.
-        ValueError: the list is empty, the range is not valid, or a class has no name.
+        ValueError: the list is empty, the range is not valid, a class has no name, or the captions cannot be found.
     """
 
     def __init__(
@@ -196,6 +200,8 @@ class ImageFolder(ImageDataset):
         files: str | None = None,
         classes: Sequence[int] | None = None,
         class_names: str | None = None,
+        captions: Sequence[str] = ("txt",),
+        caption_table: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(size, max_broken, **options)
@@ -218,6 +224,7 @@ class ImageFolder(ImageDataset):
         self.class_names = {parts[0]: parts[1] for parts in lines if len(parts) == 2}
         if class_names and (unknown := [folder for folder in folders if folder not in self.class_names]):
             raise ValueError(f"class_names: got no name for class {unknown[0]!r} in {class_names!r}; add its line")
+        self.captions = Captions(self.folder, self.names, captions, caption_table)
 
     def _found(self) -> list[str]:
         names = pictures_below(self.folder, SUFFIXES)
@@ -237,12 +244,10 @@ class ImageFolder(ImageDataset):
 
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the strings of an item; `id` is the path below the root."""
-        name = Path(self.names[index])
-        text = self.folder / name.with_suffix(".txt")
-        caption = read_text(text).strip() if text.is_file() else ""
-        class_id = folder_of(self.names[index])
-        caption = caption or self.class_names.get(class_id, "")
-        return complete({"id": name.as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
+        name = self.names[index]
+        class_id = folder_of(name)
+        caption = self.captions.of(name)[0] or self.class_names.get(class_id, "")
+        return complete({"id": Path(name).as_posix(), "caption": caption, "class_id": class_id, "uri": self.uri(index)})
 
     def class_ids(self) -> Iterable[str]:
         """Returns the class folders of all pictures that are kept."""

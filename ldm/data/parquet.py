@@ -19,13 +19,13 @@ from ldm.data.decode import Size
 from ldm.data.images import ImageDataset, complete, expand_files
 
 # For each entry of an item, the columns that can hold it, in order of preference.
-_COLUMNS = {
+COLUMNS = {
     "caption": ("name", "caption", "text"),
     "class_id": ("category", "label", "class"),
     "licence": ("license", "licence"),
     "attribution": ("attribution",),
 }
-CLASS_COLUMNS = (*_COLUMNS["class_id"], "subcategory")
+CLASS_COLUMNS = (*COLUMNS["class_id"], "subcategory")
 _EXTRAS = ("concept", "style", "split", "keywords", "category", "subcategory")
 
 
@@ -99,7 +99,7 @@ class ParquetImages(ImageDataset):
         """Returns the row's text columns under the names of this project."""
         number, row = self._locate(index)
         known = {"uri": self.uri(index)}
-        for entry, columns in _COLUMNS.items():
+        for entry, columns in COLUMNS.items():
             known[entry] = next((text for name in columns if (text := self._text(number, row, name))), "")
         known["class_id"] = class_of([self._text(number, row, name) for name in CLASS_COLUMNS])
         known |= {name: self._text(number, row, name) for name in self._extras}
@@ -215,7 +215,7 @@ def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndar
     missing = [name for name in ("image", *rules) if name not in schema.names]
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-    wanted = {"image", *rules, *_EXTRAS, *(name for names in _COLUMNS.values() for name in names)}
+    wanted = {"image", *rules, *_EXTRAS, *(name for names in COLUMNS.values() for name in names)}
     table = pq.read_table(file, columns=[name for name in schema.names if name in wanted])
     keep, in_any_split = np.ones((2, len(table)), dtype=bool)
     for name, values in rules.items():

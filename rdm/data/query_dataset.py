@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
+from ldm.data.hub import check_random_access
 from ldm.models.diffusion.stepping import seeded_generator
 from rdm.data.row_tables import RowTable
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -101,6 +102,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
         further: Mapping[str, RowTable] | None = None,
         own: np.ndarray | None = None,
     ) -> None:
+        check_random_access(images, "images with neighbours")
         self.images = images
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +13,7 @@ from ldm.files import located
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
+T = TypeVar("T")
 _DATABASE_KEYS = ("path", "source", "patches", "batch_size", "shard_rows", "workers", "max_broken", "ray")
 
 
@@ -81,8 +82,8 @@ def load_embedder(config: dict[str, Any]) -> Embedder:
     return on_this_machine(instantiate_from_config(config))
 
 
-def on_this_machine(embedder: Embedder) -> Embedder:
-    """Returns the embedder in evaluation mode, on the GPU if there is one."""
-    if isinstance(embedder, torch.nn.Module):
-        embedder = embedder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return embedder
+def on_this_machine(network: T) -> T:
+    """Returns an embedder or another network in evaluation mode, on the GPU if there is one."""
+    if isinstance(network, torch.nn.Module):
+        network = network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return network

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from rdm.sampling.settings import DEFAULTS, OPTIONS
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.sampling.values import REPEATS, TOP_M
 from rdm.web.answers import SAMPLING, answering, typed
 from rdm.web.asking import LEFT_OUT, Ask, Between, between, jobs
@@ -22,13 +22,15 @@ from rdm.web.studio import Studio
 from rdm.web.switches import with_rows
 from rdm.web.uploads import received
 
+AT_ONCE = 4  # calls of an endpoint that does not sample
+
 
 def endpoints(studio: Studio) -> None:
     """Adds the endpoints to the open ``gr.Blocks``."""
     for function in (*creating(studio), *changing(studio), *remaking(studio)):
         gr.api(answering(typed(function)), concurrency_id=SAMPLING, concurrency_limit=1)
     for function in (*describing(studio), *looking(studio), *inspecting(studio)):
-        gr.api(answering(typed(function)))
+        gr.api(answering(typed(function)), concurrency_limit=AT_ONCE)
 
 
 def creating(studio: Studio) -> list[Callable[..., Any]]:
@@ -156,10 +158,10 @@ def describing(studio: Studio) -> list[Callable[..., Any]]:
 
     def settings() -> dict[str, Any]:
         """Returns the sampling settings that the model has, each with its default, its values and its meaning."""
-        kind = studio.pipeline().model.kind
+        kind, usual = studio.pipeline().model.kind, Settings().for_model(studio.pipeline().model)
         known = {name: each for name, each in OPTIONS.items() if kind in each.kinds and name not in LEFT_OUT}
         return {
-            name: {"default": DEFAULTS[name], "values": each.value.expected, "what": each.what}
+            name: {"default": getattr(usual, name), "values": each.value.expected, "what": each.what}
             for name, each in known.items()
         }
 

@@ -54,7 +54,7 @@ class PopularRows:
             return "Popular rows are refused: they could not be counted again, and the log of the page says why."
         if is_counted(pipeline) or not (own or card_of(pipeline).is_file()):
             return ""
-        return f"Popular rows are refused until search_neighbors.py has built {card_of(pipeline).parent} again."
+        return "Popular rows are refused until search_neighbors.py has built the neighbour table of the new rows."
 
     def end(self, patience: float) -> None:
         """Ends a build for good, and waits so many seconds for it at most."""

@@ -26,6 +26,7 @@ FONTS = ("system-ui", "sans-serif")
 # Gradio counts requests, and makes a table of them after each one.
 NO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 SESSIONS = 100  # whose images are kept
+THREADS = 12  # that answer; each has memory of its own in torch and faiss, which stays
 MONOSPACED = ("ui-monospace", "monospace")
 
 
@@ -40,6 +41,8 @@ def theme() -> gr.Theme:
         **plain,
         **{f"{name}_dark": value for name, value in plain.items()},
         block_padding="0px",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
         block_label_text_color="*neutral_600",
         block_info_text_color="*neutral_500",
         block_info_text_color_dark="*neutral_400",
@@ -77,6 +80,7 @@ def serving(
             auth=auth,
             prevent_thread_lock=True,
             quiet=True,
+            max_threads=THREADS,
             share=False,
             ssr_mode=False,
             pwa=False,

@@ -101,6 +101,8 @@ def test_a_run_logs_timings_and_writes_grids_of_spread_images(tmp_path: Path, ca
     timings._begun = time.perf_counter() - 30, 1  # three steps of ten seconds
     trainer.fit_loop.epoch_loop.max_steps = 1004
     assert timings.time_left(trainer) == "2:46:40"
+    trainer.callbacks.append(pl.callbacks.Timer({"minutes": 20}))  # max_time, which ends before
+    assert timings.time_left(trainer) == "0:20:00"
     folder = tmp_path / "run" / "images"
     assert sorted(path.name for path in folder.iterdir()) == ["0000003.png", "0000004.png"]
     grid = torch.from_numpy(np.array(Image.open(folder / "0000004.png"))).permute(2, 0, 1)

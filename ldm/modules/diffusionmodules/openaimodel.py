@@ -133,8 +133,8 @@ class UNetModel(nn.Module):
 
     upsample_heads: ClassVar[bool] = True
     """Whether ``num_heads_upsample`` has an effect."""
-    is_plain: ClassVar[bool] = True
-    """Whether the network is a U-Net alone, as other code has it."""
+    further: ClassVar[tuple[str, ...]] = ()
+    """Names of modules that other code's U-Nets lack."""
     id_kernel: ClassVar[int] = 1
     """Kernel size of the convolution in ``id_predictor``, an odd number."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.files import located
+from ldm.checkpoint import write_weights
+from ldm.files import atomic_path, located, write_json
 from ldm.pictures import with_channels
 from ldm.util import nearest
 
 LOG = logging.getLogger(__name__)
 PREPROCESSING = ("clip", "compvis")
+LOCAL_FORM = ("open_clip_config.json", "open_clip_model.safetensors")  # the files of a folder of open_clip's
 
 
 class OpenClipEmbedder(nn.Module):
@@ -45,7 +48,7 @@ class OpenClipEmbedder(nn.Module):
         if preprocessing not in PREPROCESSING:
             raise ValueError(f"preprocessing: got '{preprocessing}', expected one of {', '.join(PREPROCESSING)}")
         self.clip, self.tokenizer = _load_open_clip(model, pretrained)
-        self.preprocessing = preprocessing
+        self.preprocessing, self.model = preprocessing, model
         visual = self.clip.visual
         size = visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
@@ -151,6 +154,27 @@ class OpenClipEmbedder(nn.Module):
                     )
         return self.clip.encode_text(self.tokenizer(list(texts)).to(self.mean.device)).float()
 
+    def save(self, folder: str | Path) -> None:
+        """Writes the model into a folder in open_clip's local form, which ``model`` of this class reads.
+
+        Raises:
+            ValueError: it reads texts with a tokenizer that open_clip does not bring along.
+        """
+        import open_clip
+
+        folder, source = Path(folder), located(self.model)
+        if source.is_dir():
+            for name in LOCAL_FORM:
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(source / name, temporary)
+            return
+        described = open_clip.get_model_config(self.model)
+        if name := described["text_cfg"].get("hf_tokenizer_name"):
+            raise ValueError(f"embedder {self.name} reads texts with the tokenizer {name}, expected open_clip's own")
+        statistics = {name: getattr(self, name).flatten().tolist() for name in ("mean", "std")}
+        write_json(folder / LOCAL_FORM[0], {"model_cfg": described, "preprocess_cfg": statistics})
+        write_weights(folder / LOCAL_FORM[1], self.clip.state_dict())
+
 
 class FrozenCLIPTextEmbedder(nn.Module):
     """CompVis' text encoder: the context of a text is its CLIP vector, repeated ``n_repeat`` times.
@@ -240,9 +264,9 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
     if folder.is_dir() or "/" in model:
         if pretrained is not None:
             raise ValueError(f"the folder {model} holds its own weights; got pretrained={pretrained}, expected none")
-        if not (folder / "open_clip_config.json").is_file():
+        if not (folder / LOCAL_FORM[0]).is_file():
             raise FileNotFoundError(
-                f"no CLIP model in {model}: expected open_clip_config.json and open_clip_model.safetensors; "
+                f"no CLIP model in {model}: expected {' and '.join(LOCAL_FORM)}; "
                 "train one with main.py --base configs/clip/emoji.yaml -t, or correct the embedder's 'model'"
             )
         return open_clip.create_model(f"local-dir:{folder}"), open_clip.get_tokenizer(f"local-dir:{folder}")

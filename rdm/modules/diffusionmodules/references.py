@@ -66,7 +66,7 @@ class ReferenceUNetModel(UNetModel):
         options: further arguments of :class:`UNetModel`.
     """
 
-    is_plain: ClassVar[bool] = False
+    further: ClassVar[tuple[str, ...]] = ("reference_encoder",)
 
     def __init__(self, *, in_channels: int, reference_width: int = 32, **options: Any) -> None:
         encoder = ReferenceEncoder(in_channels, reference_width)

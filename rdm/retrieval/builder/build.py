@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.data.hub import check_random_access
 from ldm.files import building
 from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
@@ -118,6 +119,7 @@ def build_database(
     if (path / CARD).is_file():
         raise ValueError(f"there is already a finished database at {path}; delete it or name another path")
     images, policy = instantiate_from_config(_plain(source)), Patches(patches)
+    check_random_access(images, f"database {path}")
     plan = new_plan(_plain(source), images, policy, embedder, work.shard_rows)
     build = Build(path, PLAN, plan, images, range(len(images)), policy, embedder, work)
     build.resume()

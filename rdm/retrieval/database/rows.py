@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import check_hash, located, read_json
+from ldm.files import beside, check_hash, located, read_json
 from rdm.retrieval.database.removed import alive_rows, changing, read_removed, stamp, write_removed
 from rdm.retrieval.database.shards import (
     CARD,
@@ -101,7 +101,7 @@ class RetrievalDatabase:
                 f"no finished database at {path}; build it with scripts/build_database.py --output {path}"
             )
         remedy = f"delete {path} or name another path, and build again"
-        card = read_json(path / CARD, remedy)
+        card = beside(read_json(path / CARD, remedy), path)
         if card.get("format") != FORMAT:
             got = card.get("format")
             raise ValueError(f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}")

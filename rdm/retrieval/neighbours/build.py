@@ -8,7 +8,7 @@ database, the next stored neighbours take their place without another search.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,13 @@ def build_neighbour_table(
         patches_per_side: n; each picture is cut into n x n patches, row by row, and each patch gets k neighbours
             (CompVis' ``n_patches_per_side``).
         query: ``picture``, or ``caption`` for the neighbours of each picture's caption, which are those that
-            text-to-image sampling uses. In both cases the same rows are left out.
+            text-to-image sampling uses; a picture without a caption has its own neighbours. In both cases the same rows
+            are left out.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the embedder or the index belongs to another database, a picture has fewer than k neighbours or no
-            caption although captions are the queries, or captions are combined with patches.
+        ValueError: the embedder or the index belongs to another database, a picture has fewer than k neighbours, no
+            picture has a caption although captions are the queries, or captions are combined with patches.
     """
     path = Path(path)
     _check_made_for(database, embedder, index)
@@ -144,7 +145,7 @@ def build_neighbour_table(
             if query == PICTURE:
                 rows = search_without_copies(pictures, ids, database, index, k, near_duplicate, drawings=drawings)
             else:
-                queries = text_queries(embedder, [item["caption"] for item in items]).cpu().numpy()
+                queries = caption_vectors(embedder, [item["caption"] for item in items], pictures)
                 rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures, drawings)
             table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
             bar.update(len(items))
@@ -181,26 +182,39 @@ def check_query(query: str, patches_per_side: int) -> None:
         )
 
 
+def caption_vectors(embedder: Embedder, captions: Sequence[str], pictures: np.ndarray) -> np.ndarray:
+    """Returns the raw vectors ``[B, D] float32`` of captions, or of the pictures of those that are empty."""
+    given = [number for number, caption in enumerate(captions) if caption.strip()]
+    vectors = pictures.copy()
+    if given:
+        vectors[given] = text_queries(embedder, [captions[number] for number in given]).cpu().numpy()
+    return vectors
+
+
 def captions_hash(images: Any) -> str:
-    """Returns the SHA-256 of the captions of a data set without decoding its pictures.
+    """Returns the SHA-256 of the captions of a data set without decoding its pictures; warns if some are missing.
 
     Raises:
-        ValueError: a picture has no caption.
+        ValueError: no picture has a caption.
     """
-
-    def caption(number: int) -> str:
+    captions, without = [], []
+    for number in range(len(images)):
         try:
             known = images.metadata(number)
         except ValueError:  # the picture cannot be read, and the data set delivers another one in its place
-            return ""
+            captions.append("")
+            continue
+        captions.append(known["caption"])
         if not known["caption"].strip():
-            raise ValueError(
-                f"image '{known['id']}' has no caption, expected one for every picture; write it, or use "
-                "pictures as queries"
-            )
-        return known["caption"]
-
-    return ids_hash(repr(caption(number)) for number in range(len(images)))
+            without.append(known["id"])
+    if without and len(without) == len(images):
+        raise ValueError(
+            f"none of {len(images)} images has a caption, such as '{without[0]}'; write captions, or use pictures as "
+            "queries (caption_share: 0)"
+        )
+    if without:
+        LOG.warning("images without a caption keep their own neighbours: %d, such as '%s'", len(without), without[0])
+    return ids_hash(map(repr, captions))
 
 
 def _new_plan(

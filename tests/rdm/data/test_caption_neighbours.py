@@ -178,6 +178,23 @@ def test_prepare_makes_again_what_other_captions_or_pictures_made(
     assert prepare("caption") != third
 
 
+def test_a_picture_without_a_caption_keeps_its_own_neighbours(
+    tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    images, embedder = instantiate_from_config(source), Counting()
+    by_caption = build(database, images, tmp_path / "captions", k=6)
+    by_picture = build(database, images, tmp_path / "own", k=6, query="picture")
+    place = images.names.index("class1/011.png")
+    assert (by_caption.rows[place] != by_picture.rows[place]).any()
+    (Path(source["params"]["root"]) / "class1/011.txt").write_text(" \n", encoding="utf-8")
+    table = build(database, images, tmp_path / "table", embedder, k=6)
+    expected = by_caption.rows.copy()
+    expected[place] = by_picture.rows[place]
+    np.testing.assert_array_equal(table.rows, expected)
+    assert embedder.seen == 29 and table.card["captions"] != by_caption.card["captions"]
+    assert "1, such as 'class1/011.png'" in caplog.text
+
+
 def test_what_cannot_be_asked_for_is_refused_in_one_line(
     tmp_path: Path, database: RetrievalDatabase, source: dict[str, Any]
 ) -> None:
@@ -186,8 +203,9 @@ def test_what_cannot_be_asked_for_is_refused_in_one_line(
         build(database, images, tmp_path / "table", k=3, patches_per_side=2)
     with pytest.raises(ValueError, match="query='text'.*'picture' or 'caption'"):
         build(database, images, tmp_path / "table", k=3, query="text")
-    (Path(source["params"]["root"]) / "class1/011.txt").write_text(" \n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"^[^\n]*class1/011\.png[^\n]*caption[^\n]*$"):
+    for file in Path(source["params"]["root"]).rglob("*.txt"):
+        file.write_text(" \n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^[^\n]*none of 30[^\n]*class0/000\.png[^\n]*captions[^\n]*$"):
         build(database, images, tmp_path / "table", k=3)
     assert not (tmp_path / "table").exists()
     own = build(database, images, tmp_path / "own", k=3, query="picture")

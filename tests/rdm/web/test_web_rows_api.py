@@ -110,7 +110,7 @@ def test_an_added_picture_is_found_and_drawn_with(api: Any, tmp_path: Path) -> N
     answer = api.predict(given, **known, api_name="/add_rows")
     (first, second), note = answer["rows"], answer["note"]
     assert note.startswith("Popular rows are refused until search_neighbors.py")
-    with pytest.raises(Exception, match=r"neighbour table .* rerun scripts/search_neighbors\.py"):
+    with pytest.raises(Exception, match=r"Popular rows are refused until search_neighbors\.py"):
         api.predict(settings={"steps": 1}, api_name="/popular")
     (found,) = api.predict(picture=content(ring(10)), k=1, api_name="/search_rows")["rows"]
     assert (found["row"], found["caption"], found["licence"]) == (first, "a ring", "CC0-1.0") and found["png"]

@@ -240,16 +240,16 @@ def test_a_signal_ends_the_server_at_once_while_it_samples(loaded: Pipeline, num
         assert server.stdout is not None and server.stderr is not None
         url = server.stdout.readline().split()[4].rstrip(";")
         own = client.Client(url, verbose=False)
-        own.submit(["a flag"], n=9, settings={"steps": 1000}, api_name="/texts")
+        own.submit(["a flag"], n=16, settings={"steps": 1000}, api_name="/texts")
         time.sleep(3)
         assert list(tmp_path.glob("rdm-web-*"))
         begin = time.monotonic()
         server.send_signal(number)
         said = server.stderr.read()
-        code = server.wait(timeout=20)
+        code = server.wait(timeout=60)
         took = time.monotonic() - begin
     assert code == 128 + number and "Traceback" not in said
-    assert took < 15  # the images would take minutes
+    assert took < 30  # the images would take minutes, and other tests run at the same time
     assert list(tmp_path.glob("rdm-web-*")) == []
 
 
