@@ -190,5 +190,6 @@ def test_a_first_stage_is_trained_and_evaluated_as_the_pages_say(process: Comman
 def test_models_are_evaluated_as_the_pages_say(process: Commands, folder: Path) -> None:
     run(process, parts()["scripts/evaluate.py"], folder)  # `repeat` fails where a figure differs
     for name in ("samples", "memorisation", "concepts"):
-        (report,) = (folder / "outputs" / name).rglob("results.json")
-        assert json.loads(report.read_text())["figures"], name
+        assert json.loads((folder / "outputs" / name / "results.json").read_text())["figures"], name
+    repeated = json.loads((folder / "outputs/samples/repeat/results.json").read_text())["repeated"]
+    assert repeated and all(figure["equal"] for figure in repeated.values())

@@ -65,6 +65,7 @@ def test_every_config_and_class_has_a_place_on_the_page() -> None:
     page, table = keys_page(), files_table()
     assert [target for target in targets() if f"\n\n`{target}`\n\n" not in page] == []
     assert len(table.splitlines()) == len(config_files()) + 2
+    assert "| `Mapping[str, Any] | None` |" in page
     assert "| `configs/`<br>`rdm.yaml` | Retrieval-augmented diffusion model of the emoji, the default model." in table
 
 
@@ -169,6 +170,7 @@ def test_the_search_finds_what_is_asked_for(site: Path) -> None:
             page.goto(address)
             box = page.get_by_placeholder("Search")
             box.click()
-            box.fill(words)
+            page.get_by_text("Type to start searching").wait_for()
+            box.press_sequentially(words)
             titles = page.locator(".md-search-result__item :is(h1, h2)")  # further ones of a page are folded
             titles.filter(has_text=heading).first.wait_for(state="attached")

@@ -120,6 +120,8 @@ def _row(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 
 def cell(text: str) -> str:
-    """Returns Markdown as it can stand in a cell of a table; a ``<`` outside of code is kept."""
-    parts = re.split(r"(`[^`]*`)", re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split())))
-    return "".join(part if part.startswith("`") else re.sub(r"<(?!br>)", "&lt;", part) for part in parts)
+    """Returns Markdown as it can stand in a cell of a table; outside of code, ``|`` and ``<`` are kept from meaning."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(
+        part if part.startswith("`") else re.sub(r"<(?!br>)", "&lt;", part).replace("|", r"\|") for part in parts
+    )
