@@ -53,7 +53,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; of a Lightning checkpoint, the
-            tensors under ``state_dict`` are returned.
+            tensors under ``state_dict`` are returned. Tensors within containers have the names of these before their
+            own, as in ``image_proj.proj.weight``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -117,6 +118,8 @@ def _existing(path: str | Path) -> Path:
 
 def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if isinstance(state, Mapping) and all(isinstance(value, Mapping) for value in state.values()):
+        state = {f"{part}.{name}": tensor for part, held in state.items() for name, tensor in held.items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state_dict of tensors")
     return dict(state)
@@ -157,6 +160,19 @@ def _read_pickle(path: Path, device: str = "cpu") -> Any:
     except DAMAGED as error:
         reason = instead_of_weights(path) or str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors in a ``.safetensors`` file by name, without reading the tensors.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(located(path), framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

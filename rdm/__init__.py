@@ -18,6 +18,10 @@ def load(
     only: Sequence[str] = (),
     config: str | None = None,
     same_outline: float | None = None,
+    *,
+    generator: str | None = None,
+    adapter: str | None = None,
+    image_encoder: str | None = None,
 ) -> Pipeline:
     """Returns a pipeline ready to sample; torch is imported by this call, not with the package.
 
@@ -28,6 +32,11 @@ def load(
         config: the config of the model; the one beside the checkpoint if not given.
         same_outline: correlation of outlines from which on a neighbour is a copy of a nearer one and left out; above 1
             none is. As in training if not given.
+        generator: in place of a checkpoint, a pipeline of diffusers: its folder, or its name on the hub; it needs a
+            database.
+        adapter: the file of the IP-Adapter that shows it the neighbours.
+        image_encoder: the folder of the adapter's image encoder, if it is not beside the adapter or in the pipeline;
+            ``database`` says that the embedder of the database is that encoder.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, config or database.
@@ -35,4 +44,7 @@ def load(
     """
     from rdm.sampling.pipeline import Pipeline
 
-    return Pipeline.load(checkpoint, database, only, config, same_outline)
+    return Pipeline.load(
+        checkpoint, database, only, config, same_outline,
+        generator=generator, adapter=adapter, image_encoder=image_encoder,
+    )  # fmt: skip

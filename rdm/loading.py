@@ -6,7 +6,7 @@ A plain latent diffusion model has no database, see :attr:`Loaded.is_plain`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.search import SearchIndex
-from rdm.retrieval.retriever import Retriever
+from rdm.retrieval.retriever import NoRetriever, Retriever
 
 LOG = logging.getLogger(__name__)
 SHIPPED = Path("models/rdm/emoji")
@@ -64,23 +65,6 @@ class PlainData:
         return cls(sides(params.get("crop_size") or params["size"]), params.get("value_range"))
 
 
-class NoRetriever(Retriever):
-    """Takes the place of the retriever of a model without a database. Any use of it is an error.
-
-    Args:
-        path: the checkpoint of the model, for the error message.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __getattr__(self, name: str) -> Any:
-        raise ValueError(
-            f"{self.path} is a plain latent diffusion model, which has no database and no embedder; leave out what "
-            f"needs them (here: {name}), or give a retrieval-augmented model with --ckpt"
-        )
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A trained model together with its database.
@@ -107,7 +91,7 @@ class Loaded:
     @property
     def k(self) -> int:
         """The default number of neighbours of each image, which is the number in training; 0 for a plain model."""
-        return 0 if self.is_plain else self.model.conditioner.k
+        return 0 if self.is_plain else self.model.k
 
     @property
     def is_plain(self) -> bool:
@@ -127,11 +111,16 @@ class Loaded:
         return model
 
     @property
+    def edits(self) -> bool:
+        """Whether pictures can be edited."""
+        return self.model.kind != RetrievalAugmentedTransformer.kind
+
+    @property
     def diffusion(self) -> RetrievalAugmentedDiffusion:
-        """The model, for callers that need a diffusion model.
+        """The model, for callers that need a diffusion model of this project.
 
         Raises:
-            ValueError: the model is autoregressive.
+            ValueError: it is another kind of model.
         """
         return as_diffusion(self.model, self.path)
 
@@ -150,13 +139,15 @@ class Loaded:
 
 
 def as_diffusion(model: Model, path: Path) -> RetrievalAugmentedDiffusion:
-    """Returns the model after a check that it is a diffusion model.
+    """Returns the model after a check that it is a diffusion model of this project.
 
     Raises:
-        ValueError: the model is autoregressive.
+        ValueError: it is another kind of model.
     """
     if isinstance(model, RetrievalAugmentedTransformer):
         raise ValueError(f"{path} is an autoregressive model, expected a diffusion model; give another checkpoint")
+    if model.kind != RetrievalAugmentedDiffusion.kind:
+        raise ValueError(f"{path} is a pipeline of diffusers, expected a diffusion model of this project for this")
     return model
 
 
@@ -254,10 +245,24 @@ def load(
     else:
         data.prepare_retrieval()
         opened = data.database
-    embedder, index = partial(load_embedder, data.embedder_config), partial(_open_index, opened)
-    rows = select_rows(opened, only) if only else None
-    retriever = Retriever(embedder, opened, index, rows, _outlines(opened, data, same_outline))
+    retriever = retriever_of(opened, partial(load_embedder, data.embedder_config), data, only, same_outline)
     return Loaded(model, retriever, data, path, config_file)
+
+
+def retriever_of(
+    database: RetrievalDatabase,
+    embedder: Callable[[], Embedder],
+    data: Any,
+    only: Sequence[str] = (),
+    same_outline: float | None = None,
+) -> Retriever:
+    """Returns the retriever of a database; embedder and index are loaded at their first use. See :func:`load`.
+
+    Raises:
+        ValueError: no row fits the rules.
+    """
+    rows = select_rows(database, only) if only else None
+    return Retriever(embedder, database, partial(_open_index, database), rows, _outlines(database, data, same_outline))
 
 
 def with_database(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
-from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.cli.sampling import add_sampling_options, argument, loading_options, saving_options
 from rdm.sampling.settings import Settings
 from rdm.sampling.values import POOL, check_pool
 
@@ -50,7 +50,7 @@ def main() -> None:
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample_batches
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
+    pipeline = rdm.load(**loading_options(args))
     names = [ways.class_of(pipeline, name) for name in args.classes]
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)

@@ -11,7 +11,7 @@ import argparse
 from itertools import chain
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
-from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.cli.sampling import add_sampling_options, argument, loading_options, saving_options
 from rdm.sampling.settings import AUTOREGRESSION, OPTIONS, Settings
 from rdm.sampling.values import NEGATIVE_WEIGHT, REPEATS, whole_or_text
 
@@ -19,7 +19,7 @@ WAYS = (
     "prompt", "class_name", "mask", "outpaint", "strength", "invert", "repeats", "size", "negative", "negative_weight",
 )  # fmt: skip
 # Edits have the size of the picture, and autoregressive models cannot edit.
-UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.kind == AUTOREGRESSION))
+UNUSED = ("height", "width", *(name for name, known in OPTIONS.items() if known.group == AUTOREGRESSION))
 
 
 def parse() -> argparse.Namespace:
@@ -73,7 +73,7 @@ def main() -> None:
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample_batches
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
+    pipeline = rdm.load(**loading_options(args))
     ways, n = {name: getattr(args, name) for name in WAYS}, args.n_samples * args.n_iter
     request = edit(pipeline, args.image, n, k=args.knn, seed=args.seed, tokens=tokens, **ways)
     samples = sample_batches(pipeline, request, settings)

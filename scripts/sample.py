@@ -11,7 +11,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
-from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.cli.sampling import add_sampling_options, argument, loading_options, saving_options
 from rdm.sampling.settings import Settings
 from rdm.sampling.values import TOP_M, whole_or_text
 
@@ -77,10 +77,11 @@ def main() -> None:
     from rdm.sampling.samples import sample_batches
 
     if args.from_image:
-        again, pipeline = make_again(read_record(args.from_image), args.ckpt, args.database)
+        moved = (args.ckpt or args.generator, args.database, args.adapter)
+        again, pipeline = make_again(read_record(args.from_image), *moved)
         print(save(again, pipeline, args.outdir, "again", **saving_options(args)))
     else:
-        pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
+        pipeline = rdm.load(**loading_options(args))
         samples = sample_batches(pipeline, request_of(pipeline, args), settings)
         print(save(samples, pipeline, args.outdir, "sample", **saving_options(args)))
 

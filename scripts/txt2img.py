@@ -6,9 +6,11 @@ import argparse
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line
 from ldm.files import read_text
-from rdm.cli.sampling import add_sampling_options, argument, saving_options
+from rdm.cli.sampling import add_sampling_options, argument, loading_options, saving_options
 from rdm.sampling.settings import Settings
 from rdm.sampling.values import IMAGE_WEIGHT, NEGATIVE_WEIGHT
+
+QUERY = ("image", "image_weight", "negative", "negative_weight")
 
 
 def parse() -> argparse.Namespace:
@@ -29,13 +31,11 @@ def parse() -> argparse.Namespace:
     seen.add_argument(
         "--omit_query", action="store_true", help="the model sees the neighbours alone; this is the default"
     )
+    apart = "look up --knn neighbours of each of these texts apart; without texts, of the parts of --prompt"
+    p.add_argument("--concept", nargs="*", type=argument("prompt"), metavar="TEXT", help=apart)
     p.add_argument("--image", metavar="FILE", help="mix this picture into the query")
-    p.add_argument(
-        "--image_weight",
-        type=argument("image_weight"),
-        default=IMAGE_WEIGHT,
-        help="weight of --image in the query; the text has weight 1",
-    )
+    beside = "weight of --image in the query; the text has weight 1"
+    p.add_argument("--image_weight", type=argument("image_weight"), default=IMAGE_WEIGHT, help=beside)
     p.add_argument("--negative", type=argument("negative"), metavar="TEXT", help="move the query away from this text")
     weight = argument("negative_weight")
     p.add_argument("--negative_weight", type=weight, default=NEGATIVE_WEIGHT, help="its weight; the prompt has 1")
@@ -57,30 +57,27 @@ def main() -> None:
         raise ValueError("got --to with several prompts or rounds, --image or --negative, expected one --prompt alone")
     if args.to is not None and (args.only_caption or args.use_query):
         raise ValueError("got --to with --only_caption or --use_query, expected it without: no text is half-way")
+    if args.concept is not None and (args.to or args.image or args.negative or args.only_caption or args.use_query):
+        raise ValueError("got --concept with another option of what the query or the model sees, expected it alone")
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
     settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
     settings.check_tokens(tokens)
     import rdm
     from rdm.sampling import ways
+    from rdm.sampling.concepts import concepts
     from rdm.sampling.record import save
     from rdm.sampling.samples import sample_batches
 
-    pipeline = rdm.load(args.ckpt, args.database, args.only, args.config, args.same_outline)
-    if args.to is not None:
+    pipeline = rdm.load(**loading_options(args))
+    every = [prompt for prompt in prompts for _ in range(args.n_samples)] * args.n_iter
+    if args.concept is not None:
+        request = concepts(pipeline, every, args.concept, k=args.knn, seed=args.seed)
+    elif args.to is not None:
         request = ways.between(pipeline, prompts[0], args.to, args.n_samples, k=args.knn, seed=args.seed)
         saving["per_row"] = args.n_rows or args.n_samples
     else:
-        request = ways.texts(
-            pipeline,
-            [prompt for prompt in prompts for _ in range(args.n_samples)] * args.n_iter,
-            k=args.knn,
-            seed=args.seed,
-            tokens=tokens,
-            image=args.image,
-            image_weight=args.image_weight,
-            negative=args.negative,
-            negative_weight=args.negative_weight,
-        )
+        query = {name: getattr(args, name) for name in QUERY}
+        request = ways.texts(pipeline, every, k=args.knn, seed=args.seed, tokens=tokens, **query)
     print(save(sample_batches(pipeline, request, settings), pipeline, args.outdir, "txt2img", **saving))
 
 

@@ -14,14 +14,18 @@ from rdm.web.hosts import check_host, login
 from rdm.web.limits import Limits
 
 LIMITS = [each.name for each in fields(Limits)]
+GENERATOR = {
+    "generator": "a pipeline of diffusers in the place of a model, over the first --database",
+    "adapter": "its IP-Adapter",
+    "image_encoder": "the adapter's image encoder, if it is not beside it",
+}
 
 
 def parse() -> argparse.Namespace:
     """Returns the command line."""
     p = ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    p.add_argument(
-        "--ckpt", help="a checkpoint or run folder; if not given, the newest diffusion run, else the shipped model"
-    )
+    usual = "a checkpoint or run folder; if not given, the newest diffusion run, else the shipped model"
+    p.add_argument("--ckpt", help=usual)
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
     p.add_argument(
         "--database",
@@ -30,11 +34,12 @@ def parse() -> argparse.Namespace:
         metavar="NAME=FOLDER",
         help="a further database that neighbours may come from, made with the same CLIP; may be given several times",
     )
+    for name, what in GENERATOR.items():
+        p.add_argument(f"--{name}", help=what)
     p.add_argument("--host", default="127.0.0.1", help="the address to listen at; the default is this machine alone")
     p.add_argument("--port", type=positive, help="the port; if not given, the first free one from 7860 on")
-    p.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="what the page asks for; required with a host on the network"
-    )
+    asked = "what the page asks for; required with a host on the network"
+    p.add_argument("--auth", metavar="USER:PASSWORD", help=asked)
     p.add_argument("--open", action="store_true", help="serve a host on the network to everyone, without --auth")
     p.add_argument("--allow-changes", action="store_true", help="let users add rows to databases and remove them")
     add_trust_option(p)
@@ -75,10 +80,8 @@ def main() -> None:
 
     gc.freeze()  # what was imported stays
     gc.enable()
-    with (
-        Studio.open(args.ckpt, folders, args.config, limits, args.allow_changes) as studio,
-        serving(studio, args.host, args.port, auth) as address,
-    ):
+    opening = (args.ckpt, folders, args.config, limits, args.allow_changes, {n: getattr(args, n) for n in GENERATOR})
+    with Studio.open(*opening) as studio, serving(studio, args.host, args.port, auth) as address:
         print(f"the page is at {address}; Ctrl-C ends it", flush=True)
         wait()
 

@@ -7,6 +7,7 @@ PAGES = (
     *RUN,
     "docs/sampling.md",
     "docs/web.md",
+    "docs/generators.md",
     "docs/own.md",
     "docs/install.md",
     "docs/large-databases.md",

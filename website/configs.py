@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ldm.config import RunConfig
 from ldm.data import __all__ as data_sets
-from rdm.sampling.settings import OPTIONS, Settings
+from rdm.sampling.settings import AUTOREGRESSION, DIFFUSERS, DIFFUSION, EVERY, OPTIONS, Settings
 from website.commands import cell
 from website.signatures import ROOT, class_of, descriptions, in_markdown, keys_of, summary_of
 
@@ -109,11 +109,14 @@ def _class_section(target: str) -> Iterator[str]:
     yield "\n".join([*head, *rows]) if rows else "It has no keys."
 
 
+MODELS = {DIFFUSION: "diffusion", AUTOREGRESSION: "autoregressive", DIFFUSERS: "pipelines of diffusers"}
+
+
 def settings_table() -> str:
     """Returns the table of the settings of sampling."""
     lines = ["| setting | what it is | default | models |", "|---|---|---|---|"]
     for each in fields(Settings):
         known = OPTIONS[each.name]
-        models = {None: "all", "diffusion": "diffusion", "autoregression": "autoregressive"}[known.kind]
+        models = "all" if known.kinds == EVERY else ", ".join(MODELS[kind] for kind in known.kinds)
         lines.append(f"| `{each.name}` | {cell(known.what)} | `{each.default!r}` | {models} |")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ldm.command_line import add_trust_option, folder
-from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS
+from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSERS, DIFFUSION, OPTIONS
 from rdm.sampling.values import ARGUMENTS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
@@ -57,6 +57,7 @@ def add_sampling_options(
         help="also write the pictures of the neighbours as files",
     )
     add_model_options(parser, without)
+    add_generator_options(parser)
     p = parser.add_argument_group("copies of database rows")
     for name in COPIES:
         _add(p, name)
@@ -116,7 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
                 help="seed of the first image; image i has the seed --seed + i",
             )
         for name, known in OPTIONS.items():
-            if known.kind == kind and name not in (*COPIES, *without):
+            if known.group == kind and name not in (*COPIES, *without):
                 _add(p, name)
         if kind == DIFFUSION:
             p.add_argument(
@@ -127,6 +128,24 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
                 default=argparse.SUPPRESS,
                 help="short for --sampler plms",
             )
+
+
+def add_generator_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a pipeline of diffusers in the place of a model."""
+    p = parser.add_argument_group("a pipeline of diffusers in the place of a model")
+    p.add_argument("--generator", metavar="FOLDER", help="the pipeline: its folder, or its name on the hub")
+    p.add_argument("--adapter", metavar="FILE", help="the IP-Adapter that shows it the neighbours")
+    encoder = "the adapter's image encoder, if it is not beside it; 'database' for the embedder of the database"
+    p.add_argument("--image_encoder", metavar="FOLDER", help=encoder)
+    for name, known in OPTIONS.items():
+        if known.group == DIFFUSERS:
+            _add(p, name)
+
+
+def loading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of model and database as keyword arguments of ``rdm.load``."""
+    names = ("database", "only", "config", "same_outline", "generator", "adapter", "image_encoder")
+    return {"checkpoint": args.ckpt, **{name: getattr(args, name) for name in names}}
 
 
 def _add(group: argparse._ArgumentGroup, name: str) -> None:

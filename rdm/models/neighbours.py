@@ -48,6 +48,11 @@ class NeighbourConditioned:
         self.conditioner, self.p_uncond = make_conditioner(conditioner), checked_share(p_uncond)
         self.use_neighbours, self.neighbours_key = use_neighbours, neighbours_key
 
+    @property
+    def k(self) -> int:
+        """The usual number of neighbours of an image, which is the number in training."""
+        return self.conditioner.k
+
     def null_context(self, context: Any) -> Any:
         """Returns the null context, which is zeros of the shape of the given one."""
         return of_tensors(torch.zeros_like, context)

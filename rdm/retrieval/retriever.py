@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,3 +144,20 @@ class Retriever:
     def about(self) -> dict[str, Any]:
         """How neighbours are chosen, as stored in records: ``same_outline`` if copies are left out."""
         return {} if self.outlines is None else {"same_outline": self.outlines.least}
+
+
+class NoRetriever(Retriever):
+    """Takes the place of the retriever of a model without a database. Any use of it is an error.
+
+    Args:
+        path: the checkpoint of the model, for the error message.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"{self.path} is a plain latent diffusion model, which has no database and no embedder; leave out what "
+            f"needs them (here: {name}), or give a retrieval-augmented model with --ckpt"
+        )

@@ -158,7 +158,7 @@ class Conditions:
             seeds: the seed of each image, on which the noise of its references depends.
         """
         some, settings = list(places), self.settings
-        tokens, scale = self.tokens[some], settings.scale
+        tokens, scale = self.tokens[some], settings.guidance
         condition: Tensor | Hybrid = tokens
         if self.latents is not None:
             condition = self.model.with_references(tokens, self.latents[some], settings.reference_noise, seeds)

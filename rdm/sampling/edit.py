@@ -77,7 +77,7 @@ def edit(
     check_tokens(tokens, ("neighbours", "text", "both"))
     if prompt is None and tokens != "neighbours":
         raise ValueError(f"got tokens '{tokens}' without a prompt, expected 'neighbours'; give a prompt")
-    model = loaded.diffusion
+    model = loaded.model if loaded.edits and not invert else loaded.diffusion
     canvas = open_canvas(
         picture, mask=mask, outpaint=outpaint, size=size, strength=strength, repeats=repeats, invert=invert,
         value_range=loaded.data.value_range,

@@ -77,7 +77,7 @@ def generate(
                 options["weaker_context"] = chosen(weaker_context, places, model.device)
         else:  # a model trained without neighbours sees the null context
             piece = null
-        finish = partial(_finished, count=len(seeds) - start, canvas=canvas)
+        finish = partial(finished, count=len(seeds) - start, canvas=canvas)
         if progress is not None:
             options["watch"] = progress.batch(finish)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -86,7 +86,7 @@ def generate(
     return torch.cat(images)
 
 
-def _finished(batch: Tensor, count: int, canvas: Canvas | None) -> Tensor:
+def finished(batch: Tensor, count: int, canvas: Canvas | None) -> Tensor:
     """Returns the first images of a batch as they are saved."""
     images = batch[:count].float().clamp(-1, 1).cpu()
     return images if canvas is None else canvas.paste(images)

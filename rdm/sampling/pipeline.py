@@ -11,6 +11,7 @@ from ldm.data.decode import Size
 from ldm.models.diffusion.ddpm import CLASSES
 from ldm.models.diffusion.stepping import Watch
 from ldm.pictures import as_picture, to_uint8
+from rdm.generators.loading import load_generator
 from rdm.loading import Loaded, load
 from rdm.sampling.edit import edit
 from rdm.sampling.given import Picture
@@ -36,9 +37,28 @@ class Pipeline(Loaded):
         only: str | Sequence[str] = (),
         config: str | None = None,
         same_outline: float | None = None,
+        *,
+        generator: str | None = None,
+        adapter: str | None = None,
+        image_encoder: str | None = None,
     ) -> Pipeline:
-        """Returns a pipeline that is ready to sample, see :func:`rdm.loading.load`."""
-        return cls(**vars(load(checkpoint, database, only, config, same_outline)))
+        """Returns a pipeline that is ready to sample.
+
+        For the arguments see :func:`rdm.loading.load`; with a ``generator``, a pipeline of diffusers, see
+        :func:`rdm.generators.loading.load_generator`.
+
+        Raises:
+            ValueError: a generator is given with a checkpoint, or its adapter without it.
+        """
+        if generator is None:
+            for name, value in {"adapter": adapter, "image_encoder": image_encoder}.items():
+                if value is not None:
+                    raise ValueError(f"got {name}={value} without a generator, which it is for; give a generator")
+            return cls(**vars(load(checkpoint, database, only, config, same_outline)))
+        if checkpoint is not None:
+            raise ValueError(f"got checkpoint {checkpoint} and generator {generator}, expected one of them")
+        loaded = load_generator(generator, adapter, database, only, config, same_outline, image_encoder)
+        return cls(**vars(loaded))
 
     def __call__(
         self,

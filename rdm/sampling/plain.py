@@ -220,7 +220,7 @@ class PlainConditions:
     """
 
     def __init__(self, model: LatentDiffusion, request: Request, settings: Settings) -> None:
-        self.model, self.request, self.scale = model, request, settings.scale
+        self.model, self.request, self.scale = model, request, settings.guidance
 
     def of(self, places: Sequence[int], seeds: Sequence[int]) -> tuple[Condition, list[Any], float]:  # noqa: ARG002
         """Returns the condition of some images, no parts, and the guidance scale."""

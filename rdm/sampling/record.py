@@ -26,9 +26,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
-from ldm.files import file_hash, located, portable, read_json, write_json
+from ldm.files import located, portable, read_json, write_json
 from ldm.pictures import save_png, to_uint8
 from ldm.stopping import Stopped, going_on
+from rdm.generators import generator_of
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.copies import Likeness
@@ -181,18 +182,13 @@ def about_the_run(samples: Samples, loaded: Loaded) -> dict[str, Any]:
     request, settings = samples.request, samples.settings
     about: dict[str, Any] = {
         "format": FORMAT,
-        "checkpoint": portable(loaded.path),
-        "checkpoint_sha256": file_hash(loaded.path),
+        **generator_of(loaded).about(settings),
         **about_the_database(loaded),
         "asked": dict(request.asked),
         "tokens": request.tokens,
         "settings": settings.record(loaded.model.kind),
         "torch": torch.__version__,
     }
-    if loaded.config:
-        about |= {"config": str(loaded.config), "config_sha256": file_hash(loaded.config)}
-    if settings.weaker is not None:
-        about["weaker_sha256"] = file_hash(Path(settings.weaker))
     if request.canvas is not None:
         about["edit"] = dict(request.canvas.about)
     if request.query_picture is not None:
@@ -249,21 +245,32 @@ def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_again(
-    record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None
+    record: Mapping[str, Any], ckpt: str | None = None, database: str | None = None, adapter: str | None = None
 ) -> tuple[Samples, Pipeline]:
     """Reproduces the image of a record; returns it with the pipeline that sampled it.
 
     Args:
         record: the record, see :func:`read_record`.
-        ckpt: the path of the checkpoint, if it has moved.
+        ckpt: the path of the checkpoint or of the pipeline of diffusers, if it has moved.
         database: the path of the database, if it has moved.
+        adapter: the file of the adapter of a pipeline of diffusers, if it has moved.
 
     Raises:
         FileNotFoundError: a checkpoint or the database does not exist.
         ValueError: a checkpoint or the database is not the one that the record names.
     """
     stored = record.get("database")  # none of a plain model
-    pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
+    named = record.get("generator")
+    if named is None:
+        pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
+    else:
+        pipeline = Pipeline.load(
+            database=database or stored,
+            config=record.get("config"),
+            generator=ckpt or named["pipeline"],
+            adapter=adapter or named["adapter"],
+            image_encoder=named["image_encoder"],
+        )
     check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
     # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.

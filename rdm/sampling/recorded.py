@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.files import file_hash, located
+from rdm.generators import generator_of
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.queries import text_queries
@@ -32,14 +32,10 @@ def check_sources(record: Mapping[str, Any], loaded: Loaded) -> None:
     Raises:
         ValueError: a fingerprint differs.
     """
-    checks = [(f"checkpoint {loaded.path}", file_hash(loaded.path), record["checkpoint_sha256"])]
+    checks = generator_of(loaded).sources(record)
     if not loaded.is_plain and not _has_equal_rows(record, loaded.retriever.database):
         opened = loaded.retriever.database
         checks.append((f"database {opened.path}", opened.fingerprint, record["database_fingerprint"]))
-    if loaded.config:
-        checks.append((f"config {loaded.config}", file_hash(loaded.config), record["config_sha256"]))
-    if weaker := record["settings"].get("weaker"):
-        checks.append((f"checkpoint {weaker}", file_hash(located(weaker)), record["weaker_sha256"]))
     for what, got, expected in checks:
         if got != expected:
             raise ValueError(f"{what} has fingerprint {got}, the image was made with {expected}; give that one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,18 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.models.diffusion.stepping import Watch
-from rdm.loading import Loaded, find_checkpoint
-from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
-from rdm.sampling.conditions import has_references
+from rdm.generators import generator_of
+from rdm.generators.protocol import Drawing
+from rdm.loading import Loaded
 from rdm.sampling.copies import CopyCheck, Likeness
-from rdm.sampling.generate import drawing, load_weaker, prepared
-from rdm.sampling.plain import fitting
 from rdm.sampling.ranking import Candidate, check_best_of, draw_best
 from rdm.sampling.request import Request
-from rdm.sampling.settings import DIFFUSION, EDIT_SAMPLER, Settings
+from rdm.sampling.settings import Settings
 from rdm.sampling.watching import Progress
-
-LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,15 +83,14 @@ def sample_batches(
     settings.
     """
     settings = settings_of(loaded, request, settings)
-    weaker = None if settings.weaker is None else load_weaker(settings.weaker, loaded)
-    return _batches(loaded, request, settings, weaker, watch)
+    return _batches(loaded, request, settings, generator_of(loaded).drawing(settings), watch)
 
 
 def _batches(
     loaded: Loaded,
     request: Request,
     settings: Settings,
-    weaker: RetrievalAugmentedDiffusion | None,
+    drawing: Drawing,
     watch: Watch | None,
 ) -> Iterator[Samples]:
     check = None if settings.copy_threshold is None else CopyCheck(settings.copy_threshold, settings.reject_copies)
@@ -108,8 +102,8 @@ def _batches(
         if progress is not None:
             progress.part(batches[number])
         part = request.part(places)
-        with prepared(loaded, settings):
-            draw, neighbours = drawing(loaded, part, settings, weaker, progress), part.retrieved.embeddings
+        neighbours = part.retrieved.embeddings
+        with drawing(part, progress) as draw:
             drawn = draw_best(draw, part.seeds, neighbours, retriever, check, settings.best_of, part.queries)
         images, seeds, copies, candidates = drawn
         yield Samples(images, part, settings, seeds, copies, candidates)
@@ -132,61 +126,11 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
         FileNotFoundError: the weaker checkpoint does not exist.
         ValueError: see :func:`sample`.
     """
-    if request.canvas is not None:
-        comes_back = request.canvas.about["invert"] and request.asked.get("way") != "class" and request.prompts is None
-        if comes_back:  # the inversion is unguided
-            settings = settings.unguided("an inversion without a prompt; give a prompt")
-        settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER)
-    if loaded.is_plain:
-        settings = fitting(loaded, settings)
-    settings = settings.for_model(loaded.model)
-    if loaded.model.kind == DIFFUSION:
-        check_times(settings, len(loaded.diffusion.schedule))
-    if request.canvas is not None:
-        say_what_is_kept(request.canvas.about["strength"], settings, loaded)
-    if settings.weaker is not None:
-        settings = replace(settings, weaker=str(find_checkpoint(settings.weaker)))
+    settings = generator_of(loaded).complete(request, settings)
     check_best_of(settings, request)
     if request.canvas is not None and (settings.height or settings.width):
         raise ValueError(
             f"got height={settings.height} and width={settings.width} with a picture to edit, expected neither, as "
             "images have the size of the picture; leave them out"
         )
-    settings.check_tokens(request.tokens)
-    if not has_references(loaded.model) and (settings.reference_scale is not None or settings.reference_noise):
-        raise ValueError(
-            f"got reference_scale={settings.reference_scale}, reference_noise={settings.reference_noise} for a model "
-            "that does not see the neighbours' pictures; leave them out"
-        )
-    guided = settings.scale != 1.0 or settings.text_scale not in (None, 1.0)
-    if guided and not loaded.model.p_uncond:
-        LOG.warning(
-            "this model never saw the null context of classifier-free guidance in training (p_uncond is 0); "
-            "set scale to 1 to sample without guidance"
-        )
     return settings
-
-
-def say_what_is_kept(strength: float, settings: Settings, loaded: Loaded) -> None:
-    """Logs that an edit leaves the picture as it is, because its strength is below that of the first step."""
-    schedule = loaded.diffusion.schedule
-    first = int(schedule.timesteps(settings.steps or 1, settings.spacing)[0])
-    if first >= strength * len(schedule):
-        LOG.warning(
-            "strength %s is so small that none of the %s steps is taken: nothing is painted, and the images are the "
-            "picture as the first stage decodes it; raise strength or steps",
-            strength,
-            settings.steps,
-        )
-
-
-def check_times(settings: Settings, times: int) -> None:
-    """Checks that steps and interval fit the diffusion times of a model, 0 to ``times - 1``.
-
-    Raises:
-        ValueError: there are more steps than times, or the interval begins after the last time.
-    """
-    if settings.steps is not None and settings.steps > times:
-        raise ValueError(f"got steps={settings.steps}, expected 1 to {times}, the number of times of the model")
-    if settings.interval is not None and settings.interval[0] >= times:
-        raise ValueError(f"got interval={settings.interval}, expected times from 0 to {times - 1}, those of the model")

@@ -14,10 +14,12 @@ from ldm.util import nearest
 from rdm.sampling.values import (
     AT_LEAST_0,
     CHECKPOINT,
+    COMBINE,
     COUNT,
     COUNT_OR_NONE,
     NUMBER,
     NUMBER_OR_NONE,
+    OFFLOAD,
     PRECISION,
     SAMPLERS,
     SHARE,
@@ -27,12 +29,20 @@ from rdm.sampling.values import (
     STOCHASTIC,
     SWITCH,
     TIMES,
+    WORDS,
     Value,
     check_needed,
     one_of,
 )
 
-DIFFUSION, AUTOREGRESSION = "diffusion", "autoregression"
+DIFFUSION, AUTOREGRESSION, DIFFUSERS = "diffusion", "autoregression", "diffusers"
+OURS = (DIFFUSION, AUTOREGRESSION)
+EVERY = (*OURS, DIFFUSERS)
+IN_WORDS = {
+    DIFFUSION: "a diffusion model",
+    AUTOREGRESSION: "an autoregressive model",
+    DIFFUSERS: "a pipeline of diffusers",
+}
 # The 95 % quantile of held-out real pictures, of the shipped model's embedder and database; see benchmarks/README.md.
 THRESHOLD = 0.995
 EDIT_SAMPLER = "ddim"  # an inversion reverses its steps, and repainting needs many steps to match the kept pixels
@@ -50,20 +60,27 @@ class Option:
         what: the help text.
         value: the values that the setting accepts in addition to its default.
         flags: its options on the command line; if empty, ``--`` followed by its name.
-        kind: the only kind of model that has this setting; None if every kind has it.
+        kinds: the kinds of models that have this setting.
         command_line: further arguments of ``argparse``'s ``add_argument``.
     """
 
     what: str
     value: Value
     flags: tuple[str, ...] = ()
-    kind: str | None = None
+    kinds: tuple[str, ...] = EVERY
     command_line: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def group(self) -> str | None:
+        """The kind of model that the setting is listed under; None if both kinds of our models have it."""
+        return None if set(OURS) <= set(self.kinds) else self.kinds[0]
 
-def option(default: Any, what: str, value: Value, *flags: str, kind: str | None = None, **command_line: Any) -> Any:
+
+def option(
+    default: Any, what: str, value: Value, *flags: str, kinds: tuple[str, ...] = EVERY, **command_line: Any
+) -> Any:
     """Returns a field of :class:`Settings`, see :class:`Option`."""
-    return field(default=default, metadata={"option": Option(what, value, flags, kind, command_line)})
+    return field(default=default, metadata={"option": Option(what, value, flags, kinds, command_line)})
 
 
 class Samplable(Protocol):
@@ -92,73 +109,80 @@ class Settings:
     width: int | None = option(
         None, "width of the images in pixels; if not given, that of training", COUNT, "--W", "--width"
     )
-    scale: float = option(
-        2.0, "scale of classifier-free guidance; 1 samples without guidance", NUMBER, "--scale", "--guidance_scale"
+    scale: float | None = option(
+        None,
+        "scale of classifier-free guidance; 1 samples without guidance; if not given, it is 2, or for a pipeline of "
+        "diffusers what the pipeline usually has",
+        NUMBER,
+        "--scale",
+        "--guidance_scale",
     )
     text_scale: float | None = option(
         None,
         "guidance scale of the text or picture, if the model sees it and its neighbours (--use_query, or --tokens both "
         "of evaluate.py); --scale is then that of the neighbours",
         NUMBER,
+        kinds=OURS,
     )
     reference_scale: float | None = option(
         None,
         "guidance scale of the neighbours' pictures, if the model sees them beside their embeddings; if not given, it "
         "is 5, or 1 with a scale of 1; 0 samples without the pictures",
         NUMBER,
-        kind=DIFFUSION,
+        kinds=(DIFFUSION,),
     )
     reference_noise: float = option(
         0.0,
         "noise on the neighbours' pictures, from 0 (like these) to 1 (only their embeddings count)",
         SHARE,
-        kind=DIFFUSION,
+        kinds=(DIFFUSION,),
     )
     rescale: float = option(
         0.0,
         "how far guided images are brought back to the contrast of unguided ones, from 0 to 1",
         SHARE,
-        kind=DIFFUSION,
+        kinds=(DIFFUSION,),
     )
     interval: tuple[int, int] | None = option(
-        None, "use guidance only at the diffusion times from FIRST to LAST", TIMES, kind=DIFFUSION, nargs=2,
+        None, "use guidance only at the diffusion times from FIRST to LAST", TIMES, kinds=(DIFFUSION,), nargs=2,
         metavar=("FIRST", "LAST"),
     )  # fmt: skip
     weaker: str | None = option(
         None,
         "checkpoint of a weaker model; samples are guided away from what it would do (autoguidance)",
         CHECKPOINT,
-        kind=DIFFUSION,
+        kinds=(DIFFUSION,),
         metavar="CKPT",
     )
-    weaker_scale: float = option(2.0, "scale of autoguidance; 1 samples without it", NUMBER, kind=DIFFUSION)
+    weaker_scale: float = option(2.0, "scale of autoguidance; 1 samples without it", NUMBER, kinds=(DIFFUSION,))
     sampler: str | None = option(
-        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; if not given, unipc, and ddim for edits",
-        one_of(*SAMPLERS), kind=DIFFUSION,
+        None, "ddim, ddpm, plms, heun, dpmpp_2m, dpmpp_2m_sde or unipc; if not given, unipc, ddim for edits, and "
+        "the scheduler of a pipeline of diffusers",
+        one_of(*SAMPLERS), kinds=(DIFFUSION, DIFFUSERS),
     )  # fmt: skip
     steps: int | None = option(
         None, "number of denoising steps; if not given, as many as the sampler needs", COUNT, "--steps", "--ddim_steps",
-        kind=DIFFUSION,
+        kinds=(DIFFUSION, DIFFUSERS),
     )  # fmt: skip
     eta: float | None = option(
         None, "share of fresh noise in each step, 0 to 1; the sampler's own if not given", SHARE, "--eta", "--ddim_eta",
-        kind=DIFFUSION,
+        kinds=(DIFFUSION, DIFFUSERS),
     )  # fmt: skip
     spacing: str = option(
         "uniform",
         "spacing of the steps over time: uniform, trailing, karras or quad",
         one_of(*SPACINGS),
-        kind=DIFFUSION,
+        kinds=(DIFFUSION,),
     )
     temperature: float = option(
-        1.0, "temperature of the codes; 0 takes the likeliest code each time", AT_LEAST_0, kind=AUTOREGRESSION
+        1.0, "temperature of the codes; 0 takes the likeliest code each time", AT_LEAST_0, kinds=(AUTOREGRESSION,)
     )
     top_k: int | None = option(
-        None, "choose each code among this number of likeliest codes", COUNT, kind=AUTOREGRESSION
+        None, "choose each code among this number of likeliest codes", COUNT, kinds=(AUTOREGRESSION,)
     )
     top_p: float | None = option(
         None, "choose each code among the likeliest codes that have this probability together", SHARE_ABOVE_0,
-        kind=AUTOREGRESSION,
+        kinds=(AUTOREGRESSION,),
     )  # fmt: skip
     best_of: int = option(
         1, "draw N images for each one, with further seeds, and keep the one that is nearest to the query by CLIP",
@@ -184,7 +208,31 @@ class Settings:
         "32", "precision of the networks, 32 or bf16, which is faster on processors that have it", PRECISION
     )
     compile: bool | str = option(
-        False, "compile the networks, which takes minutes at first and then samples faster", SWITCH, action="store_true"
+        False, "compile the networks, which takes minutes at first and then samples faster", SWITCH, kinds=OURS,
+        action="store_true",
+    )  # fmt: skip
+    neighbour_scale: float = option(
+        0.5,
+        "weight of the neighbours beside the prompt, ip_adapter_scale of diffusers; 0 leaves them out",
+        AT_LEAST_0,
+        kinds=(DIFFUSERS,),
+    )
+    combine: str = option(
+        "concat",
+        "how several neighbours are shown: concat (the tokens of all) or mean (those of their mean embedding)",
+        one_of(*COMBINE),
+        kinds=(DIFFUSERS,),
+    )
+    negative_prompt: str | None = option(
+        None, "a text that guidance leads away from; --negative concerns the neighbours", WORDS, kinds=(DIFFUSERS,),
+        metavar="TEXT",
+    )  # fmt: skip
+    offload: str = option(
+        "none",
+        "keep the networks in the memory of the CPU until they are needed: none, model (one network at a time on the "
+        "GPU) or sequential (one layer at a time, which is slow)",
+        one_of(*OFFLOAD),
+        kinds=(DIFFUSERS,),
     )
 
     def __post_init__(self) -> None:
@@ -242,15 +290,15 @@ class Settings:
         """Returns the settings completed with the model's defaults where they are None.
 
         Raises:
-            ValueError: an option is set that only the other kind of model has, or that the sampler does not use.
+            ValueError: an option is set that only other kinds of models have, or that the sampler does not use.
         """
-        articles = {DIFFUSION: "a diffusion model", AUTOREGRESSION: "an autoregressive model"}
         for each in fields(self):
-            kind, value = option_of(each).kind, getattr(self, each.name)
-            if kind not in (None, model.kind) and value != each.default:
+            kinds, value = option_of(each).kinds, getattr(self, each.name)
+            if model.kind not in kinds and value != each.default:
+                words = " or ".join(IN_WORDS[kind] for kind in kinds)
                 raise ValueError(
-                    f"got {each.name}={value}, which is an option of {articles[str(kind)]}, but this is "
-                    f"{articles[model.kind]}; leave it out"
+                    f"got {each.name}={value}, which is an option of {words}, but this is {IN_WORDS[model.kind]}; "
+                    "leave it out"
                 )
         usual = model.usual_options(self.sampler)
         if self.scale == 1:
@@ -262,6 +310,11 @@ class Settings:
                 f"{', '.join(STOCHASTIC[:-1])} or {STOCHASTIC[-1]} as sampler, or leave out eta"
             )
         return settings
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale of completed settings; 1 is none."""
+        return 1.0 if self.scale is None else self.scale
 
     def unguided(self, where: str) -> Settings:
         """Returns the settings without guidance.
@@ -295,12 +348,12 @@ class Settings:
         return {"scale": self.scale} | {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if option_of(each).kind == kind and each.name not in CONDITIONS
+            if option_of(each).group == kind and each.name not in CONDITIONS
         }
 
     def record(self, kind: str) -> dict[str, Any]:
         """Returns the settings that apply to a kind of model, as JSON values."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if option_of(each).kind in (None, kind)}
+        values = {each.name: getattr(self, each.name) for each in fields(self) if kind in option_of(each).kinds}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod

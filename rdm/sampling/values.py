@@ -18,6 +18,8 @@ PRECISIONS = ("32", "bf16")
 SAMPLERS = ("ddim", "ddpm", "plms", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 STOCHASTIC = ("ddim", "ddpm", "dpmpp_2m_sde")
 SPACINGS = ("uniform", "trailing", "karras", "quad")
+COMBINE = ("concat", "mean")  # how a pipeline of diffusers is shown several neighbours
+OFFLOAD = ("none", "model", "sequential")
 # Defaults of the arguments of requests, see rdm.sampling.ways and rdm.sampling.edit.
 POOL = 20
 TOP_M = 0.2

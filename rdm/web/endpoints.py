@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from rdm.sampling.settings import DEFAULTS, OPTIONS
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.sampling.values import REPEATS, TOP_M
 from rdm.web.answers import SAMPLING, answering, typed
 from rdm.web.asking import LEFT_OUT, Ask, Between, between, jobs
@@ -158,10 +158,10 @@ def describing(studio: Studio) -> list[Callable[..., Any]]:
 
     def settings() -> dict[str, Any]:
         """Returns the sampling settings that the model has, each with its default, its values and its meaning."""
-        kind = studio.pipeline().model.kind
-        known = {name: each for name, each in OPTIONS.items() if each.kind in (None, kind) and name not in LEFT_OUT}
+        kind, usual = studio.pipeline().model.kind, Settings().for_model(studio.pipeline().model)
+        known = {name: each for name, each in OPTIONS.items() if kind in each.kinds and name not in LEFT_OUT}
         return {
-            name: {"default": DEFAULTS[name], "values": each.value.expected, "what": each.what}
+            name: {"default": getattr(usual, name), "values": each.value.expected, "what": each.what}
             for name, each in known.items()
         }
 

@@ -54,7 +54,7 @@ def fields(kind: str, without: Collection[str] = ()) -> dict[str, Component]:
         kind: the kind of model.
         without: settings that have a field elsewhere.
     """
-    names = [name for name, known in OPTIONS.items() if known.kind in (None, kind)]
+    names = [name for name, known in OPTIONS.items() if kind in known.kinds]
     return {name: field(name, OPTIONS[name]) for name in names if name not in (*without, *LEFT_OUT)}
 
 

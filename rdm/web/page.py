@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from rdm.sampling.settings import DIFFUSION
 from rdm.web import between, create, database, edit, inspect
 from rdm.web.endpoints import endpoints
 from rdm.web.pieces import session_of
@@ -26,7 +25,7 @@ def page(studio: Studio) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Create"):
                 areas = [create.tab(studio)]
-            if studio.pipeline().model.kind == DIFFUSION:  # others cannot edit
+            if studio.pipeline().edits:  # others cannot edit
                 with gr.Tab("Edit", id=EDIT):
                     edits, bench = edit.tab(studio)
             with gr.Tab("Between"):
@@ -35,7 +34,7 @@ def page(studio: Studio) -> gr.Blocks:
                 changes = database.tab(studio)
             with gr.Tab("Inspect"):
                 inspect.tab(studio)
-        if studio.pipeline().model.kind == DIFFUSION:
+        if studio.pipeline().edits:
             for area in (*areas, edits):
                 edit.take_over(studio, area, bench, tabs, EDIT)
         endpoints(studio)

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from rdm.sampling.settings import DIFFUSION, Settings
+from rdm.sampling.settings import OPTIONS, Settings
 from rdm.web.studio import EVERY, Studio
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def numbers(
     usual, settings = Settings(**given).for_model(pipeline.model), dict[str, Component]()
     asked: dict[str, Any] = {"n": whole("Images", min(n, limits.images), limits.images, least)}
     asked["k"] = whole("Neighbours", pipeline.k, limits.neighbours)
-    if pipeline.model.kind == DIFFUSION:
+    if pipeline.model.kind in OPTIONS["steps"].kinds:
         settings["steps"] = whole("Steps", usual.steps, limits.steps)
     settings["scale"] = gr.Number(usual.scale, label="Scale", step=0.5, min_width=80)
     asked["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)

@@ -82,8 +82,9 @@ class Studio:
         config: str | None = None,
         limits: Limits | None = None,
         allow_changes: bool = False,
+        generator: Mapping[str, str | None] | None = None,
     ) -> Studio:
-        """Returns the studio of a model.
+        """Returns the studio of a model, or of a pipeline of diffusers.
 
         Args:
             checkpoint: see :func:`rdm.load`.
@@ -91,16 +92,22 @@ class Studio:
             config: see :func:`rdm.load`.
             limits: see :class:`Studio`.
             allow_changes: see :class:`Studio`.
+            generator: ``generator``, ``adapter`` and ``image_encoder`` of :func:`rdm.load`, for a pipeline of diffusers
+                in the place of a model. Its first database is the first of ``databases``.
 
         Raises:
             FileNotFoundError: there is no such checkpoint or database.
             ValueError: a database was made by another embedder, or see :class:`Studio`.
         """
-        pipeline = rdm.load(checkpoint, config=config)
+        others = dict(databases or {})
+        named: dict[str, Any] = {name: value for name, value in (generator or {}).items() if value is not None}
+        first = next(iter(others), None) if named else None
+        own = others.pop(first) if first is not None else None
+        pipeline = rdm.load(checkpoint, own, config=config, **named)
         if pipeline.is_plain:
             return cls({"none": pipeline})  # raises
-        pipelines = {pipeline.retriever.database.path.name: pipeline}
-        for name, folder in (databases or {}).items():
+        pipelines = {first or pipeline.retriever.database.path.name: pipeline}
+        for name, folder in others.items():
             if name in pipelines:
                 raise ValueError(f"got two databases of the name '{name}', expected one each; give another name")
             pipelines[name] = with_database(pipeline, folder)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.diffusion.condition import Condition, checked_share, with_nulls
+from ldm.models.diffusion.guidance import USUAL_SCALE
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.models.diffusion.wrapper import DiffusionWrapper
@@ -269,7 +270,7 @@ class LatentDiffusion(DDPM):
         sampler = sampler or USUAL
         batch_size = 1 if self.device.type == "cpu" else 8
         steps = min(USUAL_STEPS[sampler], len(self.schedule))
-        return {"sampler": sampler, "steps": steps, "batch_size": batch_size}
+        return {"scale": USUAL_SCALE, "sampler": sampler, "steps": steps, "batch_size": batch_size}
 
     def compiled_networks(self) -> list[nn.Module]:
         """Returns the networks that may be compiled for sampling."""

@@ -16,6 +16,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Model = Callable[[Tensor, Tensor, Any], Tensor]
 """(x_t [B, C, h, w], t [B], projected context) -> eps [B, C, h, w]."""
 
+USUAL_SCALE = 2.0
+
 
 def guide(
     model: Model,

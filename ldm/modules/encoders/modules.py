@@ -158,14 +158,15 @@ class BERTTokenizer:
 
 def _read_bert_tokenizer(source: str) -> Any:
     try:
-        from transformers import BertTokenizerFast
+        import transformers
     except ImportError as error:
         raise ValueError(
             "BERTEmbedder needs the transformers package for texts; pip install transformers, or set "
             "use_tokenizer: false and use token numbers as input"
         ) from error
+    library: Any = transformers  # its stubs lack the name from version 5 on
     try:
-        return BertTokenizerFast.from_pretrained(source)
+        return library.BertTokenizerFast.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no BERT vocabulary in '{source}'; without a network, download bert-base-uncased's vocab.txt on another "

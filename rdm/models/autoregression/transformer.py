@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.lr_scheduler import StepSchedule
-from ldm.models.diffusion.guidance import guide
+from ldm.models.diffusion.guidance import USUAL_SCALE, guide
 from ldm.models.diffusion.stepping import Watch, seeded_generator
 from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
@@ -153,7 +153,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
 
         The network reads all its weights for one code of each image: on a CPU, four images cost little more than one.
         """
-        return {"batch_size": 4 if self.device.type == "cpu" else 8}
+        return {"scale": USUAL_SCALE, "batch_size": 4 if self.device.type == "cpu" else 8}
 
     def compiled_networks(self) -> list[nn.Module]:
         """Returns the networks that may be compiled for sampling: the transformer, whose sequence grows, is not."""

@@ -4,15 +4,15 @@ import pytest
 
 gr = pytest.importorskip("gradio")
 
-from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSION, OPTIONS, Settings  # noqa: E402
+from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSERS, DIFFUSION, OPTIONS, Settings  # noqa: E402
 from rdm.web.asking import LEFT_OUT, settings_of  # noqa: E402
 from rdm.web.options import fields, values  # noqa: E402
 
 
 def test_every_setting_of_a_kind_of_model_has_a_field_with_its_help_text() -> None:
-    for kind in (DIFFUSION, AUTOREGRESSION):
+    for kind in (DIFFUSION, AUTOREGRESSION, DIFFUSERS):
         found = fields(kind, without=("scale",))
-        names = {name for name, known in OPTIONS.items() if known.kind in (None, kind)}
+        names = {name for name, known in OPTIONS.items() if kind in known.kinds}
         assert set(found) == names - {"scale", *LEFT_OUT}
         for name, component in found.items():
             assert OPTIONS[name].what in component.info and component.label == name.replace("_", " ")
