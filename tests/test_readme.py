@@ -52,7 +52,13 @@ def parts() -> dict[str, list[list[str]]]:
     A part begins at the README's first command and, as sampling takes the shipped model, at every training.
     """
     first, *others = [commands(page) for page in TOGETHER]
-    together = [*first, *unseen("docs/start.md", first), *(command for page in others for command in page)]
+    begins = next(place for place, command in enumerate(first) if command[0] == "main.py")
+    first = [
+        *first[:begins],
+        *unseen("docs/start.md", first),
+        *first[begins:],
+    ]  # its README commands build what it takes
+    together = [*first, *(command for page in others for command in page)]
     found: list[list[list[str]]] = [[]]
     for command in [*together, *unseen("docs/training.md", together), *commands("docs/evaluation.md")]:
         if command[0] == "main.py" or command[:2] == ["scripts/evaluate.py", "samples"]:

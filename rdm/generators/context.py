@@ -43,7 +43,7 @@ class ContextGenerator:
         if request.canvas is not None:
             comes_back = request.canvas.about["invert"] and request.asked.get("way") != "class"
             if comes_back and request.prompts is None:  # the inversion is unguided
-                settings = settings.unguided("an inversion without a prompt; give a prompt")
+                settings = settings.unguided(loaded.model, "an inversion without a prompt; give a prompt")
             settings = replace(settings, sampler=settings.sampler or EDIT_SAMPLER)
         if loaded.is_plain:
             settings = fitting(loaded, settings)

@@ -316,10 +316,11 @@ class Settings:
         """The guidance scale of completed settings; 1 is none."""
         return 1.0 if self.scale is None else self.scale
 
-    def unguided(self, where: str) -> Settings:
+    def unguided(self, model: Samplable, where: str) -> Settings:
         """Returns the settings without guidance.
 
         Args:
+            model: the model that samples; its usual scale asks for nothing.
             where: what is sampled without it, for the error.
 
         Raises:
@@ -327,7 +328,7 @@ class Settings:
         """
         for name in ("scale", "text_scale", "rescale", "interval"):
             value = getattr(self, name)
-            if value != DEFAULTS[name] and value != 1:
+            if value not in (DEFAULTS[name], model.usual_options(self.sampler).get(name), 1):
                 raise ValueError(f"got {name}={value!r}, which has no effect in {where}, or leave out {name}")
         return replace(self, scale=1.0)
 

@@ -23,7 +23,7 @@ def test_the_whole_path_of_a_small_model(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {line["phase"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert list(found) == ["write", "check", "database", "draw"] and not (tmp_path / "work").exists()
+    assert list(found) == ["compute", "write", "check", "database", "draw"] and not (tmp_path / "work").exists()
     said = "\n".join(found["check"]["says"])
     assert "U-Net of 32 channels" in said and "that only training needs" in said and "fits: " in said
     assert found["database"]["rows"] == 3000 and found["database"]["index"] == "Flat"

@@ -20,7 +20,8 @@ NO_PICTURE = {
     "--outdir", "--ckpt", "--config", "--trust",  # paths and trust
     "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
     "--model", "--temperature", "--top_k", "--top_p",  # the pictures of rarm are next to its weights
-    "--weaker", "--weaker_scale",  # no weights of a weaker model are shipped
+    "--weaker", "--weaker_scale",  # no weights of a weaker model are shipped, nor of another generator
+    "--generator", "--adapter", "--image_encoder", "--neighbour_scale", "--combine", "--negative_prompt", "--offload",
 }  # fmt: skip
 
 

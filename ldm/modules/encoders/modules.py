@@ -166,12 +166,17 @@ def _read_bert_tokenizer(source: str) -> Any:
         ) from error
     library: Any = transformers  # its stubs lack the name from version 5 on
     try:
-        return library.BertTokenizerFast.from_pretrained(source)
+        pieces = library.BertTokenizerFast.from_pretrained(source)
+        if len(pieces) <= len(
+            pieces.all_special_tokens
+        ):  # from version 5 on, a folder without a vocabulary is no error
+            raise ValueError(f"{source} has special tokens alone")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no BERT vocabulary in '{source}'; without a network, download bert-base-uncased's vocab.txt on another "
             "machine and set 'tokenizer' to its folder"
         ) from error
+    return pieces
 
 
 class SpatialRescaler(nn.Module):

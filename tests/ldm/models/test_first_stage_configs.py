@@ -59,7 +59,7 @@ def test_released_configs_compare_by_lpips_and_name_what_stands_in(name: str) ->
 
 
 def test_every_config_is_named_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RELEASED, "emoji-vq-f4", "emoji-kl-f4"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RELEASED, "emoji-vq-f4", "emoji-kl-f4", "own"}
 
 
 @pytest.mark.parametrize("name", ["emoji-vq-f4", "emoji-kl-f4"])

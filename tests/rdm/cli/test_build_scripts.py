@@ -182,7 +182,7 @@ def test_from_configs(run, tmp_path: Path) -> None:
     said = run("search_neighbors.py", "--config", tmp_path / "rdm.yaml", "--k", 5)
     assert said == f"{tmp_path}/db/neighbours/train: 5 pictures, 5 neighbours each"
     words = ("search_neighbors.py", "--config", tmp_path / "rdm.yaml", "data.params.caption_share=0.5")
-    assert "'class0/000.png' has no caption" in run(*words)
+    assert "none of 5 images has a caption, such as 'class0/000.png'" in run(*words)
     for number in range(5):
         (tmp_path / f"train/class{number % 2}/{number:03d}.txt").write_text("a text", encoding="utf-8")
     assert run(*words).splitlines()[1:] == [f"{tmp_path}/db/neighbours/train-captions: 5 pictures, 4 neighbours each"]

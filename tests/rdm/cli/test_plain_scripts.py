@@ -222,7 +222,7 @@ def test_what_a_plain_model_cannot_do_is_said_in_one_line(
 
 def test_the_newest_plain_run_has_a_name(trained: Trained, run: Run, tmp_path: Path) -> None:
     complaint = run("sample.py", "--model", "ldm", wrong=True)
-    assert "models/ldm/emoji; correct the path" in complaint and "--base configs/ldm/emoji.yaml" in complaint
+    assert "no checkpoint at models/ldm/emoji in " in complaint and "--base configs/ldm/emoji.yaml" in complaint
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a").symlink_to(trained[None])
     found = record(run("sample.py", "--model", "ldm", "--steps", 1, "--n_samples", 1))

@@ -101,7 +101,7 @@ def test_a_run_is_exported_and_found_by_what_it_is(run: Path, tmp_path: Path, mo
     shutil.copytree(run, tmp_path / "logs" / "newer")
     assert find_checkpoint("rarm") == Path("logs/newer/checkpoints/last.ckpt")
     assert find_checkpoint() == ROOT / "models/rdm/emoji/model.safetensors"  # the shipped one, from elsewhere
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/none; .*configs/rdm.yaml"):
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint at none in {tmp_path}; .*configs/rdm.yaml"):
         find_checkpoint("none")
 
 

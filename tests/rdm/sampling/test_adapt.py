@@ -175,7 +175,7 @@ def test_the_command_can_be_stopped_and_goes_on_to_its_picture(tmp_path: Path, b
     assert read_config([tmp_path / "out/run/config.yaml"])["lightning"]["trainer"]["max_time"] == {"seconds": 3600}
     first = Image.open(tmp_path / "out/own.png").size
     stopped = read_step(tmp_path)
-    process = command(tmp_path, base, pictures, "0.01")  # which have passed; one further step is taken
+    process = command(tmp_path, base, pictures, "0.0001")  # which have passed; one further step is taken
     said = process.communicate()[0]
     assert process.returncode == 0 and said.rstrip().endswith(f"\n{tmp_path / 'out/own.png'}"), said[-2000:]
     assert f"10 pictures in {pictures}; 8 have a caption" in said and "expected: " in said

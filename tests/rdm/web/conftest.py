@@ -15,7 +15,7 @@ from rdm.web.limits import Limits  # noqa: E402
 from rdm.web.server import serving  # noqa: E402
 from rdm.web.studio import Studio  # noqa: E402
 
-LIMITS = Limits(prompt_characters=60, images=8, neighbours=8, steps=20, side=32, upload_bytes=200_000, pixels=40_000)
+LIMITS = Limits(prompt_characters=60, images=8, neighbours=8, steps=100, side=32, upload_bytes=200_000, pixels=40_000)
 
 
 @pytest.fixture

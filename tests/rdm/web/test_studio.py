@@ -139,7 +139,7 @@ def test_a_mask_is_kept_only_if_its_pixels_are_those_of_the_record(studio: Studi
         ({"way": "picture"}, "no picture"),
         ({"tokens": "all"}, "'all'"),
         ({"places": ["none"]}, "'none'"),
-        ({"settings": {"steps": 21}}, "21 denoising steps of an image, expected at most 20"),
+        ({"settings": {"steps": 101}}, "101 denoising steps of an image, expected at most 100"),
         ({"settings": {"sampler": "ddpm"}}, "denoising steps"),  # which takes all 1000 by itself
         ({"settings": {"height": 64, "steps": 2}}, "64 pixels at a side"),
         ({"settings": {"best_of": 9, "steps": 2}}, "9 images"),

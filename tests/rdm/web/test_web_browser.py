@@ -79,7 +79,7 @@ def test_a_class_a_picture_and_popular_rows_are_asked_by_clicking(page: Any, own
 
 def test_the_progress_is_shown_and_a_stop_ends_it(page: Any) -> None:
     panel = tab(page, "Create")
-    begin(panel, "a flag", Images=8, Steps=20)
+    begin(panel, "a flag", Images=8, Steps=100)
     panel.locator("progress").wait_for()
     panel.locator(".preview").wait_for()
     click(panel, "Stop")
