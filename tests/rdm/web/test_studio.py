@@ -168,7 +168,7 @@ def test_edits_that_lack_something_are_refused(studio: Studio) -> None:
         ({"way": "outpaint", "outpaint": (0, 0, 0, 40)}, "pixels at a side"),
         ({"way": "vary", "side": 64}, "64 pixels at a side"),
         ({"way": "vary", "strength": 2}, "strength=2"),
-        ({"way": "outpaint", "outpaint": (0, 0, 0, 8), "repeats": 11}, "22 denoising steps"),
+        ({"way": "outpaint", "outpaint": (0, 0, 0, 8), "repeats": 2, "settings": {"steps": 60}}, "120 denoising steps"),
         ({"repeats": 0}, "repeats=0"),
         ({"way": "vary", "strength": 0.5, "prompt": "x" * 61}, "61 characters"),
     ):
