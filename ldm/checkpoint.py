@@ -49,7 +49,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Returns the tensors of a checkpoint by name, on the CPU and in their stored dtype.
 
     The numbers of a ``.ckpt`` stay in the file and are read when they are used, so that optimiser states in it take no
-    memory.
+    memory. Until they are copied into a module, the file must not be written over; one that replaces it does no harm.
 
     Args:
         path: a ``.safetensors`` or a ``.ckpt`` / ``.pt`` / ``.pth`` / ``.bin`` file; of a Lightning checkpoint, the
@@ -160,19 +160,6 @@ def _read_pickle(path: Path, device: str = "cpu") -> Any:
     except DAMAGED as error:
         reason = instead_of_weights(path) or str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
-
-
-def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the tensors in a ``.safetensors`` file by name, without reading the tensors.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        with safe_open(located(path), framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

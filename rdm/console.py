@@ -7,8 +7,8 @@ the same file.
 from __future__ import annotations
 
 import sys
-from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 from ldm.command_line import CALLED
@@ -31,26 +31,11 @@ SCRIPTS = {
 }
 
 
-def run(command: str) -> None:
-    """Runs ``main`` of the script of a command, with the words behind the command; errors then name commands."""
+def main() -> None:
+    """Runs the script of the command that this process was called by; errors then name commands instead of scripts."""
+    command = Path(sys.argv[0]).stem
     CALLED.update({script: name for name, script in SCRIPTS.items()})
     spec: Any = spec_from_file_location(command, project() / SCRIPTS[command])
     sys.modules[command] = script = module_from_spec(spec)
     spec.loader.exec_module(script)
     script.main()
-
-
-# The objects that [project.scripts] in pyproject.toml names.
-train = partial(run, "rdm-train")
-txt2img = partial(run, "rdm-txt2img")
-class2img = partial(run, "rdm-class2img")
-sample = partial(run, "rdm-sample")
-edit = partial(run, "rdm-edit")
-web = partial(run, "rdm-web")
-database = partial(run, "rdm-database")
-neighbors = partial(run, "rdm-neighbors")
-evaluate = partial(run, "rdm-evaluate")
-export = partial(run, "rdm-export")
-check = partial(run, "rdm-check")
-demo = partial(run, "rdm-demo")
-own = partial(run, "rdm-own")

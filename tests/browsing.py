@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.screens import open_tab
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 WAIT = 60_000  # milliseconds: other tests run at the same time
@@ -55,12 +57,8 @@ def opened(
 
 
 def tab(page: Any, name: str) -> Any:
-    """Opens a tab and returns its panel. Tabs for which a screen is too narrow stand in a menu."""
-    button = page.get_by_role("tab", name=name, exact=True)
-    if not button.count():
-        page.get_by_role("button", name="More tabs").click()
-        button = page.get_by_role("button", name=name, exact=True)
-    button.click()
+    """Opens a tab and returns its panel."""
+    open_tab(page, name)
     panel = page.locator('[role="tabpanel"]:visible')
     panel.wait_for()
     return panel

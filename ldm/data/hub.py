@@ -19,6 +19,7 @@ from ldm.data.decode import Size
 from ldm.data.images import METADATA, ImageDataset, complete
 from ldm.data.parquet import COLUMNS
 from ldm.files import located
+from ldm.util import to_install
 
 IMAGE = "image"
 ENTRIES = (IMAGE, *METADATA)
@@ -266,7 +267,7 @@ def _in_one_line(name: str, split: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"data set {name} needs {error.name}: pip install -e '.[datasets]'") from error
+        raise ValueError(f"data set {name} needs {error.name}: {to_install('datasets')}") from error
     except ConnectionError as error:
         raise FileNotFoundError(
             f"data set {name}: the hub cannot be reached; this would have read its split '{split}'; give a local folder"

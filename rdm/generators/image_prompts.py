@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.files import file_hash, portable
 from rdm.generators.adapter import POOLED
@@ -19,7 +18,7 @@ from rdm.generators.library import diffusers_library, transformers_library
 from rdm.generators.pipeline import DiffusersPipeline, ImagePrompts
 from rdm.generators.protocol import Drawing, Source
 from rdm.loading import Loaded
-from rdm.sampling.generate import Draw, finished
+from rdm.sampling.generate import Draw, batches, finished
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 from rdm.sampling.shown import ShownRows
@@ -37,9 +36,7 @@ class ImagePromptGenerator:
     """
 
     def __init__(self, loaded: Loaded) -> None:
-        model: Any = loaded.model
-        self.loaded, self.model = loaded, model
-        self.pipeline: DiffusersPipeline = model
+        self.loaded, self.pipeline = loaded, pipeline_of(loaded)
 
     def complete(self, request: Request, settings: Settings) -> Settings:
         """Returns the settings completed with those of the pipeline's own call.
@@ -89,15 +86,10 @@ class ImagePromptGenerator:
             shown = image_prompts(self.loaded, request, settings)
 
         def draw(places: Sequence[int], seeds: Sequence[int]) -> Tensor:
-            size, images = settings.batch_size or 1, []
-            starts = range(0, len(seeds), size)
-            if progress is not None:
-                progress.draw(len(starts))
-            for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
-                # As with our own models, the last batch is full, so that no bit of an image depends on the others.
-                numbers = [min(number, len(seeds) - 1) for number in range(start, start + size)]
+            images = []
+            for numbers, left in batches(len(seeds), settings, progress):
                 some = [places[number] for number in numbers]
-                finish = partial(finished, count=len(seeds) - start, canvas=whole)
+                finish = partial(finished, count=left, canvas=whole)
                 batch = self.pipeline.draw(
                     [prompts[place] for place in some],
                     None if shown is None else ImagePrompts(shown.shown[some], shown.nothing[some]),
@@ -144,6 +136,12 @@ class ImagePromptGenerator:
         return found
 
 
+def pipeline_of(loaded: Loaded) -> DiffusersPipeline:
+    """Returns the pipeline in the place of a loaded model."""
+    model: Any = loaded.model
+    return model
+
+
 def takes_vectors(loaded: Loaded) -> bool:
     """Returns whether the adapter takes the vectors of the database as they are, so that no picture is read.
 
@@ -153,8 +151,7 @@ def takes_vectors(loaded: Loaded) -> bool:
     Raises:
         ValueError: the embedder of the database is said to be the encoder, but its vectors have another width.
     """
-    model: Any = loaded.model
-    pipeline: DiffusersPipeline = model
+    pipeline = pipeline_of(loaded)
     adapter, database = pipeline.adapter, loaded.retriever.database
     fits = adapter.takes == POOLED and database.dim == adapter.width
     if pipeline.trusts_database:
@@ -178,8 +175,7 @@ def image_prompts(loaded: Loaded, request: Request, settings: Settings) -> Image
         ValueError: pictures are needed, and there is no image encoder, or the source of the database holds others than
             it was built from.
     """
-    model: Any = loaded.model
-    pipeline: DiffusersPipeline = model
+    pipeline = pipeline_of(loaded)
     if takes_vectors(loaded):
         shown = request.retrieved.embeddings.float().cpu()
         nothing = torch.zeros_like(shown)
@@ -198,8 +194,7 @@ def image_prompts(loaded: Loaded, request: Request, settings: Settings) -> Image
 
 def _by_pictures(loaded: Loaded, request: Request, settings: Settings) -> tuple[Callable[[int], Tensor], Tensor]:
     """Returns a function that embeds the picture of a row's number, and what stands for no picture."""
-    model: Any = loaded.model
-    pipeline: DiffusersPipeline = model
+    pipeline = pipeline_of(loaded)
     database = loaded.retriever.database
     if pipeline.encoder is None:
         raise ValueError(

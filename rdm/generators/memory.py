@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ldm.checkpoint import read_shapes
+from ldm.checkpoint import read_contents
 from ldm.util import bytes_of
 from rdm.retrieval.builder.forecast import available_memory
 
@@ -32,7 +32,7 @@ def parameters_of(folder: Path) -> dict[str, int]:
 
 
 def _count(file: Path) -> int:
-    return sum(map(math.prod, read_shapes(file).values()))
+    return sum(tensor.numel() for tensor in read_contents(file).tensors.values())
 
 
 def forecast(

@@ -38,11 +38,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-TEXT_TO_IMAGE, IMAGE_TO_IMAGE, INPAINTING = (
-    "AutoPipelineForText2Image",
-    "AutoPipelineForImage2Image",
-    ("AutoPipelineForInpainting"),
-)
+TEXT_TO_IMAGE = "AutoPipelineForText2Image"
+IMAGE_TO_IMAGE = "AutoPipelineForImage2Image"
+INPAINTING = "AutoPipelineForInpainting"
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
 

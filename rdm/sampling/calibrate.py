@@ -82,9 +82,9 @@ class Forecast:
         if self.psnr >= FIRST_STAGE_DB - 3:
             return ""
         return (
-            f"the first stage was trained on emoji and reconstructs these pictures with {self.psnr:.1f} dB (emoji that "
-            f"it never saw: {FIRST_STAGE_DB}), so images stay blurred, however long you train; docs/own.md says how to "
-            "train one on your pictures"
+            f"the first stage reconstructs these pictures with {self.psnr:.1f} dB (the shipped one reaches "
+            f"{FIRST_STAGE_DB} dB on emoji), so images stay blurred, however long the diffusion model is trained; "
+            "docs/own.md says how to train the first stage on your pictures"
         )
 
 

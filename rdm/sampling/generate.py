@@ -63,12 +63,8 @@ def generate(
         ValueError: the model cannot sample with an option, or the latents of the weaker model have another shape.
     """
     options = {**settings.model_options(model.kind), **options}
-    size, images = settings.batch_size or 1, []
-    starts = range(0, len(seeds), size)
-    if progress is not None:
-        progress.draw(len(starts))
-    for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
-        places = [min(place, len(seeds) - 1) for place in range(start, start + size)]
+    images = []
+    for places, left in batches(len(seeds), settings, progress):
         piece = chosen(context, places, model.device)
         null = model.null_context(piece)
         if getattr(model, "use_neighbours", True):
@@ -77,13 +73,26 @@ def generate(
                 options["weaker_context"] = chosen(weaker_context, places, model.device)
         else:  # a model trained without neighbours sees the null context
             piece = null
-        finish = partial(finished, count=len(seeds) - start, canvas=canvas)
+        finish = partial(finished, count=left, canvas=canvas)
         if progress is not None:
             options["watch"] = progress.batch(finish)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             batch = model.sample(piece, latent_shape, [seeds[place] for place in places], null=null, **options)
         images.append(finish(batch))
     return torch.cat(images)
+
+
+def batches(count: int, settings: Settings, progress: Progress | None) -> Iterator[tuple[list[int], int]]:
+    """Yields the places of the images of each batch, and the number of images that are left with it.
+
+    The last batch is filled up with its last image, so that no bit of an image depends on the number of the others.
+    """
+    size = settings.batch_size or 1
+    starts = range(0, count, size)
+    if progress is not None:
+        progress.draw(len(starts))
+    for start in tqdm(starts, desc="sampling", unit="batch", leave=None, disable=len(starts) < 2):
+        yield [min(place, count - 1) for place in range(start, start + size)], count - start
 
 
 def finished(batch: Tensor, count: int, canvas: Canvas | None) -> Tensor:

@@ -12,6 +12,7 @@ from ldm.files import read_json
 from ldm.util import instantiate_from_config
 from rdm.retrieval.neighbours.table import CARD
 from rdm.sampling.pipeline import Pipeline
+from rdm.sampling.settings import DIFFUSERS
 
 LOG = logging.getLogger(__name__)
 NAME = "train"  # the table of the training pictures
@@ -112,7 +113,12 @@ class _Pictures:
 
 
 def is_own(pipeline: Pipeline) -> bool:
-    """Returns whether the database of a pipeline is the one that its model was trained with."""
+    """Returns whether the database of a pipeline is the one that its model was trained with.
+
+    A pipeline of diffusers was trained with none.
+    """
+    if pipeline.model.kind == DIFFUSERS:
+        return False
     return pipeline.retriever.database.path.resolve() == pipeline.data.table_path(NAME).parents[1].resolve()
 
 

@@ -1,7 +1,6 @@
 """Weights on disk: safe, strict, atomic."""
 
 import hashlib
-import os
 import pickle
 import warnings
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pickled import Evil
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -24,14 +24,6 @@ STATE = {
     "steps": torch.tensor(7),
     "empty": torch.zeros(0, 2),
 }
-
-
-class Evil:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.folder),)
 
 
 def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -265,5 +265,5 @@ def test_a_stream_shorter_than_its_length_is_an_error(folder: str) -> None:
 
 def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"needs datasets: pip install -e '.\[datasets\]'"):
+    with pytest.raises(ValueError, match=r"needs datasets: pip install 'retrieval-augmented-diffusion\[datasets\]'"):
         HubImages("owner/name", 8)

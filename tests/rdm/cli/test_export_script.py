@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pickled import Evil
 from small_models import DDCONFIG, VQ, unet
 from small_models import RDM as OURS
 from small_models import trained_rdm as trained
@@ -91,16 +91,6 @@ def test_the_script_refuses_what_cannot_be(
     with pytest.raises(ValueError, match=message):
         script(monkeypatch, tmp_path, *words, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-class Evil:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.folder),)
 
 
 def cut(file: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pickled import Evil
 from pytorch_lightning.callbacks import ModelCheckpoint
 from small_models import RDM
 from small_models import trained_rdm as trained
@@ -165,14 +165,6 @@ def test_a_released_file_in_the_place_of_another_is_named(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="is CompVis' RDM of FFHQ, but .*imagenet.* move it to models/rdm/ffhq"):
         said(file, ROOT / "models/rdm/imagenet/config.yaml")
     assert "fits: " in said(file, ROOT / "models/rdm/ffhq/config.yaml")
-
-
-class Evil:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.folder),)
 
 
 def cut(file: Path) -> None:

@@ -103,6 +103,10 @@ def test_the_page_draws_edits_and_shows_the_neighbours(sd: Tiny, drawn_by: Pipel
         assert "spacing" not in labels and studio.names == ["mine"]
         asked = Ask(words=["a red flag"], k=2, seed=4, settings={"steps": 3, "neighbour_scale": 0.8})
         (drawn,) = [event for event in studio.draw(jobs(studio, asked)) if isinstance(event, Drawn)]
+        with pytest.raises(FileNotFoundError, match="neighbours/train"):  # of which nobody has built a table
+            jobs(studio, Ask(way="popular", words=[], n=1))
+        studio.popular.count_again(studio.pipeline())
+        assert studio.popular.note(studio.pipeline()) == ""
     expected = sample(
         drawn_by, ways.texts(drawn_by, ["a red flag"], k=2, seed=4), Settings(steps=3, neighbour_scale=0.8)
     )
