@@ -204,14 +204,15 @@ class ModelSamples:
     def request(self, start: int, stop: int) -> Request:
         """Returns the request for the images with numbers from ``start`` up to ``stop``."""
         places = slice(start, stop)
-        tokens = None if self.tokens == "neighbours" else self.queries[places]
+        texts = self.queries[places] if self.has_prompts else None
         return Request(
             self.loaded.retriever(self.queries[places], self.k),
             self.captions[places],
             range(self.seed + start, self.seed + stop),
             tokens=self.tokens,
-            queries=self.queries[places] if self.has_prompts else None,
-            query_tokens=tokens,
+            queries=texts,
+            query_tokens=texts,
+            prompts=self.captions[places] if self.has_prompts else None,
         )
 
     def neighbour_rows(self) -> list[set[int]]:

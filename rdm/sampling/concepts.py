@@ -60,4 +60,4 @@ def concepts(
     asked = {"way": "concepts", "k": k, "concepts": list(named) or "split", **retriever.about}
     whole = text_queries(retriever.embedder, list(prompts))
     seeds = range(seed, seed + len(prompts))
-    return Request(joined, list(prompts), seeds, asked, queries=whole, prompts=list(prompts))
+    return Request(joined, list(prompts), seeds, asked, queries=whole, query_tokens=whole, prompts=list(prompts))

@@ -234,7 +234,7 @@ def fitting(loaded: Loaded, settings: Settings) -> Settings:
     Raises:
         ValueError: a setting needs an embedder, or guidance is asked for without a null condition.
     """
-    for name, default in (("best_of", 1), ("reject_copies", 0)):
+    for name, default in (("best_of", 1), ("reject_copies", 0), ("retrieve_below", None)):
         if (value := getattr(settings, name)) != default:
             raise ValueError(
                 f"got {name}={value} for {loaded.path}, a plain model without an embedder and a database; leave it out"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,6 +39,25 @@ class Candidate:
     seed: int
     score: float
     is_copy: bool | None = None
+
+
+class Drawn(NamedTuple):
+    """Images as they were drawn; the entries are those of :class:`rdm.sampling.samples.Samples`."""
+
+    images: Tensor
+    seeds: list[int]
+    copies: list[Likeness] | None
+    candidates: list[tuple[Candidate, ...]] | None
+
+    def replaced(self, places: Sequence[int], others: Drawn) -> Drawn:
+        """Returns these images with others in some of their places."""
+        images = self.images.clone()
+        images[list(places)] = others.images
+        lists: list[Any] = []
+        for own, new in zip(self[1:], others[1:], strict=True):
+            by_place = dict(zip(places, new or (), strict=bool(new)))
+            lists.append(own and [by_place.get(place, each) for place, each in enumerate(own)])
+        return Drawn(images, *lists)
 
 
 def check_best_of(settings: Settings, request: Request) -> None:
@@ -80,7 +99,7 @@ def draw_best(
     check: CopyCheck | None,
     n: int,
     queries: Tensor | None,
-) -> tuple[Tensor, list[int], list[Likeness] | None, list[tuple[Candidate, ...]] | None]:
+) -> Drawn:
     """Returns the best candidate for each image, its seed, its copy detection, and all candidates (None if n is 1).
 
     Each candidate is sampled and checked like a single image, see :func:`draw_checked`; a flagged one may be redrawn.
@@ -97,7 +116,7 @@ def draw_best(
         queries: the query vector of each image, ``[B, D]``; None takes the mean direction of its neighbours.
     """
     if n == 1:
-        return *draw_checked(draw, seeds, neighbours, retriever, check), None
+        return Drawn(*draw_checked(draw, seeds, neighbours, retriever, check), None)
 
     def draw_candidates(places: Sequence[int], given: Sequence[int]) -> Tensor:
         return draw([place // n for place in places], given)
@@ -113,4 +132,5 @@ def draw_best(
     groups = [range(first, first + n) for first in range(0, len(drawn), n)]
     kept = [max(group, key=lambda i: (not candidates[i].is_copy, candidates[i].score)) for group in groups]
     likeness = [found[i] for i in kept] if found else None
-    return images[kept], [drawn[i] for i in kept], likeness, [tuple(candidates[i] for i in group) for group in groups]
+    considered = [tuple(candidates[i] for i in group) for group in groups]
+    return Drawn(images[kept], [drawn[i] for i in kept], likeness, considered)

@@ -33,6 +33,8 @@ from rdm.generators import generator_of
 from rdm.loading import Loaded
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.copies import Likeness
+from rdm.sampling.drafts import ALONE as DRAFT_TOKENS
+from rdm.sampling.drafts import Draft
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.ranking import Candidate
 from rdm.sampling.recorded import ABOUT_A_ROW, check_sources, request_of
@@ -135,6 +137,10 @@ def _save_images(
             for neighbour, score in zip(found, samples.copies[i].neighbours, strict=True):
                 neighbour["likeness"] = score
             record["copy"] = _about_a_copy(samples.copies[i], database)
+        if samples.drafts is not None:
+            record["draft"] = asdict(samples.drafts[i])
+            if samples.is_draft(i):  # in the place of the tokens of the request
+                record["tokens"] = DRAFT_TOKENS
         if samples.candidates is not None:
             record["score"] = next(each.score for each in samples.candidates[i] if each.seed == seed)
             record["candidates"] = [asdict(each) for each in samples.candidates[i]]
@@ -273,15 +279,17 @@ def make_again(
         )
     check_sources(record, pipeline)
     settings, request = Settings.from_record(record["settings"]), request_of(record, pipeline)
-    # The record has the seed of the image that was kept, so redrawing and re-ranking are turned off.
-    samples = sample(pipeline, request, replace(settings, best_of=1, reject_copies=0))
+    # The record has the seed of the image that was kept, and what the model saw: one draw makes the image.
+    samples = sample(pipeline, request, settings.one_draw)
     copies, candidates = samples.copies, None
     if copies is not None:
         copies = [replace(likeness, rejected=tuple(record["copy"]["rejected_seeds"])) for likeness in copies]
     if settings.best_of > 1:
         candidates = [tuple(Candidate(**each) for each in record["candidates"])]
-    kept = replace(samples.settings, best_of=settings.best_of, reject_copies=settings.reject_copies)
-    return replace(samples, settings=kept, copies=copies, candidates=candidates), pipeline
+    drafts = None if settings.retrieve_below is None else [Draft(**record["draft"])]
+    changed = ("best_of", "reject_copies", "retrieve_below")
+    kept = replace(samples.settings, **{name: getattr(settings, name) for name in changed})
+    return replace(samples, settings=kept, copies=copies, candidates=candidates, drafts=drafts), pipeline
 
 
 def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]]:

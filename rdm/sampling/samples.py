@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +16,13 @@ from rdm.generators import generator_of
 from rdm.generators.protocol import Drawing
 from rdm.loading import Loaded
 from rdm.sampling.copies import CopyCheck, Likeness
-from rdm.sampling.ranking import Candidate, check_best_of, draw_best
+from rdm.sampling.drafts import Draft, check_drafts, draw_where_needed
+from rdm.sampling.ranking import Candidate, Drawn, check_best_of, draw_best
 from rdm.sampling.request import Request
 from rdm.sampling.settings import Settings
 from rdm.sampling.watching import Progress
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Samples:
         seeds: the seed of each image. It differs from the request's if the image was redrawn or chosen by re-ranking.
         copies: the result of copy detection for each image; None without copy detection.
         candidates: the candidates for each image; None without re-ranking.
+        drafts: the draft of each image; None without drafts.
     """
 
     images: Tensor
@@ -39,6 +45,7 @@ class Samples:
     seeds: list[int]
     copies: list[Likeness] | None = None
     candidates: list[tuple[Candidate, ...]] | None = None
+    drafts: list[Draft] | None = None
 
     def part(self, places: Sequence[int]) -> Samples:
         """Returns some of the images, given their places."""
@@ -50,7 +57,12 @@ class Samples:
             seeds=[self.seeds[place] for place in some],
             copies=None if self.copies is None else [self.copies[place] for place in some],
             candidates=None if self.candidates is None else [self.candidates[place] for place in some],
+            drafts=None if self.drafts is None else [self.drafts[place] for place in some],
         )
+
+    def is_draft(self, place: int) -> bool:
+        """Returns whether an image is a draft that was kept, so that the model saw no neighbour."""
+        return self.drafts is not None and self.drafts[place].kept
 
 
 def sample(loaded: Loaded, request: Request, settings: Settings, watch: Watch | None = None) -> Samples:
@@ -98,25 +110,34 @@ def _batches(
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     batches = [-(-len(places) * settings.best_of // size) for places in parts]
     progress = None if watch is None else Progress(watch, sum(batches))
+
+    def drawn(part: Request) -> Drawn:
+        with drawing(part, progress) as draw:
+            neighbours = part.retrieved.embeddings
+            return draw_best(draw, part.seeds, neighbours, retriever, check, settings.best_of, part.queries)
+
+    kept = 0
     for number, places in enumerate(tqdm(parts, desc="sampling", unit="batch", leave=None, disable=len(parts) < 2)):
         if progress is not None:
             progress.part(batches[number])
         part = request.part(places)
-        neighbours = part.retrieved.embeddings
-        with drawing(part, progress) as draw:
-            drawn = draw_best(draw, part.seeds, neighbours, retriever, check, settings.best_of, part.queries)
-        images, seeds, copies, candidates = drawn
-        yield Samples(images, part, settings, seeds, copies, candidates)
+        if settings.retrieve_below is None:
+            found, drafts = drawn(part), None
+        else:
+            found, drafts = draw_where_needed(drawn, part, settings.retrieve_below, retriever.embedder)
+            kept += sum(draft.kept for draft in drafts)
+        yield Samples(found.images, part, settings, found.seeds, found.copies, found.candidates, drafts)
+    if settings.retrieve_below is not None:
+        LOG.info("%d of %d drafts were kept; the other images were drawn with neighbours", kept, count)
 
 
 def joined(request: Request, parts: Sequence[Samples]) -> Samples:
     """Returns the samples of a request, given those of its parts in order."""
-    copies, candidates = (
-        None if getattr(parts[0], name) is None else [each for part in parts for each in getattr(part, name)]
-        for name in ("copies", "candidates")
-    )
-    seeds = [seed for part in parts for seed in part.seeds]
-    return Samples(torch.cat([part.images for part in parts]), request, parts[0].settings, seeds, copies, candidates)
+    lists: dict[str, Any] = {
+        name: None if getattr(parts[0], name) is None else [each for part in parts for each in getattr(part, name)]
+        for name in ("seeds", "copies", "candidates", "drafts")
+    }
+    return Samples(torch.cat([part.images for part in parts]), request, parts[0].settings, **lists)
 
 
 def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Settings:
@@ -128,6 +149,7 @@ def settings_of(loaded: Loaded, request: Request, settings: Settings) -> Setting
     """
     settings = generator_of(loaded).complete(request, settings)
     check_best_of(settings, request)
+    check_drafts(settings, request)
     if request.canvas is not None and (settings.height or settings.width):
         raise ValueError(
             f"got height={settings.height} and width={settings.width} with a picture to edit, expected neither, as "

@@ -188,6 +188,13 @@ class Settings:
         1, "draw N images for each one, with further seeds, and keep the one that is nearest to the query by CLIP",
         COUNT, metavar="N",
     )  # fmt: skip
+    retrieve_below: float | None = option(
+        None,
+        "draw a draft of the text alone first, and show neighbours only for images whose draft has a lower similarity "
+        "to the text by CLIP",
+        NUMBER,
+        metavar="SIMILARITY",
+    )
     copy_threshold: float | None = option(
         THRESHOLD, "similarity to a database row from which an image is flagged as a copy of it", NUMBER_OR_NONE
     )
@@ -310,6 +317,16 @@ class Settings:
                 f"{', '.join(STOCHASTIC[:-1])} or {STOCHASTIC[-1]} as sampler, or leave out eta"
             )
         return settings
+
+    @property
+    def one_draw(self) -> Settings:
+        """The settings that draw each image once, for images of which it is known how they came about."""
+        return replace(self, best_of=1, reject_copies=0, retrieve_below=None)
+
+    @property
+    def most_draws(self) -> int:
+        """How many images are drawn at most for one that is kept."""
+        return self.best_of * (1 + self.reject_copies) * (1 if self.retrieve_below is None else 2)
 
     @property
     def guidance(self) -> float:

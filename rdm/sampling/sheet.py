@@ -1,7 +1,7 @@
 """Contact sheet: one picture that shows every sample next to its neighbours, or the samples alone in a grid.
 
 The sample of an edit has the edited picture to its left. A sample that is flagged as a copy has a red frame. Neighbours
-are left out if the model did not see them because the context was the query alone.
+are left out if the model did not see them because the context was the query alone, as that of a draft is.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def sheet(samples: Samples, database: RetrievalDatabase | None, per_row: int | N
         if database is not None and request.tokens not in ALONE:
             shown = ShownRows(database, request.pictures)
             columns["neighbours"] = framed_pictures(shown, request.retrieved.rows, height, width)
+            columns["neighbours"][[samples.is_draft(place) for place in range(len(images))]] = 1.0
         page = image_grid(columns, GAP)
     else:
         per_row = min(per_row, len(images))

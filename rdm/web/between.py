@@ -35,7 +35,7 @@ def tab(studio: Studio) -> Area:
             with gr.Row(elem_classes="numbers"):
                 counts, settings = numbers(studio, IMAGES, 2)
             with folded():
-                settings |= fields(studio.pipeline().model.kind, without=SHOWN)
+                settings |= fields(studio.pipeline().model.kind, without=(*SHOWN, "retrieve_below"))
         given = Form({"place": place, **counts}, settings, draw, stop)
         with gr.Column(scale=1, min_width=320):
             built = area(studio, markup.strip)

@@ -207,7 +207,7 @@ def again(studio: Studio, found: Inspected, pictures: Sequence[bytes] = ()) -> J
     with _one_line(), studio.temporary() as folder:
         record = _with_pictures(found, pictures, studio, folder)
         _check_limits(record, limits)
-        settings = Settings.from_record({**_settings_of(record, pipeline), "best_of": 1, "reject_copies": 0})
+        settings = Settings.from_record(_settings_of(record, pipeline)).one_draw
         request = request_of(record, pipeline)
         if request.query_picture is not None:  # as JSON again
             request = replace(request, query_picture=found.record["query_picture"])

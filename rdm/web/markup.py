@@ -69,6 +69,9 @@ def card(shown: Card, number: int) -> str:
     caption = " · ".join(escape(words) for words in (shown.title, place, f"seed {seed}") if words)
     if (shown.drawn.record.get("copy") or {}).get("is_copy"):
         caption += ' <strong class="flag">near-copy of a database picture</strong>'
+    if draft := shown.drawn.record.get("draft"):
+        kept = "this is the draft, which saw no neighbour" if draft["kept"] else "drawn after a draft"
+        caption += f" · {kept} (similarity to the text {draft['score']:.2f})"
     before = "" if shown.drawn is shown.first else earlier(shown.first.png, shown.title)
     slots = "".join(neighbour(slot, number, place) for place, slot in enumerate(shown.slots))
     return (

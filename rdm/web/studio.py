@@ -204,7 +204,7 @@ class Studio:
         repeats = 1 if canvas is None or canvas.paint is None else canvas.about["repeats"]
         sides = [complete.height, complete.width] if canvas is None else list(canvas.picture.shape[2:])
         self.limits.check(
-            images=len(request.seeds) * complete.best_of * (1 + complete.reject_copies),
+            images=len(request.seeds) * complete.most_draws,
             steps=None if complete.steps is None else complete.steps * repeats,
             neighbours=request.retrieved.rows.shape[1],
             side=max((side for side in sides if side is not None), default=None),

@@ -12,7 +12,7 @@ from PIL import Image
 from rdm.sampling.given import IN_MEMORY
 from rdm.sampling.neighbours import with_neighbours
 from rdm.sampling.pipeline import Pipeline
-from rdm.sampling.request import together
+from rdm.sampling.request import ALONE, together
 from rdm.web.drawing import Drawn, Job, png_file
 from rdm.web.studio import RULES
 
@@ -82,7 +82,7 @@ class Card:
     def of(cls, drawn: Drawn, pins: Sequence[Slot] = ()) -> Card:
         """Returns the card of an image as it was drawn, see :func:`slots_of`."""
         slots = slots_of(drawn, pins)
-        return cls(drawn, slots, tuple(slot.source for slot in slots), drawn)
+        return cls(drawn, slots, tuple(slot.source for slot in slots if slot.on), drawn)
 
     @property
     def is_changed(self) -> bool:
@@ -183,15 +183,18 @@ class Board:
 
 
 def slots_of(drawn: Drawn, pins: Sequence[Slot] = ()) -> tuple[Slot, ...]:
-    """Returns the neighbours of an image as it was drawn. The first ones are the pinned ones, if there are any."""
+    """Returns the neighbours of an image as it was drawn. The first ones are the pinned ones, if there are any.
+
+    They are switched off if the model saw the query alone, as that of a draft does.
+    """
     database = drawn.place.partition(RULES)[0]
     found = zip(drawn.neighbours, drawn.record["neighbours"], strict=True)
-    slots = []
+    slots, on = [], drawn.record["tokens"] not in ALONE
     for number, (png, about) in enumerate(found):
         if number < len(pins) and drawn.samples.request.asked.get("neighbours") == "chosen":
-            slots.append(replace(pins[number], about={**pins[number].about, "similarity": about["similarity"]}))
+            slots.append(replace(pins[number], about={**pins[number].about, "similarity": about["similarity"]}, on=on))
         else:
-            slots.append(Slot(png, about, about["row"], database))
+            slots.append(Slot(png, about, about["row"], database, on))
     return tuple(slots)
 
 
@@ -231,7 +234,7 @@ def again(pipeline: Pipeline, card: Card) -> Job:
     """
     first = card.first.samples
     request = with_neighbours(pipeline, replace(first.request, seeds=first.seeds), 0, card.chosen)
-    return Job(card.drawn.place, pipeline, request, replace(first.settings, best_of=1, reject_copies=0))
+    return Job(card.drawn.place, pipeline, request, first.settings.one_draw)
 
 
 def _place(number: Any, among: Sequence[Any], what: str) -> int:

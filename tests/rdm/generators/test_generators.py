@@ -41,6 +41,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "precision": {"precision": "bf16"},
     "tile": {"tile": 16, "height": 32, "width": 32},
     "best_of": {"best_of": 3},
+    "retrieve_below": {"retrieve_below": -1.0},
     "neighbour_scale": {"neighbour_scale": 1.5},
     "combine": {"combine": "mean"},
     "negative_prompt": {"negative_prompt": "blue"},

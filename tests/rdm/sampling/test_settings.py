@@ -46,6 +46,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 2},
     "top_p": {"top_p": 0.2},
     "best_of": {"best_of": 4},
+    "retrieve_below": {"retrieve_below": -1.0},
     "copy_threshold": {"copy_threshold": 1.5},
     "tile": {"tile": 8},
     "reject_copies": {"reject_copies": 2, "copy_threshold": -1.0},

@@ -144,6 +144,7 @@ def test_a_mask_is_kept_only_if_its_pixels_are_those_of_the_record(studio: Studi
         ({"settings": {"height": 64, "steps": 2}}, "64 pixels at a side"),
         ({"settings": {"best_of": 9, "steps": 2}}, "9 images"),
         ({"settings": {"reject_copies": 8, "steps": 2}}, "9 images"),
+        ({"n": 5, "settings": {"retrieve_below": 0.3, "steps": 2}}, "10 images"),
         ({"settings": {"weaker": "models/rdm/emoji"}}, "weaker.*does not have"),
         ({"settings": {"compile": True}}, "compile"),
         ({"settings": {"stepz": 3}}, "stepz.*steps"),

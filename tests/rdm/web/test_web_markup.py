@@ -116,3 +116,20 @@ def test_progress_says_how_far_it_is() -> None:
     html = markup.progress(Step(0.25, b"png"), "image 1 of <2>")
     assert 'value="0.250"' in html and "&lt;2&gt;" in html and 'role="status"' in html and "cG5n" in html
     assert "<progress" not in markup.progress(None, "stopped")
+
+
+@pytest.mark.parametrize("least", [-1.0, 1.0])
+def test_the_neighbours_of_a_draft_are_switched_off_until_it_is_drawn_again(studio: Studio, least: float) -> None:
+    settings = {"steps": 2, "retrieve_below": least}
+    (job,) = jobs(studio, Ask(words=["a flag"], k=2, settings=settings))
+    (card,) = (Card.of(event) for event in studio.draw([job]) if isinstance(event, Drawn))
+    is_draft = least < 0
+    assert [slot.on for slot in card.slots] == [not is_draft] * 2 and not card.is_changed
+    words = "this is the draft, which saw no neighbour" if is_draft else "drawn after a draft"
+    assert f"{words} (similarity to the text" in markup.card(card, 0)
+    if is_draft:
+        board = Board((card,)).switched(0, 1)
+        assert board.cards[0].is_changed and board.cards[0].chosen == [card.slots[1].source]
+        (shown,) = (each for each in studio.draw([again(job.pipeline, board.cards[0])]) if isinstance(each, Drawn))
+        assert "draft" not in shown.record and shown.record["tokens"] == "neighbours"
+        assert [each["row"] for each in shown.record["neighbours"]] == [card.slots[1].source]
