@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from ldm.command_line import ArgumentParser, HelpFormatter, command_line, finite
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "a car", "house")
-CLASSES = ("animal-bird", "food-fruit", "sky-weather")
+PROMPTS = ("a red guitar", "cat", "pizza", "butterfly", "a car", "house", "an apple")
+CLASSES = ("animal-bird", "food-fruit")
+NEIGHBOURS = 2  # with more, the images of the shipped model mix several shapes
 DRAWINGS = ROOT / "data" / "emoji" / "noto.parquet"
 
 
@@ -30,14 +32,14 @@ def main() -> None:
     from rdm.sampling.ways import classes, popular, texts
 
     started, outdir = time.time(), Path(args.outdir)
-    queries = [Query(f'"{prompt}"', asking(texts, prompt)) for prompt in PROMPTS]
-    queries += [Query(f"class: {name}", asking(classes, name)) for name in CLASSES]
-    queries.append(Query("unconditional", popular))
+    queries = [Query(f'"{prompt}"', asking(texts, prompt, NEIGHBOURS)) for prompt in PROMPTS]
+    queries += [Query(f"class: {name}", asking(classes, name, NEIGHBOURS)) for name in CLASSES]
+    queries.append(Query("unconditional", partial(popular, k=NEIGHBOURS)))
     labels = [query.label for query in queries]
     panels = sampled(Pipeline.load(str(SHIPPED)), queries, "the shipped model", 1)
     if args.minutes > 0:
         outdir = outdir / time.strftime("%Y-%m-%dT%H-%M-%S")  # not in logs/: other scripts load the shipped model
-        adapted = adaptation(str(pixel_art(DRAWINGS, outdir / "pictures" / "pixel-art.parquet", 800)), outdir)
+        adapted = adaptation(str(pixel_art(DRAWINGS, outdir / "pictures" / "pixel-art.parquet")), outdir)
         if before := adapted.before():
             panels += sampled(before, queries, "with other pictures", 1)
         adapted.train(args.minutes, ROOT / "main.py")

@@ -93,9 +93,15 @@ def own_queries(adaptation: Adaptation, count: int = ROWS) -> tuple[list[Query],
     return queries, torch.stack([pictures.images[each]["image"] for each in [*by_text, *by_picture]])[:, None]
 
 
-def asking(way: Callable[[Loaded, list[str]], Request], what: str) -> Callable[[Loaded, int], Request]:
-    """Returns what makes a request of :func:`texts` or :func:`classes` for n images of one text or class."""
-    return lambda loaded, n: way(loaded, [what] * n)
+def asking(way: Callable[..., Request], what: str, k: int | None = None) -> Callable[[Loaded, int], Request]:
+    """Returns what makes a request of :func:`texts` or :func:`classes` for n images of one text or class.
+
+    Args:
+        way: that function.
+        what: the text or class.
+        k: number of neighbours of each image; None takes as many as in training.
+    """
+    return lambda loaded, n: way(loaded, [what] * n, k=k)
 
 
 def _of_picture(number: int) -> Callable[[Loaded, int], Request]:

@@ -10,21 +10,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ldm.files import atomic_path
-from ldm.util import evenly
 
 SIDE, LARGE, COLOURS = 16, 8, 12  # of pixel art: large pixels of a side, small ones of a large one, and colours
 
 
-def pixel_art(drawings: Path, target: Path, n: int) -> Path:
+def pixel_art(drawings: Path, target: Path) -> Path:
     """Writes drawings as pixel art of 16 x 16 large pixels, a style that the shipped model was not trained on.
 
     Args:
         drawings: a Parquet file with a column ``image``.
         target: the Parquet file to write, with the other columns unchanged.
-        n: number of drawings, spread evenly over the file.
     """
     table = pq.read_table(drawings)
-    table = table.take(evenly(len(table), min(n, len(table))))
     cells = [{"bytes": _pixelated(cell["bytes"]), "path": None} for cell in table["image"].to_pylist()]
     for name, values in (("image", cells), ("style", ["pixel art"] * len(table))):
         if name in table.column_names:
