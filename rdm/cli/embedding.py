@@ -32,7 +32,7 @@ def add_embedding_options(parser: argparse.ArgumentParser, beside: str) -> None:
     p.add_argument(
         "--embedder",
         default="models/clip/emoji",
-        help=f"with {beside}: CLIP: its folder, or the name of an open_clip model",
+        help=f"with {beside}: CLIP: its folder, or the name of an open_clip model; or efficientnet_lite0",
     )
     p.add_argument(
         "--pretrained", help=f"with {beside}: open_clip's name of the weights, if --embedder is the name of a model"

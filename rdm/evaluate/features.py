@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
 from ldm.files import fetched
+from ldm.modules.encoders import efficientnet
 from ldm.modules.encoders.modules import OpenClipEmbedder
 from ldm.pictures import to_uint8
 from ldm.util import to_install
@@ -55,8 +56,9 @@ def feature_network(name: str) -> FeatureNetwork:
 
     Args:
         name: ``inception`` or ``inception:FILE``, the network of FID; ``NETWORK:FILE``, such as
-            ``resnet18:resnet18.pth``, one of torchvision's classifiers; else a CLIP: a folder or ``MODEL:PRETRAINED``.
-            The prefix ``unit:`` scales the features to length one.
+            ``resnet18:resnet18.pth``, one of torchvision's classifiers; ``efficientnet_lite0`` or
+            ``efficientnet_lite0:FILE``; else a CLIP: a folder or ``MODEL:PRETRAINED``. The prefix ``unit:`` scales the
+            features to length one.
 
     Raises:
         FileNotFoundError: the file or folder does not exist.
@@ -67,6 +69,8 @@ def feature_network(name: str) -> FeatureNetwork:
     network, _, file = name.partition(":")
     if network == "inception":
         return inception(name, Path(file) if file else None)
+    if network == efficientnet.NAME:
+        return efficientnet_classifier(name, file or None)
     if file.endswith(WEIGHT_FILES):
         from torchvision import models
 
@@ -135,6 +139,29 @@ def classifier(name: str, network: str, file: str) -> FeatureNetwork:
     # The words are part of the fingerprint: with others, earlier reports could not be repeated.
     words = f"whole picture to {side} x {side} pixels, antialiased bilinear, ImageNet's mean and deviation; what "
     words += f"enters the last layer of {network}"
+    return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, compute, True)
+
+
+def efficientnet_classifier(name: str, file: str | None) -> FeatureNetwork:
+    """Returns EfficientNet-Lite0; its features are the input of its last layer.
+
+    Args:
+        name: the name that :func:`feature_network` was given.
+        file: its weights; None for those of the installed package.
+
+    Raises:
+        FileNotFoundError: the file does not exist, or the package is not installed.
+        ValueError: the weights are of another network.
+    """
+    model: Any = efficientnet.efficientnet_lite0(file).to(device())
+
+    @torch.inference_mode()
+    def compute(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = model.forward_head(model.forward_features(efficientnet.seen_at_224(images.to(device()))), True)
+        return features, model.classifier(features)
+
+    # The words are part of the fingerprint: with others, earlier reports could not be repeated.
+    words = f"{efficientnet.PREPROCESSING}; what enters the last layer of {efficientnet.NAME}"
     return FeatureNetwork(name, _fingerprint(words, model.state_dict()), words, compute, True)
 
 

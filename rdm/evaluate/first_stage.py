@@ -22,9 +22,10 @@ from ldm.metrics import l1, psnr, ssim
 from ldm.models.first_stage import FirstStage
 from ldm.models.tiling import decode_tiled, encode_tiled, tile_side
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.modules.encoders import efficientnet
 from ldm.modules.encoders.modules import OpenClipEmbedder
 from ldm.modules.losses.lpips import LPIPS
-from ldm.modules.losses.perceptual import LAYERS, ClipDistance, TorchvisionDistance
+from ldm.modules.losses.perceptual import LAYERS, ClipDistance, EfficientNetDistance, TorchvisionDistance
 from ldm.modules.quantize import CodeUsage
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
@@ -38,14 +39,17 @@ LOG = logging.getLogger(__name__)
 EMOJI, EMOJI_CLIP = "data/emoji", "models/clip/emoji"
 
 
-def perceptual_distance(name: str) -> LPIPS | ClipDistance | TorchvisionDistance:
+def perceptual_distance(name: str) -> LPIPS | ClipDistance | EfficientNetDistance | TorchvisionDistance:
     """Returns the network of a perceptual distance.
 
     Args:
         name: ``download`` or a file for LPIPS; a folder, or ``MODEL:PRETRAINED`` of open_clip, for features of CLIP;
-            ``NETWORK:FILE``, such as ``resnet18:resnet18.pth``, for those of one of torchvision's networks.
+            ``efficientnet_lite0``, alone or with ``:FILE``, for those of this network; ``NETWORK:FILE``, such as
+            ``resnet18:resnet18.pth``, for those of one of torchvision's networks.
     """
     network, _, file = name.partition(":")
+    if network == efficientnet.NAME:
+        return EfficientNetDistance(file or None)
     if network in LAYERS and file:
         return TorchvisionDistance(network, file)
     if name == "download" or name.endswith(WEIGHT_FILES):

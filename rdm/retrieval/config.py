@@ -10,6 +10,7 @@ import torch
 from ldm.config import check_keys
 from ldm.data.decode import Size, short_size
 from ldm.files import located
+from ldm.modules.encoders.efficientnet import NAME as EFFICIENTNET
 from ldm.util import instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
@@ -67,12 +68,15 @@ def source_config(path: str, size: Size, split: str | None = None) -> dict[str, 
 
 
 def embedder_config(model: str, pretrained: str | None = None) -> dict[str, Any]:
-    """Returns the ``{target, params}`` of a CLIP model.
+    """Returns the ``{target, params}`` of an embedder.
 
     Args:
-        model: a folder in open_clip's local form, or the name of an open_clip architecture.
+        model: a folder in open_clip's local form, the name of an open_clip architecture, or ``efficientnet_lite0``.
         pretrained: open_clip's tag of the weights, or a weights file.
     """
+    if model == EFFICIENTNET:
+        params = {"weights": pretrained} if pretrained else {}
+        return {"target": "ldm.modules.encoders.efficientnet.EfficientNetEmbedder", "params": params}
     weights = {"pretrained": pretrained} if pretrained else {}
     return {"target": "ldm.modules.encoders.modules.OpenClipEmbedder", "params": {"model": model, **weights}}
 

@@ -1,4 +1,4 @@
-"""Perceptual distances without LPIPS' weights, with CLIP's vision tower or with torchvision's networks from a file.
+"""Perceptual distances without LPIPS' weights, with CLIP's vision tower, EfficientNet-Lite0, or torchvision's networks.
 
 Features of several layers are normalised over channels. The distance is the squared difference of these features,
 averaged over positions and layers (Zhang et al. 2018, arXiv 1801.03924, without its learned weights). Images are
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_weights, read_weights
+from ldm.modules.encoders import efficientnet
 from ldm.modules.encoders.clip import OpenClipEmbedder
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
@@ -30,6 +31,7 @@ LAYERS = {
     "resnet50": ("relu", "layer1", "layer2", "layer3", "layer4"),
     "vgg16": ("features.3", "features.8", "features.15", "features.22", "features.29"),
 }
+STAGES = 5  # of EfficientNet-Lite0
 
 
 def perceptual_network(config: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> nn.Module:
@@ -171,3 +173,29 @@ class TorchvisionDistance(FeatureDistance):
     def features(self, images: Tensor) -> list[Tensor]:
         """Returns the features ``[B, C, h, w]`` of each layer."""
         return list(self.__dict__["network"](images).values())
+
+
+class EfficientNetDistance(FeatureDistance):
+    """Distance between features of EfficientNet-Lite0 that was trained on ImageNet. Images keep their own size.
+
+    Args:
+        weights: see :func:`ldm.modules.encoders.efficientnet.efficientnet_lite0`.
+        layers: numbers of its stages to compare, from 0 (half the side) to 4 (a thirty-second of it); by default all.
+
+    Raises:
+        FileNotFoundError: the file does not exist, or none is given and the package is not installed.
+        ValueError: the weights are of another network, or there is no such stage.
+    """
+
+    def __init__(self, weights: str | None = None, layers: Sequence[int] | None = None) -> None:
+        chosen = list(range(STAGES) if layers is None else layers)
+        if not chosen or not all(0 <= layer < STAGES for layer in chosen):
+            raise ValueError(f"layers: got {chosen}, expected numbers from 0 to {STAGES - 1}")
+        name = f"EfficientNetDistance, layers {', '.join(map(str, chosen))}"
+        super().__init__(efficientnet.efficientnet_lite0(weights), name, efficientnet.MEAN, efficientnet.STD)
+        self.layers = chosen
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Returns the features ``[B, C, h, w]`` of each layer."""
+        network = self.__dict__["network"]
+        return network.forward_intermediates(images, indices=self.layers, intermediates_only=True)

@@ -77,7 +77,9 @@ def text_like(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def caption_vectors(database: RetrievalDatabase, embedder: Embedder) -> np.ndarray:
-    """Returns raw vectors ``[M, D] float32`` of some captions of a database; M is 0 if it has no captions.
+    """Returns raw vectors ``[M, D] float32`` of some captions of a database.
+
+    M is 0 if it has no captions, or if its embedder has no texts.
 
     Args:
         database: the database; captions are taken from runs of rows at random places.
@@ -86,7 +88,7 @@ def caption_vectors(database: RetrievalDatabase, embedder: Embedder) -> np.ndarr
     places = np.random.default_rng(1).integers(0, len(database), (16, 1))
     rows = np.unique((places + np.arange(_QUERIES // 8)) % len(database))
     captions = list(dict.fromkeys(row["caption"] for row in database.metadata(rows) if row.get("caption")))
-    if not captions:
+    if not captions or not getattr(embedder, "has_texts", True):
         return np.empty((0, database.dim), np.float32)
     return embedder.texts(captions[:_QUERIES]).float().cpu().numpy()
 
