@@ -23,7 +23,7 @@ from ldm.util import instantiate_from_config
 from rdm.evaluate.features import device
 from rdm.loading import Loaded
 
-STYLES = ("noto", "twemoji", "fluent", "openmoji", "openmoji-line")
+STYLES = ("noto", "noto-blob", "fluent-flat", "openmoji", "openmoji-line")
 WIDTHS = (3, 24, 48, 96)
 BATCH, RATE = 64, 3e-3
 EVERY = 5  # one in so many training pictures is also used as its reconstruction by the first stage
@@ -105,7 +105,7 @@ def judge(
         loaded: a model with the training data and the first stage.
         folder: keeps the classifier and the reconstructions.
         epochs: number of training epochs.
-        names: the classes.
+        names: the classes; pictures of others are left out.
         label: returns the class of a picture from its metadata.
         widths: widths of the classifier's layers.
     """
@@ -114,8 +114,10 @@ def judge(
     pictures, labels = {}, {}
     for part in ("train", "validation"):
         dataset = instantiate_from_config(loaded.data.dataset_configs[part])
-        pictures[part] = torch.stack([to_uint8(dataset[n]["image"]) for n in range(len(dataset))])
-        labels[part] = torch.tensor([names.index(label(dataset.metadata(n))) for n in range(len(dataset))])
+        found = {n: label(dataset.metadata(n)) for n in range(len(dataset))}
+        known = {n: names.index(name) for n, name in found.items() if name in names}
+        pictures[part] = torch.stack([to_uint8(dataset[n]["image"]) for n in known])
+        labels[part] = torch.tensor(list(known.values()))
 
     def reconstruct(images: Tensor) -> Tensor:
         parts = [from_uint8(part).to(stage.device) for part in images.split(BATCH)]

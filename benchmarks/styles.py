@@ -2,9 +2,10 @@
 
     python -m benchmarks.styles --folder outputs/styles
 
-Prompts, model and seeds are the same for all databases; a sixth database holds all five styles. A classifier of styles
-(:mod:`benchmarks.style_classifier`) judges the samples. It is trained on pictures of training concepts and on their
-reconstructions by the first stage, which also decodes the samples; the report gives its accuracy on held-out concepts.
+Prompts, model and seeds are the same for all databases; the sixth case is the rows of all five styles in the
+model's own database. A classifier of styles (:mod:`benchmarks.style_classifier`) judges the samples. It is trained on
+pictures of training concepts and on their reconstructions by the first stage, which also decodes the samples; the
+report gives its accuracy on held-out concepts.
 Content is measured by the embedder that also searches the neighbours. The CLIP score is the mean cosine similarity of
 an image and its prompt, and the rank is that of its prompt among all prompts. Real pictures of the same concepts show
 which values these figures can reach.
@@ -26,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from benchmarks.style_classifier import STYLES, cached, judge, predict
+from benchmarks.style_classifier import STYLES, cached, judge, predict, style_of
 from ldm.command_line import command_line
 from ldm.files import file_hash, read_text, write_json
 from ldm.pictures import from_uint8, image_grid, save_png, to_uint8
@@ -65,7 +66,8 @@ def of_style(source: Mapping[str, Any], style: str) -> dict[str, Any]:
 def real_pictures(source: Mapping[str, Any], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Returns the pictures that the prompts name, ``[M, 3, H, W] uint8``, and the number of their prompt, ``[M]``."""
     dataset, places = instantiate_from_config(source), {thing(prompt): n for n, prompt in enumerate(prompts)}
-    named = [(n, places[name]) for n in range(len(dataset)) if (name := dataset.metadata(n)["caption"]) in places]
+    rows = [(n, dataset.metadata(n)) for n in range(len(dataset))]
+    named = [(n, places[row["caption"]]) for n, row in rows if row["caption"] in places and style_of(row) in STYLES]
     return torch.stack([to_uint8(dataset[n]["image"]) for n, _ in named]), torch.tensor([place for _, place in named])
 
 
@@ -94,7 +96,14 @@ def ranks(features: Tensor, places: Tensor, texts: Tensor) -> dict[str, float]:
 
 
 def measure(
-    ckpt: str, folder: Path, lists: Sequence[str], total: int, rounds: int, epochs: int, **options: Any
+    ckpt: str,
+    folder: Path,
+    lists: Sequence[str],
+    total: int,
+    rounds: int,
+    epochs: int,
+    k: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Returns the figures of all databases with their protocol, and writes them and the picture into the folder.
 
@@ -105,6 +114,7 @@ def measure(
         total: number of prompts; the lists are filled up to it.
         rounds: number of images of each prompt.
         epochs: training epochs of the classifier.
+        k: number of neighbours; None takes as many as in training.
         options: options of sampling.
     """
     loaded = load(ckpt)
@@ -115,7 +125,7 @@ def measure(
     with torch.inference_mode():
         texts = F.normalize(embedder.texts(prompts).float(), dim=1)
     settings = Settings.of(**options, batch_size=BATCH, copy_threshold=None)
-    options |= {"k": loaded.k, "seed": 0}
+    options |= {"k": k or loaded.k, "seed": 0}
     classifier, figures = judge(loaded, folder, epochs)
     protocol = {"model": str(loaded.path), "sha256": file_hash(loaded.path), "prompts": prompts, "rounds": rounds}
     protocol |= {"options": options, "embedder": embedder.name, "torch": torch.__version__}
@@ -128,8 +138,8 @@ def measure(
             pictures_of = of_style(source, name)
             database = prepare_database(folder / "databases" / name, pictures_of, embedder, progress=False)
 
-        def sample(path: str = str(database.path)) -> dict[str, Tensor]:
-            other = load(ckpt, path)
+        def sample(path: str = str(database.path), name: str = name) -> dict[str, Tensor]:
+            other = load(ckpt, path, [f"style={each}" for each in STYLES] if name == WHOLE else ())
             request = ways.texts(other, prompts * rounds, k=options["k"], seed=options["seed"])
             return {"images": to_uint8(sample_request(other, request, settings).images)}
 
@@ -198,6 +208,7 @@ def main() -> None:
     )
     p.add_argument("--rounds", type=int, default=1, help="number of images of each prompt")
     p.add_argument("--epochs", type=int, default=12, help="training epochs of the classifier")
+    p.add_argument("--knn", type=int, help="number of neighbours; if not given, as many as in training")
     p.add_argument("--sampler", default="dpmpp_2m", help="sampler")
     p.add_argument("--steps", type=int, default=20, help="number of denoising steps")
     p.add_argument(
@@ -205,7 +216,7 @@ def main() -> None:
     )
     args = p.parse_args()
     options = {name: getattr(args, name) for name in ("sampler", "steps", "scale")}
-    results = measure(args.ckpt, args.folder, args.prompts, args.n, args.rounds, args.epochs, **options)
+    results = measure(args.ckpt, args.folder, args.prompts, args.n, args.rounds, args.epochs, args.knn, **options)
     print(tables(results))
 
 
