@@ -63,11 +63,11 @@ def of_style(source: Mapping[str, Any], style: str) -> dict[str, Any]:
     return {**source, "params": {**params, "where": {**params.get("where", {}), "style": style}}}
 
 
-def real_pictures(source: Mapping[str, Any], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+def real_pictures(source: Mapping[str, Any], prompts: Sequence[str], styles: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Returns the pictures that the prompts name, ``[M, 3, H, W] uint8``, and the number of their prompt, ``[M]``."""
     dataset, places = instantiate_from_config(source), {thing(prompt): n for n, prompt in enumerate(prompts)}
     rows = [(n, dataset.metadata(n)) for n in range(len(dataset))]
-    named = [(n, places[row["caption"]]) for n, row in rows if row["caption"] in places and style_of(row) in STYLES]
+    named = [(n, places[row["caption"]]) for n, row in rows if row["caption"] in places and style_of(row) in styles]
     return torch.stack([to_uint8(dataset[n]["image"]) for n, _ in named]), torch.tensor([place for _, place in named])
 
 
@@ -103,6 +103,7 @@ def measure(
     rounds: int,
     epochs: int,
     k: int | None = None,
+    styles: Sequence[str] = STYLES,
     **options: Any,
 ) -> dict[str, Any]:
     """Returns the figures of all databases with their protocol, and writes them and the picture into the folder.
@@ -115,6 +116,7 @@ def measure(
         rounds: number of images of each prompt.
         epochs: training epochs of the classifier.
         k: number of neighbours; None takes as many as in training.
+        styles: the styles.
         options: options of sampling.
     """
     loaded = load(ckpt)
@@ -126,30 +128,30 @@ def measure(
         texts = F.normalize(embedder.texts(prompts).float(), dim=1)
     settings = Settings.of(**options, batch_size=BATCH, copy_threshold=None)
     options |= {"k": k or loaded.k, "seed": 0}
-    classifier, figures = judge(loaded, folder, epochs)
+    classifier, figures = judge(loaded, folder, epochs, names=styles)
     protocol = {"model": str(loaded.path), "sha256": file_hash(loaded.path), "prompts": prompts, "rounds": rounds}
     protocol |= {"options": options, "embedder": embedder.name, "torch": torch.__version__}
-    chance = {"style": 1 / len(STYLES), "first": 1 / len(prompts), "in_five": min(1, 5 / len(prompts))}
-    results: dict[str, Any] = {"protocol": protocol, "styles": STYLES, "classifier": figures, "chance": chance}
+    chance = {"style": 1 / len(styles), "first": 1 / len(prompts), "in_five": min(1, 5 / len(prompts))}
+    results: dict[str, Any] = {"protocol": protocol, "styles": list(styles), "classifier": figures, "chance": chance}
     results["databases"], places, shown = {}, torch.arange(len(prompts)).repeat(rounds), {}
-    for name in (*STYLES, WHOLE):
+    for name in (*styles, WHOLE):
         pictures_of, database = source, loaded.retriever.database
         if name != WHOLE:
             pictures_of = of_style(source, name)
             database = prepare_database(folder / "databases" / name, pictures_of, embedder, progress=False)
 
         def sample(path: str = str(database.path), name: str = name) -> dict[str, Tensor]:
-            other = load(ckpt, path, [f"style={each}" for each in STYLES] if name == WHOLE else ())
+            other = load(ckpt, path, [f"style={each}" for each in styles] if name == WHOLE else ())
             request = ways.texts(other, prompts * rounds, k=options["k"], seed=options["seed"])
             return {"images": to_uint8(sample_request(other, request, settings).images)}
 
         key = {**protocol, "database": database.fingerprint}
         images = cached(folder / "samples" / f"{name}.safetensors", key, sample)["images"]
-        counts = torch.bincount(predict(classifier, images), minlength=len(STYLES))
+        counts = torch.bincount(predict(classifier, images), minlength=len(styles))
         results["databases"][name] = {
             "called": counts.tolist(),
             "samples": content(loaded, images, places, texts),
-            "real": content(loaded, *real_pictures(pictures_of, prompts), texts),
+            "real": content(loaded, *real_pictures(pictures_of, prompts, styles), texts),
         }
         shown[name] = from_uint8(images[evenly(len(listed), SHOWN)])
     write_json(folder / "results.json", results)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import rdm_config, ship
+from toy import STYLES, rdm_config, ship
 
-from benchmarks.style_classifier import STYLES, cached, confusion, predict, train
+from benchmarks.style_classifier import cached, confusion, predict, train
 from benchmarks.styles import WHOLE, choose_prompts, content, measure, tables
 from ldm.checkpoint import read_weights, write_weights
 from ldm.pictures import from_uint8, to_uint8
@@ -82,7 +82,7 @@ def test_all_of_it_is_measured_once(system: Loaded, tmp_path: Path) -> None:
 
     def run(steps: int) -> dict:
         options = {"sampler": "dpmpp_2m", "steps": steps, "scale": 2.0}
-        return measure(str(system.path), folder, [str(prompts)], 4, 2, 1, **options)
+        return measure(str(system.path), folder, [str(prompts)], 4, 2, 1, styles=STYLES, **options)
 
     results = run(2)
     assert results["protocol"]["prompts"][:2] == ["a pirate flag", "white flag"]
