@@ -82,7 +82,7 @@ EVERY = (
     Kind("database", lambda at: database("--config", f"{at.world}/database.yaml")),
     Kind("append", lambda at: database("append", "--config", f"{at.world}/more.yaml"), after="database"),
     Kind("add", add, after="database"),
-    Kind("remove", lambda at: database("remove", f"{at.work}/db", "--source", "class1"), after="database"),
+    Kind("remove", lambda at: database("remove", f"{at.work}/db", "--where", "class_id=class1"), after="database"),
     Kind("compact", lambda at: database("compact", f"{at.work}/db"), after="remove"),
     Kind(
         "merge",

@@ -60,7 +60,9 @@ def main() -> int:
         print(f"the server was killed: {error}")
         os.kill(os.getpid(), signal.SIGKILL)  # as if both had been
     server.send_signal(signal.SIGINT)
-    return 0 if server.wait(LONGEST) in (0, 130) else 1
+    if (code := server.wait(LONGEST)) == -signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0 if code in (0, 130) else 1
 
 
 def serves(address: str) -> bool:

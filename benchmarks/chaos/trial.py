@@ -111,13 +111,13 @@ class Lab:
         Raises:
             RuntimeError: it failed; the message has the end of what it said.
         """
-        place = self._place(kind)
+        place = self.place(kind)
         if not (place / CARD).is_file():
             shutil.rmtree(place, ignore_errors=True)
             self._empty_work()
             if kind.after is not None:
                 self.reference(self.kinds[kind.after])
-                self._restore(self._place(self.kinds[kind.after]) / "after")
+                self.restore(self.place(self.kinds[kind.after]) / "after")
             if kind.first is not None:
                 self._must(kind.first(self.at))
             shutil.copytree(self.at.work, place / "before", symlinks=True)
@@ -145,9 +145,9 @@ class Lab:
         """Returns a trial after it was run."""
         kind = self.kinds[trial.kind]
         self.reference(kind)
-        place, name = self._place(kind), trial.signal
-        self._restore(place / "before")
-        ended = self._command(kind.command(self.at), trial)
+        place, name = self.place(kind), trial.signal
+        self.restore(place / "before")
+        ended = self.command(kind.command(self.at), trial)
         trial.met = ended.code < 0 or ended.code == 128 + signal.Signals[f"SIG{name}"]
         if not trial.met and ended.code:
             trial.refused.append(last_line(ended.said))
@@ -157,7 +157,7 @@ class Lab:
             trial.refused.append(f"after SIG{name}: {ended.said[-300:]}")
         trial.broken = broken_files(self.at.work)
         for _ in range(TRIES if trial.met else 0):
-            ended = self._command((kind.again or kind.command)(self.at))
+            ended = self.command((kind.again or kind.command)(self.at))
             if ended.code == 0:
                 trial.seconds = round(ended.first, 2)
                 break
@@ -177,25 +177,26 @@ class Lab:
     def _note(self, place: Path, ended: Ended) -> None:
         write_json(place / CARD, {"seconds": ended.seconds, "changes": ended.changes, "first": ended.first})
 
-    def _place(self, kind: Kind) -> Path:
+    def place(self, kind: Kind) -> Path:
+        """Returns the folder of what is kept of a kind: ``before`` and ``after`` its undisturbed run."""
         return self.folder / kind.name.replace(" ", "_")
 
     def _empty_work(self) -> None:
         shutil.rmtree(self.at.work, ignore_errors=True)
         self.at.work.mkdir(parents=True)
 
-    def _restore(self, saved: Path) -> None:
+    def restore(self, saved: Path) -> None:
         """Makes the folder of the work a copy of a saved one."""
         shutil.rmtree(self.at.work, ignore_errors=True)
         shutil.copytree(saved, self.at.work, symlinks=True)
 
     def _must(self, command: Command) -> Ended:
-        ended = self._command(command)
+        ended = self.command(command)
         if ended.code:
             raise RuntimeError(f"{' '.join(command[1:4])} failed without a disturbance: {ended.said[-600:]}")
         return ended
 
-    def _command(self, command: Sequence[str], trial: Trial | None = None) -> Ended:
+    def command(self, command: Sequence[str], trial: Trial | None = None) -> Ended:
         """Runs a command, which gets the signal of a trial at its moment."""
         report, output = self.folder / "report.json", self.folder / "output.txt"
         report.unlink(missing_ok=True)
