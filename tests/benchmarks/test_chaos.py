@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.chaos.__main__ import TRIALS, figures, finished, planned, run, table
+from benchmarks.chaos.damage import damage, result_of
 from benchmarks.chaos.kinds import KINDS, Kind
 from benchmarks.chaos.state import broken_files, state, units
-from benchmarks.chaos.trial import Lab, Trial
+from benchmarks.chaos.trial import Ended, Lab, Trial
 
 # Each writes six JSON files and six steps of a run, and goes on where it stopped.
 WHOLE = """
@@ -151,3 +153,22 @@ def test_a_build_of_a_database_that_is_killed_goes_on(tmp_path: Path) -> None:
     trial = lab.run(lab.drawn(KINDS["database"], 1, 0))
     assert trial.met and trial.is_good and trial.seconds > 0, trial
     assert len(units(lab.at.work)) == 24
+
+
+def test_a_damaged_file_is_changed_and_what_a_command_made_of_it_is_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    for form, left in (("bit", 9), ("cut", 8)):
+        file.write_bytes(bytes(9))
+        place = damage(file, form, random.Random(1))  # noqa: S311
+        content = file.read_bytes()
+        assert len(content) == (left if form == "bit" else place) <= left
+        assert sum(byte.bit_count() for byte in content) == (form == "bit")
+    at = Path("db/database.json")
+    for code, said, different, expected in (
+        (2, "error: db/database.json is not JSON; restore it", set(), "named"),
+        (2, "error: something is wrong", set(), "wrong"),
+        (1, "Traceback (most recent call last):\nOSError: db/database.json", set(), "wrong"),
+        (0, "done", {"db/database.json"}, "equal"),
+        (0, "done", {"db/embeddings/00000.npy"}, "wrong"),
+    ):
+        assert result_of(Ended(code, 1.0, said, 1, 1.0), at, different) == expected
