@@ -225,11 +225,12 @@ def new_run(options: argparse.Namespace, name: str) -> Path:
     """Returns the folder of a new run; in training, a folder under ``--logdir`` is new and is created at once.
 
     Raises:
-        ValueError: ``--project`` names a folder that holds checkpoints of another run.
+        ValueError: ``--project`` names a folder that holds checkpoints of another run. One without checkpoints is that
+            of a run which ended before the first.
     """
     if options.project:
         run = Path(options.project)
-        if options.train and (run / "checkpoints").is_dir():
+        if options.train and any((run / "checkpoints").glob("*.ckpt")):
             raise ValueError(f"{run} already holds a run; go on with --resume {run}, or name another folder")
         return run
     stem = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}{options.postfix}"

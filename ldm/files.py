@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -205,13 +206,16 @@ def read_text(file: str | Path) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, whose file is flushed and renamed to ``path`` on success, and removed on an error.
 
+    What processes that were killed have left in the folder of ``path`` is deleted, see :func:`_delete_left`.
+
     Raises:
         OSError: the file cannot be written, for example on a full disk; it names ``path``, whose old file is unchanged.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     with named_in_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_left(path.parent)
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -220,6 +224,49 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _host() -> str:
+    """Returns a short name of this machine for temporary files, which other machines may see, too."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _delete_left(folder: Path) -> None:
+    """Deletes the temporary files of :func:`atomic_path` in a folder whose process on this machine has ended.
+
+    A process looks once into each folder, before it writes the first file there, so those of its own number are old.
+    """
+    with _LOOKING:
+        if (place := folder.absolute()) in _LOOKED:
+            return
+        _LOOKED.add(place)
+        for file in folder.glob(f".*.{_host()}.*.tmp"):
+            number = file.name.split(".")[-2]
+            if number.isdecimal() and (int(number) == os.getpid() or not _is_running(int(number))):
+                file.unlink(missing_ok=True)
+
+
+_LOOKING, _LOOKED = threading.Lock(), set[Path]()
+
+
+def _forget_in_child() -> None:
+    """Lets a forked child look anew: its number is another one, and a lock that a thread of its parent held is free."""
+    global _LOOKING
+    _LOOKING = threading.Lock()
+    _LOOKED.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _is_running(number: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(number, 0)
+    except OSError as error:  # it is there if it only belongs to another user
+        return error.errno != errno.ESRCH
+    return True
 
 
 @contextlib.contextmanager
@@ -343,3 +390,10 @@ def building(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if nothing was built
+
+
+def delete_left_lock(folder: Path) -> None:
+    """Deletes the lock of :func:`building` in a folder that is built, if its process was killed at the very end."""
+    if (folder / LOCK).is_file():
+        with contextlib.suppress(ValueError), locked(folder / LOCK, "", wait=False):
+            pass  # another process that holds it deletes it

@@ -107,7 +107,7 @@ class ResumableTable:
 
     def hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of the file of each array."""
-        return {name: file_hash(self.path / f"{name}{PARTIAL}") for name in self._names}
+        return {name: file_hash(self.path / f"{name}{PARTIAL}") for name in sorted(self._names)}
 
     def finish(self, card: str, content: Mapping[str, Any]) -> None:
         """Gives the filled arrays their names, in place of those of an earlier table, and writes the card last.

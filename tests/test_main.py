@@ -238,6 +238,17 @@ def test_a_run_that_does_not_begin_leaves_nothing(config: str, tmp_path: Path) -
         assert contents(tmp_path) == {}
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / ".last.ckpt.0123abcd.1.tmp").write_bytes(b"half")
+    options = main.parse(["-t", "-p", str(run)])
+    assert main.new_run(options, "a") == run
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"whole")
+    with pytest.raises(ValueError, match="already holds a run"):
+        main.new_run(options, "a")
+
+
 def test_a_run_is_neither_written_over_nor_spoilt_by_a_wrong_config(config: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=1"]))

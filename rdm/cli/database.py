@@ -20,14 +20,14 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.summary import summary
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.index.faiss_index import NeighbourIndex, current_index
-from rdm.retrieval.index.search import is_current
+from rdm.retrieval.index.search import SearchIndex, is_current
 from rdm.retrieval.index.tune import caption_vectors
 from rdm.retrieval.neighbours.popularity import write_popularity
-from rdm.retrieval.upkeep.add import NewPicture, add_pictures
+from rdm.retrieval.upkeep.add import NewPicture, add_pictures, added_last
 from rdm.retrieval.upkeep.append import append_pictures
 from rdm.retrieval.upkeep.compact import compact
 from rdm.retrieval.upkeep.duplicates import FILE as DUPLICATES
-from rdm.retrieval.upkeep.duplicates import find_duplicates, write_duplicates
+from rdm.retrieval.upkeep.duplicates import Duplicates, find_duplicates, write_duplicates
 from rdm.retrieval.upkeep.imports import import_database
 from rdm.retrieval.upkeep.merge import merge_databases
 from rdm.retrieval.upkeep.verify import verify
@@ -49,11 +49,17 @@ def append_command(args: argparse.Namespace) -> Iterator[str]:
 
 
 def add_command(args: argparse.Namespace) -> Iterator[str]:
-    """Embeds single pictures and keeps them in the folder of a database."""
+    """Embeds single pictures and keeps them in the folder of a database.
+
+    If the last rows are these pictures and have no index yet, the command was stopped before it built one, and goes on.
+    """
     known = {"licence": args.licence, "attribution": args.attribution, "caption": args.caption}
     pictures = [NewPicture(open_given(file).image, **known) for file in args.pictures]
-    embedder = load_embedder(embedder_config(args.embedder, args.pretrained))
-    database, rows = add_pictures(args.database, pictures, embedder)
+    database = RetrievalDatabase.open(args.database)
+    rows = None if is_current(database, database.path / "index") else added_last(database, pictures)
+    if rows is None:
+        embedder = load_embedder(embedder_config(args.embedder, args.pretrained))
+        database, rows = add_pictures(args.database, pictures, embedder)
     factory = current_index(database).card["factory"]
     yield f"{database.path}: added rows {rows[0]} to {rows[-1]}; {len(database)} rows, index {factory}"
 
@@ -149,13 +155,20 @@ def _with_index(
     current = is_current(database, database.path / "index")
     wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
     texts = None if embedder is None else partial(caption_vectors, database, embedder)
-    index = NeighbourIndex.open(database, replace=True, texts=texts, **wanted)
+    found: list[Duplicates] = []
+
+    def look(index: SearchIndex) -> None:
+        if args is not None and not (current and not args.drop_duplicates):
+            found.append(find_duplicates(database, index, args.near_duplicate))
+            if len(found[0].rows):
+                write_duplicates(database, found[0])
+
+    index = NeighbourIndex.open(database, replace=True, texts=texts, before_saving=look, **wanted)
     yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
-    if args is None or (current and not args.drop_duplicates):
-        return
-    duplicates = find_duplicates(database, index, args.near_duplicate)
-    if len(duplicates.rows):
-        write_duplicates(database, duplicates)
+    if not found:
+        look(index)
+    if args is not None and found and len(found[0].rows):
+        duplicates = found[0]
         nearly = len(duplicates.rows) - duplicates.exact
         dropped = database.remove(duplicates.rows) if args.drop_duplicates else 0
         what = f"{dropped} of them removed" if args.drop_duplicates else "--drop-duplicates removes them"

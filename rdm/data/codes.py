@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import building, check_hash, read_json
+from ldm.files import building, check_hash, delete_left_lock, read_json
 from ldm.models.first_stage import fingerprint, frozen_first_stage
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
@@ -169,6 +169,8 @@ def prepare_code_table(path: str | Path, images: Any, stage: Any, *, progress: b
                 if (path / CARD).is_file():
                     LOG.warning("codes %s differ in %s; computing them again", path, ", ".join(differs))
                 _fill(path, images, stage, plan, progress)
+    else:
+        delete_left_lock(path)
     return CodeTable.open(path)
 
 

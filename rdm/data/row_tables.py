@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import building, check_hash, read_json
+from ldm.files import building, check_hash, delete_left_lock, read_json
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase
@@ -120,6 +120,8 @@ class RowTable:
                         if set(differs) <= {"rows", "rows_hash"}:  # their values are still those of their rows
                             earlier = cls.open(path, database)
                     cls._fill(path, rows, plan, values_of, earlier, progress)
+        else:
+            delete_left_lock(path)
         return cls.open(path, database)
 
     @classmethod

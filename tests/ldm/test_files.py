@@ -19,7 +19,7 @@ from pictures import contents
 from ldm.checkpoint import write_checkpoint, write_weights
 from ldm.command_line import in_words
 from ldm.config import write_config
-from ldm.files import atomic_path, building, locked, read_json, read_text, write_array, write_json
+from ldm.files import atomic_path, building, delete_left_lock, locked, read_json, read_text, write_array, write_json
 from ldm.pictures import save_png
 from ldm.saving import Metrics
 from ldm.table import ResumableTable
@@ -181,3 +181,41 @@ def test_what_is_stopped_while_it_waits_leaves_the_lock_to_its_owner(tmp_path: P
         assert process.wait() != 0 and process.stdout is not None and process.stdout.read() == ""
         assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     assert contents(tmp_path) == {}
+
+
+WRITING = """
+import os, signal, sys
+from pathlib import Path
+from ldm.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("new")
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_what_a_killed_process_was_writing_is_deleted_by_the_next_one_and_no_other_file(tmp_path: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    dead, alive = (
+        subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path / name)], **pipes) for name in ("dead", "alive")
+    )
+    left, kept = (process.stdout.readline().strip() for process in (dead, alive))
+    dead.kill()
+    dead.communicate()
+    elsewhere = ".".join([*left.split(".")[:-3], "0123abcd", *left.split(".")[-2:]])  # of another machine
+    (tmp_path / elsewhere).write_text("new")
+    assert {left, kept} < {path.name for path in tmp_path.iterdir()}
+    write_json(tmp_path / "a.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([kept, elsewhere, "a.json"])
+    alive.communicate("go on\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([elsewhere, "a.json", "alive"])
+
+
+def test_a_lock_that_a_killed_process_left_is_deleted_and_one_that_is_held_is_not(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on elsewhere")
+    delete_left_lock(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with building(tmp_path):
+        delete_left_lock(tmp_path)
+        assert (tmp_path / ".lock").is_file()
+    assert not tmp_path.exists()

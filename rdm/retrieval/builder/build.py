@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.data.hub import check_random_access
-from ldm.files import building
+from ldm.files import building, delete_left_lock
 from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast
@@ -68,6 +68,7 @@ def prepare_database(
     database = RetrievalDatabase.open(path, embedder)
     check_source(database, source, patches)
     (path / PLAN).unlink(missing_ok=True)  # left behind by a process that was killed after writing the card
+    delete_left_lock(path)
     return database
 
 

@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError as error:
     raise ValueError(f"no faiss, which searches: {to_install('cpu')}, or with [gpu] for an NVIDIA GPU") from error
 
-from ldm.files import atomic_path, building, check_hash, file_hash, read_json
+from ldm.files import atomic_path, building, check_hash, delete_left_lock, file_hash, read_json
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory
@@ -128,6 +128,7 @@ class NeighbourIndex(SearchIndex):
         *,
         ram: int | str | None = None,
         replace: bool = False,
+        before_saving: Callable[[SearchIndex], None] | None = None,
         **options: Any,
     ) -> SearchIndex:
         """Returns the index in the folder of a database; builds and saves it first if there is none.
@@ -140,6 +141,8 @@ class NeighbourIndex(SearchIndex):
             factory: see :meth:`build`; ``milvus:`` followed by the URI of a cluster or the name of a file uses Milvus.
             ram: see :meth:`build`.
             replace: whether an index of other rows, as after an append, is built again; otherwise it is an error.
+            before_saving: what is done with an index that is built, before it is saved. A process that is killed
+                meanwhile leaves no index, so that the next one does it again.
             options: further arguments of :meth:`build`.
         """
         path = database.path / "index"
@@ -152,11 +155,14 @@ class NeighbourIndex(SearchIndex):
             return index_class(card["factory"]).load(database) if card and same else None
 
         if (found := wanted()) is not None:
+            delete_left_lock(path)
             return found
         with building(path):
             if (found := wanted()) is not None:  # built by another process meanwhile
                 return found
             built = index_class(factory).build(database, factory, ram=ram, **options)
+            if before_saving is not None:
+                before_saving(built)
             built.save()
         return built
 

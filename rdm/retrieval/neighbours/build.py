@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ldm.files import building, read_json
+from ldm.files import building, delete_left_lock, read_json
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.outlines import Outlines, outline
@@ -61,6 +61,7 @@ def prepare_neighbour_table(
     path = Path(path)
     plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
     if not _differences(path, plan, database, used):
+        delete_left_lock(path)
         return NeighbourTable.open(path, database)
     options: dict[str, Any] = {
         "near_duplicate": near_duplicate,

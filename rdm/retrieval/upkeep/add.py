@@ -97,6 +97,18 @@ def add_pictures(
     return grown, np.arange(len(grown) - len(pictures), len(grown))
 
 
+def added_last(database: RetrievalDatabase, pictures: Sequence[NewPicture]) -> np.ndarray | None:
+    """Returns the last rows of a database, ``[n] int64``, if they are these pictures with the same words; else None."""
+    size, rows = size_of(database), np.arange(max(len(database) - len(pictures), 0), len(database))
+    if size is None or not _file_of(database.sources[-1]["source"]) or not database.is_alive(rows).all():
+        return None
+    wanted = [
+        (picture_hash(cut(each.image, None, size)), each.licence, each.attribution, each.caption) for each in pictures
+    ]
+    columns = [database.values(name, rows).tolist() for name in ("sha256", "licence", "attribution", "caption")]
+    return rows if list(zip(*columns, strict=True)) == wanted else None
+
+
 def size_of(database: RetrievalDatabase) -> Size | None:
     """Returns the size at which the pictures of a database were embedded; None if its sources do not say it."""
     stated = (each["source"].get("params", {}).get("size") for each in database.sources if each["source"])

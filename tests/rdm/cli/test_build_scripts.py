@@ -108,6 +108,48 @@ def test_single_pictures_are_added_and_the_database_says_what_it_is(run, tmp_pat
     assert index.startswith(f"{db}: index: Flat (exact)")
 
 
+def test_an_addition_goes_on_that_was_killed_before_the_index_was_built(run, tmp_path: Path) -> None:
+    clip, db = write_clip(tmp_path / "clip"), tmp_path / "db"
+    write_pictures(tmp_path / "pictures", 11)
+    run("build_database.py", "--source", tmp_path / "pictures", "--size", 8, "--embedder", clip, "--output", db)
+    write_pictures(tmp_path / "more", 2, seed=1)
+    more = sorted((tmp_path / "more").rglob("*.png"))
+    known = ("--licence", "CC0-1.0", "--attribution", "A. Uthor", "--embedder", clip)
+    shutil.copytree(db / "index", tmp_path / "index")
+    said = run("build_database.py", "add", db, *more, *known)
+
+    def is_killed() -> None:
+        shutil.rmtree(db / "index")
+        shutil.copytree(tmp_path / "index", db / "index")
+
+    is_killed()
+    assert (
+        run("build_database.py", "add", db, *more, *known) == said == f"{db}: added rows 11 to 12; 13 rows, index Flat"
+    )
+    assert f"{db}: index: Flat over 13 rows" in run("build_database.py", "verify", db)
+    for other in ((more[0],), (more[1], more[0]), (*more, "--caption", "noise")):  # what was not asked for before
+        is_killed()
+        assert "has the pixels of row" in run("build_database.py", "add", db, *other, *known)
+
+
+def test_duplicates_are_listed_before_the_index_is_there(run, tmp_path: Path) -> None:
+    """A build that stops in between therefore lists them when it goes on."""
+    clip, db, pictures = write_clip(tmp_path / "clip"), tmp_path / "db", tmp_path / "pictures"
+    write_pictures(pictures, 4)
+    shutil.copyfile(pictures / "class0/000.png", pictures / "class1/copy.png")
+    build = ("build_database.py", "--source", pictures, "--size", 8, "--embedder", clip, "--output", db)
+    run(*build)
+    said = (db / "duplicates.csv").read_text()
+    shutil.rmtree(db / "index")
+    (db / "duplicates.csv").unlink()
+    (db / "duplicates.csv").mkdir()  # so that it cannot be written
+    assert "duplicates.csv" in run(*build)
+    assert not (db / "index").exists()
+    (db / "duplicates.csv").rmdir()
+    assert "1 rows have the pixels of an earlier row" in run(*build)
+    assert (db / "duplicates.csv").read_text() == said and (db / "index/index.json").is_file()
+
+
 def test_imports(run, tmp_path: Path) -> None:
     rng, db = np.random.default_rng(0), tmp_path / "db"
     rows = {"embedding": rng.standard_normal((6, 8)), "img_id": np.arange(6), "patch_coords": np.ones((6, 4), int)}

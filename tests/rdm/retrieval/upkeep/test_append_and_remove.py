@@ -196,8 +196,14 @@ def test_merged_rows_are_those_of_the_parts(tmp_path: Path, database: RetrievalD
     patches = [*database.patches([1, 17]), *other.patches([3])]
     np.testing.assert_array_equal(merged.patches([1, 17, 22]), patches)
     merged.verify()
+    whole, before = everything(merged), contents(merged.path)
+    again = merge_databases([database.path, other.path], merged.path)  # as if the first one was killed at its end
+    assert contents(merged.path) == before and everything(again) == whole
+    database.remove([1])
+    with pytest.raises(ValueError, match="both.*name another path"):
+        merge_databases([database.path, other.path], merged.path)
     left = everything(compact(merged.path))
-    assert left == everything(database) + everything(other)  # whose files stay as they were
+    assert left == whole and len(left) == 22  # the files of the parts stay as they were
     foreign = build_database(tmp_path / "db3", source, ProjectionEmbedder(seed=1), **QUIET)
     with pytest.raises(ValueError, match="projection-0 .*projection-1"):
         merge_databases([database.path, foreign.path], tmp_path / "never")
