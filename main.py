@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.command_line import HelpFormatter, add_trust_option, command_line, in_words, seed_number
+from ldm.command_line import HelpFormatter, PlainParser, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
 from ldm.curves import draw_run
 from ldm.files import FULL, LOCK, locked
@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "default": False,
         "metavar": "BOOL",
     }
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
+    p = PlainParser(description=__doc__.splitlines()[0], formatter_class=HelpFormatter)
     p.add_argument(
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right; later ones win"
     )

@@ -37,11 +37,13 @@ DAMAGED = (
     AssertionError,
     struct.error,
 )
+AGAIN = "download it again, or give another file"
 DTYPES = {  # the names of dtypes in safetensors files
     **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
     **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
     **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
     **{"BF16": torch.bfloat16, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{"C64": torch.complex64, "F8_E8M0": torch.float8_e8m0fnu},
 }
 
 
@@ -93,7 +95,7 @@ def read_contents(path: str | Path) -> Contents:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: _described(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: _described(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
                 return Contents(tensors, dict(file.metadata() or {}))
         except SafetensorError as error:
             raise _incomplete_safetensors(path, error) from error
@@ -104,9 +106,15 @@ def read_contents(path: str | Path) -> Contents:
     )
 
 
-def _described(part: Any) -> Tensor:
-    """Returns a tensor of a safetensors file on the meta device."""
-    return torch.empty(part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta")
+def _described(path: Path, name: str, part: Any) -> Tensor:
+    """Returns a tensor of a safetensors file on the meta device.
+
+    Raises:
+        ValueError: it has a dtype that torch has not.
+    """
+    if (kind := part.get_dtype()) not in DTYPES:
+        raise ValueError(f"{path}: got {name} of dtype {kind}, expected one of {', '.join(DTYPES)}; convert it")
+    return torch.empty(part.get_shape(), dtype=DTYPES[kind], device="meta")
 
 
 def _existing(path: str | Path) -> Path:
@@ -121,12 +129,12 @@ def _state_in(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and all(isinstance(value, Mapping) for value in state.values()):
         state = {f"{part}.{name}": tensor for part, held in state.items() for name, tensor in held.items()}
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state_dict of tensors")
+        raise ValueError(f"{path} holds no state_dict of tensors, expected weights by their names; give another file")
     return dict(state)
 
 
 def _incomplete_safetensors(path: Path, error: SafetensorError) -> ValueError:
-    return ValueError(f"{path} is not a complete safetensors file ({instead_of_weights(path) or error})")
+    return ValueError(f"{path} is not a complete safetensors file ({instead_of_weights(path) or f'{error}; {AGAIN}'})")
 
 
 def _harmless() -> list[Any]:
@@ -158,7 +166,8 @@ def _read_pickle(path: Path, device: str = "cpu") -> Any:
             "elsewhere and save its state_dict alone"
         ) from error
     except DAMAGED as error:
-        reason = instead_of_weights(path) or str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
+        said = "" if isinstance(error, LookupError) else str(error).partition("\n")[0].partition(". ")[0]
+        reason = instead_of_weights(path) or f"{said or type(error).__name__}; {AGAIN}"
         raise ValueError(f"{path} is not a complete checkpoint ({reason})") from error
 
 
@@ -208,9 +217,12 @@ def load_weights(
         allow: patterns (``fnmatch``) of names that ``state`` may lack or have in excess.
 
     Raises:
-        ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
+        ValueError: a name outside ``allow`` is missing or unexpected, a shape differs, or a number is NaN.
     """
     check_weights(module, state, source=source, allow=allow)
+    for name, value in state.items():
+        if value.is_floating_point() and value.isnan().any():
+            raise ValueError(f"{source}: got NaN in {name}, expected numbers; give an earlier checkpoint")
     own = module.state_dict()
     module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 
@@ -228,7 +240,8 @@ def check_weights(
         ValueError: a name outside ``allow`` is missing or unexpected, or a shape differs.
     """
     if found := misfit(module, state, allow):
-        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}")
+        remedy = "give the weights of this model, or the config that they belong to"
+        raise ValueError(f"{source} does not fit {type(module).__name__}: {found}; {remedy}")
 
 
 def misfit(module: nn.Module, state: Mapping[str, Tensor], allow: Sequence[str] = ()) -> str:

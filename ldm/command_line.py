@@ -11,12 +11,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ldm.files import FULL
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import bytes_of, trust
 
+LONGEST = 500  # characters of a word that an error repeats as a whole
 CALLED: dict[str, str] = {}  # the console commands by the scripts that errors name, if the user called a command
 
 
@@ -41,7 +42,15 @@ class _Trust(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
-class ArgumentParser(argparse.ArgumentParser):
+class PlainParser(argparse.ArgumentParser):
+    """A parser whose errors are one line that a terminal can show."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with the usage and an error of one line."""
+        super().error(readable(message))
+
+
+class ArgumentParser(PlainParser):
     """Parses a command line in which ``-`` and ``_`` are interchangeable within the names of options."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -116,6 +125,16 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def readable(message: str) -> str:
+    """Returns the one line of an error for a terminal.
+
+    What a user gave may be in it: characters that control a terminal are written as escapes, and the middle of a word
+    of more than 500 characters is left out.
+    """
+    parts = [part if len(part) <= LONGEST else f"{part[:150]}...{part[-30:]}" for part in message.split()]
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(parts))
+
+
 def in_words(error: Exception) -> str:
     """Returns the text of an error; for an error of the operating system, the path, the reason and a remedy."""
     if isinstance(error, OSError) and error.errno in FULL and error.filename:
@@ -144,7 +163,7 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
         except (ValueError, OSError) as error:
             if os.environ.get("LDM_TRACEBACK"):
                 raise
-            message = " ".join(in_words(error).split())
+            message = readable(in_words(error))
             for script, command in CALLED.items():
                 message = message.replace(script, command)
             sys.stderr.write(f"error: {message}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.convert.lightning import our_lightning
-from ldm.files import atomic_path, beside, cache, located, project, to_build
+from ldm.files import atomic_path, beside, cache, located, project, read_text, to_build
 from ldm.util import check_mapping, nearest
 
 SECTIONS = ("model", "data", "lightning")
@@ -86,14 +87,42 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
             raise ValueError(f"got the setting '{word}', expected key.path=value")
     names = ", ".join(map(str, found_at))
     try:
-        parts: list[Any] = [OmegaConf.load(file) for file in found_at]
+        parts: list[Any] = [_loaded(file) for file in found_at]
         if lists := [str(file) for file, part in zip(found_at, parts, strict=True) if not OmegaConf.is_dict(part)]:
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
         merged = OmegaConf.merge(*map(_with_paths, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {names}: {error}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(
+            f"config {names}: {_reason(error)}; correct the config, or a setting that replaces it"
+        ) from error
     return {str(key): value for key, value in config.items()}
+
+
+def _loaded(file: Path) -> Any:
+    """Returns the content of a YAML file.
+
+    Raises:
+        ValueError: the file is not UTF-8, or holds a value where a mapping is expected.
+    """
+    text = read_text(file)
+    try:
+        content = OmegaConf.load(io.StringIO(text))
+        if OmegaConf.is_dict(content) and list(content) == [text.strip()]:  # a text alone becomes a key
+            raise ValueError("got a text")
+        return content
+    except (OmegaConfBaseException, YAMLError):
+        raise
+    except (OSError, ValueError) as error:  # a number alone, or one with more digits than Python reads
+        raise ValueError(f"config {file}: {_reason(error)}; expected a mapping of names to values") from error
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first sentence of a parser's error in one line, with the place in the file."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("full_key:", "object_type="))]
+    keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
+    return " ".join(said).rstrip(".") + (f" (at '{keys[0]}')" if keys and keys[0] else "")
 
 
 def _with_paths(file: Path, config: Any) -> Any:

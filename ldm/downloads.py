@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 from ldm.files import file_hash
@@ -50,8 +51,11 @@ def check_bytes(path: Path) -> str:
         ValueError: a checksum differs.
     """
     if is_archive(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"{path} is damaged: its archive cannot be read ({error}); download it again") from error
         if damaged is not None:
             raise ValueError(f"{path} is damaged: the checksum of {damaged} in it differs; download it again")
     return file_hash(path)
@@ -63,8 +67,11 @@ def _other_zip(path: Path, size: int) -> str | None:
         return (
             f"it ends after {size:,} bytes, before its list of contents; continue the download (wget -c), or repeat it"
         )
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "its list of contents is damaged; download it again"
     if any(name.endswith(f"/{PICKLED}") for name in names):
         return None
     if inside := [name for name in names if name.endswith(WEIGHTS)]:

@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal
 
 import numpy as np
 
@@ -141,12 +142,39 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no {file.name} in {file.parent}; {remedy}")
     try:
-        content = json.loads(file.read_bytes())  # UTF-8 with or without a byte-order mark
+        content = parsed_json(file.read_bytes())  # UTF-8 with or without a byte-order mark
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__}, expected an object; {remedy}")
     return content
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Returns the values of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or is nested so deeply that no file of ours is.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_array(file: Path, mode: Literal["r", "c"] | None = "r") -> np.ndarray:
+    """Returns the array of an ``.npy`` file, mapped into memory unless ``mode`` is None; no pickle in it is read.
+
+    Raises:
+        ValueError: the file is missing or no complete array; the reason is one line.
+    """
+    try:
+        array = np.load(file, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, SyntaxError, TokenError) as error:
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive of arrays")
+    return array
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

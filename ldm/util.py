@@ -94,7 +94,7 @@ def get_obj_from_str(target: str) -> Any:
     if not _lies_in(target, (*TRUSTED_PACKAGES, *_trusted)):
         raise ValueError(
             f"target '{target}' is not trusted; a config may name only {', '.join(TRUSTED_PACKAGES)}; "
-            f"if you trust its code, give --trust {target.partition('.')[0]}"
+            f"if you trust its code, give --trust {target.partition('.')[0] or 'PACKAGE'}"
         )
     module_name, _, attribute = REPLACED.get(target, target).rpartition(".")
     try:
@@ -104,7 +104,8 @@ def get_obj_from_str(target: str) -> Any:
             raise ValueError(
                 f"target '{target}': its module cannot be imported ({error}); install what is missing{_instead(target)}"
             ) from error
-        raise ValueError(f"target '{target}': there is no module '{module_name}'{_instead(target)}") from error
+        known = _instead(target) or "; correct the name, which is that of a module and of a class in it"
+        raise ValueError(f"target '{target}': there is no module '{module_name}'{known}") from error
     if not hasattr(module, attribute):
         hint = nearest(attribute, dir(module)) or _instead(target)
         raise ValueError(f"target '{target}': no such name in {module_name}{hint}")
@@ -165,8 +166,10 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         raise ValueError(f"expected a mapping with a 'target' key, got {config!r}")
     unknown = set(config) - {"target", "params", "base_learning_rate"}
     if unknown:
-        key = sorted(map(str, unknown))[0]
-        raise ValueError(f"{config['target']}: unknown key '{key}'{nearest(key, ['target', 'params'])}")
+        key, keys = sorted(map(str, unknown))[0], ["target", "params"]
+        raise ValueError(
+            f"{config['target']}: unknown key '{key}'{nearest(key, keys) or ', expected ' + ' or '.join(keys)}"
+        )
     build = get_obj_from_str(config["target"])
     check_mapping(config.get("params"), f"{config['target']}: params")
     params = {**(config.get("params") or {}), **extra}
@@ -209,6 +212,8 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
             )
     for parameter in signature:
         value, wanted = params.get(parameter.name), str(parameter.annotation)
+        if isinstance(value, Mapping | list) and wanted.removesuffix(" | None") == "str":
+            raise ValueError(f"{target}: got {parameter.name}={value!r}, expected a text")
         if isinstance(value, str) and wanted.removesuffix(" | None") in NUMBERS:
             raise ValueError(f"{target}: got {parameter.name}='{value}', expected {wanted}")
     missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]

@@ -50,7 +50,7 @@ def numbered_classes(found: Iterable[str]) -> Classes:
     """
     everything = set(found)
     known = everything - {""}
-    whole = bool(known) and all(name.removeprefix("-").isdecimal() for name in known)
+    whole = bool(known) and all(name.removeprefix("-").isdecimal() and len(name) < 20 for name in known)
     if whole and (last := max(map(int, known))) <= LARGEST:
         some_without = "" in everything or any(name.startswith("-") for name in known)
         return Classes([str(number) for number in range(last + 1)], are_numbers=True, some_without=some_without)

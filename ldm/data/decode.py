@@ -8,6 +8,7 @@ bits is not rounded to 8.
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     TypeError,
+    NotImplementedError,
     struct.error,
-    Image.DecompressionBombError,
 )
+_REMEDY = "repair it, or give another"
 MAX_PIXELS = 89_478_485  # Above this number, Pillow warns of a decompression bomb; here it is an error.
 CHANNELS = (1, 3)
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF file
@@ -123,17 +125,27 @@ def open_picture(data: bytes | Image.Image, value_range: Sequence[float] | None 
 def _open(data: bytes | Image.Image) -> Image.Image:
     """Returns a picture in its own mode, turned as its EXIF data say."""
     try:
-        opened = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data))
+        opened = data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data), formats=_formats())
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"got {opened.width}x{opened.height} pixels, expected at most {MAX_PIXELS}")
         limits = _known_range(opened) if _is_deep(opened) else None
         image = ImageOps.exif_transpose(opened)  # a copy, also of a picture that needs no turn
     except UnidentifiedImageError as error:  # its text names an object in memory
-        raise ValueError("unreadable image: it has no format that Pillow knows, or its beginning is damaged") from error
+        what = "it has no format that Pillow knows, or its beginning is damaged"
+        raise ValueError(f"unreadable image: {what}; {_REMEDY}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"got an image of more than {2 * MAX_PIXELS} pixels, expected at most {MAX_PIXELS}") from error
     except _UNREADABLE as error:
-        raise ValueError(f"unreadable image: {error}") from error
+        raise ValueError(f"unreadable image: {error}; {_REMEDY}") from error
     image.info["value_range"] = limits
     return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Returns the formats that are read: those of Pillow, without those whose decoders start a program."""
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in ("EPS", "WMF"))
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -158,7 +170,7 @@ def _scaled(image: Image.Image, value_range: Sequence[float] | None) -> Image.Im
     """Returns a grey picture with more than 8 bits as floating-point numbers, 0 for black and 255 for white."""
     values, limits = np.asarray(image).astype(np.float64), value_range or image.info["value_range"]
     if not np.isfinite(values).all():
-        raise ValueError("unreadable image: it has values that are not finite")
+        raise ValueError(f"unreadable image: it has values that are not finite; {_REMEDY}")
     if limits is None:
         low, high = values.min(), values.max()
         raise UnknownRangeError(

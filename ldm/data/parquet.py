@@ -210,25 +210,35 @@ def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndar
     """
     try:
         schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a Parquet file: {error}") from error
-    missing = [name for name in ("image", *rules) if name not in schema.names]
+        names = schema.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _incomplete(file, error) from error
+    missing = [name for name in ("image", *rules) if name not in names]
     if missing:
-        raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+        raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(names)}")
     wanted = {"image", *rules, *_EXTRAS, *(name for names in COLUMNS.values() for name in names)}
-    table = pq.read_table(file, columns=[name for name in schema.names if name in wanted])
+    try:
+        table = pq.read_table(file, columns=[name for name in names if name in wanted])
+    except (pa.ArrowException, OSError) as error:
+        raise _incomplete(file, error) from error
     keep, in_any_split = np.ones((2, len(table)), dtype=bool)
     for name, values in rules.items():
         column = table.column(name)
         try:
-            wanted_values = pa.array(values, type=column.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise ValueError(f"{file}: column {name} is {column.type}, `where` asks for {values}") from error
-        fits = pc.is_in(column, value_set=wanted_values).to_numpy(zero_copy_only=False)
+            fits = pc.is_in(column, value_set=pa.array(values, type=column.type)).to_numpy(zero_copy_only=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+            expected = f"expected values of that type; correct `{'split' if name == 'split' else 'where'}`"
+            raise ValueError(f"{file}: column {name} is {column.type}, got {values}, {expected}") from error
         keep &= fits
         in_any_split &= fits if name != "split" else True
     classes = _classes_of(table.filter(pa.array(in_any_split)))
     return (table if keep.all() else table.filter(pa.array(keep))), np.flatnonzero(keep), classes
+
+
+def _incomplete(file: Path, error: Exception) -> ValueError:
+    """Returns the error of a file that pyarrow cannot read."""
+    reason = "".join(filter(str.isprintable, str(error).partition("\n")[0].partition(". ")[0])).rstrip(".: ")
+    return ValueError(f"{file} is not a complete Parquet file ({reason}); fetch it again, or name another file")
 
 
 def _values(value: Any) -> list[Any]:

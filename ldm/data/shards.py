@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from ldm.data.classes import Classes, numbered_classes
 from ldm.data.decode import Size
 from ldm.data.images import SUFFIXES, ImageDataset, complete, expand_files
+from ldm.files import parsed_json
 
 LOG = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _JSON_KEYS = {
     "licence": ("license", "licence"),
     "attribution": ("attribution", "author"),
 }
+_DIGITS = 6  # of the numbers in a range of shards
+_CLASS_BYTES = 65536  # in the longest name of a class
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -99,7 +101,7 @@ class WebDatasetImages(ImageDataset):
         """
         known = {"id": f"{self._shard(index).stem}/{self._samples[index].key}", "uri": self.uri(index)}
         if text := self._member(index, "json"):
-            fields = json.loads(text)
+            fields = parsed_json(text)
             if not isinstance(fields, dict):
                 raise ValueError(f"json member holds a {type(fields).__name__}, expected an object")
             for entry, names in _JSON_KEYS.items():
@@ -147,6 +149,8 @@ def _expand_range(entry: str) -> list[str]:
     if match is None:
         return [entry]
     first, last = match.groups()
+    if max(len(first), len(last)) > _DIGITS:
+        raise ValueError(f"shards: got the range '{entry}', expected numbers of at most {_DIGITS} digits; correct it")
     numbers = range(int(first), int(last) + 1)
     return [f"{entry[: match.start()]}{number:0{len(first)}d}{entry[match.end() :]}" for number in numbers]
 
@@ -167,6 +171,9 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                         yield current
                     current = _Sample(key)
                 current.parts[extension.lower()] = (member.offset_data, member.size)
+                if extension.lower() == "cls" and member.size > _CLASS_BYTES:
+                    got = f"got a class of {member.size} bytes for {key}"
+                    raise ValueError(f"{shard}: {got}, expected at most {_CLASS_BYTES}; correct it")
                 if extension.lower() == "cls" and (content := archive.extractfile(member)):
                     current.class_id = sys.intern(content.read().decode("utf-8-sig", "replace").strip())
     except tarfile.TarError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ _ARRAYS = {
 }
 
 
+_PLACES = ("PUT", "BINPUT", "LONG_BINPUT", "FRAME")  # opcodes with a number that memory is taken for
+
+
 class _ArrayReader(pickle.Unpickler):
     """Unpickler for arrays and plain containers, which refuses every other name."""
 
@@ -30,8 +34,21 @@ class _ArrayReader(pickle.Unpickler):
             UnpicklingError: the name is not one that arrays need.
         """
         if (module, name) not in _ARRAYS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
+            raise pickle.UnpicklingError(f"it asks for {ascii(f'{module}.{name}')[1:-1]}, which could run code")
         return super().find_class(module, name)
+
+
+def _check_claims(path: Path) -> None:
+    """Checks that no number in a pickle, of which memory would be taken, is beyond the size of its file.
+
+    Raises:
+        ValueError: a length or the place of a memo is beyond it.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for opcode, value, _ in pickletools.genops(stream):
+            if opcode.name in _PLACES and int(value or 0) > size:
+                raise ValueError(f"it has a memo {value}, in {size} bytes")
 
 
 def read_nn_memory(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -53,12 +70,18 @@ def read_nn_memory(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; name one of CompVis' nn_memory files")
     try:
+        _check_claims(path)
         with path.open("rb") as stream:
             content = _ArrayReader(stream).load()
         rows = np.asarray(content["nn_memory"], dtype=np.int64).ravel()
         return rows, np.array([content["id_count"][int(row)] for row in rows], dtype=np.int64)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} was refused: {error}; nothing of it was run") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} was refused: {reason}; nothing of it was run") from error
+    except MemoryError as error:
+        raise ValueError(
+            f"{path} asks for more memory than there is, so it is damaged or forged; fetch it again"
+        ) from error
     except (EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{path} is no complete nn_memory of CompVis ({reason}); fetch it again") from error

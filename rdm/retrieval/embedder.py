@@ -132,7 +132,10 @@ def to_half(vectors: np.ndarray, names: Sequence[str]) -> np.ndarray:
     if not finite.all():
         place = int(np.argmin(finite))
         largest = np.abs(vectors[place]).max()
-        raise ValueError(f"the vector of image '{names[place]}' reaches {largest:.0f}, float16 ends at 65504")
+        raise ValueError(
+            f"the vector of image '{names[place]}' reaches {largest:.0f}, expected at most 65504, where float16 ends; "
+            "leave the image out, or name another embedder"
+        )
     return half
 
 

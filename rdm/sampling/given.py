@@ -73,7 +73,7 @@ def open_given(picture: Picture, sha256: str | None = None, value_range: Sequenc
         raise ValueError(f"got {picture!r} as a picture, expected the path of a file or a PIL image")
     path = located(picture)
     if not path.is_file():
-        raise FileNotFoundError(f"no picture at {path}")
+        raise FileNotFoundError(f"no picture at {path}; give the path of a file")
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
-from ldm.files import located, portable, read_json, write_json
+from ldm.files import located, parsed_json, portable, read_json, write_json
 from ldm.pictures import save_png, to_uint8
 from ldm.stopping import Stopped, going_on
 from rdm.generators import generator_of
@@ -37,6 +37,7 @@ from rdm.sampling.drafts import ALONE as DRAFT_TOKENS
 from rdm.sampling.drafts import Draft
 from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.ranking import Candidate
+from rdm.sampling.record_form import check_record
 from rdm.sampling.recorded import ABOUT_A_ROW, check_sources, request_of
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample
@@ -227,14 +228,20 @@ def read_record(image: str | Path) -> dict[str, Any]:
     try:
         with Image.open(path) as opened:
             text = getattr(opened, "text", {}).get(KEYWORD, "")
-            record = json.loads(text) if text else {}
+            record = parsed_json(text) if text else {}
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read ({error}); give a PNG that the sampling scripts wrote") from error
-    if not isinstance(record, dict) or record.get("format") not in READ:
-        got = record.get("format") if isinstance(record, dict) and record else "none"
+    found = record.get("format") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or type(found) is not int or found not in READ:
+        got = "none" if found is None else ascii(found)[:80]
         known = " or ".join(map(str, READ))
         raise ValueError(f"{path} has a record of format {got}, expected {known}; give a PNG that our scripts wrote")
-    return record if record["format"] == FORMAT else _of_format_1(record)
+    if found == FORMAT:
+        return record
+    try:
+        return _of_format_1(record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} has a record of format 1 that is damaged ({error!r}); give another PNG") from error
 
 
 def _of_format_1(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,6 +272,7 @@ def make_again(
         FileNotFoundError: a checkpoint or the database does not exist.
         ValueError: a checkpoint or the database is not the one that the record names.
     """
+    check_record(record)
     stored = record.get("database")  # none of a plain model
     named = record.get("generator")
     if named is None:

@@ -32,6 +32,7 @@ from rdm.retrieval.database.shards import (
     KINDS,
     NUMBERS,
     advise,
+    check_card,
     open_shard,
     shard_file,
     stored_name,
@@ -107,7 +108,8 @@ class RetrievalDatabase:
             raise ValueError(f"database {path} has format {got}, this version reads format {FORMAT}; {remedy}")
         try:
             database = cls(path, card)
-        except (KeyError, TypeError) as error:
+            check_card(card)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path / CARD} is not the card of a database ({error!r}); {remedy}") from error
         if embedder is not None:
             check_embedder(card["embedder"], embedder, f"database {path}", remedy)
@@ -234,10 +236,11 @@ class RetrievalDatabase:
         if name not in self._columns:
             numbers = range(len(self.card["shards"]))
             if all(self.stored_as(number, name) is None for number in numbers):
-                names = ", ".join(
-                    dict.fromkeys(known for number in numbers for known in self._table(number).column_names)
+                every = dict.fromkeys(known for number in numbers for known in self._table(number).column_names)
+                known = ", ".join(each for each in every if any(self.stored_as(n, each) for n in numbers))
+                raise ValueError(
+                    f"database {self.path} has no metadata column '{name}', it has {known}; name one of them"
                 )
-                raise ValueError(f"database {self.path} has no metadata column '{name}', it has {names}")
             self._columns[name] = pa.chunked_array([c for number in numbers for c in self.cells(number, name).chunks])
         return self._columns[name]
 
@@ -370,7 +373,8 @@ class RetrievalDatabase:
             return read(self.file("metadata", number), **options)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(
-                f"{self.file('metadata', number)} is missing or damaged ({error}); rebuild the database"
+                f"{self.file('metadata', number)} is missing or damaged ({' '.join(str(error).split())}); rebuild the "
+                "database"
             ) from error
 
 

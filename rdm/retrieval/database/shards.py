@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import LOCK, atomic_path, file_hash, locked, write_array
+from ldm.files import LOCK, atomic_path, file_hash, locked, read_array, write_array
 
 CARD = "database.json"
 KINDS = ("embeddings", "metadata")
@@ -31,6 +31,23 @@ _FOREIGN = {
 }
 
 
+def check_card(card: Mapping[str, Any]) -> None:
+    """Checks the types in the card of a database.
+
+    Raises:
+        ValueError: an entry has another type; the message names it.
+        KeyError: an entry is missing.
+    """
+    shards = list(card["shards"])
+    wholes = {"dim": card["dim"], "rows": card["rows"], **{f"rows of {each['name']}": each["rows"] for each in shards}}
+    texts = {"dtype": card["dtype"], **{f"the name of shard {n}": each["name"] for n, each in enumerate(shards)}}
+    if bad := [name for name, value in wholes.items() if type(value) is not int or value < 0]:
+        raise ValueError(f"{bad[0]} is {wholes[bad[0]]!r}, expected a whole number")
+    if bad := [name for name, value in texts.items() if not isinstance(value, str) or "/" in value]:
+        raise ValueError(f"{bad[0]} is {texts[bad[0]]!r}, expected a name")
+    np.dtype(card["dtype"])
+
+
 def shard_file(path: Path, kind: str, name: str) -> Path:
     """Returns the path of a shard's file; ``kind`` is ``embeddings`` or ``metadata``."""
     return path / kind / (name + {"embeddings": ".npy", "metadata": ".parquet"}[kind])
@@ -43,8 +60,8 @@ def open_shard(file: Path, rows: int, dim: int, dtype: str = "float16") -> np.nd
         ValueError: the file is missing or truncated, or has another shape or type.
     """
     try:
-        shard = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        shard = read_array(file)
+    except ValueError as error:
         raise ValueError(f"shard {file} is missing or damaged ({error}); rebuild the database") from error
     if shard.shape != (rows, dim) or shard.dtype != np.dtype(dtype):
         raise ValueError(f"shard {file} holds {shard.shape} {shard.dtype}, expected {(rows, dim)} {dtype}; rebuild it")
@@ -80,12 +97,12 @@ def stored_name(name: str, names: Sequence[str], foreign: bool) -> str | None:
 
 def to_our_columns(table: pa.Table) -> pa.Table:
     """Returns another project's metadata in our form: known columns under our names, all others as texts."""
-    taken = {stored_name(name, table.column_names, True) for name in TEXTS}
-    plain = (field.name for field in table.schema if not pa.types.is_nested(field.type))
+    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    taken = {stored_name(name, plain, True) for name in TEXTS}
     schema = metadata_schema([name for name in plain if name not in taken and name not in (*NUMBERS, *TEXTS)])
     columns = []
     for field in schema:
-        stored = stored_name(field.name, table.column_names, True)
+        stored = stored_name(field.name, plain, True)
         columns.append(
             unknown(field.name, len(table)) if stored is None else table[stored].cast(pa.string()).fill_null("")
         )
@@ -109,6 +126,8 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         ValueError: ``output`` exists.
     """
+    if not output.name:
+        raise ValueError(f"got the folder {output} to write, expected one that can be made; name another path")
     unfinished = output.with_name(f".{output.name}.tmp")
     with locked(output.with_name(f".{output.name}{LOCK}"), f"writing {output}"):
         if output.exists():

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from ldm.files import read_json
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.index.search import check_types
 
 STYLE = "style"
 _INDEX = Path("index") / "index.json"
@@ -100,6 +101,7 @@ def summary(database: RetrievalDatabase, counted: bool = True) -> Summary:
             styles.update(_counts(database.cells(number, STYLE).filter(alive)))
     file = database.path / _INDEX
     card = read_json(file, "delete it") if file.is_file() else {}
+    check_types(card, file.parent)
     return Summary(
         database.path,
         len(database),

@@ -118,7 +118,13 @@ class NeighbourIndex(SearchIndex):
         path = Path(path or database.path / "index")
         card = read_card(database, path, ("sha256",))
         check_hash(path / "index.faiss", card["sha256"], f"delete {path} and build it again")
-        return cls(database, faiss.read_index(str(path / "index.faiss"), _read_flags(card["factory"])), card, path)
+        try:
+            index = faiss.read_index(str(path / "index.faiss"), _read_flags(card["factory"]))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path / 'index.faiss'} is no index of faiss; delete {path} and build it again"
+            ) from error
+        return cls(database, index, card, path)
 
     @classmethod
     def open(
@@ -243,8 +249,9 @@ def _trained(factory: str, database: RetrievalDatabase, progress: bool) -> Any:
     """Returns an empty index that is trained on a random sample of the rows and ready to be filled."""
     try:
         index = faiss.index_factory(database.dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(f"faiss knows no index '{factory}'; use 'Flat' ({error})") from error
+    except (RuntimeError, TypeError) as error:  # the latter for a text that is none
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"faiss knows no index '{factory}'; use 'Flat' ({reason})") from error
     if index.is_trained:
         return index
     inner = _inner(index)

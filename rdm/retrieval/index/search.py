@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,19 @@ def is_current(database: RetrievalDatabase, path: Path) -> bool:
     return (path / CARD).is_file() and read_json(path / CARD, "delete it").get("database") == database.fingerprint
 
 
+def check_types(card: Mapping[str, Any], path: Path) -> None:
+    """Checks the types in the card of an index.
+
+    Raises:
+        ValueError: an entry has another type; the message names it.
+    """
+    types = {"factory": str, "dim": int, "rows": int, "search": dict, "bytes": int, "ram": int}
+    types |= {"recall": dict, "ms_per_query": dict}
+    if wrong := [name for name, kind in types.items() if not isinstance(card.get(name, kind()), kind)]:
+        got, expected = f"{wrong[0]}={str(card[wrong[0]])[:80]}", types[wrong[0]].__name__
+        raise ValueError(f"{path / CARD}: got {got}, expected {expected}; delete {path} and build it again")
+
+
 def read_card(database: RetrievalDatabase, path: Path, keys: tuple[str, ...] = ()) -> dict[str, Any]:
     """Returns the card of a saved index.
 
@@ -239,6 +252,7 @@ def read_card(database: RetrievalDatabase, path: Path, keys: tuple[str, ...] = (
     missing = {"factory", "dim", "rows", "database", "search", *keys} - set(card)
     if missing:
         raise ValueError(f"{path / CARD} lacks {', '.join(sorted(missing))}; {remedy}")
+    check_types(card, path)
     if card["database"] != database.fingerprint:
         raise ValueError(
             f"index {path} belongs to the database with fingerprint {card['database']}, "

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -15,14 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ldm.files import file_hash, write_json
+from ldm.files import file_hash, read_array, write_json
 from rdm.retrieval.builder.work import SHARD_ROWS
 from rdm.retrieval.database.rows import FORMAT, RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, NUMBERS, explained, metadata_schema, new_folder, open_shard, write_shard
 from rdm.retrieval.embedder import Embedder, to_half
 
 LOG = logging.getLogger(__name__)
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    *(OSError, ValueError, LookupError, EOFError, TypeError, OverflowError, SyntaxError, TokenError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 # Boxes are stored with the rows, but the location of the pictures is unknown.
 _SOURCE = {"source": {}, "patches": {"policy": "imported"}}
 
@@ -98,16 +102,35 @@ def _copied(
         for part in parts:
             first = 0
             for vectors, ids, boxes in _blocks(part, embedder, shard_rows):
-                names, rows = ids.astype(str), range(first, first + len(ids))
-                known: dict[str, Any] = dict(zip(NUMBERS[1:], boxes.T, strict=True))
-                known |= {"image_id": names, "item": ids if ids.dtype.kind in "iu" else np.full(len(ids), -1)}
-                known["uri"] = [f"{part.name}#{row}" for row in rows]
-                empty = [""] * len(ids)
-                columns = [pa.array(known.get(field.name, empty)).cast(field.type) for field in schema]
-                table = pa.Table.from_arrays(columns, schema=schema)
-                yield write_shard(folder, f"{number:05d}", to_half(vectors, names.tolist()), table)
+                table = _metadata(part, first, ids, boxes, schema)
+                try:
+                    half = to_half(vectors, table["image_id"].to_pylist())
+                except ValueError as error:
+                    raise ValueError(f"{part}: {error}") from error
+                yield write_shard(folder, f"{number:05d}", half, table)
                 number, first = number + 1, first + len(ids)
                 bar.update(len(ids))
+
+
+def _metadata(part: Path, first: int, ids: np.ndarray, boxes: np.ndarray, schema: pa.Schema) -> pa.Table:
+    """Returns the metadata of some rows of a part.
+
+    Raises:
+        ValueError: a picture's number or a box has another type.
+    """
+    known: dict[str, Any] = dict(zip(NUMBERS[1:], boxes.T, strict=True))
+    known["uri"] = [f"{part.name}#{row}" for row in range(first, first + len(ids))]
+    known["item"] = ids if ids.dtype.kind in "iu" else np.full(len(ids), -1)
+    empty = [""] * len(ids)
+    try:
+        known["image_id"] = ids.astype(str)
+        columns = [pa.array(known.get(field.name, empty)).cast(field.type) for field in schema]
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{part}: {reason}; expected numbers or names in img_id, and whole numbers in patch_coords"
+        ) from error
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _blocks(part: Path, embedder: Embedder, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -123,8 +146,9 @@ def _blocks(part: Path, embedder: Embedder, size: int) -> Iterator[tuple[np.ndar
                 vectors, ids, boxes = (array.read(min(size, count - start)) for array in arrays)
                 yield vectors.astype(np.float32), ids, boxes
     except _DAMAGED as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{part} is not a complete part with vectors of {embedder.dim} numbers ({error}); fetch it again, or name "
+            f"{part} is not a complete part with vectors of {embedder.dim} numbers ({reason}); fetch it again, or name "
             "the embedder that made it"
         ) from error
 
@@ -164,9 +188,10 @@ def _in_place(folder: Path, embedder: Embedder, progress: bool) -> list[dict[str
         tqdm(list(zip(*files, strict=True)), desc="import", disable=not progress)
     ):
         try:
-            rows, dtype = pq.read_metadata(metadata).num_rows, np.load(vectors, mmap_mode="r", allow_pickle=False).dtype
-        except (OSError, ValueError, EOFError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{vectors} or {metadata} is damaged ({error}); restore it") from error
+            rows, dtype = pq.read_metadata(metadata).num_rows, read_array(vectors).dtype
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{vectors} or {metadata} is damaged ({reason}); restore it") from error
         if dtype not in (np.float16, np.float32):
             raise ValueError(f"{vectors} holds {dtype}, expected float16 or float32")
         open_shard(vectors, rows, embedder.dim, str(dtype))

@@ -1,0 +1,216 @@
+"""Inputs that the benchmark of bad inputs found to end in more than one line, or worse: one for each kind of fault."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ldm.checkpoint import load_weights, read_contents, read_weights, write_checkpoint
+from ldm.command_line import ArgumentParser, readable
+from ldm.config import read_config
+from ldm.data import ParquetImages, WebDatasetImages
+from ldm.data.decode import decode_image, open_picture
+from ldm.downloads import check_bytes, instead_of_weights
+from ldm.files import read_array, read_json
+from ldm.util import check_params, instantiate_from_config
+from rdm.convert.nn_memory import read_nn_memory
+from rdm.retrieval.database.shards import check_card, new_folder, to_our_columns
+from rdm.retrieval.index.search import check_types
+
+
+def refused(call: Any, *named: str) -> None:
+    """Asserts that a call ends in a ValueError of one line with some words."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    assert message.isprintable() and all(word in message for word in named), message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("just words\n", "a text"),
+        ("42\n", "int"),
+        ("a: ${b}\nb: ${a}\n", "'a'"),
+        ("model:\n\ttarget: x\n", "line 2"),
+        ("a: !!python/object/apply:os.system ['touch x']\n", "python/object"),
+        ("a: " + "9" * 5000, "digits"),
+    ],
+)
+def test_configs(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(lambda: read_config([tmp_path / "bad.yaml"]), "bad.yaml", named)
+
+
+def test_targets_and_params() -> None:
+    refused(lambda: instantiate_from_config({"target": "ldm..data"}), "ldm..data", "correct")
+    refused(lambda: instantiate_from_config({"target": "torch.nn.Linear", "deeper": 1}), "'deeper'", "target or params")
+    refused(lambda: check_params("x", lambda root: root, {"other": 1}), "'other'")
+
+    def build(root: str) -> None:
+        del root
+
+    build.__annotations__["root"] = "str"
+    refused(lambda: check_params("x", build, {"root": ["a"]}), "root=['a']", "expected a text")
+
+
+def test_errors_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert readable("got '\x1b[2J\u202e',\n expected x") == "got '\\x1b[2J\\u202e', expected x"
+    assert readable("a" * 5000) == "a" * 150 + "..." + "a" * 30 and readable("a" * 500) == "a" * 500
+    parser = ArgumentParser()
+    parser.add_argument("--n", type=int)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--n", "\x1b[31m"])
+    assert "\\x1b[31m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["F4", "X9"])
+def test_dtypes_that_torch_lacks(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "bad.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    refused(lambda: read_contents(tmp_path / "bad.safetensors"), "bad.safetensors", dtype)
+
+
+def test_weights(tmp_path: Path) -> None:
+    linear = nn.Linear(2, 2)
+    state = {name: value * float("nan") for name, value in linear.state_dict().items()}
+    refused(lambda: load_weights(linear, state, source="m.ckpt"), "m.ckpt", "NaN in weight")
+    assert linear.weight.isfinite().all()
+    (tmp_path / "text.ckpt").write_bytes(b"hello\n")
+    refused(lambda: read_weights(tmp_path / "text.ckpt"), "text.ckpt", "another file")
+    write_checkpoint(tmp_path / "m.ckpt", {"a": torch.ones(3)})
+    data = (tmp_path / "m.ckpt").read_bytes()
+    (tmp_path / "m.ckpt").write_bytes(data.replace(b"PK\1\2", b"PK\1\3"))  # the list of contents
+    assert "damaged" in (instead_of_weights(tmp_path / "m.ckpt") or "")
+    refused(lambda: check_bytes(tmp_path / "m.ckpt"), "m.ckpt", "download")
+
+
+def test_no_program_is_started_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
+    monkeypatch.setattr(subprocess, "check_call", lambda *words, **_: started.append(words))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    refused(lambda: decode_image(script, 8), "no format")
+    refused(lambda: open_picture(b"\xd7\xcd\xc6\x9a" + bytes(80)), "no format")
+    assert started == []
+
+
+def test_pictures_of_pixels_that_pillow_does_not_know() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "DDS")
+    data = bytearray(stream.getvalue())
+    data[80:84] = b"\0\x10\0\0"  # flags of the pixel format
+    refused(lambda: decode_image(bytes(data), 8), "unreadable")
+
+
+def test_parquet_files(tmp_path: Path) -> None:
+    file = tmp_path / "bad.parquet"
+    image = {"bytes": b"", "path": None}
+    pq.write_table(pa.table({"image": [image], "category": [[["a"]]]}), file)
+    refused(lambda: ParquetImages(str(file), 8, where={"category": "x"}), "bad.parquet", "category", "where")
+    data = file.read_bytes()
+    for place in range(0, len(data), 7):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            images = ParquetImages(str(file), 8, max_broken=0)
+            [images.metadata(index) for index in range(len(images))]
+        except ValueError as error:
+            assert "bad.parquet" in str(error) and str(error).isprintable()
+
+
+def test_tar_shards(tmp_path: Path) -> None:
+    refused(lambda: WebDatasetImages("x-{0..99999999999}.tar", 8), "x-{0..99999999999}.tar", "digits")
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    for name, content, size, words in [
+        ("cls", b"", 2**33, "class of 8589934592 bytes"),
+        ("cls", b"9" * 70_000, 70_000, "class of 70000 bytes"),
+        ("json", b"[" * 100_000, 100_000, "too deeply"),
+    ]:
+        with (tmp_path / "bad.tar").open("wb") as file:
+            for end, data, declared in (("png", stream.getvalue(), len(stream.getvalue())), (name, content, size)):
+                info = tarfile.TarInfo(f"1.{end}")
+                info.size = declared
+                file.write(info.tobuf() + data + bytes(-len(data) % 512))
+            file.write(bytes(1024))
+        try:
+            WebDatasetImages(str(tmp_path / "bad.tar"), 8, max_broken=0)[0]
+        except ValueError as error:
+            assert words in f"{error} {error.__cause__}"
+        else:
+            raise AssertionError(words)
+
+
+@pytest.mark.parametrize("header", ["((", "{'descr': '<f4', 'fortran_order': False, 'shape': (-6, 8)}", "(" * 20_000])
+def test_arrays(tmp_path: Path, header: str) -> None:
+    text = header.encode() + b"\n"
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + bytes(192))
+    refused(lambda: read_array(tmp_path / "bad.npy"))
+
+
+def test_arrays_that_are_archives(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    refused(lambda: read_array(tmp_path / "a.npy", None), "archive")
+    np.save(tmp_path / "b.npy", np.arange(3))
+    assert read_array(tmp_path / "b.npy").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02Nr\xff\xff\xff\xff.",  # a memo of which memory for 2^32 places would be taken
+        b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"x.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000000\ntS'd'\ntR.",
+        b"P123\n.",
+        b"c\0x\ny\n.",
+    ],
+)
+def test_memories(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.p").write_bytes(data)
+    refused(lambda: read_nn_memory(tmp_path / "bad.p"), "bad.p")
+
+
+def test_cards(tmp_path: Path) -> None:
+    shard = {"name": "00000", "rows": 3}
+    card = {"dim": 8, "rows": 3, "dtype": "float16", "shards": [shard]}
+    check_card(card)
+    refused(lambda: check_card({**card, "rows": "3"}), "rows is '3'")
+    refused(lambda: check_card({**card, "shards": [{**shard, "name": "../../x"}]}), "../../x")
+    check_types({"factory": "Flat", "bytes": 3}, tmp_path)
+    refused(lambda: check_types({"bytes": [1]}, tmp_path), "index.json", "bytes=[1]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    refused(lambda: read_json(tmp_path / "deep.json", "delete it"), "deep.json", "too deeply")
+
+
+def test_columns_of_other_projects_that_are_nested() -> None:
+    table = to_our_columns(pa.table({"url": [{"a": 1}], "key": ["7"], "image_path": [["x"]]}))
+    assert table["uri"].to_pylist() == [""] and table["image_id"].to_pylist() == ["7"]
+
+
+def test_a_folder_that_cannot_be_made() -> None:
+    def make() -> None:
+        with new_folder(Path("/")):
+            pass
+
+    refused(make, "folder /")
+
+
+def test_a_zip_of_something_else_is_said(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("a.txt", b"x")
+    assert "a.txt" in (instead_of_weights(tmp_path / "x.ckpt") or "")
