@@ -9,6 +9,9 @@
 #   make serve   the same, served at http://127.0.0.1:8000 until Ctrl-C, and built again when a page changes
 #   make wheel   build dist/, install the wheel into a fresh environment, and run it from empty folders
 #   make bench   run the benchmarks
+#   make audit   say which installed packages have known vulnerabilities
+#   make lock    write requirements.lock: the versions that are installed now
+#   make lowest  run the quick tests with the lowest versions that pyproject.toml admits
 
 PYTHON ?= python3
 EXTRA := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
@@ -17,6 +20,10 @@ STAMP := .venv/installed-$(EXTRA)
 DEMO_MINUTES ?= 5
 # Options of scripts/web.py, such as WEB="--port 8000".
 WEB ?=
+# Options of pip-audit, such as AUDIT="--vulnerability-service osv".
+AUDIT ?=
+# The environment of `make lowest`, several gigabytes.
+LOWEST ?= build/lowest
 # A worker for each core, which takes tests from the others when it has none left. WORKERS=0: all in one process.
 WORKERS ?= auto
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
@@ -28,7 +35,7 @@ CHECK := tests/test_architecture.py tests/test_checkpoint_names.py tests/test_do
 	tests/ldm/modules/test_ema.py tests/ldm/modules/test_quantize.py tests/rdm/evaluate/test_metrics_agreement.py \
 	tests/rdm/modules tests/rdm/retrieval/index/test_exact.py tests/rdm/retrieval/index/test_index.py
 
-.PHONY: demo web check test lint docs serve wheel bench install clean
+.PHONY: demo web check test lint docs serve wheel bench audit lock lowest install clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -61,6 +68,23 @@ wheel: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks
+
+# pip-audit has an environment of its own, and looks at the packages of this one.
+audit: $(STAMP)
+	@test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && build/audit/bin/pip install -q pip-audit; }
+	@$(PY) .ci/audit.py build/audit/bin/pip-audit $(AUDIT) --path $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+# After all checks have passed.
+lock: $(STAMP)
+	$(PY) -m pip freeze --exclude-editable > requirements.lock.tmp
+	mv requirements.lock.tmp requirements.lock
+
+# uv takes the lowest version of what pyproject.toml names and the newest of all else.
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[cpu,dev]"
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(CHECK)
 
 install: $(STAMP)
 

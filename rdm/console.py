@@ -26,6 +26,7 @@ SCRIPTS = {
     "rdm-evaluate": "scripts/evaluate.py",
     "rdm-export": "scripts/export_checkpoint.py",
     "rdm-check": "scripts/check_checkpoint.py",
+    "rdm-verify": "scripts/verify.py",
     "rdm-demo": "scripts/demo.py",
     "rdm-own": "scripts/own.py",
 }

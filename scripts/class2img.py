@@ -44,7 +44,7 @@ def main() -> None:
     """Samples ``--n_samples`` images of every class."""
     args = parse()
     check_pool(args.pool, args.by, args.knn)
-    settings = Settings.of_command_line(vars(args))
+    settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
     import rdm
     from rdm.sampling import ways
     from rdm.sampling.record import save
@@ -55,7 +55,7 @@ def main() -> None:
     repeated = [name for name in names for _ in range(args.n_samples)] * args.n_iter
     request = ways.classes(pipeline, repeated, k=args.knn, pool=args.pool, by=args.by, seed=args.seed)
     samples = sample_batches(pipeline, request, settings)
-    print(save(samples, pipeline, args.outdir, "class2img", **saving_options(args)))
+    print(save(samples, pipeline, args.outdir, "class2img", **saving))
 
 
 if __name__ == "__main__":

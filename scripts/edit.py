@@ -66,7 +66,7 @@ def main() -> None:
     """Makes ``--n_samples`` images of the picture."""
     args = parse()
     tokens = "text" if args.only_caption else "both" if args.use_query else "neighbours"
-    settings = Settings.of_command_line(vars(args))
+    settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
     settings.check_tokens(tokens)
     import rdm
     from rdm.sampling.edit import edit, fidelity
@@ -81,7 +81,7 @@ def main() -> None:
         first = next(samples)
         samples, (back, alone) = chain([first], samples), fidelity(first, pipeline)
         print(f"the picture comes back at {back:.1f} dB; the first stage alone gives {alone:.1f} dB")
-    print(save(samples, pipeline, args.outdir, "edit", **saving_options(args)))
+    print(save(samples, pipeline, args.outdir, "edit", **saving))
 
 
 if __name__ == "__main__":

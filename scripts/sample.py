@@ -71,7 +71,7 @@ def main() -> None:
         raise ValueError("got --knn or --only with --rows, expected --rows alone, as nothing is looked up")
     if args.from_image and args.best_of > 1:
         raise ValueError("got --best_of with --from-image, expected it alone: its record says which image was kept")
-    settings = Settings.of_command_line(vars(args))
+    settings, saving = Settings.of_command_line(vars(args)), saving_options(args)
     import rdm
     from rdm.sampling.record import make_again, read_record, save
     from rdm.sampling.samples import sample_batches
@@ -79,11 +79,11 @@ def main() -> None:
     if args.from_image:
         moved = (args.ckpt or args.generator, args.database, args.adapter)
         again, pipeline = make_again(read_record(args.from_image), *moved)
-        print(save(again, pipeline, args.outdir, "again", **saving_options(args)))
+        print(save(again, pipeline, args.outdir, "again", **saving))
     else:
         pipeline = rdm.load(**loading_options(args))
         samples = sample_batches(pipeline, request_of(pipeline, args), settings)
-        print(save(samples, pipeline, args.outdir, "sample", **saving_options(args)))
+        print(save(samples, pipeline, args.outdir, "sample", **saving))
 
 
 if __name__ == "__main__":

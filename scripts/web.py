@@ -10,6 +10,7 @@ import gc
 from dataclasses import fields
 
 from ldm.command_line import ArgumentParser, HelpFormatter, add_trust_option, command_line, positive
+from rdm.sampling.signing import read_key
 from rdm.web.hosts import check_host, login
 from rdm.web.limits import Limits
 
@@ -27,13 +28,8 @@ def parse() -> argparse.Namespace:
     usual = "a checkpoint or run folder; if not given, the newest diffusion run, else the shipped model"
     p.add_argument("--ckpt", help=usual)
     p.add_argument("--config", help="the config of the model; if not given, the one beside the checkpoint")
-    p.add_argument(
-        "--database",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="a further database that neighbours may come from, made with the same CLIP; may be given several times",
-    )
+    further = "a further database that neighbours may come from, made with the same CLIP; may be given several times"
+    p.add_argument("--database", action="append", default=[], metavar="NAME=FOLDER", help=further)
     for name, what in GENERATOR.items():
         p.add_argument(f"--{name}", help=what)
     p.add_argument("--host", default="127.0.0.1", help="the address to listen at; the default is this machine alone")
@@ -42,6 +38,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--auth", metavar="USER:PASSWORD", help=asked)
     p.add_argument("--open", action="store_true", help="serve a host on the network to everyone, without --auth")
     p.add_argument("--allow-changes", action="store_true", help="let users add rows to databases and remove them")
+    p.add_argument("--key", metavar="KEYFILE", help="sign what is drawn, and check signatures; see verify.py")
     add_trust_option(p)
     limits = p.add_argument_group("limits of one request")
     for each in fields(Limits):
@@ -72,6 +69,7 @@ def main() -> None:
     """Serves the page until a signal ends it."""
     args = parse()
     auth = None if args.auth is None else login(args.auth)
+    key = None if args.key is None else read_key(args.key)
     check_host(args.host, auth, args.open)
     limits, folders = Limits(**{name: getattr(args, name) for name in LIMITS}), databases(args.database)
     gc.disable()  # which would take a good part of the time of all imports
@@ -81,7 +79,7 @@ def main() -> None:
     gc.freeze()  # what was imported stays
     gc.enable()
     opening = (args.ckpt, folders, args.config, limits, args.allow_changes, {n: getattr(args, n) for n in GENERATOR})
-    with Studio.open(*opening) as studio, serving(studio, args.host, args.port, auth) as address:
+    with Studio.open(*opening, key) as studio, serving(studio, args.host, args.port, auth) as address:
         print(f"the page is at {address}; Ctrl-C ends it", flush=True)
         wait()
 

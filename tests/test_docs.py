@@ -20,7 +20,7 @@ EVERY_PAGE = sorted(
 )
 TYPED = [(page, command) for page in PAGES for language in ("", "sh") for command in commands(page, language)]
 EXPLAINED = {
-    "docs/sampling.md": [f"scripts/{name}.py" for name in ("txt2img", "class2img", "sample", "edit")],
+    "docs/sampling.md": [f"scripts/{name}.py" for name in ("txt2img", "class2img", "sample", "edit", "verify")],
     "docs/training.md": ["main.py"],
     "docs/evaluation.md": ["scripts/evaluate.py"],
     "docs/databases.md": ["scripts/build_database.py", "scripts/search_neighbors.py"],

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
-FOUND = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "data/emoji/README.md", "models/*/*/README.md")
+FOUND = (
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md", "data/emoji/README.md",
+    "models/*/*/README.md",
+)  # fmt: skip
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=[)#])")
 # <img src="a.png" width="640" alt="words"> of a page that GitHub shows, too
 IMAGE = re.compile(r'<img src="([^"]+)"((?: \w+="[^"]*")*)>')

@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm.command_line import add_trust_option, folder
 from rdm.sampling.settings import AUTOREGRESSION, DEFAULTS, DIFFUSERS, DIFFUSION, OPTIONS
+from rdm.sampling.signing import read_key
 from rdm.sampling.values import ARGUMENTS, Value
 
 COPIES = ("copy_threshold", "reject_copies")  # settings of copy detection, in a group of their own
@@ -56,6 +57,7 @@ def add_sampling_options(
         action="store_true",
         help="also write the pictures of the neighbours as files",
     )
+    p.add_argument("--sign", metavar="KEYFILE", help="sign the images and their records with this key, see verify.py")
     add_model_options(parser, without)
     add_generator_options(parser)
     p = parser.add_argument_group("copies of database rows")
@@ -177,5 +179,11 @@ def argument(name: str) -> Callable[[str], Any]:
 
 
 def saving_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the options as keyword arguments of ``rdm.sampling.record.save``."""
-    return {"per_row": args.n_rows, "neighbours": args.save_neighbours}
+    """Returns the options as keyword arguments of ``rdm.sampling.record.save``; call it before sampling.
+
+    Raises:
+        FileNotFoundError: there is no key file.
+        ValueError: the file is no key file.
+    """
+    key = None if args.sign is None else read_key(args.sign)
+    return {"per_row": args.n_rows, "neighbours": args.save_neighbours, "key": key}

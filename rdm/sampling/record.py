@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
 from ldm.files import located, parsed_json, portable, read_json, write_json
-from ldm.pictures import save_png, to_uint8
+from ldm.pictures import as_picture, save_png, to_uint8
 from ldm.stopping import Stopped, going_on
 from rdm.generators import generator_of
 from rdm.loading import Loaded
@@ -44,12 +44,12 @@ from rdm.sampling.samples import Samples, sample
 from rdm.sampling.settings import Settings
 from rdm.sampling.sheet import Sheets
 from rdm.sampling.shown import ShownRows
+from rdm.sampling.signing import KEYWORD, SIGNATURE, Key
 from rdm.sampling.values import check_arguments
 
 LOG = logging.getLogger(__name__)
 FORMAT = 2
 READ = (1, 2)
-KEYWORD = "rdm"  # keyword of the text chunk in a PNG file
 
 
 def save(
@@ -60,6 +60,7 @@ def save(
     *,
     per_row: int | None = None,
     neighbours: bool = False,
+    key: Key | None = None,
 ) -> Path:
     """Writes each image to a file, the contact sheet to ``<name>-grid.png`` and all records to ``<name>.json``.
 
@@ -75,6 +76,8 @@ def save(
         name: the prefix of the file names.
         per_row: number of images in a row of a grid without neighbours; None shows the neighbours.
         neighbours: whether to write the neighbours' pictures as well, to ``<name>-<number>-neighbour-<place>.png``.
+        key: signs each image with its record, see :mod:`rdm.sampling.signing`; None signs nothing. The pictures of
+            neighbours are not signed, as they were not made here.
 
     Returns:
         the path of the contact sheet, or of the first one.
@@ -96,7 +99,7 @@ def save(
     try:
         for part in parts:
             common = common or about_the_run(part, loaded)
-            _save_images(part, database, outdir, name, common, neighbours, records)
+            _save_images(part, database, outdir, name, common, neighbours, key, records)
             sheets.add(part)
     except (KeyboardInterrupt, Stopped):
         with going_on(f"{len(records)} images are in {outdir}, with their records"):
@@ -122,6 +125,7 @@ def _save_images(
     name: str,
     common: Mapping[str, Any],
     neighbours: bool,
+    key: Key | None,
     records: list[dict[str, Any]],
 ) -> None:
     """Writes the images, and adds their records to those of the images before them."""
@@ -146,14 +150,21 @@ def _save_images(
             record["score"] = next(each.score for each in samples.candidates[i] if each.seed == seed)
             record["candidates"] = [asdict(each) for each in samples.candidates[i]]
         file = outdir / f"{name}-{first + i:03d}.png"
-        save_png(to_uint8(image), file, {KEYWORD: json.dumps({**common, **record})})
+        _write(to_uint8(image), file, {**common, **record}, key)
         records.append({"file": file.name, **record})
         shown = [] if database is None or not neighbours else ShownRows(database, request.pictures).patches(rows)
         for place, patch in enumerate(shown):
             named = {key: value for key, value in found[place].items() if key not in ("similarity", "likeness")}
-            about = {KEYWORD: json.dumps(named)}
             target = outdir / f"{name}-{first + i:03d}-neighbour-{place}.png"
-            save_png(torch.from_numpy(patch).permute(2, 0, 1), target, about)
+            _write(torch.from_numpy(patch).permute(2, 0, 1), target, named)
+
+
+def _write(pixels: torch.Tensor, file: Path, record: Mapping[str, Any], key: Key | None = None) -> None:
+    """Writes pixels ``[C, H, W] uint8`` with their record, which a key signs if there is one."""
+    texts = {KEYWORD: json.dumps(record)}
+    if key is not None:
+        texts[SIGNATURE] = key.signature(texts[KEYWORD], as_picture(pixels))
+    save_png(pixels, file, texts)
 
 
 def _about_neighbours(

@@ -24,6 +24,7 @@ from rdm.sampling.record import read_record, save
 from rdm.sampling.request import Request
 from rdm.sampling.samples import Samples, sample_batches
 from rdm.sampling.settings import Settings
+from rdm.sampling.signing import Key
 
 PREVIEW = 0.4  # seconds from one preview to the next
 GREY = 0.75  # what is not there yet, in [-1, 1]
@@ -94,6 +95,7 @@ def draw(
     lock: threading.Lock,
     temporary: Callable[[], AbstractContextManager[Path]],
     stop: threading.Event,
+    key: Key | None = None,
 ) -> Iterator[Step | Drawn]:
     """Yields steps and images until all jobs are done, or ``stop`` is set. When it is closed early, sampling ends.
 
@@ -102,6 +104,7 @@ def draw(
         lock: held while the model samples.
         temporary: makes a folder for temporary files, which is removed at the end of the ``with`` block.
         stop: ends sampling at the next step when it is set.
+        key: signs the images; None signs nothing.
 
     Raises:
         ValueError: see :func:`rdm.sampling.samples.sample`.
@@ -112,7 +115,7 @@ def draw(
         end: BaseException | None = None
         try:
             with lock, temporary() as folder:
-                _sample(jobs, folder, stop, events.put)
+                _sample(jobs, folder, stop, events.put, key)
         except _Halted:
             pass
         except BaseException as error:  # noqa: BLE001 (it is raised again where the images are waited for)
@@ -132,7 +135,9 @@ def draw(
         stop.set()
 
 
-def _sample(jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Callable[[Step | Drawn], None]) -> None:
+def _sample(
+    jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Callable[[Step | Drawn], None], key: Key | None
+) -> None:
     shown = time.monotonic()
     for place, job in enumerate(jobs):
         if stop.is_set():
@@ -150,14 +155,14 @@ def _sample(jobs: Sequence[Job], folder: Path, stop: threading.Event, tell: Call
         number = 0
         for samples in sample_batches(job.pipeline, job.request, job.settings, watch):
             for each in range(len(samples.seeds)):
-                tell(kept(samples.part([each]), job, number, folder))
+                tell(kept(samples.part([each]), job, number, folder, key))
                 number += 1
 
 
-def kept(samples: Samples, job: Job, number: int, folder: Path) -> Drawn:
+def kept(samples: Samples, job: Job, number: int, folder: Path, key: Key | None = None) -> Drawn:
     """Returns one sampled image with its record, as ``scripts/`` write it, and the pictures of its neighbours."""
     try:
-        save(samples, job.pipeline, folder, "image", neighbours=True)
+        save(samples, job.pipeline, folder, "image", neighbours=True, key=key)
         file = folder / "image-000.png"
         places = range(samples.request.retrieved.rows.shape[1])
         pictures = tuple((folder / f"image-000-neighbour-{place}.png").read_bytes() for place in places)

@@ -28,6 +28,7 @@ from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.record import KEYWORD, read_record
 from rdm.sampling.recorded import ABOUT_A_ROW, check_sources, request_of
 from rdm.sampling.settings import THRESHOLD, Settings
+from rdm.sampling.signing import Verified, verified
 from rdm.sampling.values import check_arguments
 from rdm.web.drawing import Job
 from rdm.web.limits import Limits
@@ -49,6 +50,7 @@ class Inspected:
         note: why there is no record; "" if there is one.
         place: the name of the database in the studio that it was made with; None if there is none.
         obstacle: why it cannot be made again here; "" if it can.
+        signature: what the signature proves; None if the page has no key.
     """
 
     picture: Image.Image
@@ -56,6 +58,7 @@ class Inspected:
     note: str = ""
     place: str | None = None
     obstacle: str = ""
+    signature: Verified | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ def inspected(studio: Studio, data: bytes) -> Inspected:
         ValueError: the file is too large, or no picture.
     """
     picture = decoded(data, studio.limits)
+    signature = None if studio.key is None else verified(data, studio.key)
+    return replace(_inspected(studio, data, picture), signature=signature)
+
+
+def _inspected(studio: Studio, data: bytes, picture: Image.Image) -> Inspected:
     try:
         with _one_line():
             if not _has_record(data):

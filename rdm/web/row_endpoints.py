@@ -71,7 +71,7 @@ def inspecting(studio: Studio) -> list[Callable[..., Any]]:
     """Returns the endpoint of the tab Inspect that does not sample."""
 
     def inspect_picture(picture: Any, k: int = 8, database: str | None = None) -> dict[str, Any]:
-        """Returns the record of a picture, its neighbours, its nearest rows, and whether it is a copy of one."""
+        """Returns the record of a picture, what its signature proves, its neighbours, and whether it is a copy."""
         studio.limits.check(rows=k)
         found = inspected(studio, sent(picture, studio.limits, studio.folder))
         nearest = nearest_rows(studio, found, database, k)
@@ -82,6 +82,7 @@ def inspecting(studio: Studio) -> list[Callable[..., Any]]:
             "neighbours": _listed(record_rows(studio, found)),
             "nearest": _listed(nearest),
             "copy": copy_words(found, nearest),
+            "signature": None if found.signature is None else found.signature.words(),
         }
 
     return [inspect_picture]

@@ -113,7 +113,7 @@ def said(text: str, flagged: bool = False) -> str:
 def record(found: Inspected, copy: str) -> str:
     """Returns the record of an image as a table, and what is known of it being a copy."""
     if found.record is None:
-        return f"{said(found.note)}{said(copy)}"
+        return f"{_signed(found)}{said(found.note)}{said(copy)}"
     what = found.record
     settings = {name: value for name, value in what["settings"].items() if value != DEFAULTS.get(name)}
     asked = {name: value for name, value in what["asked"].items() if name != "way"}
@@ -131,7 +131,14 @@ def record(found: Inspected, copy: str) -> str:
     rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value)[:600])}</td></tr>" for name, value in lines.items())
     whole = escape(json.dumps(what, indent=1, ensure_ascii=False)[:LONGEST])
     more = f"<details><summary>the whole record</summary><pre>{whole}</pre></details>"
-    return f'{said(copy)}{said(found.obstacle, True)}<table class="record">{rows}</table>{more}'
+    return f'{_signed(found)}{said(copy)}{said(found.obstacle, True)}<table class="record">{rows}</table>{more}'
+
+
+def _signed(found: Inspected) -> str:
+    """Returns what the signature of a picture proves; nothing if the page has no key."""
+    if found.signature is None:
+        return ""
+    return said(f"Signature: {found.signature.words()}.", not found.signature.is_good)
 
 
 def _edited(edit: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.request import Request
 from rdm.sampling.samples import settings_of
 from rdm.sampling.settings import Settings
+from rdm.sampling.signing import Key
 from rdm.web.drawing import Drawn, Job, Step, draw
 from rdm.web.folder import upload_folder
 from rdm.web.limits import Limits
@@ -41,11 +42,13 @@ class Studio:
         pipelines: pipelines of one model by the names of their databases, the model's own first.
         limits: what one request may ask for.
         allow_changes: whether databases may be changed.
+        key: signs what is drawn, and checks the signatures of pictures that are inspected; None does neither.
 
     Attributes:
         pipelines: see above.
         limits: see above.
         allow_changes: see above.
+        key: see above.
         lock: held while the model samples, so that one request does at a time.
         folder: the folder of uploads and other temporary files, which :meth:`close` removes.
         popular: counts popular rows again after additions.
@@ -55,7 +58,11 @@ class Studio:
     """
 
     def __init__(
-        self, pipelines: Mapping[str, Pipeline], limits: Limits | None = None, allow_changes: bool = False
+        self,
+        pipelines: Mapping[str, Pipeline],
+        limits: Limits | None = None,
+        allow_changes: bool = False,
+        key: Key | None = None,
     ) -> None:
         if not pipelines:
             raise ValueError("got no database, expected at least that of the model")
@@ -68,6 +75,7 @@ class Studio:
                     "run with --ckpt"
                 )
         self.pipelines, self.limits, self.allow_changes = dict(pipelines), limits or Limits(), allow_changes
+        self.key = key
         self.lock, self.popular = threading.Lock(), PopularRows()
         self._open = contextlib.ExitStack()
         self.folder = self._open.enter_context(upload_folder())
@@ -83,6 +91,7 @@ class Studio:
         limits: Limits | None = None,
         allow_changes: bool = False,
         generator: Mapping[str, str | None] | None = None,
+        key: Key | None = None,
     ) -> Studio:
         """Returns the studio of a model, or of a pipeline of diffusers.
 
@@ -94,6 +103,7 @@ class Studio:
             allow_changes: see :class:`Studio`.
             generator: ``generator``, ``adapter`` and ``image_encoder`` of :func:`rdm.load`, for a pipeline of diffusers
                 in the place of a model. Its first database is the first of ``databases``.
+            key: see :class:`Studio`.
 
         Raises:
             FileNotFoundError: there is no such checkpoint or database.
@@ -112,7 +122,7 @@ class Studio:
                 raise ValueError(f"got two databases of the name '{name}', expected one each; give another name")
             pipelines[name] = with_database(pipeline, folder)
             current_index(pipelines[name].retriever.database)  # built before the first search has to wait for it
-        return cls(pipelines, limits, allow_changes)
+        return cls(pipelines, limits, allow_changes, key)
 
     def __enter__(self) -> Studio:
         return self
@@ -225,7 +235,7 @@ class Studio:
         stop = threading.Event()
         self._stops.setdefault(session, set()).add(stop)
         try:
-            yield from draw(jobs, self.lock, self.temporary, stop)
+            yield from draw(jobs, self.lock, self.temporary, stop, self.key)
         finally:
             self._stops[session].discard(stop)
             if not self._stops[session]:

@@ -84,7 +84,7 @@ def add_pictures(
         size = size_of(database) or size
         if size is None:
             raise ValueError(f"database {path} records no source, so the size of its pictures is unknown; give size")
-        _clean(database)
+        delete_unnamed(database)
         _check_new(database, pictures, size)
         numbers = [int(file.stem) for file in (path / FOLDER).glob("*.parquet")]
         file = path / FOLDER / f"{max([next_number(database), *(number + 1 for number in numbers)]):05d}.parquet"
@@ -93,14 +93,14 @@ def add_pictures(
             _write(file, pictures)
             grown = append_locked(path, source, embedder, Patches(), Work(workers=0, max_broken=0, progress=False))
         finally:
-            _clean(RetrievalDatabase.open(path))
+            delete_unnamed(RetrievalDatabase.open(path))
     return grown, np.arange(len(grown) - len(pictures), len(grown))
 
 
 def added_last(database: RetrievalDatabase, pictures: Sequence[NewPicture]) -> np.ndarray | None:
     """Returns the last rows of a database, ``[n] int64``, if they are these pictures with the same words; else None."""
     size, rows = size_of(database), np.arange(max(len(database) - len(pictures), 0), len(database))
-    if size is None or not _file_of(database.sources[-1]["source"]) or not database.is_alive(rows).all():
+    if size is None or not added_file(database.sources[-1]["source"]) or not database.is_alive(rows).all():
         return None
     wanted = [
         (picture_hash(cut(each.image, None, size)), each.licence, each.attribution, each.caption) for each in pictures
@@ -148,18 +148,18 @@ def _write(file: Path, pictures: Sequence[NewPicture]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
-def _clean(database: RetrievalDatabase) -> None:
+def delete_unnamed(database: RetrievalDatabase) -> None:
     """Deletes what calls that did not get through have left: files that no source names, and their plan."""
     path, plan = database.path, database.path / APPEND_PLAN
-    named = {Path(name).name for name in map(_file_of, (each["source"] for each in database.sources)) if name}
+    named = {Path(name).name for name in map(added_file, (each["source"] for each in database.sources)) if name}
     unused = [file for file in (path / FOLDER).glob("*.parquet") if file.name not in named]
-    if plan.is_file() and _file_of(Plan.from_file(plan).source):
+    if plan.is_file() and added_file(Plan.from_file(plan).source):
         plan.unlink()
     for file in (*unused, *(path / FOLDER).glob(".*.tmp")):
         file.unlink()
 
 
-def _file_of(source: Mapping[str, Any]) -> str:
+def added_file(source: Mapping[str, Any]) -> str:
     """Returns the file that a source names if it is one of added pictures; "" for all others."""
     files = source.get("params", {}).get("files")
     return files if isinstance(files, str) and Path(files).parent.name == FOLDER else ""

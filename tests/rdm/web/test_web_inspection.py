@@ -26,6 +26,8 @@ from rdm.sampling.pipeline import Pipeline
 from rdm.sampling.record import KEYWORD, read_record, save
 from rdm.sampling.samples import sample
 from rdm.sampling.settings import Settings
+from rdm.sampling.signing import Key, Verdict, Verified
+from rdm.web import row_markup
 from rdm.web.drawing import Drawn
 from rdm.web.inspection import Inspected, again, compared, copy_words, inspected, nearest_rows, needed, record_rows
 from rdm.web.limits import Limits
@@ -328,3 +330,31 @@ def test_an_image_of_autoguidance_by_the_own_model_is_made_again(studio: Studio,
     options = {"weaker": str(loaded.path), "weaker_scale": 1.5, **FAST}
     found = look(studio, made(studio, draw(ways.texts, loaded, ["a flag"], **options), loaded))
     assert compared(found.picture, drawn(studio, found)).equal
+
+
+def test_the_page_signs_what_it_draws_and_says_what_a_signature_proves(
+    loaded: Pipeline, studio: Studio, image: Path
+) -> None:
+    assert look(studio, image).signature is None and "Signature" not in row_markup.record(look(studio, image), "")
+    with Studio({"flags": loaded}, key=Key(bytes(32))) as signing:
+        options = {name: value for name, value in FAST.items() if name not in ("k", "seed")}
+        job = signing.job("flags", ways.texts(loaded, ["a red flag"], k=2, seed=3), Settings.of(**options))
+        (event,) = [each for each in signing.draw([job]) if isinstance(each, Drawn)]
+        drawn = inspected(signing, event.png)
+        assert drawn.signature is not None and drawn.signature.verdict is Verdict.SIGNED
+        assert "Signature: signed by this key" in row_markup.record(drawn, "")
+        assert inspected(signing, event.neighbours[0]).signature == Verified(Verdict.NOT_SIGNED)
+        unsigned = inspected(signing, image.read_bytes())
+        assert unsigned.signature == Verified(Verdict.NOT_SIGNED) and unsigned.record is not None
+        assert '<p class="message flag" role="status">Signature: not signed.</p>' in row_markup.record(unsigned, "")
+        pixels = np.array(Image.open(io.BytesIO(event.png)))
+        pixels[0, 0, 0] ^= 1
+        info = PngInfo()
+        for name, text in Image.open(io.BytesIO(event.png)).text.items():
+            info.add_text(name, text)
+        Image.fromarray(pixels).save(image, pnginfo=info)
+        changed = inspected(signing, image.read_bytes())
+        assert changed.signature == Verified(Verdict.PIXELS) and changed.record == drawn.record
+    with Studio({"flags": loaded}, key=Key(bytes(31) + b"1")) as other:
+        seen = inspected(other, event.png).signature
+        assert seen is not None and seen.verdict is Verdict.OTHER_KEY
