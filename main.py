@@ -26,6 +26,7 @@ from ldm.command_line import HelpFormatter, PlainParser, add_trust_option, comma
 from ldm.config import RunConfig, read_run_config, write_config
 from ldm.curves import draw_run
 from ldm.files import FULL, LOCK, locked
+from ldm.processes import ended_together, is_first, leave_words_to_first, run_of_first
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
 from ldm.util import check_params, instantiate_from_config, nearest
@@ -45,6 +46,8 @@ UNTRUE = (
     "The dirpath has",
     "Checkpoint directory .* not empty",
     "Using ModelCheckpoint with manual optimization",
+    "Using .DistributedSampler. with",  # the loaders of validation give each picture once
+    "It is recommended to use .self.log",  # what is logged without sync_dist is equal on all processes
     "Detected call of .lr_scheduler.step",  # a discriminator that starts later has the schedule of all steps
 )
 
@@ -163,10 +166,13 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     import torch
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+    from pytorch_lightning.strategies import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
 
     from ldm.callbacks import ClassNames, KeptMemory, LastStep, Signals, Timings
     from ldm.guards import DiscriminatorWatch, FiniteSteps, LatentStatistics
     from ldm.loggers import ForgetLaterSteps, build_loggers
+    from ldm.modules.shared_norm import SharedNorms
     from ldm.precision import AUTO, fastest_precision
     from ldm.saving import AtomicCheckpoints
 
@@ -212,13 +218,20 @@ def build_trainer(config: RunConfig, run: Path, gpus: str, train: bool) -> pl.Tr
     callbacks += [instantiate_from_config(callback) for callback in config.callbacks.values()]
     check_params("lightning.trainer", pl.Trainer, options)
     logger = build_loggers(config.logger, run) if train else False
+    shared = options.pop("sync_batchnorm", True)
     plugins = options.pop("plugins", None) or []
     plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpoints()]
+    plugins += [SharedNorms()] if shared else []
     try:
-        return pl.Trainer(**options, callbacks=callbacks, logger=logger, plugins=plugins)
+        trainer = pl.Trainer(**options, callbacks=callbacks, logger=logger, plugins=plugins)
     except (TypeError, MisconfigurationException) as error:
         given = f"--gpus {gpus}" if gpus else "lightning.trainer"
         raise ValueError(f"{given}: {str(error).rstrip('!.')}; correct it, or leave it out") from error
+    if isinstance(trainer.strategy, DDPStrategy) and shared:  # then all processes have equal buffers, such as averages
+        names = inspect.signature(DistributedDataParallel).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        trainer.strategy._ddp_kwargs.setdefault(name, False)
+    return trainer
 
 
 def new_run(options: argparse.Namespace, name: str) -> Path:
@@ -228,15 +241,16 @@ def new_run(options: argparse.Namespace, name: str) -> Path:
         ValueError: ``--project`` names a folder that holds checkpoints of another run. One without checkpoints is that
             of a run which ended before the first.
     """
+    if (run := run_of_first()) is not None:
+        return run
     if options.project:
         run = Path(options.project)
-        if options.train and any((run / "checkpoints").glob("*.ckpt")):
+        if options.train and is_first() and any((run / "checkpoints").glob("*.ckpt")):
             raise ValueError(f"{run} already holds a run; go on with --resume {run}, or name another folder")
         return run
     stem = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}_{name}{options.postfix}"
     run, number = Path(options.logdir) / stem, 1
-    # Of the processes of a run on several GPUs, only the first creates the folder.
-    while options.train and os.environ.get("LOCAL_RANK", "0") == "0":
+    while options.train and os.environ.get("LOCAL_RANK", "0") == "0":  # other processes leave it to the first
         try:
             run.mkdir(parents=True)
             break
@@ -293,7 +307,7 @@ def train(options: argparse.Namespace) -> None:
         with alone(run) if options.train else contextlib.nullcontext():
             fit(options, config, run, checkpoint, model, data)
     finally:
-        if made and run.is_dir() and not any(run.iterdir()):
+        if made and is_first() and run.is_dir() and not any(run.iterdir()):
             run.rmdir()
 
 
@@ -304,8 +318,7 @@ def alone(run: Path) -> Iterator[None]:
     Raises:
         ValueError: another run is training there.
     """
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    if any(os.environ.get(rank, "0") != "0" for rank in ranks):
+    if not is_first():
         yield
         return
     with locked(run / LOCK, f"training in {run}", wait=False):
@@ -322,7 +335,7 @@ def fit(
     if options.train:
         LOG.info("run folder %s", run)
         try:
-            with errors_in_words():
+            with errors_in_words(), ended_together(trainer, run):
                 trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         except Stopped as stop:
             how = "there is no checkpoint yet; the same command begins again, and goes on with unfinished tables"
@@ -338,7 +351,7 @@ def fit(
         if trainer.is_global_zero:
             draw_run(run)
     elif "validation" in data.dataset_configs:
-        with errors_in_words():
+        with errors_in_words(), ended_together(trainer, run):
             trainer.validate(model, datamodule=data, ckpt_path=weights, weights_only=True)
     if not options.no_test and "test" in data.dataset_configs:
         LOG.info("the figures of validation, on the test set:")
@@ -362,6 +375,7 @@ def main() -> None:
     early = {signal.SIGINT: stop_at_once, signal.SIGUSR1: nothing_to_save}
     with handled(early):
         options = parse()
+        leave_words_to_first()
         try:
             train(options)
         except Exception:

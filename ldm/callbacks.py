@@ -71,7 +71,7 @@ class ImageLogger(pl.Callback):
 
     def write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes ``images/<step>.png`` into the run's folder."""
-        step = trainer.global_step
+        step, folder = trainer.global_step, trainer.log_dir  # the latter all processes must ask for
         data = getattr(trainer, "datamodule", None)
         loader = data.val_dataloader() if data else None
         if (
@@ -91,7 +91,7 @@ class ImageLogger(pl.Callback):
             moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
             columns = {**log_images(moved), **self.more_columns(trainer, batch)}
         pl_module.train(training)
-        path = Path(trainer.log_dir or ".") / "images" / f"{step:07d}.png"
+        path = Path(folder or ".") / "images" / f"{step:07d}.png"
         grid = image_grid(self.order(columns))
         save_png(grid, path)
         log_picture(trainer.loggers, "images", grid, max(step - 1, 0))

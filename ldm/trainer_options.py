@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
+SHARDED = ("fsdp", "deepspeed", "model_parallel")  # strategies that split weights
 PRECISIONS = ("auto", "32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed")
 
 
@@ -21,6 +22,14 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"lightning.trainer.precision: got {precision}, expected {', '.join(PRECISIONS)}: weights and their "
             "average are kept in float32; give bf16-mixed or 16-mixed to compute in fewer bits"
+        )
+    strategy = str(options.get("strategy", "auto"))
+    if strategy.startswith(SHARDED):
+        raise ValueError(
+            f"lightning.trainer.strategy: got {strategy}, expected auto or ddp: running averages, two optimisers and "
+            "whole checkpoints need all weights in every process; for a model that does not fit, give "
+            "lightning.trainer.precision=bf16-mixed and a smaller data.params.batch_size with "
+            "lightning.trainer.accumulate_grad_batches"
         )
     if options.get("overfit_batches"):
         raise ValueError(

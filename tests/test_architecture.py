@@ -50,7 +50,7 @@ FORBIDDEN = [
 # A file named here imports only these, beside the standard library.
 ONLY = {
     "ldm/models/diffusion/schedule.py": ("torch",),
-    "ldm/models/diffusion/condition.py": ("torch",),
+    "ldm/models/diffusion/condition.py": ("torch", "ldm.parallel"),
     "ldm/models/diffusion/guidance.py": ("torch", "ldm.models.diffusion.condition"),
     "ldm/models/diffusion/stepping.py": ("torch", "ldm.models.diffusion.schedule"),
     "ldm/models/diffusion/samplers.py": (

@@ -6,16 +6,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.seed import pl_worker_init_function
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ldm.data.hub import Place
+from ldm.parallel import own, processes, rank
 from ldm.util import instantiate_from_config
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
@@ -106,15 +107,55 @@ class ResumableLoader(Loader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the epoch and the number of its samples that were delivered to this process."""
-        return {"epoch": self.sampler.epoch, "samples": self.delivered}
+        """Returns the epoch, the number of its samples that were delivered to each process, and that of processes."""
+        return {"epoch": self.sampler.epoch, "samples": self.delivered, "processes": processes()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues after the samples that were delivered; after a complete epoch, at the start of the next one."""
+        """Continues after the samples that were delivered; after a complete epoch, at the start of the next one.
+
+        They may have been delivered to another number of processes, because all deal out the same order of samples.
+        """
         full = len(self) * (self.batch_size or 0)
-        done = state["samples"] >= full
+        delivered = -(-state["samples"] * state.get("processes", processes()) // processes())
+        done = delivered >= full
         self.sampler.epoch = state["epoch"] + done
-        self.sampler.start = self.delivered = 0 if done else state["samples"]
+        self.sampler.start = self.delivered = 0 if done else delivered
+
+
+class SharedBatches(BatchSampler):
+    """The batches of a set in its order, spread over several processes so that each sample is in one of them.
+
+    All processes get equally many batches, because they exchange numbers after each. The samples of a last batch that
+    is too small to give one to each process are added to the batch before.
+
+    Args:
+        dataset: of at least as many samples as there are processes.
+        batch_size: number of samples for each process.
+        name: of the set, for the error.
+
+    Raises:
+        ValueError: the set has fewer samples.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, name: str) -> None:
+        self.size, whole = len(dataset), processes() * batch_size
+        if self.size < processes():
+            raise ValueError(
+                f"{name}: got {self.size} pictures for {processes()} processes, expected one for each; lower "
+                "lightning.trainer.devices"
+            )
+        few = 0 < self.size % whole < processes()
+        self.edges = [*range(0, self.size, whole)][: -1 if few and self.size > whole else None] + [self.size]
+        sampler: DistributedSampler[Any] = DistributedSampler(dataset, processes(), rank(), shuffle=False)
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields the numbers of the samples of this process' batches."""
+        return (list(own(range(start, end))) for start, end in pairwise(self.edges))
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return len(self.edges) - 1
 
 
 class DataModule(pl.LightningDataModule):
@@ -185,11 +226,10 @@ class DataModule(pl.LightningDataModule):
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
         kind = StreamSampler if getattr(dataset, "streams", False) else kind
-        parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
         return kind(
             dataset,
-            num_replicas=torch.distributed.get_world_size() if parallel else 1,
-            rank=torch.distributed.get_rank() if parallel else 0,
+            num_replicas=processes(),
+            rank=rank(),
             shuffle=self.shuffle,
             seed=self.seed,
             drop_last=True,
@@ -204,7 +244,13 @@ class DataModule(pl.LightningDataModule):
         return self._in_order("test") if "test" in self.dataset_configs else []
 
     def _in_order(self, name: str) -> DataLoader[Any]:
-        return Loader(self._dataset(name), self.batch_size, shuffle=False, **self._options())
+        dataset = self._dataset(name)
+        if processes() == 1:
+            return Loader(dataset, self.batch_size, shuffle=False, **self._options())
+        batches = SharedBatches(dataset, self.batch_size, f"data.params.{name}")
+        loader = Loader(dataset, batch_sampler=batches, **self._options())
+        object.__setattr__(loader, "sampler", batches.sampler)  # tells Lightning that it need not deal out samples
+        return loader
 
     def _dataset(self, name: str) -> Any:
         if name not in self.dataset_configs:

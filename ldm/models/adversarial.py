@@ -25,7 +25,7 @@ from ldm.models.training_data import check_training_data
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
 from ldm.modules.losses.adversarial import AdversarialLoss
-from ldm.modules.quantize import summed
+from ldm.parallel import counted, means, rank, summed
 from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
 LOG = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         step, parts = self.global_step, self.trainer.accumulate_grad_batches
         images = self.resized(batch[self.image_key], batch_idx)
         # Dropout draws from torch's global generator, which no checkpoint holds.
-        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self.generator(batch_idx))))
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self.generator(batch_idx))) + rank())
         reconstruction, beside = self.bottleneck(images, batch_idx)
         self.loss.discriminator.requires_grad_(False)
         loss, log = self.loss.generator(images, reconstruction, beside, self.last_layer, step)
@@ -231,6 +231,7 @@ class AdversarialAutoencoder(pl.LightningModule):
             self.manual_backward(loss / parts)
         if (batch_idx + 1) % parts == 0 or self.trainer.is_last_batch:
             self.take_step(step >= self.loss.disc_start)
+        log = means(log)
         self.log("train/loss", log.pop("total_loss"), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in log.items()})
 
@@ -271,8 +272,8 @@ class AdversarialAutoencoder(pl.LightningModule):
         return images if size == list(images.shape[2:]) else F.interpolate(images, size, mode="bicubic")
 
     def generator(self, batch_idx: int) -> torch.Generator:
-        """Returns a CPU generator that is a function of step, batch and device, so that a resumed run goes on alike."""
-        return torch.Generator().manual_seed(self.global_step * 1_000_003 + 10_007 * batch_idx + self.global_rank)
+        """Returns a CPU generator that is a function of step and batch, so that a resumed run goes on alike."""
+        return torch.Generator().manual_seed(self.global_step * 1_000_003 + 10_007 * batch_idx)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Logs reconstruction loss and PSNR and SSIM of held-out images."""
@@ -285,7 +286,7 @@ class AdversarialAutoencoder(pl.LightningModule):
         values = {"rec_loss": (reconstruction - images).abs().mean()}
         values |= {"psnr": psnr(images, shown).mean(), "ssim": ssim(images, shown).mean()}
         named = {f"val/{name}": value for name, value in values.items()}
-        self.log_dict(named, prog_bar=True, batch_size=len(images), sync_dist=True)
+        self.log_dict(named, prog_bar=True, batch_size=counted(len(images)), sync_dist=True)
 
     def observe(self, latent: Tensor) -> None:
         """Adds the latents ``[B, C, h, w]`` of held-out images to the statistics of a validation."""

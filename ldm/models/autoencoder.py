@@ -16,6 +16,7 @@ from ldm.loggers import log_histogram
 from ldm.models.adversarial import AdversarialAutoencoder
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.quantize import Codebook, CodeUsage
+from ldm.parallel import gathered, randn
 from ldm.util import check_params
 
 
@@ -110,7 +111,7 @@ class VQModel(AdversarialAutoencoder):
             self._restart_average(None)
         recent, every = self.usage["restart"], self.quantize.restart_every
         if every and recent.batches >= every:
-            latents, unused = latent.detach().movedim(1, -1).flatten(0, 2), recent.unused()
+            latents, unused = gathered(latent.detach()).movedim(1, -1).flatten(0, 2), recent.unused()
             self.quantize.restart(latents, unused, self.generator(batch_idx))
             self._restart_average(unused)
             recent.reset()
@@ -155,7 +156,7 @@ class VQModel(AdversarialAutoencoder):
         usage.reset()
 
     def _remember(self, latent: Tensor, keep: int = 64) -> None:
-        self._recent = [*self._recent[-keep + 1 :], latent.detach().movedim(1, -1).flatten(0, 2)]
+        self._recent = [*self._recent[-keep + 1 :], gathered(latent.detach()).movedim(1, -1).flatten(0, 2)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the latents of the warm-up, from which a resumed run sets its codes, and the use of codes so far."""
@@ -253,7 +254,8 @@ class AutoencoderKL(AdversarialAutoencoder):
         """Returns the reconstruction ``[B, 3, H, W]`` of a sample, and the distribution of its latent in float32."""
         moments = self.encode(images).parameters.float()  # exponentials and sums over all pixels need float32
         posterior = DiagonalGaussianDistribution(moments)
-        return self.decode(posterior.sample(generator=self.generator(batch_idx))).float(), posterior
+        noise = randn(posterior.mean.shape, self.generator(batch_idx))
+        return self.decode(posterior.sample(noise)).float(), posterior
 
     def latent(self, images: Tensor) -> Tensor:
         """Returns the mean ``[B, C, h, w]`` of the latent's distribution."""

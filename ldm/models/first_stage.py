@@ -16,6 +16,7 @@ from ldm.config import read_config
 from ldm.files import located
 from ldm.models.tiling import encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.parallel import randn
 from ldm.run import weights_of
 from ldm.util import instantiate_from_config
 
@@ -62,12 +63,12 @@ def encode(
     Args:
         stage: the first stage.
         image: ``[B, 3, H, W]`` in [-1, 1].
-        generator: draws from a KL first stage's posterior; its mode without one.
+        generator: draws from a KL first stage's posterior, in training; its mode without one.
         tile: see :func:`ldm.models.tiling.encode_tiled`.
     """
     encoded = encode_tiled(stage, image, tile)
     if isinstance(encoded, DiagonalGaussianDistribution):
-        return encoded.mode() if generator is None else encoded.sample(generator=generator)
+        return encoded.mode() if generator is None else encoded.sample(randn(encoded.mean.shape, generator))
     return encoded
 
 

@@ -14,6 +14,8 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, distributed, nn
 from torch.nn.utils import parametrize
 
+from ldm.parallel import rank, summed
+
 LOG = logging.getLogger(__name__)
 KINDS = ("plain", "ema", "cosine", "simvq")
 
@@ -230,22 +232,15 @@ class CodeUsage:
         return counts / counts.mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the counts and the number of batches."""
-        return {"counts": self.counts.cpu(), "batches": self.batches}
+        """Returns the counts of all devices and the number of batches. All processes must ask for it."""
+        return {"counts": summed(self.counts.clone()).cpu(), "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the counts and the number of batches."""
-        self.counts, self.batches = state["counts"], state["batches"]
+        """Restores the counts, which the first process takes, and the number of batches."""
+        self.counts, self.batches = state["counts"] * (rank() == 0), state["batches"]
 
 
 def perplexity(counts: Tensor) -> Tensor:
     """Returns the perplexity ``[]`` of code frequencies ``counts [n]``: n if all are equal, 1 for a single code."""
     share = counts.float() / counts.sum().clamp(min=1)
     return torch.special.entr(share).sum().exp()
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """Returns the sum over all devices, computed in place."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor)
-    return tensor

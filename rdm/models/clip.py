@@ -28,6 +28,7 @@ from ldm.data.decode import sides
 from ldm.files import write_json
 from ldm.lr_scheduler import StepSchedule
 from ldm.models.training_data import check_training_data
+from ldm.parallel import gathered, gathered_items, own
 from rdm.models.captions import WORDS, bare_name, facts_of, positives, text_about
 
 LOG = logging.getLogger(__name__)
@@ -208,9 +209,12 @@ class SmallCLIP(pl.LightningModule):
     def with_recoloured(
         self, batch: dict[str, Any], rng: np.random.Generator
     ) -> tuple[Tensor, list[dict[str, str]], list[tuple[str, ...]]]:
-        """Returns images, metadata and dominant colours of a batch, its last part replaced by recoloured copies."""
-        images, items = batch["image"], items_of(batch)
-        colours = self.colours_of(images, batch["id"])
+        """Returns images, metadata and dominant colours of a batch, its last part replaced by recoloured copies.
+
+        Of several processes, each gets those of the whole batch.
+        """
+        images, items = gathered(batch["image"]), gathered_items(items_of(batch))
+        colours = gathered_items(self.colours_of(batch["image"], batch["id"]))
         if copies := int(self.recoloured * len(items)):
             others = recolour(images[:copies], rng)
             images = torch.cat([images[:-copies], others])
@@ -218,14 +222,15 @@ class SmallCLIP(pl.LightningModule):
         return images, items, colours
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
-        """Returns the contrastive loss of one batch."""
+        """Returns the contrastive loss of one batch, whose vectors are gathered from all processes."""
         step = self.global_step
         rng = np.random.default_rng((self.seed, step))
         images, items, colours = self.with_recoloured(batch, rng)
         facts = [facts_of(item, named) for item, named in zip(items, colours, strict=True)]
         texts, asked = zip(*(text_about(i, c, rng) for i, c in zip(items, colours, strict=True)), strict=True)
         images = random_affine(images, torch.Generator().manual_seed(1_000_003 * self.seed + step))
-        image_vectors, text_vectors = self.encode_image(images), self.encode_text(texts)
+        image_vectors = gathered(self.encode_image(own(images)))
+        text_vectors = gathered(self.encode_text(own(texts)))
         # Similarities of 100 x cosine need more digits than bfloat16 has.
         with torch.autocast(self.device.type, enabled=False):
             logits = self.clip.logit_scale.exp() * image_vectors @ text_vectors.T
@@ -243,12 +248,12 @@ class SmallCLIP(pl.LightningModule):
         """Collects the embeddings of held-out pictures."""
         colours = self.colours_of(batch["image"], batch["id"])
         items = [item | {"colours": named} for item, named in zip(items_of(batch), colours, strict=True)]
-        self._outputs.append((self.encode_image(batch["image"]), items))
+        self._outputs.append((self.encode_image(batch["image"]).cpu(), items))
 
     def on_validation_epoch_end(self) -> None:
         """Logs how well names, styles and colours are told from the held-out pictures, and pictures from names."""
-        images = torch.cat([output[0] for output in self._outputs])
-        items = [item for output in self._outputs for item in output[1]]
+        items = gathered_items([item for output in self._outputs for item in output[1]])
+        images = torch.stack(gathered_items(list(torch.cat([output[0] for output in self._outputs])))).to(self.device)
         self._outputs.clear()
         if not self._names:
             styles = {item["style"] for item in items}
@@ -277,8 +282,9 @@ class SmallCLIP(pl.LightningModule):
 
     def on_fit_end(self) -> None:
         """Writes the model beside the checkpoints in open_clip's local-directory form."""
-        if self.trainer.is_global_zero and self.trainer.log_dir:
-            self.export(Path(self.trainer.log_dir) / "open_clip", self.training_texts())
+        folder = self.trainer.log_dir  # which all processes must ask for
+        if self.trainer.is_global_zero and folder:
+            self.export(Path(folder) / "open_clip", self.training_texts())
 
     def export(self, folder: str | Path, texts: Sequence[str]) -> None:
         """Writes ``open_clip_config.json`` and ``open_clip_model.safetensors`` (float16) into ``folder``.

@@ -27,6 +27,7 @@ from ldm.lr_scheduler import StepSchedule
 from ldm.models.first_stage import load_first_stage
 from ldm.models.tiling import reconstruct
 from ldm.models.training_data import check_training_data
+from ldm.parallel import counted, gathered, gathered_items, means, own
 from ldm.util import instantiate_from_config
 
 LOG = logging.getLogger(__name__)
@@ -211,12 +212,12 @@ class Judge(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:  # noqa: ARG002 (Lightning's signature)
         """Returns the cross-entropy of one batch."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.global_step)
-        images = self.with_reconstructions(batch["image"], batch["id"], generator)
-        logits = self.logits(augment(self.now(images), generator)).float()
+        images = self.with_reconstructions(gathered(batch["image"]), gathered_items(batch["id"]), generator)
+        logits = self.logits(own(augment(self.now(images), generator))).float()
         target = self.targets(batch["concept"])
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/top1", (logits.argmax(1) == target).float().mean())
+        for name, value in means({"loss": loss, "top1": (logits.argmax(1) == target).float().mean()}).items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
@@ -226,7 +227,8 @@ class Judge(pl.LightningModule):
         figures = {"loss": F.cross_entropy(logits, target), "top1": (place < 1).float().mean()}
         figures["top5"] = (place < 5).float().mean()
         for name, value in figures.items():
-            self.log(f"val/{name}", value, prog_bar=name != "loss", on_epoch=True, batch_size=len(target))
+            options: dict[str, Any] = {"on_epoch": True, "sync_dist": True, "batch_size": counted(len(target))}
+            self.log(f"val/{name}", value, prog_bar=name != "loss", **options)
 
     def configure_optimizers(self) -> Any:
         """Returns AdamW, its rate constant between warm-up and final decay."""
@@ -261,9 +263,10 @@ class Judge(pl.LightningModule):
 
     def on_fit_end(self) -> None:
         """Writes the judge beside the checkpoints, with the config of the data that it was trained on."""
-        if self.trainer.is_global_zero and self.trainer.log_dir:
+        folder = self.trainer.log_dir  # which all processes must ask for
+        if self.trainer.is_global_zero and folder:
             data: Any = getattr(self.trainer, "datamodule")  # noqa: B009 (Lightning does not declare it)
-            self.export(Path(self.trainer.log_dir) / "judge", data.dataset_configs)
+            self.export(Path(folder) / "judge", data.dataset_configs)
 
     def export(self, folder: str | Path, data: Mapping[str, Any]) -> None:
         """Writes ``model.safetensors`` (float16, with the concepts as metadata) and ``config.yaml`` into ``folder``.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.stepping import seeded_noise
+from ldm.parallel import rand, randn
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ class References:
         Everything that is random depends on the generator alone.
         """
         n, k = latents.shape[:2]
-        draw = torch.rand(n, k + 3, generator=generator).to(latents.device)
+        draw = rand([n, k + 3], generator).to(latents.device)
         shown = (draw[:, :k] >= self.p_single) & (draw[:, k, None] >= self.p_drop)
         strength = torch.where(draw[:, k + 1] < self.p_noise, draw[:, k + 2], 0.0)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noise = randn(latents.shape, generator).to(latents)
         return channels_of(noised(latents, strength, noise), strength, shown)
 
 

@@ -20,6 +20,13 @@ def test_other_precisions_are_refused(precision: object) -> None:
         check_trainer_options({"precision": precision})
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "deepspeed_stage_2"])
+def test_strategies_that_split_weights_are_refused(strategy: str) -> None:
+    with pytest.raises(ValueError, match=f"strategy: got {strategy}, expected auto or ddp.*accumulate_grad_batches"):
+        check_trainer_options({"strategy": strategy})
+    check_trainer_options({"strategy": "ddp_find_unused_parameters_true"})
+
+
 def test_errors_that_lightning_raises_are_told_in_one_line() -> None:
     with pytest.raises(ValueError, match="metric `a` which is not available.*strict: false") as told, errors_in_words():
         EarlyStopping("a")._validate_condition_metric({})

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.parallel import rand
+
 
 class Hybrid(NamedTuple):
     """A condition of two parts."""
@@ -36,7 +38,7 @@ def of_tensors(function: Callable[..., Tensor], *conditions: Any) -> Any:
 def with_nulls(context: Any, null: Any, probability: float, generator: torch.Generator) -> Any:
     """Returns the condition of B images; each has the null condition instead with a probability."""
     tokens = context.tokens if isinstance(context, Hybrid) else context
-    dropped = torch.rand(len(tokens), generator=generator).to(tokens.device) < probability
+    dropped = rand([len(tokens)], generator).to(tokens.device) < probability
 
     def chosen(empty: Tensor, given: Tensor) -> Tensor:
         return torch.where(dropped.view(-1, *[1] * (given.ndim - 1)), empty, given)

@@ -20,6 +20,7 @@ from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.models.first_stage import encode, frozen_first_stage
 from ldm.models.tiling import decode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
+from ldm.parallel import gathered
 from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
@@ -216,7 +217,7 @@ class LatentDiffusion(DDPM):
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Measures the scale factor on the first batch of a run, unless it was resumed or has initial weights."""
         if not self._measured and self.global_step == 0 and isinstance(self.scale_factor, Tensor):
-            self.scale_factor.copy_(1.0 / self.to_latent(batch[self.first_stage_key]).std())
+            self.scale_factor.copy_(1.0 / gathered(self.to_latent(batch[self.first_stage_key])).std())
             LOG.info("scale factor measured on the first batch: %.5f", float(self.scale_factor))
         self._measured = True
 

@@ -29,6 +29,7 @@ from ldm.models.diffusion.wrapper import DiffusionWrapper, compile_network
 from ldm.models.training_data import check_training_data
 from ldm.modules.attention import ProjectedContext
 from ldm.modules.ema import LitEma
+from ldm.parallel import counted, means, own, processes, randn, rank, summed
 from ldm.util import instantiate_from_config, nearest
 
 LOG = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class DDPM(pl.LightningModule):
         learning_rate: learning rate of AdamW.
         weight_decay: weight decay of AdamW.
         compile: compile the U-Net with ``torch.compile`` at its first use; a string names a backend.
-        seed: of noise and times; step n uses (seed, n, rank), so that a resumed run repeats none.
+        seed: of noise and times; step n uses (seed, n), so that a resumed run repeats none.
 
     Raises:
         ValueError: unknown parameterization, schedule or loss, or the weights do not fit.
@@ -254,7 +255,7 @@ class DDPM(pl.LightningModule):
 
     def generator(self, *numbers: int) -> torch.Generator:
         """Returns a CPU generator that is a function of the seed and the numbers."""
-        return seeded_generator(self.seed, *numbers, self.global_rank)
+        return seeded_generator(self.seed, *numbers, 0)
 
     def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         """Returns the latents ``[B, C, h, w]`` of a training batch."""
@@ -264,16 +265,16 @@ class DDPM(pl.LightningModule):
         """Returns the mean loss of a batch at random times."""
         generator = self.generator(0, self.global_step, batch_idx)
         latent = self.training_latents(batch, generator)
-        t = torch.randint(len(self.schedule), (len(latent),), generator=generator).to(latent.device)
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        n = len(latent) * processes()  # draws do not depend on how a batch is spread over processes
+        t = own(torch.randint(len(self.schedule), (n,), generator=generator)).to(latent.device)
+        noise = randn(latent.shape, generator).to(latent)
         context = self.drop_context(self.context(batch), generator)
         # Dropout draws from torch's global generator, which no checkpoint holds.
-        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        means = {name: value.mean() for name, value in self.losses(latent, context, t, noise).items()}
-        loss = means.pop("loss")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in means.items()})
-        return loss
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)) + rank())
+        terms = {name: value.mean() for name, value in self.losses(latent, context, t, noise).items()}
+        for name, value in means(terms).items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
+        return terms["loss"]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Takes a step and moves the running average, before any callback can store the two."""
@@ -285,16 +286,17 @@ class DDPM(pl.LightningModule):
         """Logs the loss on held-out images at the same times and noises every time, with and without averaging."""
         generator = self.generator(1, batch_idx)
         latent = self.to_latent(batch[self.first_stage_key])
-        n, total = len(latent), len(self.schedule)
+        n, total = int(summed(torch.tensor(len(latent)))), len(self.schedule)
         spread = (torch.arange(n) + torch.rand(n, generator=generator)) / n * total
-        t = spread.long().clamp(max=total - 1).to(latent.device)
-        noise = torch.randn(latent.shape, generator=generator).to(latent)
+        t = own(spread).long().clamp(max=total - 1).to(latent.device)
+        noise = own(torch.randn(n, *latent.shape[1:], generator=generator)).to(latent)
         context = self.context(batch)
         values = {f"val/{name}": value.mean() for name, value in self.losses(latent, context, t, noise).items()}
         if self.model_ema is not None:
             with self.ema_scope():
                 averaged = self.losses(latent, self.context(batch), t, noise)
             values |= {f"val/{name}_ema": value.mean() for name, value in averaged.items()}
+        n = counted(len(latent))
         for name, value in values.items():
             self.log(name, value, prog_bar=name in ("val/loss", "val/loss_ema"), batch_size=n, sync_dist=True)
 

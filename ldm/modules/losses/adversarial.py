@@ -15,15 +15,19 @@ from taming.modules.losses.vqperceptual import hinge_d_loss, vanilla_d_loss
 from torch import Tensor, nn
 
 from ldm.modules.losses.perceptual import perceptual_network
+from ldm.parallel import mean
 
 ADVERSARIAL = {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss}
 Log = dict[str, Tensor]
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Returns the factor in [0, 10^4] that gives both losses equal gradient norms at the decoder's last layer."""
-    by_nll = torch.autograd.grad(nll, last_layer, retain_graph=True)[0].norm()
-    by_adversarial = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    """Returns the factor in [0, 10^4] that gives both losses equal gradient norms at the decoder's last layer.
+
+    The losses are means over the samples of this process; the gradients are those of the whole batch.
+    """
+    by_nll = mean(torch.autograd.grad(nll, last_layer, retain_graph=True)[0]).norm()
+    by_adversarial = mean(torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]).norm()
     return (by_nll / (by_adversarial + 1e-4)).clamp(0.0, 1e4).detach()
 
 

@@ -23,6 +23,7 @@ from ldm.models.diffusion.stepping import Watch, seeded_generator
 from ldm.models.first_stage import frozen_first_stage
 from ldm.models.tiling import decode_tiled, encode_tiled
 from ldm.models.training_data import check_training_data
+from ldm.parallel import counted, mean, rand, rank
 from ldm.util import instantiate_from_config
 from rdm import compat
 from rdm.models.autoregression.sampling import OnToken, Predictor, autoregress, check_choice, seeded_gumbel, watched
@@ -201,7 +202,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         if not self.p_mask_max:
             return context
         share = self.p_mask_max * torch.rand((), generator=generator)
-        masked = torch.rand(context.shape, generator=generator) < share
+        masked = rand(context.shape, generator) < share
         return torch.where(masked.to(context.device), self.mask_token.to(context), context)
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
@@ -222,13 +223,12 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Returns the mean loss of a batch."""
-        generator = seeded_generator(self.seed, 0, self.global_step, batch_idx, self.global_rank)
-        context = self.mask_context(self.context(batch), generator)
-        context = self.drop_context(context, generator)
+        generator = seeded_generator(self.seed, 0, self.global_step, batch_idx, 0)
+        context = self.drop_context(self.mask_context(self.context(batch), generator), generator)
         # Dropout draws from torch's global generator, which no checkpoint holds.
-        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)) + rank())
         loss = self.loss(self.batch_codes(batch), context)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", mean(loss), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:  # noqa: ARG002
@@ -236,7 +236,7 @@ class RetrievalAugmentedTransformer(NeighbourConditioned, pl.LightningModule):
         codes = self.batch_codes(batch)
         loss = self.loss(codes, self.context(batch))
         values = {"val/loss": loss, "val/bits_per_token": loss / math.log(2)}
-        self.log_dict(values, prog_bar=True, batch_size=len(codes), sync_dist=True)
+        self.log_dict(values, prog_bar=True, batch_size=counted(len(codes)), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs the figures of validation on the test set."""

@@ -58,11 +58,11 @@ def test_a_loader_continues_after_the_batches_it_delivered(num_workers: int) -> 
     for _ in range(3):
         next(stream)
     state = loader.state_dict()
-    assert state == {"epoch": 0, "samples": 96}
+    assert state == {"epoch": 0, "samples": 96, "processes": 1}
     resumed = loader_of(num_workers=num_workers)
     resumed.load_state_dict(state)
     assert ids(resumed) == whole[3:]
-    assert resumed.state_dict() == {"epoch": 0, "samples": 128}
+    assert resumed.state_dict() == {"epoch": 0, "samples": 128, "processes": 1}
     following = loader_of()
     following.load_state_dict(resumed.state_dict())
     following.sampler.set_epoch(0)  # Lightning names the old epoch once more while it restarts
