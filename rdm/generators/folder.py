@@ -14,15 +14,17 @@ def find_pipeline(name: str) -> Path:
 
     Raises:
         FileNotFoundError: there is neither a folder nor a pipeline of this name.
+        ValueError: diffusers is not installed.
     """
     folder = located(name)
     if (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
         raise FileNotFoundError(f"no model_index.json in {folder}; give the folder of a whole pipeline of diffusers")
+    diffusers = diffusers_library()
     try:
         with quiet():
-            return Path(diffusers_library().DiffusionPipeline.download(name))
+            return Path(diffusers.DiffusionPipeline.download(name))
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FileNotFoundError(
