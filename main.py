@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from ldm.command_line import HelpFormatter, PlainParser, add_trust_option, command_line, in_words, seed_number
 from ldm.config import RunConfig, read_run_config, write_config
 from ldm.curves import draw_run
-from ldm.files import FULL, LOCK, locked
+from ldm.files import FULL
+from ldm.locks import LOCK, locked
 from ldm.processes import ended_together, is_first, leave_words_to_first, run_of_first
 from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.trainer_options import check_trainer_options, errors_in_words
@@ -82,6 +83,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right; later ones win"
     )
     p.add_argument("-t", "--train", **flag, help="train the model; without this option, it is only validated")
+    p.add_argument("--dry-run", **flag, help="take a few steps, say what the training takes, and keep nothing of it")
     p.add_argument("--no-test", **flag, help="skip the test set")
     p.add_argument(
         "-r",
@@ -301,6 +303,12 @@ def train(options: argparse.Namespace) -> None:
     data = instantiate_from_config(config.data)
     check_weights(model, weights, source=f"checkpoint {checkpoint}", allow=("*",))  # shapes; names are for Lightning
     del weights
+    if options.dry_run:
+        from ldm.dry_run import dry_run
+
+        cost = dry_run(config, model, data, lambda few, folder: build_trainer(few, folder, options.gpus, True))
+        print(*cost.lines(), sep="\n")
+        return
     made = run is None
     run = run or new_run(options, options.name or Path(paths[0]).stem)
     try:

@@ -1,6 +1,6 @@
 """Tables on disk that are filled a batch at a time; a process that was killed continues where it stopped.
 
-One process at a time fills a table: it holds :func:`ldm.files.building`.
+One process at a time fills a table: it holds :func:`ldm.locks.building`.
 """
 
 from __future__ import annotations

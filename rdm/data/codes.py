@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.config import check_keys
-from ldm.files import building, check_hash, delete_left_lock, read_json
+from ldm.files import check_hash, read_json
+from ldm.locks import building, delete_left_lock
 from ldm.models.first_stage import fingerprint, frozen_first_stage
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable

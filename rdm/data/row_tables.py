@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import building, check_hash, delete_left_lock, read_json
+from ldm.files import check_hash, read_json
+from ldm.locks import building, delete_left_lock
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.rows import RetrievalDatabase

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.files import building, check_hash, read_json
+from ldm.files import check_hash, read_json
+from ldm.locks import building
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
 from rdm.evaluate.features import FeatureNetwork

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm.files import LOCK, locked
+from ldm.locks import LOCK, locked
 
 PREFIX = "rdm-web-"
 YOUNG = 60  # seconds; a folder that is so young may not be locked yet

@@ -19,7 +19,8 @@ from pictures import contents
 from ldm.checkpoint import write_checkpoint, write_weights
 from ldm.command_line import in_words
 from ldm.config import write_config
-from ldm.files import atomic_path, building, delete_left_lock, locked, read_json, read_text, write_array, write_json
+from ldm.files import atomic_path, read_json, read_text, write_array, write_json
+from ldm.locks import building, delete_left_lock, locked
 from ldm.pictures import save_png
 from ldm.saving import Metrics
 from ldm.table import ResumableTable
@@ -130,7 +131,7 @@ def test_metrics_on_a_full_disk_stay_whole(tmp_path: Path) -> None:
 OWNER = """
 import sys, time
 from pathlib import Path
-from ldm.files import building
+from ldm.locks import building
 with building(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -147,7 +148,7 @@ def owner(folder: Path, seconds: float, name: str) -> subprocess.Popen:
 def test_one_process_builds_and_the_other_waits_and_says_for_whom(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="ldm.files")
+    caplog.set_level("INFO", logger="ldm.locks")
     with owner(tmp_path / "table", 1.0, "other") as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         with building(tmp_path / "table"):

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.data.hub import check_random_access
-from ldm.files import building, delete_left_lock
+from ldm.locks import building, delete_left_lock
 from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.forecast import forecast

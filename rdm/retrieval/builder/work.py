@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.files import LOCK, file_hash, read_json, write_json
+from ldm.files import file_hash, read_json, write_json
+from ldm.locks import LOCK
 from rdm.retrieval.builder.plan import PLAN, Plan, WrittenShard
 from rdm.retrieval.database.shards import CARD, KINDS, explained, shard_file
 from rdm.retrieval.embedder import Embedder, check_embedder

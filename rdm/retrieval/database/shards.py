@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import LOCK, atomic_path, file_hash, locked, read_array, write_array
+from ldm.files import atomic_path, file_hash, read_array, write_array
+from ldm.locks import LOCK, locked
 
 CARD = "database.json"
 KINDS = ("embeddings", "metadata")

@@ -19,7 +19,8 @@ try:
 except ModuleNotFoundError as error:
     raise ValueError(f"no faiss, which searches: {to_install('cpu')}, or with [gpu] for an NVIDIA GPU") from error
 
-from ldm.files import atomic_path, building, check_hash, delete_left_lock, file_hash, read_json
+from ldm.files import atomic_path, check_hash, file_hash, read_json
+from ldm.locks import building, delete_left_lock
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import Neighbours, RowReader, unit_vectors
 from rdm.retrieval.index.factory import budget, choose_factory

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ldm.files import building, delete_left_lock, read_json
+from ldm.files import read_json
+from ldm.locks import building, delete_left_lock
 from ldm.stopping import going_on
 from ldm.table import KEPT, ResumableTable
 from rdm.retrieval.database.outlines import Outlines, outline

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ldm.data.decode import Size, short_size
-from ldm.files import atomic_path, locked
+from ldm.files import atomic_path
+from ldm.locks import locked
 from rdm.retrieval.builder.plan import Plan
 from rdm.retrieval.builder.work import Work
 from rdm.retrieval.database.find import find_rows

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ldm.files import locked
+from ldm.locks import locked
 from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
 from rdm.retrieval.builder.build import embed_all

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.files import check_hash, locked, write_json
+from ldm.files import check_hash, write_json
+from ldm.locks import locked
 from rdm.retrieval.database.removed import changing, read_removed, write_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, KINDS, explained, shard_file, write_shard

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm.files import atomic_path, building, located, read_json
+from ldm.files import atomic_path, located, read_json
+from ldm.locks import building
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.upkeep.add import FOLDER, added_file, delete_unnamed
 from rdm.retrieval.upkeep.duplicates import FILE as DUPLICATES

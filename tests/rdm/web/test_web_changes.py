@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from toy import rdm_config, ship
 
-from ldm.files import building
+from ldm.locks import building
 from rdm.loading import with_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.search import read_card

@@ -12,7 +12,7 @@ from pictures import ProjectionEmbedder
 from PIL import Image
 
 from ldm.data.decode import centre_crop
-from ldm.files import locked
+from ldm.locks import locked
 from rdm.retrieval.database.find import select_rows
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.faiss_index import NeighbourIndex, current_index
