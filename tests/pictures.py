@@ -42,6 +42,19 @@ class ProjectionEmbedder(nn.Module):
 QUIET = {"batch_size": 4, "shard_rows": 8, "progress": False}
 
 
+SIZES = [(40, 24), (33, 61), (20, 20), (12, 90), (64, 64), (50, 31), (28, 28)]  # of pictures of :func:`write_large`
+
+
+def write_large(folder: Path, sizes: list[tuple[int, int]] = SIZES) -> dict[str, Any]:
+    """Writes noise pictures of several sizes and returns the config of the data set, delivered at 8 pixels."""
+    rng = np.random.default_rng(3)
+    folder.mkdir(parents=True)
+    for number, (width, height) in enumerate(sizes):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return {"target": "ldm.data.ImageFolder", "params": {"root": str(folder), "size": 8}}
+
+
 def write_pictures(folder: Path, count: int, seed: int = 0, classes: int = 2) -> dict[str, Any]:
     """Writes `count` pictures of 8x8 in class folders and returns the config of the data set."""
     rng = np.random.default_rng(seed)

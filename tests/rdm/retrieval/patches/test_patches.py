@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import ProjectionEmbedder, bomb, contents
+from pictures import SIZES, ProjectionEmbedder, bomb, contents, write_large
 from PIL import Image
 
 from ldm.data.decode import decode_image
@@ -27,18 +27,7 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.patches.policy import Patches
 
 QUIET = {"batch_size": 5, "shard_rows": 3, "progress": False}
-SIZES = [(40, 24), (33, 61), (20, 20), (12, 90), (64, 64), (50, 31), (28, 28)]
 RANDOM = {"policy": "random", "count": 3, "min_side": 14, "max_side": 30, "seed": 7}
-
-
-def write_large(folder: Path, sizes: list[tuple[int, int]] = SIZES) -> dict[str, Any]:
-    """Writes noise pictures of several sizes and returns the config of the data set, delivered at 8 pixels."""
-    rng = np.random.default_rng(3)
-    folder.mkdir(parents=True)
-    for number, (width, height) in enumerate(sizes):
-        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
-    return {"target": "ldm.data.ImageFolder", "params": {"root": str(folder), "size": 8}}
 
 
 def build(path: Path, source: dict[str, Any], patches: dict[str, Any] | None, **options: Any) -> RetrievalDatabase:

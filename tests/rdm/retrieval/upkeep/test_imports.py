@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pictures import ProjectionEmbedder, contents
+from pictures import ProjectionEmbedder, contents, write_large
 
 from ldm.util import instantiate_from_config
 from rdm.convert.nn_memory import read_nn_memory
@@ -65,8 +65,6 @@ def test_parts_become_rows_in_their_order(tmp_path: Path) -> None:
 
 
 def test_imported_rows_are_cut_out_of_a_data_set_that_is_given(tmp_path: Path) -> None:
-    from test_patches import write_large
-
     images = instantiate_from_config(write_large(tmp_path / "pictures", [(40, 30), (60, 50)]))
     content = {"embedding": np.ones((2, 8), np.float32), "img_id": np.array([1, 0])}
     np.savez(tmp_path / "part.npz", **content, patch_coords=np.array([[3, 4, 11, 12], [30, 2, 38, 10]]))
