@@ -18,7 +18,7 @@ COMMANDS = [line for entry in ENTRIES if not entry.is_code for line, _ in entry.
 # Options that no entry shows, because they do not change a picture.
 NO_PICTURE = {
     "--outdir", "--ckpt", "--config", "--trust",  # paths and trust
-    "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check",  # the same picture
+    "--batch_size", "--tile", "--compile", "--precision", "--no_copy_check", "--sign",  # the same picture
     "--model", "--temperature", "--top_k", "--top_p",  # the pictures of rarm are next to its weights
     "--weaker", "--weaker_scale",  # no weights of a weaker model are shipped, nor of another generator
     "--generator", "--adapter", "--image_encoder", "--neighbour_scale", "--combine", "--negative_prompt", "--offload",
