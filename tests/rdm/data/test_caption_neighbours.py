@@ -320,7 +320,8 @@ def test_a_stopped_run_goes_on_with_equal_weights(kind: Any, num_workers: int, t
     assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
     assert losses("parts") == losses("whole") and len(losses("whole")) == 7
     train("plain", "data.params.caption_share=0", steps=7)
-    assert losses("plain")[6] != losses("whole")[6]  # by then, untrained weights have ceased to be zero
+    plain = read_weights(tmp_path / "plain" / "checkpoints" / "last.ckpt")
+    assert any(not torch.equal(plain[name], value) for name, value in expected.items())  # it saw other neighbours
 
 
 def test_wrong_shares_are_refused(config: dict[str, Any]) -> None:
