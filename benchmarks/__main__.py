@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 
-from benchmarks import attention, builder, loader, networks, rarm, retrieval
+from benchmarks import attention, builder, loader, networks, rarm, retrieval, streams
 
 BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "attention": attention.run,
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, float]]] = {
     "networks": networks.run,
     "rarm": rarm.run,
     "retrieval": retrieval.run,
+    "streams": streams.run,
 }
 
 

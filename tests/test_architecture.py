@@ -87,6 +87,8 @@ DOORS = {
     "safetensors": ("ldm/checkpoint.py", "rdm/convert/pipeline_files/"),
     "huggingface_hub": ("ldm/hub.py",),
     "datasets": ("ldm/data/hub.py",),
+    "fsspec": ("ldm/data/file_parts.py", "ldm/data/hub.py"),
+    "aiohttp": ("ldm/data/file_parts.py",),
     "pickle": ("ldm/checkpoint.py", "rdm/convert/nn_memory.py"),
     "omegaconf": ("ldm/config.py",),
     "tensorboard": ("ldm/loggers.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -16,9 +17,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ldm.data.hub import Place
+from ldm.data.shard_order import ShardOrder
 from ldm.parallel import own, processes, rank
 from ldm.util import instantiate_from_config
 
+LOG = logging.getLogger(__name__)
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
@@ -65,6 +68,18 @@ class ResumableSampler(DistributedSampler[Any]):
 
     start = 0
 
+    def __init__(self, dataset: Dataset[Any], batch_size: int = 1, **options: Any) -> None:
+        """Accepts the options of `DistributedSampler`.
+
+        Args:
+            dataset: if it has an `order` (:class:`ldm.data.shard_order.ShardOrder`), shuffling follows it.
+            batch_size: number of samples that this process gets at once.
+            options: of the base class.
+        """
+        super().__init__(dataset, **options)
+        self.batch_size = batch_size
+        self.order: ShardOrder | None = getattr(dataset, "order", None) if self.shuffle else None
+
     def set_epoch(self, epoch: int) -> None:
         """Moves to the beginning of an epoch if it is a later one."""
         if epoch > self.epoch:
@@ -72,7 +87,11 @@ class ResumableSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """Yields the remaining samples of this epoch."""
-        return islice(super().__iter__(), self.start, None)
+        if self.order is None:
+            return islice(super().__iter__(), self.start, None)
+        numbers = self.order.of_epoch(self.seed, self.epoch, self.num_replicas * self.batch_size)
+        own_numbers: list[int] = numbers[self.rank : self.total_size : self.num_replicas].tolist()
+        return islice(own_numbers, self.start, None)
 
 
 class StreamSampler(ResumableSampler):
@@ -226,14 +245,29 @@ class DataModule(pl.LightningDataModule):
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
         kind = StreamSampler if getattr(dataset, "streams", False) else kind
-        return kind(
+        sampler = kind(
             dataset,
             num_replicas=processes(),
             rank=rank(),
             shuffle=self.shuffle,
             seed=self.seed,
             drop_last=True,
+            batch_size=self.batch_size,
         )
+        if sampler.order is not None:
+            self._check_lanes(sampler.order)
+        return sampler
+
+    def _check_lanes(self, order: ShardOrder) -> None:
+        """Logs if several devices or loader processes would read the same shards."""
+        devices, workers = processes(), max(1, self.num_workers)
+        if order.devices % devices or order.workers % workers or len(order.sizes) < devices * workers:
+            LOG.warning(
+                "lanes: got [%d, %d] and %d shards for %d devices with %d loader processes each, so some of them read "
+                "the same shards; use multiples of %d and %d, and at least %d shards",
+                *(order.devices, order.workers, len(order.sizes), devices, workers),
+                *(devices, workers, devices * workers),
+            )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Returns a loader of the validation set in its order, or an empty list if there is no such set."""

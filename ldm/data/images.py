@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ldm.data.captions import Captions
 from ldm.data.classes import NO_CLASS, Classes, listed_classes, sorted_classes
 from ldm.data.decode import CHANNELS, Size, UnknownRangeError, check_range, decode_image, short_size
+from ldm.data.file_parts import UnreachableError
 from ldm.data.left_out import pictures_below, say_pages
 from ldm.files import located, looked_in, places, read_text
 
@@ -88,6 +89,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     def metadata(self, index: int) -> dict[str, str]:
         """Returns the strings of item `index` without decoding its picture."""
 
+    def id_of(self, index: int) -> str:
+        """Returns the `id` of item `index`."""
+        return self.metadata(index)["id"]
+
     @abstractmethod
     def read(self, index: int) -> bytes:
         """Returns the content of the image file of picture `index`."""
@@ -121,6 +126,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             IndexError: `index` is out of range.
             ValueError: more than `max_broken` pictures are unreadable, and the error names them; or the range of a
                 picture's values is unknown.
+            ldm.data.file_parts.UnreachableError: a URL cannot be read.
         """
         total = len(self)
         if not -total <= index < total:
@@ -144,6 +150,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
             say_pages(data, self.uri(index), self.said)
         except UnknownRangeError as error:
             raise ValueError(f"{self.uri(index)} is {error}") from error
+        except UnreachableError:
+            raise
         except (OSError, ValueError) as error:
             name = self.uri(index)
             self._broken[index] = name

@@ -15,6 +15,7 @@ LOG = logging.getLogger(__name__)
 # Endings of pictures that Pillow does not read without plug-ins, or that are no pictures of pixels.
 _OTHER_PICTURES = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".dng", ".raw", ".psd", ".exr", ".tga", ".svg")
 # Beginnings of formats that can hold several pages: GIF, TIFF, WebP, and PNG with an animation.
+_WEBP_ANIMATED = 0x02  # a flag of the extended format
 _PAGED = (b"GIF8", b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+", b"RIFF")
 
 
@@ -79,6 +80,8 @@ def pages_left_out(data: bytes) -> str:
         data: content of an image file, of which only the beginning is decoded.
     """
     if not data.startswith(_PAGED) and b"acTL" not in data[:128]:
+        return ""
+    if data.startswith(b"RIFF") and not (data[12:16] == b"VP8X" and data[20] & _WEBP_ANIMATED):
         return ""
     try:
         with Image.open(io.BytesIO(data)) as opened:

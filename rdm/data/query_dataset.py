@@ -103,7 +103,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
         own: np.ndarray | None = None,
     ) -> None:
         check_random_access(images, "images with neighbours")
-        self.images = images
+        self.images, self.order = images, getattr(images, "order", None)
         self.database = RetrievalDatabase.open(database) if isinstance(database, str) else database
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions

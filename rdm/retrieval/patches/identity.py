@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ldm.data.images import ImageDataset
 from ldm.pictures import to_uint8, with_channels
 
 
@@ -35,6 +36,6 @@ def to_pixels(image: Tensor) -> np.ndarray:
 def image_id(images: Any, index: int) -> str:
     """Returns the id of a picture of an ``ldm.data`` data set without decoding it; ``""`` if it is unreadable."""
     try:
-        return images.metadata(index)["id"]
+        return images.id_of(index) if isinstance(images, ImageDataset) else images.metadata(index)["id"]
     except ValueError:
         return ""

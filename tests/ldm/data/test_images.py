@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from shard_server import write_shard
 
 from ldm.data import ImageFolder, ParquetImages, WebDatasetImages
 from ldm.data.decode import decode_image
@@ -213,15 +214,6 @@ def test_parquet_errors_name_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "z.parquet").write_bytes(b"PAR?")
     with pytest.raises(ValueError, match=r"z\.parquet"):
         ParquetImages(str(tmp_path / "z.parquet"), 64)
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> None:
-    """A tar file with these members in this order."""
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
 
 
 def test_shards_give_pictures_with_their_neighbouring_members(tmp_path: Path) -> None:
