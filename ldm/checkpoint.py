@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import fnmatch
+import hashlib
 import json
 import logging
 import pickle
@@ -38,6 +39,7 @@ DAMAGED = (
     struct.error,
 )
 AGAIN = "download it again, or give another file"
+SUM = "tensors_sha256"  # in the metadata of a safetensors file
 DTYPES = {  # the names of dtypes in safetensors files
     **{f"F{bits}": getattr(torch, f"float{bits}") for bits in (16, 32, 64)},
     **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
@@ -60,15 +62,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, is truncated, or names more than tensors and plain containers.
+        ValueError: the file is no checkpoint, is truncated, does not have the checksum that :func:`write_weights`
+            stored, or names more than tensors and plain containers.
     """
     path = _existing(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                expected = (file.metadata() or {}).get(SUM)
         except SafetensorError as error:
             raise _incomplete_safetensors(path, error) from error
+        if expected is not None and tensors_hash(state) != expected:
+            raise ValueError(f"{path} is damaged: its tensors do not have the checksum {expected[:12]}; {AGAIN}")
+        return state
     return _state_in(_read_pickle(path), path)
 
 
@@ -96,7 +103,7 @@ def read_contents(path: str | Path) -> Contents:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: _described(path, name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-                return Contents(tensors, dict(file.metadata() or {}))
+                return Contents(tensors, _texts(file))
         except SafetensorError as error:
             raise _incomplete_safetensors(path, error) from error
     content = _read_pickle(path, "meta" if is_archive(path) else "cpu")
@@ -172,9 +179,13 @@ def _read_pickle(path: Path, device: str = "cpu") -> Any:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """Returns the text metadata of a ``.safetensors`` file."""
+    """Returns the text metadata of a ``.safetensors`` file, without its checksum."""
     with safe_open(located(path), framework="pt") as file:
-        return dict(file.metadata() or {})
+        return _texts(file)
+
+
+def _texts(file: Any) -> dict[str, str]:
+    return {name: text for name, text in (file.metadata() or {}).items() if name != SUM}
 
 
 def write_weights(
@@ -184,7 +195,7 @@ def write_weights(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes tensors as ``.safetensors``; an interrupted call leaves the old file as it was.
+    """Writes tensors as ``.safetensors`` with a checksum; an interrupted call leaves the old file as it was.
 
     Args:
         path: the file; its directory is created.
@@ -198,7 +209,17 @@ def write_weights(
         tensors[name] = tensor.detach().to("cpu", dtype if convert else tensor.dtype, copy=True).contiguous()
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", **texts})
+        save_file(tensors, temporary, metadata={"format": "pt", **texts, SUM: tensors_hash(tensors)})
+
+
+def tensors_hash(state: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of tensors on the CPU, with their names, dtypes and shapes, in any order."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_weights(

@@ -11,6 +11,8 @@ import pytest
 import torch
 from pickled import Evil
 from pytorch_lightning.callbacks import ModelCheckpoint
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint import average_as_weights, load_weights, read_metadata, read_weights, write_weights
@@ -46,6 +48,31 @@ def test_writing_converts_floats_only_and_copies_shared_storage(tmp_path: Path) 
     write_weights(tmp_path / "m.safetensors", state, dtype=torch.float16)
     got = read_weights(tmp_path / "m.safetensors")
     assert_same(got, {"x": shared.half(), "view": shared.view(2, 3).T.half(), "count": torch.tensor([5])})
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
+    write_weights(file := tmp_path / "m.safetensors", STATE)
+    content = file.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    for place in (begin, (begin + len(content)) // 2, len(content) - 1):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"m\.safetensors is damaged: .* checksum [0-9a-f]{12}; download it again"):
+            read_weights(file)
+    file.write_bytes(content)
+    assert_same(read_weights(file), STATE)
+
+
+def test_a_checksum_holds_however_a_file_is_laid_out(tmp_path: Path) -> None:
+    write_weights(file := tmp_path / "m.safetensors", STATE)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    turned = {name: STATE[name] for name in reversed(STATE)}
+    save_file(turned, tmp_path / "other.safetensors", metadata)
+    assert_same(read_weights(tmp_path / "other.safetensors"), STATE)
+    save_file(turned, tmp_path / "none.safetensors")
+    assert_same(read_weights(tmp_path / "none.safetensors"), STATE)
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
