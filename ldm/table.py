@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,25 @@ class ResumableTable:
             for name in self._names:
                 (self.path / f"{name}{PARTIAL}").replace(self.path / f"{name}.npy")
         self._names.clear()
+
+
+def check_disk(path: Path, lines: int, each: int, what: str, setting: str) -> None:
+    """Says how much disk space a table needs.
+
+    Args:
+        path: its folder.
+        lines: number of lines that are left to fill.
+        each: bytes of a line.
+        what: names the values in messages.
+        setting: where a config names the folder.
+
+    Raises:
+        ValueError: there is less.
+    """
+    needed, free = lines * each, shutil.disk_usage(path).free
+    LOG.info("%s of %d lines need %.1f of %.1f MB free on the disk", what, lines, needed / 1e6, free / 1e6)
+    if needed > free:
+        raise ValueError(
+            f"{what} need {needed / 1e6:.1f} MB of disk space at {path}, got {free / 1e6:.1f} MB free; name another "
+            f"path in {setting}"
+        )

@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ldm.data.hub import Place
+from ldm.data.latents import LatentSource
 from ldm.data.shard_order import ShardOrder
 from ldm.parallel import own, processes, rank
 from ldm.util import instantiate_from_config
@@ -189,6 +190,7 @@ class DataModule(pl.LightningDataModule):
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 0,
+        latents: Mapping[str, Any] | None = None,
     ) -> None:
         """Stores the configs; `setup` builds the datasets.
 
@@ -200,6 +202,8 @@ class DataModule(pl.LightningDataModule):
             num_workers: number of loader processes for each set; 0 loads in the main process.
             shuffle: whether the training set is read in a random order, which differs in each epoch.
             seed: seed of that order.
+            latents: `path` and `first_stage`, if the latents of the training set are computed once before training, see
+                :class:`ldm.data.latents.LatentSource`.
 
         Raises:
             ValueError: `batch_size` is below 1, `num_workers` is below 0, or there is no dataset.
@@ -217,21 +221,31 @@ class DataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.shuffle = shuffle
         self.seed = seed
+        self.latents = LatentSource(latents) if latents else None
         self.datasets: dict[str, Dataset[Any]] = {}
+
+    def prepare_data(self) -> None:
+        """Within a trainer, computes what is missing of the latents of the training set."""
+        if self.latents is not None and self.trainer is not None and "train" in self.dataset_configs:
+            self.latents.prepare(instantiate_from_config(self.dataset_configs["train"]))
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the datasets for `stage` ("fit", "validate" or "test"; None builds all of them)."""
         wanted = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
         for name in wanted.get(stage or "", tuple(self.dataset_configs)):
             if name in self.dataset_configs and name not in self.datasets:
-                self.datasets[name] = instantiate_from_config(self.dataset_configs[name])
+                self.datasets[name] = self._images(name)
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns a loader of full batches, whose order depends on the seed and the epoch.
 
         Raises:
-            ValueError: there is no training set, or it has fewer pictures than a batch.
+            ValueError: there is no training set, or it has fewer pictures than a batch, or the latents of its pictures
+                are not those that the model would make.
         """
+        model = getattr(self.trainer, "lightning_module", None)
+        if self.latents is not None and model is not None:
+            self.latents.check(model)
         dataset = self._dataset("train")
         sampler = self._sampler(dataset)
         if len(sampler) < self.batch_size:
@@ -290,8 +304,14 @@ class DataModule(pl.LightningDataModule):
         if name not in self.dataset_configs:
             raise ValueError(f"the data config has no {name} set; it has {', '.join(self.dataset_configs)}")
         if name not in self.datasets:
-            self.datasets[name] = instantiate_from_config(self.dataset_configs[name])
+            self.datasets[name] = self._images(name)
         return self.datasets[name]
+
+    def _images(self, name: str) -> Any:
+        """Returns a data set as its config says, with latents if it is the training set of a trainer."""
+        images = instantiate_from_config(self.dataset_configs[name])
+        with_latents = name == "train" and self.latents is not None and self.trainer is not None
+        return self.latents.added_to(images) if self.latents and with_latents else images
 
     def _options(self) -> dict[str, Any]:
         """Returns the loader's options. With its own generator, it does not use torch's global random state."""

@@ -21,6 +21,7 @@ from ldm.run import weights_of
 from ldm.util import instantiate_from_config
 
 INSIDE = "first_stage_model."
+LATENT = "latent"  # key of a batch for the latents of its images, without a scale factor
 
 
 @dataclass(frozen=True)

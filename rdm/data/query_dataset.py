@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from ldm.data.datamodule import ResumableSampler
 from ldm.data.hub import check_random_access
+from ldm.data.identity import images_hash
 from ldm.models.diffusion.stepping import seeded_generator
 from rdm.data.row_tables import RowTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.neighbours.table import NeighbourTable
-from rdm.retrieval.patches.identity import images_hash
 
 
 class Drawn(NamedTuple):

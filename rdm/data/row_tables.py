@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from ldm.files import check_hash, read_json
 from ldm.locks import building, delete_left_lock
 from ldm.stopping import going_on
-from ldm.table import KEPT, ResumableTable
+from ldm.table import KEPT, ResumableTable, check_disk
 from rdm.retrieval.database.rows import RetrievalDatabase
 
 LOG = logging.getLogger(__name__)
@@ -145,7 +144,7 @@ class RowTable:
         table = ResumableTable(path, len(rows), plan)
         left = rows[table.done :]
         if len(left):
-            cls._check_disk(path, len(left), cls._half(left[:1], values_of)[0].nbytes)
+            check_disk(path, len(left), cls._half(left[:1], values_of)[0].nbytes + 8, cls.what, cls.setting)
         with tqdm(total=len(rows), initial=table.done, unit="row", desc=cls.what, disable=not progress) as bar:
             for start in range(table.done, len(rows), _BATCH):
                 some = rows[start : start + _BATCH]
@@ -153,17 +152,6 @@ class RowTable:
                 bar.update(len(some))
         table.finish(cls.card_file, {**plan, **{f"{name}.npy": value for name, value in table.hashes().items()}})
         LOG.info("wrote %s %s: %d rows", cls.what, path, len(rows))
-
-    @classmethod
-    def _check_disk(cls, path: Path, rows: int, each: int) -> None:
-        """Says how much disk space the values need, and raises ValueError if there is less."""
-        needed, free = rows * (each + 8), shutil.disk_usage(path).free
-        LOG.info("%s of %d rows need %.1f of %.1f MB free on the disk", cls.what, rows, needed / 1e6, free / 1e6)
-        if needed > free:
-            raise ValueError(
-                f"{cls.what} need {needed / 1e6:.1f} MB of disk space at {path}, got {free / 1e6:.1f} MB free; "
-                f"name another path in {cls.setting}"
-            )
 
     @classmethod
     def _completed(

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data.decode import Size
+from ldm.data.identity import ids_hash, images_hash
 from ldm.files import file_hash, write_json
 from ldm.pictures import image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
@@ -29,7 +30,6 @@ from rdm.evaluate.sources import FirstStageCopies, size_of, write_samples
 from rdm.loading import Loaded
 from rdm.models.judge import Judge, judge_file, rank
 from rdm.retrieval.config import source_config
-from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.sampling.settings import Settings
 
 SPLITS = {"trained": "train", "held-out": "val"}  # groups of concepts, and their value in the column `split`

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.data.decode import short_size
+from ldm.data.identity import ids_hash, images_hash
 from ldm.files import atomic_path, file_hash, write_json
 from ldm.pictures import from_uint8, image_grid, save_png
 from ldm.util import evenly, instantiate_from_config
@@ -51,7 +52,6 @@ from rdm.evaluate.sources import FirstStageCopies, ModelSamples, read_captions, 
 from rdm.loading import Loaded
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.sampling.copies import DIGITS
 from rdm.sampling.record import read_record, written_images
 from rdm.sampling.recorded import ABOUT_A_ROW

@@ -17,7 +17,7 @@ from ldm.models.diffusion.guidance import USUAL_SCALE
 from ldm.models.diffusion.pixel import DDPM
 from ldm.models.diffusion.samplers import USUAL, USUAL_STEPS
 from ldm.models.diffusion.wrapper import DiffusionWrapper
-from ldm.models.first_stage import encode, frozen_first_stage
+from ldm.models.first_stage import LATENT, encode, frozen_first_stage
 from ldm.models.tiling import decode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.parallel import gathered
@@ -25,7 +25,6 @@ from ldm.util import instantiate_from_config
 
 __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
 LOG = logging.getLogger(__name__)
-LATENT = "latent"  # key of a batch for the latents of its images, without a scale factor
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"  # CompVis' words
 CLASSES, TEXTS, OTHERS = "classes", "texts", "others"  # what a cond stage reads
 
@@ -220,6 +219,11 @@ class LatentDiffusion(DDPM):
             self.scale_factor.copy_(1.0 / gathered(self.to_latent(batch[self.first_stage_key])).std())
             LOG.info("scale factor measured on the first batch: %.5f", float(self.scale_factor))
         self._measured = True
+
+    @property
+    def takes_latents(self) -> bool:
+        """Whether the latents of training images may come with a batch; otherwise its images are encoded."""
+        return self._latents is not None
 
     def training_latents(self, batch: Mapping[str, Any], generator: torch.Generator) -> Tensor:
         """Returns the latents ``[B, C, h, w]`` of a training batch, from the cache if there is one."""

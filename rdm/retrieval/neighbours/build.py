@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.identity import ids_hash, images_hash
 from ldm.files import read_json
 from ldm.locks import building, delete_left_lock
 from ldm.stopping import going_on
@@ -31,7 +32,6 @@ from rdm.retrieval.neighbours.search import (
     split_picture,
 )
 from rdm.retrieval.neighbours.table import ASSUMED, CAPTION, CARD, FORMAT, NEAR_DUPLICATE, PICTURE, NeighbourTable
-from rdm.retrieval.patches.identity import ids_hash, images_hash
 from rdm.retrieval.queries import text_queries
 
 LOG = logging.getLogger(__name__)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ldm.data.decode import open_picture
+from ldm.data.identity import image_id
 from ldm.util import instantiate_from_config
-from rdm.retrieval.patches.identity import image_id, picture_hash
+from rdm.retrieval.patches.identity import picture_hash
 from rdm.retrieval.patches.policy import Box, cut
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ldm.data.identity import image_id
 from ldm.locks import locked
 from ldm.stopping import going_on
 from ldm.util import instantiate_from_config
@@ -28,7 +29,6 @@ from rdm.retrieval.database.removed import changing, read_removed
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import CARD
 from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.patches.identity import image_id
 from rdm.retrieval.patches.policy import Patches
 
 LOG = logging.getLogger(__name__)

@@ -77,11 +77,11 @@ def test_training_makes_codes_and_goes_on_as_if_it_had_not_been_stopped(system: 
     expected, got = (read_weights(each / "checkpoints" / "last.ckpt") for each in (whole, run))
     assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
     table = CodeTable.open(system["folder"] / "codes" / "train")
-    assert table.codes.shape == (40, 64) and table.codes.dtype == np.uint16 and table.codes.max() < 16
+    assert table.values.shape == (40, 64) and table.values.dtype == np.uint16 and table.values.max() < 16
     images = instantiate_from_config(system["config"]["data"]["params"]["train"])
     model = instantiate_from_config(system["config"]["model"])
     made = model.to_codes(torch.stack([images[i]["image"] for i in (0, 39)]))
-    assert made.tolist() == table.codes[[0, 39]].tolist()
+    assert made.tolist() == table.values[[0, 39]].tolist()
     bits, nats = column(whole, "val/bits_per_token"), column(whole, "val/loss")
     assert bits == pytest.approx([loss / math.log(2) for loss in nats], rel=1e-4) and len(bits) == 2
     assert bits[1] < bits[0] < 6  # 16 codes: 4 bits would be a guess

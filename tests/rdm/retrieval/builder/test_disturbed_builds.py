@@ -82,7 +82,7 @@ table = prepare_neighbour_table(path / "neighbours/train", images, embedder, dat
 rows = Table.prepare(path / "values", database, [table.rows], {{}}, values_of, progress=False)
 codes = prepare_code_table(path / "codes", images, stage, progress=False)
 [found] = extract(Source(), [Network()], path / "features")
-print(json.dumps([embedder.seen, sum(computed), table.rows.tolist(), rows.values.sum().item(), codes.codes.tolist(),
+print(json.dumps([embedder.seen, sum(computed), table.rows.tolist(), rows.values.sum().item(), codes.values.tolist(),
                   found.features.sum().item()]))
 """
 
