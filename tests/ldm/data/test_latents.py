@@ -36,8 +36,8 @@ class Losses(pl.Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-        self.seen.append(float(outputs["loss"]))
+    def on_train_batch_end(self, *given: Any) -> None:
+        self.seen.append(float(given[2]["loss"]))
 
 
 def fit(config: dict[str, Any], encodes: bool) -> list[float]:
