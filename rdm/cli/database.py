@@ -88,7 +88,7 @@ def remove_command(args: argparse.Namespace) -> Iterator[str]:
 
 def compact_command(args: argparse.Namespace) -> Iterator[str]:
     """Rewrites a database without its removed rows."""
-    yield from _with_index(compact(args.database))
+    yield _line_on_index(NeighbourIndex.open(compact(args.database), replace=True))
 
 
 def merge_command(args: argparse.Namespace) -> Iterator[str]:
@@ -142,40 +142,63 @@ def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _with_index(
-    database: RetrievalDatabase, args: argparse.Namespace | None = None, embedder: Embedder | None = None
+    database: RetrievalDatabase, args: argparse.Namespace, embedder: Embedder | None = None
 ) -> Iterator[str]:
-    """Builds the index of a database if it is missing or out of date, and yields lines that describe both.
+    """Builds the index of a database if it is missing or out of date, and yields lines on it and on duplicate rows.
+
+    Duplicates are looked for if rows are new or ``drop_duplicates`` asks for it: in a new index before it is saved, so
+    that a process that is killed meanwhile leaves no index, and the next one looks again.
 
     Args:
         database: the database.
-        args: the command line. ``index`` and ``ram`` choose the index. If the rows have changed, duplicates are
-            reported; with ``drop_duplicates`` they are removed.
+        args: the command line: ``index`` and ``ram`` choose the index, ``near_duplicate`` and ``drop_duplicates`` say
+            what is a duplicate and whether it is removed.
         embedder: the embedder that made the database, with which the index is tuned by captions; None to do without.
     """
-    current = is_current(database, database.path / "index")
-    wanted = {} if args is None else {"factory": args.index, "ram": args.ram}
-    texts = None if embedder is None else partial(caption_vectors, database, embedder)
+    wanted = args.drop_duplicates or not is_current(database, database.path / "index")
     found: list[Duplicates] = []
 
     def look(index: SearchIndex) -> None:
-        if args is not None and not (current and not args.drop_duplicates):
-            found.append(find_duplicates(database, index, args.near_duplicate))
-            if len(found[0].rows):
-                write_duplicates(database, found[0])
+        found.append(_listed_duplicates(database, index, args.near_duplicate))
 
-    index = NeighbourIndex.open(database, replace=True, texts=texts, before_saving=look, **wanted)
-    yield f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
-    if not found:
+    index = NeighbourIndex.open(
+        database,
+        args.index,
+        ram=args.ram,
+        replace=True,
+        texts=None if embedder is None else partial(caption_vectors, database, embedder),
+        before_saving=look if wanted else None,
+    )
+    yield _line_on_index(index)
+    if wanted and not found:  # the index was there
         look(index)
-    if args is not None and found and len(found[0].rows):
-        duplicates = found[0]
-        nearly = len(duplicates.rows) - duplicates.exact
-        dropped = database.remove(duplicates.rows) if args.drop_duplicates else 0
-        what = f"{dropped} of them removed" if args.drop_duplicates else "--drop-duplicates removes them"
-        yield (
-            f"{database.path}: {duplicates.exact} rows have the pixels of an earlier row, {nearly} nearly "
-            f"(cosine at least {args.near_duplicate}), see {DUPLICATES}; {what}"
-        )
+    if found and len(found[0].rows):
+        yield _line_on_duplicates(database, found[0], args)
+
+
+def _line_on_index(index: SearchIndex) -> str:
+    database = index.database
+    return f"{database.path}: {len(database)} rows of {database.dim} numbers, index {index.card['factory']}"
+
+
+def _listed_duplicates(database: RetrievalDatabase, index: SearchIndex, near: float) -> Duplicates:
+    """Returns the duplicate rows of a database, after they are written to its list of them."""
+    duplicates = find_duplicates(database, index, near)
+    if len(duplicates.rows):
+        write_duplicates(database, duplicates)
+    return duplicates
+
+
+def _line_on_duplicates(database: RetrievalDatabase, duplicates: Duplicates, args: argparse.Namespace) -> str:
+    """Removes duplicates if that is asked for, and says how many there are."""
+    what = "--drop-duplicates removes them"
+    if args.drop_duplicates:
+        what = f"{database.remove(duplicates.rows)} of them removed"
+    return (
+        f"{database.path}: {duplicates.exact} rows have the pixels of an earlier row, "
+        f"{len(duplicates.rows) - duplicates.exact} nearly (cosine at least {args.near_duplicate}), see {DUPLICATES}; "
+        f"{what}"
+    )
 
 
 COMMANDS = {
