@@ -1,4 +1,4 @@
-"""Builds a database on the machines of a Ray cluster. Only this file uses ray.
+"""Builds a database on the machines of a Ray cluster.
 
 Ray Data distributes the shards. Each machine reads the source and writes its shards itself, in folders that all
 machines see, and returns only the line of the shard table. Lines come back in the order of the shards.
@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from typing import Any
 import torch
 
 from ldm.files import read_json
-from ldm.util import instantiate_from_config, to_install, trust, trusted
+from ldm.util import instantiate_from_config, trust, trusted
 from rdm.retrieval.builder.plan import Plan, WrittenShard
 from rdm.retrieval.builder.read_ahead import chunks_of, read_chunks
 from rdm.retrieval.builder.shard import embed_shard, write_content
 from rdm.retrieval.builder.work import Build, Work
+from rdm.retrieval.cluster import cluster
 from rdm.retrieval.config import on_this_machine
 from rdm.retrieval.embedder import Embedder
 from rdm.retrieval.patches.policy import Patches
@@ -85,7 +86,7 @@ def shards_on_ray(build: Build, ranges: Sequence[tuple[int, int]]) -> Generator[
     embedder, address = build.embedder, str(build.work.ray)
     if isinstance(embedder, torch.nn.Module):
         embedder = copy.deepcopy(embedder).cpu()
-    with _cluster(address):
+    with cluster(address):
         import ray.data
         from ray.exceptions import RayError
 
@@ -208,44 +209,3 @@ def places(nodes: Sequence[dict[str, Any]]) -> tuple[int, int, int]:
     if not cores_of:
         raise ValueError(f"got a Ray cluster of {len(machines)} machines without cores, expected at least one core")
     return sum(cores // min(cores_of) for cores in cores_of), min(cores_of), 0
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Connects this process to a Ray cluster.
-
-    Args:
-        address: ``local`` for a cluster on this machine that ends with the build, ``auto`` for the running cluster of
-            this machine, or ``HOST:PORT``.
-
-    Raises:
-        ValueError: ray is not installed, or the address has another form.
-        OSError: no cluster answers at the address.
-    """
-    remedy = "start one with 'ray start', or use --ray local for one on this machine alone"
-    try:
-        import ray
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise ValueError(f"ray '{address}' needs {error.name}: {to_install('ray')}") from error
-    host, colon, port = address.rpartition(":")
-    if address not in ("local", "auto") and not (colon and port.isdigit() and "/" not in host):
-        expected = "local, auto, or HOST:PORT of a cluster that this machine is part of"
-        raise ValueError(f"ray: got '{address}', expected {expected}")
-    if colon:
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself would keep trying for minutes
-        except (OSError, OverflowError) as error:
-            raise ConnectionError(f"no Ray cluster answers at {address} ({error}); {remedy}") from error
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our progress bar and log lines suffice
-    dashboard = False if address == "local" else None
-    try:
-        ray.init(address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
-    except Exception as error:  # Ray raises no narrower type when a node does not start
-        message = " ".join(str(error).split())
-        raise ConnectionError(f"no Ray cluster answers at '{address}' ({message}); {remedy}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

@@ -203,11 +203,17 @@ class RetrievalDatabase:
             vectors[places] = self.mapped(number)[local]
         return vectors.reshape(*rows.shape, self.dim)
 
-    def blocks(self, size: int = 65536) -> Iterator[np.ndarray]:
-        """Yields all embeddings in order, in blocks ``[<= size, D] float32``; releases the pages of finished shards."""
+    def blocks(self, size: int = 65536, rows: range | None = None) -> Iterator[np.ndarray]:
+        """Yields embeddings in order, in blocks ``[<= size, D] float32``; releases the pages of finished shards.
+
+        Args:
+            size: rows of a block.
+            rows: the part that is read, with a step of 1; None for all rows.
+        """
+        rows = range(len(self)) if rows is None else rows
         number = 0
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
+        for start in range(rows.start, rows.stop, size):
+            stop = min(start + size, rows.stop)
             yield self.embeddings(np.arange(start, stop))
             while number < len(self.starts) - 1 and self.starts[number + 1] <= stop:
                 if number in self._shards:

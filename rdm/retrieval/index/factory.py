@@ -11,6 +11,7 @@ FLAT_ROWS = 65536  # exact search takes a few milliseconds up to this size
 DEFAULT_RAM = "2GB"
 _CODES = (64, 32, 16, 8)  # sub-quantisers of 4 bits; 64 with re-ranking reach the targets of rdm.retrieval.index.tune
 _ID = 8  # bytes of the row number that is stored with each code
+MIN_MAPPED = 64_000_000  # bytes of the database that may stay mapped, however little memory there is
 _SPARE = 1.1  # lists are allocated in steps
 
 

@@ -16,7 +16,10 @@ from rdm.retrieval.index.search import SearchIndex
 from rdm.retrieval.index.tune import TARGETS
 
 ROWS, DIM = 3000, 16
-FACTORIES = ("Flat", "IVF16,SQ8", "IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "HNSW16", "milvus:rows.db")
+FACTORIES = (
+    *("Flat", "IVF16,SQ8", "IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "HNSW16"),
+    *("milvus:rows.db", "ray:3", "ray:2:IVF16,PQ16x4fs"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,8 @@ def index(request: pytest.FixtureRequest, database: RetrievalDatabase) -> Search
     if "milvus" in request.param:
         for name in ("pymilvus", "milvus_lite"):
             pytest.importorskip(name, reason=f"{name} is not installed: pip install -e '.[milvus]'")
+    if "ray" in request.param:
+        pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     built = index_class(request.param).build(database, request.param, progress=False)
     folder = database.path / request.param
     built.save(folder)
@@ -90,7 +95,7 @@ def test_its_settings_reach_the_targets(index: SearchIndex) -> None:
         assert recall(index, kind) > target - 0.06  # of other queries than those it was tuned by, texts of another kind
         assert card["recall"][kind]["recall@4"] > target - 0.03
     assert set(card["search"]) == {index.setting} - {""} | (set() if index.exact else {"candidates"})
-    assert index.exact == (card["factory"] in ("Flat", "HNSW16", "milvus:rows.db"))
+    assert index.exact == (card["factory"] in ("Flat", "HNSW16", "milvus:rows.db", "ray:3"))
     assert 0 < card["ms_per_query"]["single"] < 100
 
 
