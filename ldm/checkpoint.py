@@ -210,6 +210,19 @@ def write_weights(
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **texts, SUM: tensors_hash(tensors)})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Sorts the metadata of a safetensors file, which its library writes in a random order."""
+    with file.open("r+b") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(content) <= length:  # the tensors stay where they are
+            opened.seek(8)
+            opened.write(content.ljust(length))
 
 
 def tensors_hash(state: Mapping[str, Tensor]) -> str:

@@ -64,6 +64,14 @@ def test_one_changed_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
     assert_same(read_weights(file), STATE)
 
 
+def test_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    metadata = {name: f'{name} "quoted"\n\t\u00e9 \u0001' for name in "zyxwvutsrq"}
+    for name in ("a", "b"):
+        write_weights(tmp_path / name, STATE, metadata=metadata)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_metadata(tmp_path / "a") == {"format": "pt", **metadata}
+
+
 def test_a_checksum_holds_however_a_file_is_laid_out(tmp_path: Path) -> None:
     write_weights(file := tmp_path / "m.safetensors", STATE)
     with safe_open(file, "pt") as opened:

@@ -74,7 +74,7 @@ def test_errors_name_what_was_called(run, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("package", "module", "extra"),
-    [("faiss", "rdm.retrieval.index.faiss_index", "cpu"), ("gradio", "rdm.web.server", "web")],
+    [("faiss", "rdm.retrieval.index.faiss_rows", "cpu"), ("gradio", "rdm.web.server", "web")],
 )
 def test_a_missing_extra_is_one_line(package: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -14,6 +14,7 @@ from benchmarks.synthetic import write_database
 from rdm.retrieval.builder.build import build_database
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.faiss_index import NeighbourIndex
+from rdm.retrieval.index.faiss_rows import FaissRows
 from rdm.retrieval.index.tune import caption_vectors, held_out, measure
 
 ROOT = Path(__file__).parents[4]
@@ -92,7 +93,7 @@ def test_a_bad_index_measures_badly(database: RetrievalDatabase, index: Neighbou
     vectors = database.embeddings(np.arange(60))
     mirrored = faiss.IndexFlatIP(8)
     mirrored.add(vectors[::-1] / np.linalg.norm(vectors[::-1], axis=1, keepdims=True))
-    bad = NeighbourIndex(database, mirrored, index.card, database.path)
+    bad = NeighbourIndex(database, FaissRows(mirrored), index.card, database.path)
     recall = measure(bad, held_out(bad, None, 60))["recall"]
     for kind in ("image", "text"):
         assert recall[kind]["recall@4"] < 0.4
