@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from small_models import randomise
 from toy import plain_config, rdm_config
 
+from ldm import table
 from ldm.data import picture_table
 from ldm.data.latents import LatentSource
 from ldm.util import instantiate_from_config
@@ -91,6 +93,18 @@ def test_a_table_that_was_half_made_is_gone_on_with(tmp_path: Path, monkeypatch:
     parts = source.prepare(images, progress=False)
     assert made == [4, 4, 4, 4] and np.array_equal(parts.values, whole.values)
     assert json.loads((tmp_path / "parts/latents.json").read_text()) == whole.card
+
+
+def test_a_full_disk_is_said_before_the_first_latent_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_table(plain_config(tmp_path), tmp_path)["data"]["params"]
+    monkeypatch.setattr(table.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(
+        ValueError, match=r"latents need 0\.0 MB .* free; name another path in data.params.latents.path"
+    ):
+        LatentSource(config["latents"]).prepare(instantiate_from_config(config["train"]), progress=False)
+    assert not list(tmp_path.glob("latents/*.npy"))
 
 
 def test_latents_of_another_first_stage_or_for_another_model_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from pictures import QUIET, ProjectionEmbedder, write_clip, write_pictures
 from toy import grid_config
 
+from ldm import table
 from ldm.modules.encoders.clip import OpenClipEmbedder
 from ldm.pictures import from_uint8
 from ldm.util import instantiate_from_config
@@ -101,7 +102,7 @@ def test_what_has_no_tokens_is_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match="embedder projection-0 has no spatial features"):
         prepare(tmp_path / "table", database, ProjectionEmbedder())
-    monkeypatch.setattr(row_tables.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(table.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(
         ValueError, match=r"grids of tokens need .* 0\.0 MB free; name another path in data\.params\.tok"
     ):

@@ -13,6 +13,7 @@ from pictures import QUIET, ProjectionEmbedder, write_pictures
 from small_models import KL, VQ, randomise
 from toy import references_config
 
+from ldm import table
 from ldm.models.first_stage import encode
 from ldm.util import instantiate_from_config
 from rdm.data import row_tables as module
@@ -97,7 +98,7 @@ def test_another_first_stage_or_other_rows_or_database_are_told_apart(
 def test_pictures_that_are_gone_and_a_full_disk_are_refused_at_once(
     tmp_path: Path, database: RetrievalDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(table.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(ValueError, match=r"reference latents need .* MB .* 0\.0 MB free; name another path"):
         prepare(tmp_path / "table", database, first_stage())
     monkeypatch.undo()
