@@ -17,6 +17,7 @@ LOG = logging.getLogger(__name__)
 BLOCK = 4 * 2**20  # bytes of a request
 _BLOCKS = 16  # kept of each open file
 _FILES = 16  # kept open
+_NOT_FOUND, _REFUSED = 404, (400, 401, 403, 410, 416)  # answers that will not be others after a while
 _WAITS = (1.0, 4.0, 16.0)  # seconds before a failed request is repeated
 
 T = TypeVar("T")
@@ -112,17 +113,20 @@ class FileParts:
         for wait in (*_WAITS, None):
             try:
                 return read()
-            except (FileNotFoundError, UnreachableError) as error:
-                raise UnreachableError(
-                    f"{url} cannot be read: {_line(error)}; correct its name or its server"
-                ) from error
             except (OSError, aiohttp.ClientError) as error:
                 self._open.pop(url, None)
+                reason = _reason(error)
+                status = getattr(reason, "status", 0)  # the server's answer
+                if isinstance(reason, FileNotFoundError) or status == _NOT_FOUND:
+                    raise UnreachableError(f"{url} cannot be read: there is no such file; correct its name") from error
+                if isinstance(reason, UnreachableError) or status in _REFUSED:
+                    remedy = "give one that you may read" if status else "give one on a server that does"
+                    raise UnreachableError(f"{url} cannot be read: {_line(reason)}; {remedy}") from error
                 if wait is None:
                     raise UnreachableError(
-                        f"{url} cannot be read: {_line(error)}; when it can be reached, the same command continues"
+                        f"{url} cannot be read: {_line(reason)}; when it can be reached, the same command continues"
                     ) from error
-                LOG.warning("%s: %s; trying again in %.0f s", url, _line(error), wait)
+                LOG.warning("%s: %s; trying again in %.0f s", url, _line(reason), wait)
                 time.sleep(wait)
         raise AssertionError
 
@@ -165,6 +169,11 @@ def _opened(url: str) -> Any:
     if not file.seekable():
         raise UnreachableError("its server does not give parts of a file")
     return file
+
+
+def _reason(error: BaseException) -> BaseException:
+    """Returns why a file was not found, because fsspec says that of a server that does not answer, too."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
 def _line(error: BaseException) -> str:

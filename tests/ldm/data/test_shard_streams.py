@@ -157,15 +157,23 @@ def test_a_request_that_fails_is_repeated_and_is_no_broken_picture(
         assert images[0]["id"] == "s-00/0000"  # nothing counts as broken
         (folder / "s-00.tar").unlink()
         images._parts._open.clear()
-        with pytest.raises(UnreachableError, match="correct its name or its server"):
+        with pytest.raises(
+            UnreachableError, match=r"s-00\.tar cannot be read: there is no such file; correct its name"
+        ):
             images[0]
+    images._parts._open.clear()
+    with caplog.at_level(logging.WARNING), pytest.raises(UnreachableError, match="when it can be reached"):
+        images[20]  # nobody answers any more
+    assert "s-01.tar: " in caplog.text and "onnect" in caplog.text
 
 
 def test_a_server_that_gives_whole_files_only_is_refused(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     with serving(folder) as server:
         monkeypatch.setattr(file_parts, "BLOCK", 1024)
         server.parts = False
-        with pytest.raises((UnreachableError, ValueError), match=r"s-00\.tar cannot be read: .*; correct") as caught:
+        with pytest.raises(
+            (UnreachableError, ValueError), match=r"s-00\.tar cannot be read: .*; give one on a server that does"
+        ) as caught:
             served(server, tmp_path / "lists")
         assert "\n" not in str(caught.value)
 
