@@ -18,6 +18,7 @@ BLOCK = 4 * 2**20  # bytes of a request
 _BLOCKS = 16  # kept of each open file
 _FILES = 16  # kept open
 _NOT_FOUND, _REFUSED = 404, (400, 401, 403, 410, 416)  # answers that will not be others after a while
+_NO_PARTS = "its server does not give parts of a file; give one on a server that does"
 _WAITS = (1.0, 4.0, 16.0)  # seconds before a failed request is repeated
 
 T = TypeVar("T")
@@ -65,12 +66,12 @@ class FileParts:
         """Returns a part of a file at a URL."""
         file = self._file(url)
         if start + length > file.size:
-            raise UnreachableError(f"it ends after {file.size} bytes, expected {start + length}")
+            raise UnreachableError(f"it ends after {file.size} bytes, expected {start + length}; list it again")
         file.seek(start)
         try:
             content: bytes = file.read(length)
         except ValueError as error:  # which fsspec raises for the answer of a server
-            raise UnreachableError(_line(error)) from error
+            raise UnreachableError(_NO_PARTS) from error
         if len(content) != length:
             raise OSError(f"got {len(content)} of {length} bytes")
         return content
@@ -119,9 +120,11 @@ class FileParts:
                 status = getattr(reason, "status", 0)  # the server's answer
                 if isinstance(reason, FileNotFoundError) or status == _NOT_FOUND:
                     raise UnreachableError(f"{url} cannot be read: there is no such file; correct its name") from error
-                if isinstance(reason, UnreachableError) or status in _REFUSED:
-                    remedy = "give one that you may read" if status else "give one on a server that does"
-                    raise UnreachableError(f"{url} cannot be read: {_line(reason)}; {remedy}") from error
+                if status in _REFUSED:
+                    said = f"{_line(reason)}; give one that you may read"
+                    raise UnreachableError(f"{url} cannot be read: {said}") from error
+                if isinstance(reason, UnreachableError):
+                    raise UnreachableError(f"{url} cannot be read: {reason}") from error
                 if wait is None:
                     raise UnreachableError(
                         f"{url} cannot be read: {_line(reason)}; when it can be reached, the same command continues"
@@ -167,7 +170,7 @@ def _opened(url: str) -> Any:
         raise ValueError(f"{url}: {_line(error)}; expected a URL that fsspec reads, such as https://") from error
     file = system.open(path, "rb", block_size=BLOCK, cache_type="blockcache", cache_options={"maxblocks": _BLOCKS})
     if not file.seekable():
-        raise UnreachableError("its server does not give parts of a file")
+        raise UnreachableError(_NO_PARTS)
     return file
 
 
