@@ -26,8 +26,9 @@ import numpy as np
 
 from benchmarks.chaos.world import write_pictures, write_world
 
-WARM_UP, SPAN = 0.2, 0.1  # parts of a run: what is not looked at, and what the first and the last figure are medians of
-POLL = 0.1  # seconds
+WARM_UP, SPAN = 0.2, 0.1  # parts of the work: what is not looked at, and what each figure is the median of
+POLL = 0.02  # seconds
+BEGUN = "begun"  # a file that is there while the work goes on; of scripts, what they write first
 EACH = 2  # pictures of an append
 
 
@@ -36,7 +37,7 @@ class Curve:
     """What a process took, at even times.
 
     Attributes:
-        seconds: the times since its start.
+        seconds: the times since its work began, after imports and preparation.
         megabytes: memory that is its own.
         files: numbers of open files.
     """
@@ -78,8 +79,10 @@ def append(folder: Path, number: int) -> None:
     path = folder / "work/appended"
     options: dict[str, Any] = {"batch_size": 4, "progress": False}
     build_database(path, write_pictures(folder / "work/0", EACH, 100), embedder, **options)
+    (folder / BEGUN).touch()
     for each in range(1, number + 1):
         append_pictures(path, write_pictures(folder / f"work/{each}", EACH, 100 + each), embedder, **options)
+    (folder / BEGUN).unlink()
 
 
 def search(folder: Path, number: int) -> None:
@@ -89,8 +92,10 @@ def search(folder: Path, number: int) -> None:
 
     index = NeighbourIndex.load(RetrievalDatabase.open(folder / "work/db"))
     rng = np.random.default_rng(0)
+    (folder / BEGUN).touch()
     for _ in range(number):
         index.search(rng.standard_normal((1, index.database.dim), dtype=np.float32), 4)
+    (folder / BEGUN).unlink()
 
 
 KINDS: dict[str, Callable[[Path, int], None]] = {
@@ -99,6 +104,7 @@ KINDS: dict[str, Callable[[Path, int], None]] = {
     "appends": append,
     "searches": search,
 }
+SIGNS = {"steps": "work/run/metrics.csv", "images": "work/images/samples", "appends": BEGUN, "searches": BEGUN}
 NUMBERS = {"steps": 10_000, "images": 2000, "appends": 100, "searches": 10_000}
 
 
@@ -108,17 +114,22 @@ def _run(script: str, *words: str) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def watched(words: list[str], log: Path) -> Curve:
-    """Runs a command to its end and returns what it took.
+def watched(words: list[str], log: Path, sign: Path) -> Curve:
+    """Runs a command to its end and returns what it took while a file or folder is there.
 
     Raises:
         RuntimeError: it fails.
     """
-    curve, begin = Curve([], [], []), time.perf_counter()
+    curve, begin = Curve([], [], []), 0.0
+    sign.unlink(missing_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file, env=environment)  # noqa: S603 (our own)
         while process.poll() is None:
+            time.sleep(POLL)
+            if not sign.exists():
+                continue
+            begin = begin or time.perf_counter()
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 kilobytes = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
@@ -128,7 +139,6 @@ def watched(words: list[str], log: Path) -> Curve:
             curve.seconds.append(time.perf_counter() - begin)
             curve.megabytes.append(kilobytes / 1000)
             curve.files.append(files)
-            time.sleep(POLL)
     if process.wait():
         raise RuntimeError(f"{' '.join(words)} failed: {log.read_text(errors='replace').strip()[-300:]}")
     return curve
@@ -173,7 +183,7 @@ def main() -> None:
     for kind in KINDS:
         number = getattr(args, kind)
         words = [sys.executable, "-m", "benchmarks.long_runs", "--kind", kind, f"--{kind}", str(number)]
-        curve = watched([*words, "--folder", str(args.folder)], args.folder / f"{kind}.log")
+        curve = watched([*words, "--folder", str(args.folder)], args.folder / f"{kind}.log", args.folder / SIGNS[kind])
         curves[f"{number:,} {kind}"] = curve
         (first, last), files = curve.ends(curve.megabytes), curve.ends(curve.files)
         print(
