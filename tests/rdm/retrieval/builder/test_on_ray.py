@@ -34,7 +34,7 @@ def cluster() -> Iterator[str]:
     """Address of a cluster of two machines with a core each, which are both this one."""
     pytest.importorskip("ray", reason=NEEDED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "rdm"))))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (TESTS.parent, TESTS, Path(__file__).parent))))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
         from ray.cluster_utils import Cluster
