@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.config import check_keys
+from ldm.data.hub import check_random_access
 from ldm.data.picture_table import PicturesWithValues, PictureTable
 from ldm.models.first_stage import LATENT, encode, fingerprint, frozen_first_stage
 
@@ -36,16 +37,35 @@ class LatentSource:
         if missing := [key for key in ("path", "first_stage") if key not in section]:
             raise ValueError(f"latents: got no '{missing[0]}', expected path and first_stage")
         self.path, self.first_stage = Path(section["path"]), section["first_stage"]
+        self._table: LatentTable | None = None
 
     def prepare(self, images: Any, *, progress: bool = True) -> LatentTable:
         """Returns the table of the latents of a data set, which is built if it is missing or of others.
 
         Raises:
-            ValueError: the pictures differ in size, a latent is not finite, or the disk is too small.
+            ValueError: the data set is a stream, its pictures differ in size, a latent is not finite, or the disk is
+                too small.
         """
+        check_random_access(images, "data.params.latents")
         stage = frozen_first_stage(self.first_stage).to("cuda" if torch.cuda.is_available() else "cpu")
         made_by = {"first_stage": fingerprint(stage)}
-        return LatentTable.prepare(self.path, images, made_by, lambda each: _latents(stage, each), progress=progress)
+        table: LatentTable = LatentTable.prepare(
+            self.path, images, made_by, lambda each: _latents(stage, each), progress=progress
+        )
+        self._table = table
+        return table
+
+    @property
+    def table(self) -> LatentTable:
+        """The table, whose checksum is compared when it is first used in a process.
+
+        Raises:
+            FileNotFoundError: there is none yet.
+            ValueError: it is damaged.
+        """
+        if self._table is None:
+            self._table = LatentTable.open(self.path)
+        return self._table
 
     def added_to(self, images: Any) -> PicturesWithValues:
         """Returns a data set whose items have a further entry ``latent`` ``[C, h, w] float16``.
@@ -54,7 +74,7 @@ class LatentSource:
             FileNotFoundError: there is no table yet.
             ValueError: it is damaged, or of other pictures.
         """
-        return PicturesWithValues(images, LatentTable.open(self.path), LATENT, torch.float16)
+        return PicturesWithValues(images, self.table, LATENT, torch.float16)
 
     def check(self, model: Any) -> None:
         """Checks that a model takes latents from its batches, and that its own first stage made them.
@@ -66,7 +86,7 @@ class LatentSource:
             raise ValueError(
                 "data.params.latents: got a model that encodes its pictures, expected model.params.cache_latents=true"
             )
-        theirs, own = LatentTable.open(self.path).card["first_stage"], fingerprint(model.first_stage_model)
+        theirs, own = self.table.card["first_stage"], fingerprint(model.first_stage_model)
         if theirs != own:
             raise ValueError(
                 f"data.params.latents.first_stage has the weights {theirs[:12]}, expected those of the model's first "

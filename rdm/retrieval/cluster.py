@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import socket
@@ -12,9 +13,9 @@ from ldm.util import to_install
 
 
 @contextlib.contextmanager
-def cluster(address: str) -> Iterator[None]:
+def cluster(address: str, module: str = "ray") -> Iterator[None]:
     """Connects this process to a Ray cluster until the block ends; for arguments and errors see :func:`connect`."""
-    own = connect(address)
+    own = connect(address, module)
     import ray
 
     try:
@@ -24,12 +25,13 @@ def cluster(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def connect(address: str) -> bool:
+def connect(address: str, module: str = "ray") -> bool:
     """Connects this process to a Ray cluster, unless it is connected to one; returns whether it was not.
 
     Args:
         address: ``local`` for a cluster on this machine that ends with this process, ``auto`` for the running cluster
             of this machine, or ``HOST:PORT``.
+        module: the part of Ray that is needed.
 
     Raises:
         ValueError: ray is not installed, or the address has another form.
@@ -38,7 +40,8 @@ def connect(address: str) -> bool:
     remedy = "start one with 'ray start', or use --ray local for one on this machine alone"
     try:
         import ray
-        import ray.data
+
+        importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"ray '{address}' needs {error.name}: {to_install('ray')}") from error
     if ray.is_initialized():
@@ -53,7 +56,6 @@ def connect(address: str) -> bool:
         except (OSError, OverflowError) as error:
             raise ConnectionError(f"no Ray cluster answers at {address} ({error}); {remedy}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our progress bar and log lines suffice
     dashboard = False if address == "local" else None
     try:
         ray.init(address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)

@@ -86,7 +86,8 @@ def shards_on_ray(build: Build, ranges: Sequence[tuple[int, int]]) -> Generator[
     embedder, address = build.embedder, str(build.work.ray)
     if isinstance(embedder, torch.nn.Module):
         embedder = copy.deepcopy(embedder).cpu()
-    with cluster(address):
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our progress bar and log lines suffice
+    with cluster(address, "ray.data"):
         import ray.data
         from ray.exceptions import RayError
 

@@ -22,6 +22,7 @@ from rdm.retrieval.index.search import CARD, SearchIndex, is_current, new_card, 
 from rdm.retrieval.index.tune import tune_and_measure
 
 __all__ = ["NeighbourIndex", "Neighbours"]
+FILE = "index.faiss"
 
 
 class NeighbourIndex(SearchIndex):
@@ -33,6 +34,8 @@ class NeighbourIndex(SearchIndex):
         card: factory string, metric, rows, dim, measurements, and the fingerprint of the database.
         path: the folder of the index.
     """
+
+    needs = ("sha256",)
 
     def __init__(self, database: RetrievalDatabase, rows: FaissRows, card: dict[str, Any], path: Path) -> None:
         held = card.get("bytes", 0)
@@ -78,21 +81,10 @@ class NeighbourIndex(SearchIndex):
         return built
 
     @classmethod
-    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> NeighbourIndex:
-        """Returns the saved index of a database, memory-mapped if faiss can do that.
-
-        Args:
-            database: the database that the index must belong to.
-            path: its folder; None for ``index`` within the database.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it belongs to another database or is damaged.
-        """
-        path = Path(path or database.path / "index")
-        card = read_card(database, path, ("sha256",))
-        check_hash(path / "index.faiss", card["sha256"], f"delete {path} and build it again")
-        return cls(database, FaissRows.read(path / "index.faiss", card["factory"]), card, path)
+    def saved(cls, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> NeighbourIndex:
+        """Returns the index that a card describes, memory-mapped if faiss can do that."""
+        check_hash(path / FILE, card["sha256"], f"delete {path} and build it again")
+        return cls(database, FaissRows.read(path / FILE, card["factory"]), card, path)
 
     @classmethod
     def open(
@@ -140,18 +132,9 @@ class NeighbourIndex(SearchIndex):
             built.save()
         return built
 
-    def save(self, path: str | Path | None = None) -> None:
-        """Writes ``index.faiss`` and, last, its card.
-
-        Args:
-            path: folder; None for ``index`` within the database.
-
-        Raises:
-            OSError: the index cannot be written, for example on a full disk; an earlier one is unchanged.
-        """
-        self.path = Path(path or self.path)
-        self.card |= self._rows.write(self.path / "index.faiss")
-        super().save()
+    def _write(self) -> tuple[str, ...]:
+        self.card |= self._rows.write(self.path / FILE)
+        return (FILE,)
 
     def candidates(
         self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None

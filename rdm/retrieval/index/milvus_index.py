@@ -21,7 +21,7 @@ from ldm.util import to_install
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.exact import unit_vectors
 from rdm.retrieval.index.factory import budget
-from rdm.retrieval.index.search import SearchIndex, new_card, read_card
+from rdm.retrieval.index.search import SearchIndex, new_card
 from rdm.retrieval.index.tune import tune_and_measure
 
 SCHEME = "milvus:"
@@ -90,20 +90,9 @@ class MilvusIndex(SearchIndex):
         return built
 
     @classmethod
-    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> MilvusIndex:
-        """Returns the saved index of a database.
-
-        Args:
-            database: the database that the index must belong to.
-            path: the folder of its card; None for ``index`` within the database.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it belongs to another database, or Milvus has lost some of its rows.
-            ConnectionError: Milvus does not answer.
-        """
-        path = Path(path or database.path / "index")
-        index = cls(database, read_card(database, path), path)
+    def saved(cls, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> MilvusIndex:
+        """Returns the index that a card describes, if Milvus still has all of its rows."""
+        index = cls(database, card, path)
         with _explained(index.card["factory"]):
             has = index.client.has_collection(index.collection)
             rows = index.client.get_collection_stats(index.collection)["row_count"] if has else 0

@@ -18,11 +18,11 @@ from ldm.files import check_hash
 from rdm.retrieval.cluster import connect
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.index.factory import MIN_MAPPED, budget, choose_factory
-from rdm.retrieval.index.search import SearchIndex, new_card, read_card
+from rdm.retrieval.index.search import CARD, SearchIndex, new_card
 from rdm.retrieval.index.tune import tune_and_measure
 
 SCHEME = "ray:"
-_MOST = 4096  # parts
+_MOST = 256  # parts; the card of a database by someone else must not start more processes
 
 
 class Part:
@@ -53,8 +53,8 @@ class Part:
         return self.kind()
 
     def write(self, file: str) -> dict[str, Any]:
-        """Writes the index of the part to a file, and returns its name, ``bytes`` and ``sha256``."""
-        return {"file": Path(file).name, **self.rows.write(Path(file))}
+        """Writes the index of the part to a file, and returns its ``bytes`` and ``sha256``."""
+        return self.rows.write(Path(file))
 
     def kind(self) -> dict[str, Any]:
         """Returns the attributes of :class:`rdm.retrieval.index.faiss_rows.FaissRows`."""
@@ -78,6 +78,8 @@ class RayIndex(SearchIndex):
         card: its factory is ``ray:PARTS``, or ``ray:PARTS:FACTORY`` with faiss' factory string for each part.
         path: the folder of the index.
     """
+
+    needs = ("parts",)
 
     def __init__(self, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> None:
         super().__init__(database, card, path, max(budget(card.get("ram")), MIN_MAPPED))
@@ -128,37 +130,22 @@ class RayIndex(SearchIndex):
         return built
 
     @classmethod
-    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> RayIndex:
-        """Returns the saved index of a database.
-
-        Args:
-            database: the database that the index must belong to.
-            path: its folder; None for ``index`` within the database.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it belongs to another database or is damaged.
-            ConnectionError: no cluster answers.
-        """
-        path = Path(path or database.path / "index")
-        index = cls(database, read_card(database, path, ("parts",)), path)
-        index._take(index._ask([(number, "read", index._file(number)) for number in range(len(index.spans))]))
+    def saved(cls, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> RayIndex:
+        """Returns the index that a card describes, after its parts are read."""
+        count, _ = _described(card["factory"])
+        sums = [part.get("sha256") for part in card["parts"] if isinstance(part, dict)]
+        if len(sums) != count or not all(isinstance(each, str) for each in sums):
+            raise ValueError(f"{path / CARD}: got parts without checksums, expected {count}; build the index again")
+        index = cls(database, card, path)
+        index._take(index._ask([(number, "read", index._file(number)) for number in range(count)]))
         return index
 
-    def save(self, path: str | Path | None = None) -> None:
-        """Lets each part write ``part-NUMBER.faiss``, and writes the card.
-
-        Args:
-            path: folder; None for ``index`` within the database.
-
-        Raises:
-            OSError: a part cannot be written.
-        """
-        self.path = Path(path or self.path)
-        files = [str((self.path / f"part-{number:04d}.faiss").absolute()) for number in range(len(self.spans))]
+    def _write(self) -> list[str]:
+        names = [_name(number) for number in range(len(self.spans))]
+        files = [str((self.path / name).absolute()) for name in names]
         written = self._ask([(number, "write", (file,)) for number, file in enumerate(files)])
         self.card |= {"parts": written, "bytes": sum(each["bytes"] for each in written)}
-        super().save()
+        return names
 
     def candidates(
         self, unit: np.ndarray, count: int, breadth: int, allowed: np.ndarray | None = None
@@ -178,8 +165,7 @@ class RayIndex(SearchIndex):
 
     def _file(self, number: int) -> tuple[str, str, str]:
         """Returns the arguments with which a part reads its file."""
-        saved = self.card["parts"][number]
-        return str((self.path / saved["file"]).absolute()), self.factory, saved["sha256"]
+        return str((self.path / _name(number)).absolute()), self.factory, self.card["parts"][number]["sha256"]
 
     def _started(self, number: int) -> Any:
         """Starts the process of a part, on the machines in turn; several parts may share a core."""
@@ -218,6 +204,11 @@ class RayIndex(SearchIndex):
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise ConnectionError(f"part {number} of index {self.path}: {line}; run the command again") from error
         return results
+
+
+def _name(number: int) -> str:
+    """Returns the name of the file of a part."""
+    return f"part-{number:04d}.faiss"
 
 
 def _described(factory: str) -> tuple[int, str]:

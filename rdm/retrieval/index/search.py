@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,10 +40,32 @@ class SearchIndex:
 
     setting: str = ""
     exact: bool = False
+    needs: ClassVar[tuple[str, ...]] = ()  # keys of its card, beside those of every card
 
     def __init__(self, database: RetrievalDatabase, card: dict[str, Any], path: Path, mapped: int | None) -> None:
         self.database, self.card, self.path = database, card, path
         self.reader = RowReader(database, mapped)
+
+    @classmethod
+    def load(cls, database: RetrievalDatabase, path: str | Path | None = None) -> Any:
+        """Returns the saved index of a database.
+
+        Args:
+            database: the database that the index must belong to.
+            path: its folder; None for ``index`` within the database.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it belongs to another database or is damaged, or its server has lost some of its rows.
+            ConnectionError: its server or its cluster does not answer.
+        """
+        path = Path(path or database.path / "index")
+        return cls.saved(database, read_card(database, path, cls.needs), path)
+
+    @classmethod
+    def saved(cls, database: RetrievalDatabase, card: dict[str, Any], path: Path) -> Any:
+        """Returns the index that a card describes; for arguments see the class, for errors :meth:`load`."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         """Returns the number of rows, N, including removed ones."""
@@ -102,14 +124,25 @@ class SearchIndex:
         return self._search(unit, k, chosen, count / len(self))
 
     def save(self, path: str | Path | None = None) -> None:
-        """Writes the card ``index.json`` and thereby completes the index.
+        """Writes the files of the index and, last, its card ``index.json``; those of an earlier index go.
 
         Args:
             path: folder; None for ``index`` within the database.
+
+        Raises:
+            OSError: the index cannot be written, for example on a full disk.
         """
         self.path = Path(path or self.path)
+        files = self._write()
         write_json(self.path / CARD, self.card)
+        for file in self.path.glob("*.faiss"):
+            if file.name not in files:
+                file.unlink()
         LOG.info("wrote index %s: %s over %d rows", self.path, self.card["factory"], len(self))
+
+    def _write(self) -> Collection[str]:
+        """Writes what the index keeps in its folder, notes it in the card, and returns the names of the files."""
+        return ()
 
     def _check_k(self, k: int, count: int, what: str) -> None:
         if not 1 <= k <= count:
@@ -226,7 +259,7 @@ def check_types(card: Mapping[str, Any], path: Path) -> None:
     Raises:
         ValueError: an entry has another type; the message names it.
     """
-    types = {"factory": str, "dim": int, "rows": int, "search": dict, "bytes": int, "ram": int}
+    types = {"factory": str, "dim": int, "rows": int, "search": dict, "bytes": int, "ram": int, "parts": list}
     types |= {"recall": dict, "ms_per_query": dict}
     if wrong := [name for name, kind in types.items() if not isinstance(card.get(name, kind()), kind)]:
         got, expected = f"{wrong[0]}={str(card[wrong[0]])[:80]}", types[wrong[0]].__name__

@@ -125,3 +125,9 @@ def test_latents_of_another_first_stage_or_for_another_model_are_refused(tmp_pat
 def test_wrong_sections_are_named(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"latents.*{message}"):
         LatentSource(section)
+
+
+def test_a_stream_has_no_table(tmp_path: Path) -> None:
+    source = LatentSource({"path": str(tmp_path), "first_stage": {}})
+    with pytest.raises(ValueError, match="data.params.latents: got a stream of far, expected pictures in any order"):
+        source.prepare(SimpleNamespace(streams=True, name="far"))

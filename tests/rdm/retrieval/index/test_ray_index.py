@@ -58,7 +58,15 @@ def test_damaged_and_missing_parts_are_named(database: RetrievalDatabase) -> Non
     with pytest.raises((ValueError, OSError), match=r"part-0001\.faiss"):
         NeighbourIndex.open(database)
     card = json.loads((database.path / "index/index.json").read_text())
-    assert [part["file"] for part in card["parts"]] == ["part-0000.faiss", "part-0001.faiss"]
+    (database.path / "index/index.json").write_text(json.dumps({**card, "parts": [{"sha256": 1}, 2]}))
+    with pytest.raises(ValueError, match=r"index\.json: got parts without checksums, expected 2"):
+        NeighbourIndex.open(database)
+
+
+def test_another_kind_of_index_leaves_no_file_of_the_one_before(database: RetrievalDatabase) -> None:
+    for factory, files in (("ray:2", 2), ("Flat", 1), ("ray:3", 3)):
+        NeighbourIndex.open(database, factory, progress=False)
+        assert len(list((database.path / "index").glob("*.faiss"))) == files
 
 
 @pytest.mark.parametrize(
