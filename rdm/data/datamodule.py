@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from ldm.config import picture_params
+from ldm.config import check_keys, picture_params
 from ldm.data.datamodule import ResumableLoader, ResumableSampler
 from ldm.data.decode import sides
 from ldm.util import instantiate_from_config
+from rdm.data.agreement import Agreement
 from rdm.data.further import FurtherDataModule
 from rdm.data.query_dataset import NeighbourSampler, QueryDataset
 from rdm.retrieval.builder.build import check_source, prepare_database
@@ -53,6 +55,8 @@ class RetrievalDataModule(FurtherDataModule):
             images always have their own neighbours.
         draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
             k, the default, takes the k nearest. Validation and test images always have the k nearest.
+        agreement: ``share``, ``draw_from`` and ``least``, see :class:`Agreement`: a share of the training images have
+            neighbours whose outlines agree with theirs. It needs ``same_outline``.
         options: ``references`` and ``tokens``, see :class:`FurtherDataModule`, and ``validation``, ``test``,
             ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 
@@ -74,6 +78,7 @@ class RetrievalDataModule(FurtherDataModule):
         patches_per_side: int = 1,
         caption_share: float = 0.0,
         draw_from: int | None = None,
+        agreement: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, train=train, **options)
@@ -92,7 +97,23 @@ class RetrievalDataModule(FurtherDataModule):
         self.near_duplicate, self.same_outline = near_duplicate, same_outline
         self.patches_per_side, self.caption_share = patches_per_side, caption_share
         self.draw_from = draw_from or k
+        self.agreement = None if agreement is None else self._agreement(agreement)
         self._database: RetrievalDatabase | None = None
+
+    def _agreement(self, given: Mapping[str, Any]) -> Agreement:
+        """Returns the options of neighbours that agree.
+
+        Raises:
+            ValueError: an option is unknown or does not accept its value, or there are no outlines to compare.
+        """
+        check_keys(dict(given), tuple(each.name for each in fields(Agreement)), "agreement")
+        if self.same_outline is None or self.same_outline > 1 or self.patches_per_side > 1:
+            raise ValueError(
+                f"got agreement with same_outline={self.same_outline} and patches_per_side={self.patches_per_side}, "
+                "expected same_outline of at most 1 and whole pictures, whose outlines are compared; set "
+                "data.params.same_outline=0.9 or leave agreement out"
+            )
+        return Agreement(**given)
 
     @property
     def database(self) -> RetrievalDatabase:
@@ -217,6 +238,7 @@ class RetrievalDataModule(FurtherDataModule):
             outlines=Outlines.of(database, self.same_outline),
             patches_per_side=self.patches_per_side,
             query=CAPTION if name == CAPTIONS else PICTURE,
+            agreement=self.agreement is not None and name in ("train", CAPTIONS),
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -243,7 +265,7 @@ class RetrievalDataModule(FurtherDataModule):
         if not isinstance(images, QueryDataset):
             options: dict[str, Any] = {"further": self.further(self.database)}
             if name == "train":
-                options["draw_from"] = self.draw_from
+                options["draw_from"], options["agreement"] = self.draw_from, self.agreement
                 options["captions"] = self.table(CAPTIONS) if self.caption_share else None
                 options["own"] = self.own_rows(images, self.dataset_configs[name], self.database)
             self.datasets[name] = images = QueryDataset(images, self.database, self.table(name), self.k, **options)
@@ -252,7 +274,7 @@ class RetrievalDataModule(FurtherDataModule):
     def _sampler(
         self, dataset: Dataset[Any], kind: Callable[..., ResumableSampler] = ResumableSampler
     ) -> ResumableSampler:
-        draw = self.draw_from > self.k
+        draw = self.draw_from > self.k or self.agreement is not None
         if self.caption_share or draw:
             kind = partial(NeighbourSampler, share=self.caption_share, draw=draw)
         return super()._sampler(dataset, kind)

@@ -13,9 +13,12 @@ from ldm.data.datamodule import ResumableSampler
 from ldm.data.hub import check_random_access
 from ldm.data.identity import images_hash
 from ldm.models.diffusion.stepping import seeded_generator
+from rdm.data.agreement import Agreement
 from rdm.data.row_tables import RowTable
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.neighbours.table import NeighbourTable
+
+REFERENCES = "references"  # the table of the latents of rows, and their name in a batch
 
 
 class Drawn(NamedTuple):
@@ -80,6 +83,9 @@ class QueryDataset(Dataset[dict[str, Any]]):
         k: neighbours per image, K; the first of those stored.
         captions: the table of the neighbours of these images' captions; needed for images requested by caption.
         draw_from: the number of nearest neighbours that those of an image with a seed are drawn from; k if not given.
+        agreement: how neighbours are drawn whose outlines agree with those of an image with a seed; the tables must
+            say how much they agree. The ``references`` of neighbours that do not agree are zeros. None for the draw
+            from the nearest ones alone.
         further: name -> values of the rows in these tables; items then get the values of their neighbours as a further
             entry of that name, such as ``references`` ``[K, C, h, w] float16`` or ``neighbour_tokens``
             ``[K, g * g, D'] float16``.
@@ -99,6 +105,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
         k: int = 4,
         captions: NeighbourTable | None = None,
         draw_from: int | None = None,
+        agreement: Agreement | None = None,
         further: Mapping[str, RowTable] | None = None,
         own: np.ndarray | None = None,
     ) -> None:
@@ -108,6 +115,7 @@ class QueryDataset(Dataset[dict[str, Any]]):
         table = NeighbourTable.open(neighbours, self.database) if isinstance(neighbours, str) else neighbours
         self.table, self.captions = table, captions
         self.k, self.draw_from, self.further, self.own = k, draw_from or k, dict(further or {}), own
+        self.agreement = agreement
         if self.draw_from < k:
             raise ValueError(f"got draw_from={draw_from}, expected at least k={k}")
         ids = images_hash(images)
@@ -139,18 +147,39 @@ class QueryDataset(Dataset[dict[str, Any]]):
     def __getitems__(self, indices: Sequence[int | Drawn]) -> list[dict[str, Any]]:
         """Returns several images with their neighbours, which are read together; loaders call this."""
         drawn = [index if isinstance(index, Drawn) else Drawn(index) for index in indices]
-        rows = self._rows(drawn)
+        rows, shown = self._neighbours(drawn)
         columns = {
             "neighbours": torch.from_numpy(self.database.embeddings(rows)),
             "neighbour_rows": torch.from_numpy(rows),
             **{name: each.of_rows(rows) for name, each in self.further.items()},
         }
+        if REFERENCES in columns and not shown.all():
+            columns[REFERENCES] = columns[REFERENCES] * torch.from_numpy(shown)[:, :, None, None, None]
         if self.own is not None:
-            columns["latent"] = self.further["references"].of_rows(self.own[[each.image for each in drawn]])
+            columns["latent"] = self.further[REFERENCES].of_rows(self.own[[each.image for each in drawn]])
         return [
             {**self.images[each.image], **{name: values[line] for name, values in columns.items()}}
             for line, each in enumerate(drawn)
         ]
+
+    def _neighbours(self, drawn: Sequence[Drawn]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows of :meth:`_rows` and whose latents are shown, ``[B, K] bool``; some are drawn by agreement.
+
+        Raises:
+            ValueError: see :meth:`_rows`.
+        """
+        rows = self._rows(drawn)
+        shown = np.ones(rows.shape, dtype=bool)
+        if self.agreement is None:
+            return rows, shown
+        for line, each in enumerate(drawn):
+            if each.seed is None:
+                continue
+            generator = np.random.default_rng([each.seed, 1])  # with the seed alone, the nearest ones are drawn
+            if generator.random() < self.agreement.share:
+                table = self.captions if each.by_caption and self.captions is not None else self.table
+                rows[line], shown[line] = self.agreement.draw(table, each.image, self.k, generator)
+        return rows, shown
 
     def _rows(self, drawn: Sequence[Drawn]) -> np.ndarray:
         """Returns the database rows that images have as neighbours, ``[B, K] int64``.

@@ -40,14 +40,19 @@ class References:
     def trained(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """Returns the channels ``[B, K * C + 1, h, w]`` of a training step for latents ``[B, K, C, h, w]``.
 
-        Everything that is random depends on the generator alone.
+        Latents of zeros are those of absent references. Everything that is random depends on the generator alone.
         """
         n, k = latents.shape[:2]
         draw = rand([n, k + 3], generator).to(latents.device)
-        shown = (draw[:, :k] >= self.p_single) & (draw[:, k, None] >= self.p_drop)
+        shown = (draw[:, :k] >= self.p_single) & (draw[:, k, None] >= self.p_drop) & present(latents)
         strength = torch.where(draw[:, k + 1] < self.p_noise, draw[:, k + 2], 0.0)
         noise = randn(latents.shape, generator).to(latents)
         return channels_of(noised(latents, strength, noise), strength, shown)
+
+
+def present(latents: Tensor) -> Tensor:
+    """Returns which references of ``[B, K, C, h, w]`` are there, ``[B, K] bool``: those that are not all zeros."""
+    return latents.abs().amax((2, 3, 4)) > 0
 
 
 def noised(latents: Tensor, strength: Tensor, noise: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def sampled(latents: Tensor, strength: float, seeds: Sequence[int] | None) -> Te
     if not 0.0 <= strength <= 1.0 or (strength and (seeds is None or len(seeds) != len(latents))):
         raise ValueError(f"references: got strength {strength} with seeds {seeds}, expected 0 to 1 and one seed each")
     told = torch.full((len(latents),), strength, device=latents.device)
-    shown = latents.abs().amax((2, 3, 4)) > 0
+    shown = present(latents)
     if strength and seeds is not None:
         noise = seeded_noise([further_seed(seed) for seed in seeds], latents.shape[1:], latents.device)
         latents = noised(latents, told, noise.to(latents))

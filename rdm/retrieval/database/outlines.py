@@ -95,6 +95,15 @@ class Outlines:
             known = self._known[row] = outline(image).astype(np.float16)
         return known.astype(np.float32)
 
+    def agreement(self, own: np.ndarray, rows: Iterable[int]) -> np.ndarray:
+        """Returns the correlation of an outline with those of rows, ``[K] float32``; 1 for the same outline.
+
+        Args:
+            own: the outline, see :func:`outline`.
+            rows: row numbers.
+        """
+        return np.stack([self[row] for row in rows]) @ own
+
     def different(self, rows: Iterable[int], k: int, others: Sequence[np.ndarray] = ()) -> list[int]:
         """Returns the places of the first k rows that are copies of no earlier one, or fewer if there are no k.
 

@@ -51,17 +51,18 @@ def prepare_neighbour_table(
     outlines: Outlines | None = None,
     patches_per_side: int = 1,
     query: str = PICTURE,
+    agreement: bool = False,
     progress: bool = True,
 ) -> NeighbourTable:
     """Returns the table at ``path``; builds it if it is missing, differs from the arguments or has fewer neighbours.
 
     The arguments and errors are those of :func:`build_neighbour_table`. A table is also built again if removals from
-    the database have left some picture fewer than ``used`` neighbours. Of several processes, one builds and the others
-    wait for it.
+    the database have left some picture fewer than ``used`` neighbours, or if ``agreement`` asks how much outlines agree
+    and the table was built without ``outlines``. Of several processes, one builds and the others wait for it.
     """
     path = Path(path)
     plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
-    if not _differences(path, plan, database, used):
+    if not _differences(path, plan, database, used, agreement):
         delete_left_lock(path)
         return NeighbourTable.open(path, database)
     options: dict[str, Any] = {
@@ -72,20 +73,23 @@ def prepare_neighbour_table(
         "progress": progress,
     }
     with building(path), going_on(KEPT):
-        if differs := _differences(path, plan, database, used):
+        if differs := _differences(path, plan, database, used, agreement):
             if (path / CARD).is_file():
                 LOG.warning("neighbour table %s differs in %s; building it again", path, ", ".join(differs))
             return build_neighbour_table(path, images, embedder, database, index, k=k, **options)
     return NeighbourTable.open(path, database)
 
 
-def _differences(path: Path, plan: Mapping[str, Any], database: RetrievalDatabase, used: int) -> list[str]:
+def _differences(
+    path: Path, plan: Mapping[str, Any], database: RetrievalDatabase, used: int, agreement: bool
+) -> list[str]:
     """Returns in what the table at ``path`` is not the wanted one; an empty list if it can be used."""
     if not (path / CARD).is_file():
         return [CARD]
     card = {**ASSUMED, **read_json(path / CARD, f"delete {path}")}
     differs = [key for key, value in {**ASSUMED, **plan}.items() if key != "k" and card.get(key) != value]
     differs += ["k"] if not differs and card["k"] < plan["k"] else []
+    differs += ["agreement"] if agreement and "agreement" not in card else []
     if not differs and NeighbourTable.open(path, database).left() < used:
         return ["rows that were removed from the database"]
     return differs
@@ -108,8 +112,9 @@ def build_neighbour_table(
     """Finds k neighbours of every picture and writes the table; continues a build that was killed.
 
     A picture's own rows (those with its image id) and its near-duplicates are left out, because a model that is given
-    the picture itself learns to copy it. With ``outlines``, copies of nearer neighbours are left out, too. The vectors
-    of pictures that are in the database are read from it. Removed rows are left out.
+    the picture itself learns to copy it. With ``outlines``, copies of nearer neighbours are left out, too, and
+    ``agreement.npy`` says how much the outline of each neighbour agrees with that of the picture. The vectors of
+    pictures that are in the database are read from it. Removed rows are left out.
 
     Args:
         path: folder of the table; an existing table is replaced when the new one is complete.
@@ -134,7 +139,7 @@ def build_neighbour_table(
     path = Path(path)
     _check_made_for(database, embedder, index)
     plan = _new_plan(images, database, k, near_duplicate, outlines, patches_per_side, query)
-    table = ResumableTable(path, len(images), plan)
+    table = ResumableTable(path, len(images), {**plan, "agreement": outlines is not None})
     dtype = np.int32 if len(database) < 2**31 else np.int64
     line = (k,) if patches_per_side == 1 else (patches_per_side**2, k)
     known, step = rows_by_picture(database), max(1, _BATCH // patches_per_side**2)
@@ -149,9 +154,13 @@ def build_neighbour_table(
             else:
                 queries = caption_vectors(embedder, [item["caption"] for item in items], pictures)
                 rows = search_without_copies(queries, ids, database, index, k, near_duplicate, pictures, drawings)
-            table.append(neighbours=rows.reshape(len(items), *line).astype(dtype))
+            columns = {"neighbours": rows.reshape(len(items), *line).astype(dtype)}
+            if drawings is not None:
+                columns["agreement"] = drawings.agreement(rows).reshape(len(items), *line)
+            table.append(**columns)
             bar.update(len(items))
-    table.finish(CARD, {**plan, "sha256": table.hashes()["neighbours"]})
+    hashes = table.hashes()
+    table.finish(CARD, {**plan, "sha256": hashes.pop("neighbours"), **hashes})
     LOG.info("wrote neighbour table %s: %d images, %d neighbours each", path, len(images), k)
     return NeighbourTable.open(path, database)
 

@@ -29,6 +29,11 @@ class Drawings(NamedTuple):
     outlines: Outlines
     of_pictures: Sequence[np.ndarray]
 
+    def agreement(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the correlation of the outline of each picture with those of rows ``[B, K]``, ``[B, K] float16``."""
+        lines = zip(self.of_pictures, rows, strict=True)
+        return np.stack([self.outlines.agreement(own, line) for own, line in lines]).astype(np.float16)
+
 
 def split_picture(image: Tensor, per_side: int) -> list[Tensor]:
     """Returns the n x n patches of a picture ``[3, H, W]``, row by row, each ``[3, H // n, W // n]``.

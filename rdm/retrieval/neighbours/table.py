@@ -15,6 +15,7 @@ from rdm.retrieval.database.rows import RetrievalDatabase
 LOG = logging.getLogger(__name__)
 FORMAT = 1
 CARD, ROWS = "neighbours.json", "neighbours.npy"
+AGREEMENT = "agreement.npy"  # of a table that says how much the outlines of neighbours and pictures agree
 NEAR_DUPLICATE = 0.999  # cosine similarity of two copies of a picture in another file format or size
 PICTURE, CAPTION = "picture", "caption"  # kinds of query: the picture itself or its caption
 ASSUMED = {"patches_per_side": 1, "query": PICTURE}  # values of keys that a card lacks
@@ -33,6 +34,8 @@ class NeighbourTable:
         rows: ``[images, K]`` integers, memory-mapped, including rows removed since; ``[images, n * n, K]`` for a table
             of n x n patches per picture.
         k: neighbours stored per picture or patch, K.
+        agreement: correlation of the outline of each neighbour with that of the picture, of the shape of ``rows``,
+            ``float16``, memory-mapped; None of a table without it.
     """
 
     def __init__(self, path: Path, card: Mapping[str, Any], database: RetrievalDatabase) -> None:
@@ -41,6 +44,9 @@ class NeighbourTable:
         self.database = database
         self.k: int = card["k"]
         self.rows = np.load(path / ROWS, mmap_mode="r", allow_pickle=False)
+        self.agreement: np.ndarray | None = None
+        if self.card.get("agreement"):
+            self.agreement = np.load(path / AGREEMENT, mmap_mode="r", allow_pickle=False)
 
     @classmethod
     def open(cls, path: str | Path, database: RetrievalDatabase) -> NeighbourTable:
@@ -63,6 +69,8 @@ class NeighbourTable:
                 f"got {database.path} with fingerprint {database.fingerprint}; {remedy}"
             )
         check_hash(path / ROWS, card["sha256"], remedy)
+        if card.get("agreement"):
+            check_hash(path / AGREEMENT, card["agreement"], remedy)
         return cls(path, card, database)
 
     def __len__(self) -> int:
@@ -89,6 +97,29 @@ class NeighbourTable:
         if int(np.count_nonzero(kept)) < k * len(lines):
             raise ValueError(self._short(k))
         return lines[kept].reshape(*numbers.shape, -1)
+
+    def stored(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns all stored neighbours of a picture, nearest first, and the agreement of their outlines with its own.
+
+        Removed rows are left out.
+
+        Args:
+            number: of the picture, in a table of whole pictures.
+
+        Returns:
+            Rows ``[k] int64`` and agreements ``[k] float32``, with k at most :attr:`k`.
+
+        Raises:
+            ValueError: the table holds no agreement of outlines.
+        """
+        if self.agreement is None:
+            raise ValueError(
+                f"neighbour table {self.path} does not say how much outlines agree; delete it, and the next training "
+                "with data.params.same_outline builds it again"
+            )
+        rows = np.asarray(self.rows[number], dtype=np.int64)
+        kept = self.database.is_alive(rows)
+        return rows[kept], self.agreement[number][kept].astype(np.float32)
 
     def check_k(self, k: int) -> None:
         """Checks that every picture has k stored neighbours that are not removed.
