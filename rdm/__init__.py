@@ -18,6 +18,7 @@ def load(
     only: Sequence[str] = (),
     config: str | None = None,
     same_outline: float | None = None,
+    agree: int | None = None,
     *,
     generator: str | None = None,
     adapter: str | None = None,
@@ -32,6 +33,8 @@ def load(
         config: the config of the model; the one beside the checkpoint if not given.
         same_outline: correlation of outlines from which on a neighbour is a copy of a nearer one and left out; above 1
             none is. As in training if not given.
+        agree: the neighbours after the first are those whose outlines agree most with the first, among this many
+            nearest rows; 1 takes the nearest ones. As the model's config says if not given.
         generator: in place of a checkpoint, a pipeline of diffusers: its folder, or its name on the hub; it needs a
             database.
         adapter: the file of the IP-Adapter that shows it the neighbours.
@@ -45,6 +48,6 @@ def load(
     from rdm.sampling.pipeline import Pipeline
 
     return Pipeline.load(
-        checkpoint, database, only, config, same_outline,
+        checkpoint, database, only, config, same_outline, agree,
         generator=generator, adapter=adapter, image_encoder=image_encoder,
     )  # fmt: skip

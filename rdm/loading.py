@@ -6,7 +6,7 @@ A plain latent diffusion model has no database, see :attr:`Loaded.is_plain`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ldm.checkpoint import average_as_weights, load_weights, read_weights
 from ldm.config import picture_params, read_config
 from ldm.data.decode import sides
 from ldm.files import located, looked_in, places, to_build
-from ldm.hub import fetched_repository, in_cache, is_hub
+from ldm.hub import fetched_repository, is_hub
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
 from ldm.util import instantiate_from_config
@@ -26,10 +26,8 @@ from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
 from rdm.retrieval.database.find import select_rows
-from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.rows import RetrievalDatabase
-from rdm.retrieval.embedder import Embedder
-from rdm.retrieval.index.search import SearchIndex
+from rdm.retrieval.opening import open_index, outlines_of, retriever_of
 from rdm.retrieval.retriever import NoRetriever, Retriever
 
 LOG = logging.getLogger(__name__)
@@ -200,6 +198,7 @@ def load(
     only: str | Sequence[str] = (),
     config: str | None = None,
     same_outline: float | None = None,
+    agree: int | None = None,
 ) -> Loaded:
     """Loads a model that is ready to sample. The database of a run is built if it is missing.
 
@@ -213,6 +212,9 @@ def load(
         same_outline: a neighbour counts as a copy of a nearer one and is left out if their outlines correlate at least
             this much; above 1 none is. If not given, this is as in the neighbour tables of the training, and off if the
             database has no pictures.
+        agree: the neighbours after the first are those whose outlines agree most with the first, among this many
+            nearest rows; 1 takes the nearest ones. If not given, ``data.params.agreement.among`` of the model's config,
+            and 1 without it or if the database has no pictures.
 
     Raises:
         FileNotFoundError: the checkpoint, config or database does not exist.
@@ -224,7 +226,7 @@ def load(
     LOG.info("model %s", path)
     config_file = None if config is None else located(config)
     if is_plain(parts["model"]):
-        given = {"database": database, "only": list(only) or None, "same_outline": same_outline}
+        given = {"database": database, "only": list(only) or None, "same_outline": same_outline, "agree": agree}
         if named := [name for name, value in given.items() if value is not None]:
             raise ValueError(
                 f"got {named[0]} for {path}, a plain latent diffusion model without a database; leave it out"
@@ -245,28 +247,16 @@ def load(
     else:
         data.prepare_retrieval()
         opened = data.database
-    retriever = retriever_of(opened, partial(load_embedder, data.embedder_config), data, only, same_outline)
+    retriever = retriever_of(opened, partial(load_embedder, data.embedder_config), data, only, same_outline, agree)
     return Loaded(model, retriever, data, path, config_file)
 
 
-def retriever_of(
-    database: RetrievalDatabase,
-    embedder: Callable[[], Embedder],
-    data: Any,
-    only: Sequence[str] = (),
-    same_outline: float | None = None,
-) -> Retriever:
-    """Returns the retriever of a database; embedder and index are loaded at their first use. See :func:`load`.
-
-    Raises:
-        ValueError: no row fits the rules.
-    """
-    rows = select_rows(database, only) if only else None
-    return Retriever(embedder, database, partial(_open_index, database), rows, _outlines(database, data, same_outline))
-
-
 def with_database(
-    loaded: L, database: str | Path | None = None, only: str | Sequence[str] = (), same_outline: float | None = None
+    loaded: L,
+    database: str | Path | None = None,
+    only: str | Sequence[str] = (),
+    same_outline: float | None = None,
+    agree: int | None = None,
 ) -> L:
     """Returns a model with neighbours from another database, or from a part of its own one.
 
@@ -285,20 +275,11 @@ def with_database(
             f"database {opened.path} was made by embedder {made_by['name']} with fingerprint {made_by['fingerprint']}, "
             f"expected {expected['fingerprint']} as of {own.database.path}; build it with the embedder of the model"
         )
-    index = (lambda: own.index) if opened is own.database else partial(_open_index, opened)
+    index = (lambda: own.index) if opened is own.database else partial(open_index, opened)
     rows = select_rows(opened, only) if only else None
-    known = opened is own.database and same_outline is None
-    outlines = own.outlines if known else _outlines(opened, loaded.data, same_outline)
+    known = opened is own.database and same_outline is None and agree is None
+    outlines = own.outlines if known else outlines_of(opened, loaded.data, same_outline, agree)
     return replace(loaded, retriever=Retriever(lambda: own.embedder, opened, index, rows, outlines))
-
-
-def _outlines(database: RetrievalDatabase, data: Any, same_outline: float | None) -> Outlines | None:
-    """Returns the outlines of a database for the data module of a model, see :func:`load`."""
-    outlines = Outlines.of(database, data.same_outline if same_outline is None else same_outline)
-    if same_outline is None and outlines is not None and not outlines.has_pictures():
-        LOG.warning("database %s has lost its pictures, so copies are not left out of neighbours", database.path)
-        return None
-    return outlines
 
 
 def _same(database: str, own: str) -> bool:
@@ -320,14 +301,6 @@ def _database_of(data: Any, folder: Path) -> RetrievalDatabase:
             f"the model {folder} comes without its database {data.database_config['path']}; build it with "
             f"scripts/build_database.py --config {folder / DATABASE_CONFIG}, or name another one"
         ) from error
-
-
-def _open_index(database: RetrievalDatabase) -> SearchIndex:
-    from rdm.retrieval.index.faiss_index import NeighbourIndex  # imports faiss only for a search
-
-    if (database.path / "index").is_dir() or not in_cache(database.path):
-        return NeighbourIndex.open(database)
-    return NeighbourIndex.build(database)  # in memory; the cache of the hub stays as it was downloaded
 
 
 def beside(path: Path) -> Path:

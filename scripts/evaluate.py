@@ -74,7 +74,7 @@ def report_of_samples(args: argparse.Namespace, measure: Callable[..., Any], sum
     """Writes a report of a model and its samples, and prints its summary."""
     from rdm.loading import load
 
-    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config, args.same_outline)
+    loaded = load(args.checkpoint or args.ckpt, args.database, args.only, args.config, args.same_outline, args.agree)
     report = measure(loaded, given(args), Settings.of_command_line(vars(args)))
     print("\n".join([*summary(report), f"{args.outdir}/results.json"]))
 

@@ -108,6 +108,13 @@ def add_model_options(parser: argparse.ArgumentParser, without: Collection[str] 
         help="leave out a neighbour whose outline correlates at least this much with that of a nearer one, so that all "
         "are different pictures; if not given, as in training; above 1, leave out none",
     )
+    p.add_argument(
+        "--agree",
+        type=argument("agree"),
+        metavar="M",
+        help="the neighbours after the first are those whose outlines agree most with the first, among the M nearest "
+        "rows; if not given, as the model's config says; 1 takes the nearest ones",
+    )
     add_trust_option(parser)
     for kind, title in TITLES.items():
         p = parser.add_argument_group(title)  # --help leaves out a group without options
@@ -146,7 +153,7 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
 
 def loading_options(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the options of model and database as keyword arguments of ``rdm.load``."""
-    names = ("database", "only", "config", "same_outline", "generator", "adapter", "image_encoder")
+    names = ("database", "only", "config", "same_outline", "agree", "generator", "adapter", "image_encoder")
     return {"checkpoint": args.ckpt, **{name: getattr(args, name) for name in names}}
 
 

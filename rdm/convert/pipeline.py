@@ -20,6 +20,7 @@ from ldm.files import atomic_path, write_json
 from ldm.modules.encoders.clip import OpenClipEmbedder
 from ldm.pictures import with_channels
 from rdm.loading import Loaded
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.pictures import pictures
 
 LOG = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def export_pipeline(config: Mapping[str, Any], state: Mapping[str, Tensor], load
     index |= {"retriever": [RETRIEVER, "NeighbourRetriever"], "k": conditioner.k}
     index["context_length"] = conditioner.scale if conditioner.normalize else None
     if model.references is not None:
-        index[REFERENCES] = [REFERENCES, "ReferenceEncoder"]
+        index |= {REFERENCES: [REFERENCES, "ReferenceEncoder"], "reference_agreement": model.references.agreement}
         width = config["model"]["params"]["unet_config"]["params"].get("reference_width", 32)
         sizes = {"channels": model.latent_channels, "width": width}
         write_json(output / REFERENCES / "config.json", {"_class_name": "ReferenceEncoder", **sizes})
@@ -84,8 +85,10 @@ def _write_rows(loaded: Loaded, folder: Path) -> None:
     database, outlines = retriever.database, retriever.outlines
     rows = database.living_rows() if retriever.rows is None else retriever.rows[database.is_alive(retriever.rows)]
     arrays = {"embeddings": torch.from_numpy(database.embeddings(rows).astype(np.float16))}
-    if outlines is not None:
-        listed = [outlines[row].astype(np.float16) for row in tqdm(rows.tolist(), desc="outlines", unit="row")]
+    hides = model.references is not None and model.references.agreement is not None
+    compared = Outlines(database, 1.0) if outlines is None and hides else outlines
+    if compared is not None:
+        listed = [compared[row].astype(np.float16) for row in tqdm(rows.tolist(), desc="outlines", unit="row")]
         arrays["outlines"] = torch.from_numpy(np.stack(listed))
     if model.references is not None:
         arrays["latents"] = torch.cat(
@@ -97,8 +100,8 @@ def _write_rows(loaded: Loaded, folder: Path) -> None:
     write_weights(folder / "rows.safetensors", arrays)
     with atomic_path(folder / "rows.jsonl") as temporary:
         temporary.write_text("".join(_lines(rows, database.metadata(rows))), encoding="utf-8")
-    same_outline = None if outlines is None else outlines.least
-    write_json(folder / "config.json", {"_class_name": "NeighbourRetriever", "same_outline": same_outline})
+    chosen = {"same_outline": None} if outlines is None else {"same_outline": outlines.least, "agree": outlines.agree}
+    write_json(folder / "config.json", {"_class_name": "NeighbourRetriever", **chosen})
     _copy_code(f"{RETRIEVER}.py", folder)
     LOG.info("wrote %d of %d rows of %s", len(rows), len(database), database.path)
 

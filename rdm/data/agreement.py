@@ -22,20 +22,24 @@ class Agreement:
         draw_from: the k neighbours are drawn at random from this many stored ones, those that agree most.
         least: correlation of outlines from which on a neighbour agrees. The places that agreeing neighbours leave are
             filled with the next best ones, whose embeddings the model sees, but not their latents.
+        among: in sampling, there is no picture to agree with. The neighbours after the first are those that agree most
+            with the first, among this many nearest rows.
 
     Raises:
-        ValueError: ``share`` is no probability, ``draw_from`` is below 1, or ``least`` is not from -1 to 1.
+        ValueError: ``share`` is no probability, ``draw_from`` or ``among`` is below 1, or ``least`` no correlation.
     """
 
     share: float = 0.8
     draw_from: int = 4
     least: float = 0.3
+    among: int = 12
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"agreement.share: got {self.share}, expected a probability from 0 to 1")
-        if self.draw_from < 1:
-            raise ValueError(f"agreement.draw_from: got {self.draw_from}, expected a number of at least 1")
+        for name in ("draw_from", "among"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"agreement.{name}: got {getattr(self, name)}, expected a number of at least 1")
         if not -1.0 <= self.least <= 1.0:
             raise ValueError(f"agreement.least: got {self.least}, expected a correlation from -1 to 1")
 

@@ -123,7 +123,7 @@ def _measures(
 
 def _samples(options: SampleOptions, settings: Settings) -> tuple[ModelSamples, Size]:
     """Returns the images of a model, and their size in pixels."""
-    loaded = load(options.ckpt, options.database, options.only, options.config, options.same_outline)
+    loaded = load(options.ckpt, options.database, options.only, options.config, options.same_outline, options.agree)
     prompts: Sequence[str] = read_prompts(options.from_file) if options.from_file else ()
     if options.captions:
         config = source_config(options.captions, 1, options.captions_split)

@@ -97,6 +97,7 @@ class SampleOptions(Options):
         use_weights: whether rows are drawn in proportion to their popularity.
         tokens: context of the model for a prompt.
         same_outline: see :func:`rdm.loading.load`; reports of earlier versions lack it.
+        agree: see there; reports of earlier versions lack it.
     """
 
     ckpt: str | None
@@ -113,6 +114,7 @@ class SampleOptions(Options):
     use_weights: bool
     tokens: str
     same_outline: float | None = None
+    agree: int | None = None
 
 
 @dataclass(frozen=True)

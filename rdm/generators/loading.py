@@ -10,9 +10,10 @@ from typing import Any
 from ldm.config import read_config
 from ldm.files import located
 from rdm.generators.pipeline import DiffusersPipeline
-from rdm.loading import Loaded, retriever_of
+from rdm.loading import Loaded
 from rdm.retrieval.config import embedder_config, load_embedder, require
 from rdm.retrieval.database.rows import RetrievalDatabase
+from rdm.retrieval.opening import retriever_of
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class GeneratorData:
     Attributes:
         image_size: the usual height and width of images in pixels.
         same_outline: see :func:`rdm.loading.load`; above 1, copies among neighbours are kept.
+        agreement: that of a data module; None, so that neighbours are the nearest rows unless ``agree`` is given.
         value_range: the values of black and white in grey pictures with more than 8 bits; unknown.
     """
 
     image_size: tuple[int, int]
     same_outline: float = 2.0
+    agreement: None = None
     value_range: None = None
 
 
@@ -37,6 +40,7 @@ def load_generator(
     only: str | Sequence[str] = (),
     config: str | None = None,
     same_outline: float | None = None,
+    agree: int | None = None,
     image_encoder: str | None = None,
 ) -> Loaded:
     """Loads a pipeline of diffusers that is ready to sample. Its weights are loaded with the first images.
@@ -49,6 +53,7 @@ def load_generator(
         config: a file with a section ``embedder``, such as the one that the database was built with. If not given, the
             embedder is found by the name in the card of the database.
         same_outline: see :func:`rdm.loading.load`.
+        agree: see there.
         image_encoder: see :class:`rdm.generators.pipeline.DiffusersPipeline`.
 
     Raises:
@@ -63,7 +68,7 @@ def load_generator(
     only = [only] if isinstance(only, str) else only
     made_by = embedder_of(opened) if config is None else require(read_config([config]), ("embedder",), config)[0]
     data = GeneratorData(model.image_size)
-    retriever = retriever_of(opened, partial(load_embedder, made_by), data, only, same_outline)
+    retriever = retriever_of(opened, partial(load_embedder, made_by), data, only, same_outline, agree)
     return Loaded(model, retriever, data, model.folder, None if config is None else located(config))
 
 

@@ -22,20 +22,24 @@ class References:
             never sees references.
         p_single: probability that one neighbour's reference is left out, for each neighbour alone.
         p_noise: probability that the references of an image get noise, of a strength drawn uniformly from 0 to 1.
+        agreement: what sampling takes for ``reference_agreement`` if it is not given; training does not use it.
 
     Raises:
-        ValueError: one of them is no probability.
+        ValueError: one of the first three is no probability, or ``agreement`` no correlation.
     """
 
     key: str = "references"
     p_drop: float = 0.1
     p_single: float = 0.2
     p_noise: float = 0.5
+    agreement: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("p_drop", "p_single", "p_noise"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"references.{name}: got {getattr(self, name)}, expected a probability from 0 to 1")
+        if self.agreement is not None and not -1.0 <= self.agreement <= 1.0:
+            raise ValueError(f"references.agreement: got {self.agreement}, expected a correlation from -1 to 1")
 
     def trained(self, latents: Tensor, generator: torch.Generator) -> Tensor:
         """Returns the channels ``[B, K * C + 1, h, w]`` of a training step for latents ``[B, K, C, h, w]``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,8 @@ class Retriever:
     ) -> Retrieved:
         """Returns k neighbours of each query.
 
+        With a pool and outlines that agree, the first neighbour is drawn and the others are chosen for it.
+
         Args:
             queries: ``[B, D] float32``, raw vectors.
             k: neighbours per query.
@@ -106,16 +108,23 @@ class Retriever:
             raise ValueError(
                 f"got pool={pool}, k={k}, generator={generator}; expected a pool of at least k and a generator"
             )
-        nearest = self.search(queries.detach().cpu().numpy(), pool or k, self.rows)
-        rows, scores = nearest.rows, nearest.scores
-        if pool is not None and generator is not None:
-            drawn = generator.permuted(np.tile(np.arange(pool), (len(rows), 1)), axis=1)[:, :k]
-            drawn.sort(axis=1)
-            rows, scores = np.take_along_axis(rows, drawn, 1), np.take_along_axis(scores, drawn, 1)
+        vectors = queries.detach().cpu().numpy()
+        if pool is None or generator is None:
+            nearest = self.search(vectors, k, self.rows)
+            rows, scores = nearest.rows, nearest.scores
+        else:
+            nearest = self._search(vectors, pool, self.rows, None if self.outlines is None else self.outlines.different)
+            order = generator.permuted(np.tile(np.arange(pool), (len(nearest.rows), 1)), axis=1)
+            drawn = order[:, :k]
+            if self.outlines is not None:
+                lines = zip(nearest.rows, order, strict=True)
+                drawn = np.array([places[self.outlines.chosen(line[places], k)] for line, places in lines])
+            drawn = np.sort(drawn, axis=1)
+            rows, scores = (np.take_along_axis(each, drawn, 1) for each in (nearest.rows, nearest.scores))
         return Retrieved(torch.from_numpy(self.database.embeddings(rows)).to(queries.device), rows, scores)
 
     def search(self, queries: np.ndarray, k: int, rows: np.ndarray | None) -> Neighbours:
-        """Returns the k rows nearest to each query; with :attr:`outlines`, without copies of a nearer one.
+        """Returns k neighbours of each query: the nearest rows, or with :attr:`outlines` those that they choose.
 
         Args:
             queries: ``[B, D] float32``, raw vectors.
@@ -125,12 +134,22 @@ class Retriever:
         Raises:
             ValueError: k is out of range, or there are fewer than k different pictures.
         """
-        if self.outlines is None:
-            return self.index.search(queries, k, rows)
+        return self._search(queries, k, rows, None if self.outlines is None else self.outlines.chosen)
+
+    def _search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        rows: np.ndarray | None,
+        places: Callable[[Sequence[int], int], list[int]] | None,
+    ) -> Neighbours:
+        """Returns k rows for each query, the nearest ones unless ``places`` chooses among them."""
         outlines = self.outlines
+        if outlines is None or places is None:
+            return self.index.search(queries, k, rows)
 
         def choose(_: np.ndarray, near: Neighbours) -> list[np.ndarray]:
-            return [np.array(outlines.different(line, k), dtype=np.int64) for line in near.rows]
+            return [np.array(places(line, k), dtype=np.int64) for line in near.rows]
 
         def short(_: int, count: int) -> str:
             return (
@@ -138,12 +157,15 @@ class Retriever:
                 f"{self.database.path}; ask for fewer neighbours or raise same_outline={outlines.least}"
             )
 
-        return search_chosen(self.index, queries, k, choose, short, rows)
+        return search_chosen(self.index, queries, k, choose, short, rows, outlines.agree)
 
     @property
     def about(self) -> dict[str, Any]:
-        """How neighbours are chosen, as stored in records: ``same_outline`` if copies are left out."""
-        return {} if self.outlines is None else {"same_outline": self.outlines.least}
+        """How neighbours are chosen, as stored in records: ``same_outline`` if copies are left out, and ``agree``."""
+        if self.outlines is None:
+            return {}
+        agree = {} if self.outlines.agree == 1 else {"agree": self.outlines.agree}
+        return {"same_outline": self.outlines.least, **agree}
 
 
 class NoRetriever(Retriever):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.condition import Hybrid, of_tensors
-from ldm.pictures import with_channels
+from ldm.pictures import from_uint8, with_channels
 from rdm.loading import Loaded
+from rdm.retrieval.database.outlines import outline
 from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.retriever import Retrieved
 from rdm.sampling.request import ALONE, Request
@@ -29,7 +30,12 @@ def has_references(model: Any) -> bool:
 
 
 def reference_latents(
-    loaded: Loaded, rows: np.ndarray, height: int, width: int, given: Sequence[ShownPicture] = ()
+    loaded: Loaded,
+    rows: np.ndarray,
+    height: int,
+    width: int,
+    given: Sequence[ShownPicture] = (),
+    least: float | None = None,
 ) -> Tensor:
     """Returns the latents of database rows ``[B, K]``, scaled like those of images, ``[B, K, C, h, w]``.
 
@@ -39,6 +45,8 @@ def reference_latents(
         height: of the images in pixels.
         width: of the images in pixels.
         given: given pictures, which have the numbers -1, -2 and so on in place of rows.
+        least: the latents of a picture are zeros if its outline correlates less than this with that of the first one
+            of the same image; None keeps all.
 
     Raises:
         FileNotFoundError: the source of the database has moved.
@@ -53,9 +61,22 @@ def reference_latents(
             remedy = "set reference_scale to 0 to sample without the pictures of the neighbours"
             raise type(error)(f"{error}; or {remedy}") from error
         images = with_channels(images, model.image_channels).to(model.device)
-        return torch.cat([model.to_latent(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+        parts = [model.to_latent(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+        latents = torch.cat(parts)
+        if least is not None:
+            latents[~_agree(shown, some, least)] = 0
+        return latents
 
     return _of_each(encoded, rows)
+
+
+def _agree(shown: ShownRows, rows: np.ndarray, least: float) -> np.ndarray:
+    """Returns whose outlines correlate at least this much with that of the first row, ``[K] bool``; the first does."""
+    patches = shown.patches(rows)
+    outlines = np.stack([outline(from_uint8(torch.from_numpy(patch).permute(2, 0, 1))) for patch in patches])
+    agree = outlines @ outlines[0] >= least
+    agree[0] = True
+    return agree
 
 
 def _of_each(made: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> Tensor:
@@ -146,7 +167,9 @@ class Conditions:
             return
         self.shown = settings.reference_scale != 0 and request.tokens not in ALONE
         if self.shown:
-            self.latents = reference_latents(loaded, request.retrieved.rows, size[0], size[1], request.pictures)
+            least = settings.reference_agreement if request.is_found else None
+            rows = request.retrieved.rows
+            self.latents = reference_latents(loaded, rows, size[0], size[1], request.pictures, least)
         else:
             self.latents = torch.zeros(len(self.tokens), 1, *latent_shape, device=self.tokens.device)
 

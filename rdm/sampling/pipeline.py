@@ -37,6 +37,7 @@ class Pipeline(Loaded):
         only: str | Sequence[str] = (),
         config: str | None = None,
         same_outline: float | None = None,
+        agree: int | None = None,
         *,
         generator: str | None = None,
         adapter: str | None = None,
@@ -54,10 +55,10 @@ class Pipeline(Loaded):
             for name, value in {"adapter": adapter, "image_encoder": image_encoder}.items():
                 if value is not None:
                     raise ValueError(f"got {name}={value} without a generator, which it is for; give a generator")
-            return cls(**vars(load(checkpoint, database, only, config, same_outline)))
+            return cls(**vars(load(checkpoint, database, only, config, same_outline, agree)))
         if checkpoint is not None:
             raise ValueError(f"got checkpoint {checkpoint} and generator {generator}, expected one of them")
-        loaded = load_generator(generator, adapter, database, only, config, same_outline, image_encoder)
+        loaded = load_generator(generator, adapter, database, only, config, same_outline, agree, image_encoder)
         return cls(**vars(loaded))
 
     def __call__(

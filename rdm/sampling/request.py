@@ -69,6 +69,11 @@ class Request:
                 "give query_tokens"
             )
 
+    @property
+    def is_found(self) -> bool:
+        """Whether the neighbours of an image were found for one query: nobody chose them, nor do they show concepts."""
+        return self.asked.get("way") not in ("rows", "concepts") and self.asked.get("neighbours") != "chosen"
+
     def part(self, places: Sequence[int]) -> Request:
         """Returns the request for some of its images, given their places."""
         some, found = list(places), self.retrieved

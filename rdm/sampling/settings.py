@@ -15,6 +15,7 @@ from rdm.sampling.values import (
     AT_LEAST_0,
     CHECKPOINT,
     COMBINE,
+    CORRELATION,
     COUNT,
     COUNT_OR_NONE,
     NUMBER,
@@ -47,7 +48,7 @@ IN_WORDS = {
 THRESHOLD = 0.995
 EDIT_SAMPLER = "ddim"  # an inversion reverses its steps, and repainting needs many steps to match the kept pixels
 # Settings of what a diffusion model sees, see rdm.sampling.conditions; its sampler does not take them.
-CONDITIONS = ("reference_scale", "reference_noise")
+CONDITIONS = ("reference_scale", "reference_noise", "reference_agreement")
 # Names of options in reports of earlier versions -> present names.
 BEFORE = {"H": "height", "W": "width", "ddim_eta": "eta"}
 
@@ -136,6 +137,14 @@ class Settings:
         "noise on the neighbours' pictures, from 0 (like these) to 1 (only their embeddings count)",
         SHARE,
         kinds=(DIFFUSION,),
+    )
+    reference_agreement: float | None = option(
+        None,
+        "show the picture of a found neighbour only if its outline correlates at least this much with that of the "
+        "first one; of the others, the model sees the embedding alone; if not given, as the model's config says",
+        CORRELATION,
+        kinds=(DIFFUSION,),
+        metavar="L",
     )
     rescale: float = option(
         0.0,
@@ -253,11 +262,13 @@ class Settings:
         """Checks that no setting contradicts another or has no effect without it."""
         check_needed(vars(self))
         unguided = self.scale == 1 and self.text_scale in (None, 1) and self.reference_scale in (None, 0, 1)
+        no_pictures = (self.reference_scale == 0, "the neighbours' pictures; give another reference_scale")
         alone = {
             "reject_copies": (self.copy_threshold is None, "a copy check; give a copy_threshold"),
             "rescale": (unguided, "guidance; give another scale than 1"),
             "interval": (unguided, "guidance; give another scale than 1"),
-            "reference_noise": (self.reference_scale == 0, "the neighbours' pictures; give another reference_scale"),
+            "reference_noise": no_pictures,
+            "reference_agreement": no_pictures,
             "top_k": (self.temperature == 0, "a temperature above 0; give one"),
             "top_p": (self.temperature == 0, "a temperature above 0; give one"),
         }
@@ -310,6 +321,8 @@ class Settings:
         usual = model.usual_options(self.sampler)
         if self.scale == 1:
             usual.pop("reference_scale", None)  # no guidance at all
+        if self.reference_scale == 0:
+            usual.pop("reference_agreement", None)  # no pictures that agree or not
         settings = replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
         if settings.eta and settings.sampler not in STOCHASTIC:
             raise ValueError(

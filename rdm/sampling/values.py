@@ -130,6 +130,7 @@ COUNT = Value("a whole number of at least 1", int, _is_count)
 COUNT_OR_NONE = Value("a whole number of at least 0", int, lambda value: _is_whole(value) and value >= 0)
 NUMBER = Value("a finite number", float, _is_number)
 NUMBER_OR_NONE = Value("a finite number", float, lambda value: value is None or _is_number(value))
+CORRELATION = Value("a number from -1 to 1", float, lambda value: _is_number(value) and -1 <= value <= 1)
 SHARE = Value("a number from 0 to 1", float, _is_share)
 SHARE_ABOVE_0 = Value("a number above 0 and up to 1", float, lambda value: _is_share(value) and value > 0)
 AT_LEAST_0 = Value("a number of at least 0", float, lambda value: _is_number(value) and value >= 0)
@@ -190,10 +191,11 @@ ARGUMENTS = {
     "outpaint": SIDES,
     "invert": TRUTH,
     "same_outline": NUMBER,
+    "agree": COUNT,
 }
 OPTIONAL = (
     "k", "neighbours", "knn", "per_row", "negative", "prompt", "class_name", "strength", "size", "outpaint",
-    "same_outline",
+    "same_outline", "agree",
 )  # fmt: skip
 # Arguments that have no effect without one of others, and their defaults.
 NEEDED = {

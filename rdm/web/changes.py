@@ -159,7 +159,8 @@ def _fresh(studio: Studio, name: str | None) -> Pipeline:
         return before
     path, outlines = before.retriever.database.path, before.retriever.outlines
     current_index(RetrievalDatabase.open(path), progress=False)
-    after = with_database(before, path, same_outline=outlines.least if outlines else 2.0)
+    least, agree = (outlines.least, outlines.agree) if outlines else (2.0, 1)
+    after = with_database(before, path, same_outline=least, agree=agree)
     after.retriever.index  # noqa: B018 (opens it before a request waits for it)
     for other, pipeline in list(studio.pipelines.items()):
         if pipeline.retriever.database.path.resolve() == path.resolve():

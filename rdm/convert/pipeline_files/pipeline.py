@@ -53,6 +53,8 @@ class RetrievalAugmentedPipeline(DiffusionPipeline):
             ``reference_encoder/reference_encoder.py``.
         k: number of neighbours in training.
         context_length: length that embeddings are scaled to; None leaves them raw.
+        reference_agreement: the latents of a neighbour that was found for a text are shown only if its outline
+            correlates at least this much with that of the first one; None shows all.
     """
 
     _optional_components = ["vae", "vqvae", "reference_encoder"]
@@ -74,13 +76,14 @@ class RetrievalAugmentedPipeline(DiffusionPipeline):
         reference_encoder: Any = None,
         k: int = 4,
         context_length: float | None = None,
+        reference_agreement: float | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             unet=unet, scheduler=scheduler, retriever=retriever, vae=vae, vqvae=vqvae,
             reference_encoder=reference_encoder,
         )  # fmt: skip
-        self.register_to_config(k=k, context_length=context_length)
+        self.register_to_config(k=k, context_length=context_length, reference_agreement=reference_agreement)
 
     @torch.no_grad()
     def __call__(
@@ -121,23 +124,33 @@ class RetrievalAugmentedPipeline(DiffusionPipeline):
         else:
             chosen = self.retriever.checked(rows)
             scores = np.ones(chosen.shape, np.float32)
-        latent = self._sample(chosen, num_inference_steps, guidance_scale, reference_scale, generator)
+        least = self.config.reference_agreement if rows is None else None
+        latent = self._sample(chosen, least, num_inference_steps, guidance_scale, reference_scale, generator)
         stage = self.vae if self.vae is not None else self.vqvae
         images = (stage.decode(latent / stage.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1).cpu()
         known = [[self.retriever.known(row) for row in line] for line in chosen.tolist()]
         return RetrievalOutput(_as_type(images, output_type), chosen, scores, known)
 
     def _sample(
-        self, rows: np.ndarray, steps: int, scale: float, reference_scale: float | None, generator: Any
+        self,
+        rows: np.ndarray,
+        least: float | None,
+        steps: int,
+        scale: float,
+        reference_scale: float | None,
+        generator: Any,
     ) -> Tensor:
-        """Returns the latents ``[B, C, h, w]`` of images with the neighbours ``rows [B, K]``."""
+        """Returns the latents ``[B, C, h, w]`` of images with the neighbours ``rows [B, K]``.
+
+        Latents of neighbours are shown if their outlines correlate at least ``least`` with that of the first one.
+        """
         device, dtype = self._execution_device, self.unet.dtype
         tokens = torch.from_numpy(self.retriever.embeddings(rows)).to(device, dtype)
         if self.config.context_length is not None:
             tokens = F.normalize(tokens, dim=-1) * self.config.context_length
         if reference_scale is None:
             reference_scale = 1.0 if scale == 1 else 5.0
-        seen = self._conditions(rows, tokens, scale, reference_scale)
+        seen = self._conditions(rows, least, tokens, scale, reference_scale)
         side, channels = self.unet.config.sample_size, self.unet.config.out_channels
         x = randn_tensor((len(rows), channels, side, side), generator=generator, device=device, dtype=dtype)
         self.scheduler.set_timesteps(steps, device=device)
@@ -155,7 +168,7 @@ class RetrievalAugmentedPipeline(DiffusionPipeline):
         return x
 
     def _conditions(
-        self, rows: np.ndarray, tokens: Tensor, scale: float, reference_scale: float
+        self, rows: np.ndarray, least: float | None, tokens: Tensor, scale: float, reference_scale: float
     ) -> list[tuple[Tensor, Tensor | None, float]]:
         """Returns what the U-Net sees in each of its passes, and the weight of that pass; the weights sum to 1.
 
@@ -170,7 +183,7 @@ class RetrievalAugmentedPipeline(DiffusionPipeline):
         if self.reference_encoder is None:
             passes: list[Any] = [(null, None, 1 - scale), (tokens, None, scale)]
         else:
-            latents = torch.from_numpy(self.retriever.latents(rows)).to(tokens)
+            latents = torch.from_numpy(self.retriever.latents(rows, least)).to(tokens)
             shown, none = (self._planes(each) for each in (latents, torch.zeros_like(latents)))
             passes = [
                 (null, none, 1 - scale),

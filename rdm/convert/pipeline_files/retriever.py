@@ -32,6 +32,8 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
     Args:
         same_outline: a row whose outline correlates at least this much with that of a nearer one is a copy of it, and
             is left out; None keeps copies.
+        agree: the neighbours after the first are those whose outlines agree most with the first, among this many
+            nearest rows that are no copies; 1 takes the nearest ones.
     """
 
     config: Any
@@ -40,7 +42,7 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
     unit: Tensor
 
     @register_to_config
-    def __init__(self, same_outline: float | None = None) -> None:  # noqa: ARG002 (it goes into the config)
+    def __init__(self, same_outline: float | None = None, agree: int = 1) -> None:  # noqa: ARG002 (for the config)
         super().__init__()
         self.folder = Path()
         self.arrays: dict[str, np.ndarray] = {}
@@ -50,7 +52,8 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
     def from_pretrained(cls, folder: str | Path, **options: Any) -> NeighbourRetriever:
         """Returns the retriever in a folder; ``options`` of diffusers other than ``torch_dtype`` have no effect."""
         folder = Path(folder)
-        retriever = cls(json.loads((folder / "config.json").read_text(encoding="utf-8"))["same_outline"])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        retriever = cls(config["same_outline"], config.get("agree", 1))
         retriever.folder = folder
         retriever.clip = open_clip.create_model(f"local-dir:{folder / 'clip'}")
         retriever.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder / 'clip'}")
@@ -85,7 +88,7 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
         rows, scores = [], []
         for line in similar.numpy():
             order = np.lexsort((np.arange(len(line)), -line))
-            kept = self._without_copies(order, k)
+            kept = self._agreeing(self._without_copies(order, max(k, self.config.agree)), k)
             if len(kept) < k:
                 raise ValueError(f"got {k} neighbours, expected at most {len(kept)}, the rows that are no copies")
             rows.append(kept)
@@ -107,6 +110,14 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
                 break
         return np.array(kept)
 
+    def _agreeing(self, kept: np.ndarray, k: int) -> np.ndarray:
+        """Returns the first of some rows and the k - 1 others that agree most with it, in their order."""
+        if self.config.agree == 1 or self.config.same_outline is None or len(kept) <= k:
+            return kept[:k]
+        outlines = self.arrays["outlines"][kept].astype(np.float32)
+        best = np.argsort(-(outlines[1:] @ outlines[0]), kind="stable")[: k - 1]
+        return kept[[0, *(1 + np.sort(best))]]
+
     def checked(self, rows: Any) -> np.ndarray:
         """Returns the places of given rows, ``[B, K] int64``.
 
@@ -125,9 +136,18 @@ class NeighbourRetriever(ModelMixin, ConfigMixin):
         """Returns the raw vectors of rows of any shape, ``[..., D] float32``."""
         return self.arrays["embeddings"][rows].astype(np.float32)
 
-    def latents(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the scaled latents of rows of any shape, ``[..., C, h, w] float32``."""
-        return self.arrays["latents"][rows]
+    def latents(self, rows: np.ndarray, least: float | None = None) -> np.ndarray:
+        """Returns the scaled latents of rows ``[B, K]``, ``[B, K, C, h, w] float32``.
+
+        They are zeros where the outline correlates less than ``least`` with that of the first row of its line.
+        """
+        latents = self.arrays["latents"][rows]
+        if least is not None:
+            outlines = self.arrays["outlines"][rows].astype(np.float32)
+            agree = np.einsum("bkd,bd->bk", outlines, outlines[:, 0]) >= least
+            agree[:, 0] = True
+            latents = latents * agree[:, :, None, None, None]
+        return latents
 
     def known(self, row: int) -> dict[str, Any]:
         """Returns what is known of a row: its number in the database, id, caption, licence and so on."""

@@ -135,7 +135,9 @@ class RetrievalAugmentedDiffusion(NeighbourConditioned, LatentDiffusion):
     def usual_options(self, sampler: str | None) -> dict[str, Any]:
         """Returns the usual values of options that may be left out, see :meth:`LatentDiffusion.usual_options`."""
         usual = super().usual_options(sampler)
-        return usual if self.references is None else {**usual, "reference_scale": REFERENCE_SCALE}
+        if self.references is None:
+            return usual
+        return {**usual, "reference_scale": REFERENCE_SCALE, "reference_agreement": self.references.agreement}
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns initial weights, with new ones for references and grids if they are of a model without them.

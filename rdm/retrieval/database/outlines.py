@@ -42,32 +42,40 @@ def outline(image: Tensor) -> np.ndarray:
 
 
 class Outlines:
-    """Tells which rows of a database are copies of one another, by their outlines.
+    """Tells which rows of a database are copies of one another, and which agree in shape and place.
 
     Outlines are computed when a row is first compared, and the latest ones are kept in memory.
 
     Args:
         database: the database; it must still have its pictures.
         least: the correlation of two outlines from which on the pictures count as copies.
+        agree: the neighbours of a query are chosen among this many nearest rows, see :meth:`chosen`; 1 takes the
+            nearest ones.
 
     Raises:
-        ValueError: ``least`` is not above 0 and at most 1.
+        ValueError: ``least`` is not above 0 and at most 1, or ``agree`` is below 1.
     """
 
-    def __init__(self, database: RetrievalDatabase, least: float) -> None:
+    def __init__(self, database: RetrievalDatabase, least: float, agree: int = 1) -> None:
         if not 0 < least <= 1:
             raise ValueError(f"got same_outline={least}, expected a number above 0; above 1 no copies are left out")
-        self.database, self.least = database, least
+        if agree < 1:
+            raise ValueError(f"got agree={agree}, expected a number of rows of at least 1")
+        self.database, self.least, self.agree = database, least, agree
         self._known: dict[int, np.ndarray] = {}
 
     @classmethod
-    def of(cls, database: RetrievalDatabase, least: float | None) -> Outlines | None:
+    def of(cls, database: RetrievalDatabase, least: float | None, agree: int = 1) -> Outlines | None:
         """Returns the outlines of a database; None if ``least`` is None or above 1, so that no picture is a copy.
 
         Raises:
-            ValueError: ``least`` is not above 0.
+            ValueError: ``least`` is not above 0, ``agree`` is below 1, or it is above 1 and outlines are not compared.
         """
-        return None if least is None or least > 1 else cls(database, least)
+        if least is not None and not least > 1:
+            return cls(database, least, agree)
+        if agree != 1:
+            raise ValueError(f"got agree={agree} with same_outline={least}, expected at most 1; set same_outline=0.9")
+        return None
 
     def has_pictures(self) -> bool:
         """Whether the picture of the first row can be read."""
@@ -122,3 +130,20 @@ class Outlines:
                 kept.append(place)
                 seen.append(own)
         return kept
+
+    def chosen(self, rows: Sequence[int], k: int) -> list[int]:
+        """Returns the places of k neighbours among rows, in their order, or fewer if there are no k different ones.
+
+        No neighbour is a copy of a nearer one. With ``agree`` above 1, the first neighbour is the nearest row, and the
+        others are those whose outlines agree most with it, among the first ``agree`` different rows.
+
+        Args:
+            rows: row numbers, nearest first.
+            k: number of neighbours.
+        """
+        places = self.different(rows, max(k, self.agree))
+        if self.agree == 1 or len(places) <= k:
+            return places[:k]
+        agreement = self.agreement(self[rows[places[0]]], [rows[place] for place in places[1:]])
+        best = np.argsort(-agreement, kind="stable")[: k - 1]
+        return [places[0], *(places[1 + int(each)] for each in np.sort(best))]

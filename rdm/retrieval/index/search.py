@@ -203,6 +203,7 @@ def search_chosen(
     choose: Choose,
     short: Callable[[int, int], str],
     rows: np.ndarray | None = None,
+    among: int = 1,
 ) -> Neighbours:
     """Returns the k nearest rows of each query that are chosen; searches more widely where they are too few.
 
@@ -213,6 +214,7 @@ def search_chosen(
         choose: returns the places of the rows to keep, in their order; those behind the k-th may be missing.
         short: (number of a query, how many of all rows are chosen) -> the message of the error.
         rows: numbers of the rows that the search is restricted to; None for all rows.
+        among: how many rows ``choose`` wants to see at least.
 
     Raises:
         ValueError: fewer than k rows are chosen for a query.
@@ -220,7 +222,7 @@ def search_chosen(
     database = index.database
     total = database.living_count if rows is None else int(database.is_alive(np.unique(rows)).sum())
     found = Neighbours(np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32))
-    waiting, width = np.arange(len(queries)), min(k + 12, total)
+    waiting, width = np.arange(len(queries)), min(max(k, among) + 12, total)
     while True:
         near = index.search(queries[waiting], width, rows)
         chosen = choose(waiting, near)

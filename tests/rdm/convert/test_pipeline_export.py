@@ -59,7 +59,8 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Any]
     """A model of latents, whose neighbours must not be copies of one another."""
     folder = tmp_path_factory.mktemp("references")
     config = references_config(folder)
-    config["data"]["params"]["same_outline"] = 0.6
+    config["data"]["params"] |= {"same_outline": 0.6, "agreement": {"among": 9}}
+    config["model"]["params"]["references"] = {"p_drop": 0.1, "agreement": 0.35}
     return exported(with_wide_codes(ship(folder / "model", config)), folder / "exported")
 
 
@@ -94,11 +95,15 @@ def test_images_of_chosen_rows_equal_ours(references: tuple[Pipeline, Any]) -> N
 
 
 def test_copies_are_left_out_as_ours_are(references: tuple[Pipeline, Any]) -> None:
-    """With many neighbours, so that some are left out."""
+    """With many neighbours, so that some are left out, and with few, which are chosen among nine."""
     ours, pipe = references
-    expected = texts(ours, PROMPTS, k=8).retrieved.rows
-    near, _ = pipe.retriever.nearest(pipe.retriever.embed(PROMPTS), 8)
-    assert near.tolist() == expected.tolist()
+    for k in (2, 3, 8):
+        expected = texts(ours, PROMPTS, k=k).retrieved.rows
+        near, _ = pipe.retriever.nearest(pipe.retriever.embed(PROMPTS), k)
+        assert near.tolist() == expected.tolist()
+    assert pipe.retriever.config.agree == ours.retriever.outlines.agree == 9
+    nearest = ours.retriever.index.search(ours.retriever.embedder.texts(PROMPTS).numpy(), 3, None).rows
+    assert texts(ours, PROMPTS, k=3).retrieved.rows.tolist() != nearest.tolist()
     pipe.retriever.register_to_config(same_outline=None)
     with_copies, _ = pipe.retriever.nearest(pipe.retriever.embed(PROMPTS), 8)
     pipe.retriever.register_to_config(same_outline=0.6)

@@ -14,6 +14,8 @@ from PIL import Image
 from toy import references_config, ship
 
 from rdm.loading import Loaded
+from rdm.models.references import References
+from rdm.retrieval.database.outlines import Outlines
 from rdm.retrieval.database.pictures import pictures
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling import ways
@@ -54,6 +56,38 @@ def test_they_have_a_guidance_scale_of_their_own(with_references: Loaded) -> Non
     three = images(with_references, text_scale=3.0, reference_scale=1.5, **both)
     for less in ({"text_scale": 3.0}, {"reference_scale": 1.5}):
         assert (images(with_references, **both, **less) - three).abs().max() > 1e-3
+
+
+def test_pictures_that_do_not_agree_with_the_first_are_not_shown(
+    with_references: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = with_references.retriever.database
+    rows = np.array([[7, 2, 30, 11], [2, 30, 7, 5]])
+    outlines = Outlines(database, 1.0)
+    known = np.array([[float(outlines[line[0]] @ outlines[row]) for row in line] for line in rows])
+    least = float(np.sort(known[:, 1:].ravel())[3]) - 1e-3  # half of the others agree
+    every = reference_latents(with_references, rows, 16, 16)
+    some = reference_latents(with_references, rows, 16, 16, least=least)
+    agree = torch.from_numpy(known >= least)
+    assert agree[:, 0].all() and 0 < int(agree[:, 1:].sum()) < 6
+    assert torch.equal(some, every * agree[:, :, None, None, None]) and every.abs().amax((2, 3, 4)).min() > 0
+    # A number of the user comes first, then that of the model's config; chosen neighbours are all shown.
+    three = {"k": 3, "scale": 2.0}
+    alone, all_shown = (images(with_references, **three, reference_agreement=each) for each in (1.0, -1.0))
+    assert (alone - all_shown).abs().max() > 1e-3 and torch.equal(images(with_references, **three), all_shown)
+    rows_way = {name: value for name, value in FAST.items() if name != "k"}
+    chosen = draw(ways.rows, with_references, [7, 2, 30], 1, **rows_way).images
+    monkeypatch.setattr(with_references.model, "references", References(agreement=1.0))
+    assert torch.equal(images(with_references, **three), alone)
+    assert torch.equal(images(with_references, **three, reference_agreement=-1.0), all_shown)
+    assert torch.equal(draw(ways.rows, with_references, [7, 2, 30], 1, **rows_way).images, chosen)
+    assert draw(ways.texts, with_references, ["white flag"], **FAST).settings.reference_agreement == 1.0
+    unseen = images(with_references, reference_scale=0)
+    with pytest.raises(ValueError, match="got reference_agreement=0.5 without the neighbours' pictures"):
+        images(with_references, reference_scale=0, reference_agreement=0.5)
+    assert not torch.equal(unseen, all_shown)
+    with pytest.raises(ValueError, match="references.agreement: got 1.5, expected a correlation"):
+        References(agreement=1.5)
 
 
 def test_the_text_alone_sees_no_pictures(with_references: Loaded) -> None:

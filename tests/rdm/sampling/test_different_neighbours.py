@@ -38,9 +38,11 @@ def shapes(database: RetrievalDatabase) -> np.ndarray:
     return np.array([name.rpartition("/")[2].removesuffix(".png") for name in database.column("image_id").to_pylist()])
 
 
-def retriever(database: RetrievalDatabase, least: float | None, rows: np.ndarray | None = None) -> Retriever:
+def retriever(
+    database: RetrievalDatabase, least: float | None, rows: np.ndarray | None = None, agree: int = 1
+) -> Retriever:
     index = NeighbourIndex.open(database)
-    return Retriever(ProjectionEmbedder, database, lambda: index, rows, Outlines.of(database, least))
+    return Retriever(ProjectionEmbedder, database, lambda: index, rows, Outlines.of(database, least, agree))
 
 
 def queries() -> torch.Tensor:
@@ -80,6 +82,32 @@ def test_a_pool_a_selection_and_a_class_hold_different_drawings(database: Retrie
     one = np.flatnonzero(np.isin(names, ("arrow", "slope", "corner")))
     rows = labelled(retriever(database, 0.9, one), ["red", "blue"], 3, [0, 1]).rows
     assert all(set(names[line]) == {"arrow", "slope", "corner"} for line in rows)
+
+
+def test_neighbours_that_agree_are_chosen_for_the_first(database: RetrievalDatabase) -> None:
+    agreeing, different = retriever(database, 0.9, agree=6), retriever(database, 0.9)
+    outlines = agreeing.outlines
+    assert outlines is not None and agreeing.about == {"same_outline": 0.9, "agree": 6}
+    near, found = different(queries(), 6), agreeing(queries(), 3)
+    for line, scores, rows, theirs in zip(near.rows, near.scores, found.rows, found.scores, strict=True):
+        best = np.argsort(-outlines.agreement(outlines[line[0]], line[1:]))[:2]
+        places = [0, *sorted(1 + best)]
+        assert rows.tolist() == line[places].tolist()
+        np.testing.assert_allclose(theirs, scores[places], atol=1e-6)
+    assert (found.rows != near.rows[:, :3]).any()
+    # From a pool, the first one is drawn.
+    pool = different(queries()[:1], 8).rows[0].tolist()
+    drawn = agreeing(queries()[:1].repeat(60, 1), 2, pool=8, generator=np.random.default_rng(0)).rows
+    assert set(drawn.ravel()) == set(pool) and all(pool.index(a) < pool.index(b) for a, b in drawn)
+    mean = np.mean([float(outlines[a] @ outlines[b]) for a, b in drawn])
+    plain = different(queries()[:1].repeat(60, 1), 2, pool=8, generator=np.random.default_rng(0)).rows
+    assert mean > np.mean([float(outlines[a] @ outlines[b]) for a, b in plain]) + 0.05
+    # Fewer rows than the choice is among are all that there are.
+    names = shapes(database)
+    few = np.flatnonzero(np.isin(names, ("bar", "post", "arrow")))
+    assert {tuple(sorted(names[rows])) for rows in retriever(database, 0.9, few, 12)(queries(), 3).rows} == {
+        ("arrow", "bar", "post")
+    }
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "text_scale": {"text_scale": 5.0, "tokens": "both"},
     "reference_scale": {"reference_scale": 3.0},
     "reference_noise": {"reference_noise": 0.8},
+    "reference_agreement": {"reference_agreement": 0.95},
     "rescale": {"rescale": 1.0, "scale": 9.0},
     "interval": {"interval": (300, 600)},
     "weaker": {"weaker": "WEAKER"},

@@ -91,3 +91,33 @@ def test_what_cannot_be_is_refused_in_one_line(database: RetrievalDatabase, tmp_
     assert not outlines.has_pictures()
     with pytest.raises(ValueError, match="^same_outline compares pictures, but [^\n]*; or leave same_outline out$"):
         _ = outlines[3]
+
+
+def test_neighbours_agree_with_the_first_in_shape_and_place(database: RetrievalDatabase) -> None:
+    names = [name.rpartition("/")[2].removesuffix(".png") for name in database.column("image_id").to_pylist()]
+    order = np.random.default_rng(3).permutation(len(names)).tolist()
+    for among in (4, 6, 24):
+        outlines = Outlines(database, 0.9, among)
+        different = outlines.different(order, among)
+        own = outlines[order[0]]
+        others = sorted(different[1:], key=lambda place: -float(own @ outlines[order[place]]))
+        for k in (1, 2, 3):
+            assert outlines.chosen(order, k) == sorted([0, *others[: k - 1]])
+    # All that there are, if there are no more; and the nearest ones without a choice.
+    assert Outlines(database, 0.9, 24).chosen(order, 8) == different
+    assert Outlines(database, 0.9).chosen(order, 3) == different[:3]
+    assert outlines.chosen(order, 3) != different[:3]
+    # A square and a corner share two sides; a lozenge and a bar share no line.
+    square, lozenge = (names.index(shape) for shape in ("square", "lozenge"))
+    corner, bar = ([row for row, name in enumerate(names) if name == shape] for shape in ("corner", "bar"))
+    assert outlines.agreement(outlines[square], corner).min() > 0.3
+    assert outlines.agreement(outlines[lozenge], bar).max() < 0.3
+    np.testing.assert_allclose(outlines.agreement(outlines[square], [square]), 1, atol=1e-3)
+
+
+def test_a_choice_that_cannot_be_meant_is_refused(database: RetrievalDatabase) -> None:
+    with pytest.raises(ValueError, match="^got agree=0, expected a number of rows of at least 1$"):
+        Outlines.of(database, 0.9, 0)
+    for least in (None, 1.5):
+        with pytest.raises(ValueError, match=f"^got agree=8 with same_outline={least}, [^\n]*; set same_outline=0.9$"):
+            Outlines.of(database, least, 8)
