@@ -70,7 +70,7 @@ _SHOWN = 128  # smallest side in pixels of a picture in worst.png
 _STRIP = 14  # height in pixels of the words below it
 
 Neighbours = Mapping[str, Sequence[set[int]]]
-"""The rows that each sample of a group was shown."""
+"""The numbers of the pictures of a set, such as rows, that each sample of a group was shown."""
 NearestBySet = Mapping[str, Mapping[str, Mapping[str, Nearest]]]
 """The nearest pictures in a set to the pictures of a group by a feature: ``nearest_in[set][group][feature]``."""
 
@@ -113,9 +113,10 @@ def memorisation(loaded: Loaded, arguments: Mapping[str, Any], settings: Setting
     nearest_in = {DATABASE: nearest(groups, _bar(rows, len(features.database), "rows"), near)}
     training = blocks_of_images(real[TRAINING], every, features)
     nearest_in[TRAINING] = nearest(groups, _bar(training, len(every), "training pictures"), near)
+    shown = {DATABASE: neighbours, TRAINING: _as_pictures(neighbours, features.database, real[TRAINING])}
     picture, worst = worst_pairs(nearest_in, samples, features.database, real[TRAINING], options.rows)
     report = {
-        "figures": figures(nearest_in, neighbours),
+        "figures": figures(nearest_in, shown),
         "worst": worst,
         "protocol": {
             "command": "memorisation",
@@ -189,21 +190,32 @@ def _recorded_rows(file: Path, loaded: Loaded) -> set[int]:
     return {each["row"] for each in record.get("neighbours", ()) if "row" in each} if same else set()
 
 
-def figures(nearest_in: NearestBySet, neighbours: Neighbours | None = None) -> dict[str, Any]:
+def _as_pictures(neighbours: Neighbours, database: RetrievalDatabase, images: Any) -> Neighbours:
+    """Returns the numbers of the images of a data set that the rows show, which each sample of a group was shown."""
+    numbers = {images.metadata(number)["id"]: number for number in range(len(images))}
+
+    def of_rows(rows: set[int]) -> set[int]:
+        names = database.values("image_id", np.array(sorted(rows), dtype=np.int64)).tolist()
+        return {numbers[name] for name in names if name in numbers}
+
+    return {group: [of_rows(rows) for rows in of_group] for group, of_group in neighbours.items()}
+
+
+def figures(nearest_in: NearestBySet, neighbours: Mapping[str, Neighbours]) -> dict[str, Any]:
     """Returns the figures of each feature and set.
 
     Args:
         nearest_in: the nearest pictures.
-        neighbours: the rows that each sample of a group was shown.
+        neighbours: by set, the numbers of its pictures that each sample of a group was shown.
     """
-    shown = {
-        feature: {
-            group: np.array([int(row) in rows for row, rows in zip(near[feature].numbers, of_group, strict=True)])
-            for group, of_group in (neighbours or {}).items()
-            if feature in (near := nearest_in[DATABASE][group])
+
+    def shown(name: str, feature: str) -> dict[str, np.ndarray]:
+        return {
+            group: np.array([int(each) in those for each, those in zip(near[feature].numbers, of_group, strict=True)])
+            for group, of_group in neighbours[name].items()
+            if feature in (near := nearest_in[name][group])
         }
-        for feature in next(iter(nearest_in[DATABASE].values()))
-    }
+
     features = dict.fromkeys(
         feature for groups in nearest_in.values() for group in groups.values() for feature in group
     )
@@ -211,7 +223,7 @@ def figures(nearest_in: NearestBySet, neighbours: Neighbours | None = None) -> d
         feature: {
             name: group_figures(
                 {group: by_feature[feature].similarities for group, by_feature in groups.items()},
-                shown[feature] if name == DATABASE else {},
+                shown(name, feature),
             )
             for name, groups in nearest_in.items()
         }
@@ -224,7 +236,7 @@ def group_figures(groups: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarr
 
     ``beyond`` is the share of the samples above the similarity that 5 % of the real pictures reach. The same share of
     the copies shows whether a small share of the samples has a meaning. ``neighbours`` is the part of it whose nearest
-    row is a neighbour that the model was shown (``shown [n] bool`` of a group).
+    picture is a neighbour that the model was shown (``shown [n] bool`` of a group).
     ``nearer`` is the probability that a sample is more similar to its nearest picture than a real picture is. Meehan et
     al. 2020 test whether it differs from a half, with distances to training pictures.
     """

@@ -19,11 +19,22 @@ from ldm.config import read_config, write_config
 from ldm.files import file_hash
 from ldm.pictures import save_png
 from ldm.util import instantiate_from_config
-from rdm.evaluate.memorisation import THRESHOLDS, captioned, group_figures, probability_nearer, shares
+from rdm.evaluate.memorisation import (
+    KNOWN,
+    THRESHOLDS,
+    TRAINING,
+    _as_pictures,
+    captioned,
+    figures,
+    group_figures,
+    probability_nearer,
+    shares,
+)
 from rdm.evaluate.nearest import (
     EMBEDDER,
     PIXELS,
     Features,
+    Nearest,
     Pictures,
     SampleFiles,
     blocks_of_rows,
@@ -215,8 +226,24 @@ def test_samples_like_a_neighbour_that_they_were_shown_are_counted_apart() -> No
 def beyond_of(report: dict[str, Any], group: str) -> list[dict[str, float]]:
     """What a report says of the samples that are beyond, with the part that is like a neighbour they were shown."""
     found = [figures["database"][group]["beyond 95% of held-out"] for figures in report["figures"].values()]
-    assert all(0 <= each["neighbours"] <= each["share"] for each in found)
+    pictures = [figures["training"][group]["beyond 95% of held-out"] for figures in report["figures"].values()]
+    assert all(0 <= each["neighbours"] <= each["share"] for each in (*found, *pictures))
     return found
+
+
+def test_a_training_picture_that_a_sample_was_shown_is_counted_apart(loaded: Loaded) -> None:
+    """The rows that a sample was shown are training pictures, too."""
+    database, images = loaded.retriever.database, loaded.data.dataset_configs["train"]
+    images = instantiate_from_config(images)
+    names = [images.metadata(number)["id"] for number in range(len(images))]
+    rows = {name: row for row, name in enumerate(database.column("image_id").to_pylist())}
+    shown = {"mine": [{rows[names[3]], rows[names[0]]}, {rows[names[2]]}]}
+    numbers = _as_pictures(shown, database, images)
+    assert numbers == {"mine": [{0, 3}, {2}]}
+    near = {"mine": {PIXELS: Nearest(np.array([3, 4]), np.array([0.99, 0.99], np.float32))}}
+    known = {name: {PIXELS: Nearest(np.zeros(9, np.int64), np.linspace(0, 0.9, 9))} for name in KNOWN}
+    told = figures({TRAINING: {**near, **known}}, {TRAINING: numbers})[PIXELS][TRAINING]["mine"]
+    assert told["beyond 95% of held-out"]["share"] == 1.0 and told["beyond 95% of held-out"]["neighbours"] == 0.5
 
 
 def test_pictures_made_already(run: Run, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
