@@ -99,6 +99,7 @@ class RetrievalDataModule(FurtherDataModule):
         self.draw_from = draw_from or k
         self.agreement = None if agreement is None else self._agreement(agreement)
         self._database: RetrievalDatabase | None = None
+        self._outlines: Outlines | None = None
 
     def _agreement(self, given: Mapping[str, Any]) -> Agreement:
         """Returns the options of neighbours that agree.
@@ -235,11 +236,17 @@ class RetrievalDataModule(FurtherDataModule):
             k=self.stored_k,
             used=self.draw_from if name in ("train", CAPTIONS) else self.k,
             near_duplicate=self.near_duplicate,
-            outlines=Outlines.of(database, self.same_outline),
+            outlines=self._outlines_of(database),
             patches_per_side=self.patches_per_side,
             query=CAPTION if name == CAPTIONS else PICTURE,
             agreement=self.agreement is not None and name in ("train", CAPTIONS),
         )
+
+    def _outlines_of(self, database: RetrievalDatabase) -> Outlines | None:
+        """Returns the outlines of the database, which all tables share, so that each is computed once."""
+        if self._outlines is None or self._outlines.database is not database:
+            self._outlines = Outlines.of(database, self.same_outline)
+        return self._outlines
 
     def setup(self, stage: str | None = None) -> None:
         """Builds the data sets that ``stage`` reads and adds their neighbours."""
