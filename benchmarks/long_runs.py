@@ -104,7 +104,7 @@ KINDS: dict[str, Callable[[Path, int], None]] = {
     "appends": append,
     "searches": search,
 }
-SIGNS = {"steps": "work/run/metrics.csv", "images": "work/images/samples", "appends": BEGUN, "searches": BEGUN}
+SIGNS = {"steps": "work/run/metrics.csv", "images": "work/images", "appends": BEGUN, "searches": BEGUN}
 NUMBERS = {"steps": 10_000, "images": 2000, "appends": 100, "searches": 10_000}
 
 
