@@ -133,11 +133,9 @@ class Settings:
         kinds=(DIFFUSION,),
     )
     reference_noise: float = option(
-        0.0,
-        "noise on the neighbours' pictures, from 0 (like these) to 1 (only their embeddings count)",
-        SHARE,
+        0.0, "noise on the neighbours' pictures, from 0 (like these) to 1 (only their embeddings count)", SHARE,
         kinds=(DIFFUSION,),
-    )
+    )  # fmt: skip
     reference_agreement: float | None = option(
         None,
         "show the picture of a found neighbour only if its outline correlates at least this much with that of the "
@@ -147,11 +145,9 @@ class Settings:
         metavar="L",
     )
     rescale: float = option(
-        0.0,
-        "how far guided images are brought back to the contrast of unguided ones, from 0 to 1",
-        SHARE,
+        0.0, "how far guided images are brought back to the contrast of unguided ones, from 0 to 1", SHARE,
         kinds=(DIFFUSION,),
-    )
+    )  # fmt: skip
     interval: tuple[int, int] | None = option(
         None, "use guidance only at the diffusion times from FIRST to LAST", TIMES, kinds=(DIFFUSION,), nargs=2,
         metavar=("FIRST", "LAST"),
@@ -178,11 +174,9 @@ class Settings:
         kinds=(DIFFUSION, DIFFUSERS),
     )  # fmt: skip
     spacing: str = option(
-        "uniform",
-        "spacing of the steps over time: uniform, trailing, karras or quad",
-        one_of(*SPACINGS),
+        "uniform", "spacing of the steps over time: uniform, trailing, karras or quad", one_of(*SPACINGS),
         kinds=(DIFFUSION,),
-    )
+    )  # fmt: skip
     temperature: float = option(
         1.0, "temperature of the codes; 0 takes the likeliest code each time", AT_LEAST_0, kinds=(AUTOREGRESSION,)
     )
@@ -234,11 +228,9 @@ class Settings:
         kinds=(DIFFUSERS,),
     )
     combine: str = option(
-        "concat",
-        "how several neighbours are shown: concat (the tokens of all) or mean (those of their mean embedding)",
-        one_of(*COMBINE),
-        kinds=(DIFFUSERS,),
-    )
+        "concat", "how several neighbours are shown: concat (the tokens of all) or mean (those of their mean embedding)",
+        one_of(*COMBINE), kinds=(DIFFUSERS,),
+    )  # fmt: skip
     negative_prompt: str | None = option(
         None, "a text that guidance leads away from; --negative concerns the neighbours", WORDS, kinds=(DIFFUSERS,),
         metavar="TEXT",
