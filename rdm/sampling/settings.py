@@ -228,7 +228,8 @@ class Settings:
         kinds=(DIFFUSERS,),
     )
     combine: str = option(
-        "concat", "how several neighbours are shown: concat (the tokens of all) or mean (those of their mean embedding)",
+        "concat",
+        "how several neighbours are shown: concat (the tokens of all) or mean (those of their mean embedding)",
         one_of(*COMBINE), kinds=(DIFFUSERS,),
     )  # fmt: skip
     negative_prompt: str | None = option(
