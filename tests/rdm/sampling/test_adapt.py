@@ -156,11 +156,12 @@ def test_the_picture_has_labels_and_panels_beside_each_other() -> None:
 
 
 def command(tmp_path: Path, base: str, pictures: Path, minutes: str) -> subprocess.Popen:
+    """The command with an option behind the folder, and a setting behind the options."""
     words = [str(ROOT / "scripts/own.py"), str(pictures), "--config", base, "--outdir", str(tmp_path / "out")]
+    words += ["--minutes", minutes, "data.params.num_workers=0"]
     return subprocess.Popen(
-        [sys.executable, *words, "--minutes", minutes], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+        [sys.executable, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def test_the_command_can_be_stopped_and_goes_on_to_its_picture(tmp_path: Path, base: str, pictures: Path) -> None:
