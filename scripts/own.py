@@ -40,9 +40,7 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--forecast", action="store_true", help="only say how long it will take")
     add_trust_option(p)
-    p.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="settings that replace those of the config"
-    )
+    p.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings in place of the config's")
     return p.parse_intermixed_args()  # settings may follow options
 
 
