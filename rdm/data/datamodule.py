@@ -55,8 +55,8 @@ class RetrievalDataModule(FurtherDataModule):
             images always have their own neighbours.
         draw_from: each time a training image is seen, its k neighbours are drawn at random from this many nearest ones;
             k, the default, takes the k nearest. Validation and test images always have the k nearest.
-        agreement: ``share``, ``draw_from`` and ``least``, see :class:`Agreement`: a share of the training images have
-            neighbours whose outlines agree with theirs. It needs ``same_outline``.
+        agreement: ``share``, ``draw_from``, ``least`` and ``among``, see :class:`Agreement`: a share of the training
+            images have neighbours whose outlines agree with theirs. It needs ``same_outline``.
         options: ``references`` and ``tokens``, see :class:`FurtherDataModule`, and ``validation``, ``test``,
             ``num_workers``, ``shuffle`` and ``seed``, arguments of :class:`DataModule`.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.models.diffusion.condition import Hybrid, of_tensors
 from ldm.pictures import from_uint8, with_channels
 from rdm.loading import Loaded
+from rdm.models.references import References
 from rdm.retrieval.database.outlines import outline
 from rdm.retrieval.database.pictures import grid_tokens, pictures
 from rdm.retrieval.retriever import Retrieved
@@ -130,7 +131,7 @@ def context_of(loaded: Loaded, request: Request) -> Tensor:
 
 
 def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | None = None) -> Tensor | Hybrid:
-    """Returns the condition of the neighbours alone, as the model was trained with it.
+    """Returns the condition of the neighbours alone, with the latents that sampling shows if nothing else is asked for.
 
     Args:
         loaded: model and database.
@@ -139,10 +140,12 @@ def condition_of(loaded: Loaded, retrieved: Retrieved, size: Sequence[int] | Non
     """
     model = loaded.model
     tokens = with_grids(loaded, model.conditioner(retrieved.embeddings, include_query=False), retrieved.rows)
-    if not has_references(model):
+    references: References | None = getattr(model, "references", None)
+    if references is None:
         return tokens
     height, width = size or loaded.data.image_size
-    return loaded.diffusion.with_references(tokens, reference_latents(loaded, retrieved.rows, height, width))
+    latents = reference_latents(loaded, retrieved.rows, height, width, least=references.agreement)
+    return loaded.diffusion.with_references(tokens, latents)
 
 
 class Conditions:

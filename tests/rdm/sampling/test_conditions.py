@@ -82,6 +82,9 @@ def test_pictures_that_do_not_agree_with_the_first_are_not_shown(
     assert torch.equal(images(with_references, **three, reference_agreement=-1.0), all_shown)
     assert torch.equal(draw(ways.rows, with_references, [7, 2, 30], 1, **rows_way).images, chosen)
     assert draw(ways.texts, with_references, ["white flag"], **FAST).settings.reference_agreement == 1.0
+    found = retrieved_rows(with_references, rows, np.ones(rows.shape, np.float32))
+    inverted = condition_of(with_references, found).image[:, :12].unflatten(1, (4, 3))  # type: ignore[union-attr]
+    assert torch.equal(inverted[:, 0], every[:, 0]) and not inverted[:, 1:].any()
     unseen = images(with_references, reference_scale=0)
     with pytest.raises(ValueError, match="got reference_agreement=0.5 without the neighbours' pictures"):
         images(with_references, reference_scale=0, reference_agreement=0.5)
