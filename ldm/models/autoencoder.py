@@ -116,6 +116,8 @@ class VQModel(AdversarialAutoencoder):
             self._restart_average(unused)
             recent.reset()
         quantized, codebook_loss, indices = self.nearest_codes(latent)
+        if batch_idx == 0:  # a checkpoint of the last step of an epoch holds the counts of that epoch
+            self.usage["train"].reset()
         self.usage["train"].add(indices)
         recent.add(indices)
         return self.decode(quantized, quantize=False), codebook_loss

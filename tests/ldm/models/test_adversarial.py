@@ -181,12 +181,15 @@ def test_every_codebook_resumes_exactly(kind: str, pictures: dict[str, Any], tmp
         trainer.fit(model, datamodule=DataModule(2, train=pictures), ckpt_path=resume, weights_only=False)
         return trainer
 
-    run(3)
-    whole, resumed = run(6), run(6, tmp_path / "3.ckpt")
-    expected, got = whole.lightning_module.state_dict(), resumed.lightning_module.state_dict()
-    assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
-    usage = resumed.lightning_module.usage["restart"]
-    assert torch.equal(usage.counts, whole.lightning_module.usage["restart"].counts) and usage.batches > 0
+    run(3), run(4)  # in the middle and at the end of an epoch
+    whole = run(6)
+    for start in (3, 4):
+        resumed = run(6, tmp_path / f"{start}.ckpt")
+        expected, got = whole.lightning_module.state_dict(), resumed.lightning_module.state_dict()
+        assert [name for name, value in expected.items() if not torch.equal(got[name], value)] == []
+        usage = resumed.lightning_module.usage["restart"]
+        assert torch.equal(usage.counts, whole.lightning_module.usage["restart"].counts) and usage.batches > 0
+        assert resumed.callback_metrics["train/perplexity"] == whole.callback_metrics["train/perplexity"]
 
 
 def test_a_learned_scale_of_the_likelihood_moves_with_the_generator() -> None:
