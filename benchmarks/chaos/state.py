@@ -1,7 +1,7 @@
 """What lies in a folder after a piece of work: whole files, their digests without times, and the units of work in them.
 
-Times differ between any two runs, so they are left out: the columns ``time/*`` of metrics, and what an index has
-measured of its speed. All other bytes count.
+Times differ between any two runs, so they are left out: the columns ``time/*`` of metrics, and in the card of an index
+its times and the settings that were chosen by them. All other bytes count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ldm.config import read_config
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.sampling.record import KEYWORD
 
-TIMES = ("build_seconds", "ms_per_query")  # in the card of an index
+MEASURED = ("build_seconds", "ms_per_query", "search", "recall")  # of an index: the fastest settings that suffice
 UNFINISHED = (".partial.npy", "build.json", "append.json")  # names of files that say that the work goes on
 DRAWN = ("losses.png",)  # of the metrics
 BEGUN = ("loops", "fit_loop", "epoch_progress")  # counts the epochs that processes have begun, which steers nothing
@@ -117,7 +117,7 @@ def content_of(file: Path) -> bytes:
         return json.dumps({**json.loads(file.read_bytes()), "usual_loss": 0}).encode()
     if file.name == "index.json":
         card = json.loads(file.read_bytes())
-        return json.dumps({key: value for key, value in card.items() if key not in TIMES}).encode()
+        return json.dumps({key: value for key, value in card.items() if key not in MEASURED}).encode()
     return file.read_bytes()
 
 

@@ -51,17 +51,19 @@ def append_command(args: argparse.Namespace) -> Iterator[str]:
 def add_command(args: argparse.Namespace) -> Iterator[str]:
     """Embeds single pictures and keeps them in the folder of a database.
 
-    If the last rows are these pictures and have no index yet, the command was stopped before it built one, and goes on.
+    If the last rows are these pictures with the same words, the command was stopped after it had added them. It adds
+    none again, and builds the index if that is missing.
     """
     known = {"licence": args.licence, "attribution": args.attribution, "caption": args.caption}
     pictures = [NewPicture(open_given(file).image, **known) for file in args.pictures]
     database = RetrievalDatabase.open(args.database)
-    rows = None if is_current(database, database.path / "index") else added_last(database, pictures)
+    rows, said = added_last(database, pictures), "rows {} to {} are these pictures"
     if rows is None:
+        said = "added rows {} to {}"
         embedder = load_embedder(embedder_config(args.embedder, args.pretrained))
         database, rows = add_pictures(args.database, pictures, embedder)
     factory = current_index(database).card["factory"]
-    yield f"{database.path}: added rows {rows[0]} to {rows[-1]}; {len(database)} rows, index {factory}"
+    yield f"{database.path}: {said.format(rows[0], rows[-1])}; {len(database)} rows, index {factory}"
 
 
 def remove_command(args: argparse.Namespace) -> Iterator[str]:
