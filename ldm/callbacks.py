@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ldm.data.classes import Classes
+from ldm.files import delete_left
 from ldm.loggers import log_picture
 from ldm.pictures import image_grid, save_png
 from ldm.run import read_class_names, write_class_names
@@ -188,6 +189,10 @@ class LastStep(pl.Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._step = Path(path), -1
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Deletes what killed processes were writing beside it; a run that has nothing left to do writes no other."""
+        delete_left(self.path.parent)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Writes the checkpoint if this was step ``max_steps``."""

@@ -92,6 +92,11 @@ def read_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> d
             raise ValueError(f"config {lists[0]}: expected a mapping, got a list")
         merged = OmegaConf.merge(*map(_with_paths, found_at, parts), OmegaConf.from_dotlist(list(overrides)))
         config: Any = OmegaConf.to_container(merged, resolve=True)
+    except TypeError as error:  # of OmegaConf, which does not say where
+        raise ValueError(
+            f"config {names}: got a list in the place of a mapping, or a mapping in the place of a list; correct the "
+            "config, or a setting that replaces it"
+        ) from error
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(
             f"config {names}: {_reason(error)}; correct the config, or a setting that replaces it"

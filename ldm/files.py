@@ -230,16 +230,18 @@ def read_text(file: str | Path) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, whose file is flushed and renamed to ``path`` on success, and removed on an error.
 
-    What processes that were killed have left in the folder of ``path`` is deleted, see :func:`_delete_left`.
+    What processes that were killed have left in the folder of ``path`` is deleted, see :func:`delete_left`.
 
     Raises:
         OSError: the file cannot be written, for example on a full disk; it names ``path``, whose old file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder is where this file is to be written; move it away", str(path))
     with named_in_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _delete_left(path.parent)
+        delete_left(path.parent)
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -256,7 +258,7 @@ def _host() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _delete_left(folder: Path) -> None:
+def delete_left(folder: Path) -> None:
     """Deletes the temporary files of :func:`atomic_path` in a folder whose process on this machine has ended.
 
     A process looks once into each folder, before it writes the first file there, so those of its own number are old.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import struct
@@ -25,9 +26,11 @@ from ldm.config import read_config
 from ldm.data import ParquetImages, WebDatasetImages
 from ldm.data.decode import decode_image, open_picture
 from ldm.downloads import check_bytes, instead_of_weights
-from ldm.files import read_array, read_json
+from ldm.files import read_array, read_json, write_json
 from ldm.util import check_params, instantiate_from_config
+from rdm.cli.database import build_command
 from rdm.convert.nn_memory import read_nn_memory
+from rdm.retrieval.config import check_database, embedder_config, load_embedder
 from rdm.retrieval.database.shards import check_card, new_folder, to_our_columns
 from rdm.retrieval.index.search import check_types
 
@@ -122,6 +125,10 @@ def test_parquet_files(tmp_path: Path) -> None:
     image = {"bytes": b"", "path": None}
     pq.write_table(pa.table({"image": [image], "category": [[["a"]]]}), file)
     refused(lambda: ParquetImages(str(file), 8, where={"category": "x"}), "bad.parquet", "category", "where")
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": 7}]}), file)
+    with pytest.raises(ValueError, match="1 broken images.*bad.parquet#0"):
+        ParquetImages(str(file), 8, max_broken=0)[0]
+    pq.write_table(pa.table({"image": [image], "category": [[["a"]]]}), file)
     data = file.read_bytes()
     for place in range(0, len(data), 7):
         file.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
@@ -153,6 +160,9 @@ def test_tar_shards(tmp_path: Path) -> None:
             assert words in f"{error} {error.__cause__}"
         else:
             raise AssertionError(words)
+    with tarfile.open(tmp_path / "bad.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("\udcff.png"))
+    refused(lambda: WebDatasetImages(str(tmp_path / "bad.tar"), 8), "bad.tar", r"'\udcff.png'", "names in UTF-8")
 
 
 @pytest.mark.parametrize("header", ["((", "{'descr': '<f4', 'fortran_order': False, 'shape': (-6, 8)}", "(" * 20_000])
@@ -200,6 +210,33 @@ def test_cards(tmp_path: Path) -> None:
 def test_columns_of_other_projects_that_are_nested() -> None:
     table = to_our_columns(pa.table({"url": [{"a": 1}], "key": ["7"], "image_path": [["x"]]}))
     assert table["uri"].to_pylist() == [""] and table["image_id"].to_pylist() == ["7"]
+    refused(lambda: to_our_columns(pa.table({"url": [b"\xff"]})), "column url", "expected texts in UTF-8")
+
+
+def test_a_section_of_a_database() -> None:
+    known = {"source": {"target": "x"}}
+    for path in (1000.0, {"a": 1}, None):
+        refused(lambda path=path: check_database({**known, "path": path}), f"got {path!r}", "path of a folder")
+    given = {"config": "configs/database/emoji.yaml", "overrides": ["database=null"], "source": None, "output": None}
+    args = argparse.Namespace(**given, batch_size=None, ray=None)
+    refused(lambda: list(build_command(args)), "database has no 'path'")
+    refused(lambda: load_embedder({"a": 1}), "embedder: ", "'target'")
+
+
+def test_a_list_in_the_place_of_a_mapping(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("model: {params: {a: 1}}\n")
+    for setting in ("model.params=[]", "model=[]"):
+        refused(lambda setting=setting: read_config([tmp_path / "good.yaml"], [setting]), "good.yaml", "a list")
+
+
+def test_names_of_networks() -> None:
+    refused(lambda: load_embedder(embedder_config("=b")), "'=b'", "give the folder of a model")
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "index.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"move it away: '.*index.json'"):
+        write_json(tmp_path / "index.json", {})
 
 
 def test_a_folder_that_cannot_be_made() -> None:

@@ -264,6 +264,18 @@ def test_a_run_is_neither_written_over_nor_spoilt_by_a_wrong_config(config: str,
         main.train(main.parse(["-t", "-r", str(run / "config.yaml")]))
 
 
+def test_what_a_killed_run_was_writing_goes_also_if_nothing_is_left_to_do(config: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main.train(main.parse(["-b", config, "-t", "--no-test", "-p", str(run), "lightning.trainer.max_steps=1"]))
+    before = contents(run / "checkpoints")
+    dies = f"import os; from ldm.files import atomic_path as a\nwith a('{run}/checkpoints/last.ckpt') as file:\n"
+    dies += "    file.touch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", dies], check=False)
+    assert len(contents(run / "checkpoints")) == len(before) + 1
+    subprocess.run([sys.executable, "main.py", "-t", "--no-test", "-r", run], check=True)
+    assert contents(run / "checkpoints").keys() == before.keys()
+
+
 @pytest.mark.parametrize(
     ("words", "fact"),
     [

@@ -137,7 +137,7 @@ class ParquetImages(ImageDataset):
             return data
         folder = self.files[number].parent.resolve()
         path = value.get("path") if isinstance(value, dict) else None
-        if not path or not (folder / path).resolve().is_relative_to(folder):
+        if not path or not isinstance(path, str) or not (folder / path).resolve().is_relative_to(folder):
             raise ValueError(f"got neither bytes nor a path below {folder}")
         return (folder / path).read_bytes()
 

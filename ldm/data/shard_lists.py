@@ -170,6 +170,11 @@ def _expanded(entry: str) -> list[str]:
     return [f"{entry[: match.start()]}{number:0{len(first)}d}{entry[match.end() :]}" for number in numbers]
 
 
+def is_text(name: str) -> bool:
+    """Whether a name from a file has only characters that UTF-8 can encode; others stand for single bytes."""
+    return not any("\ud800" <= each <= "\udfff" for each in name)
+
+
 def _samples(shard: Path | str, parts: FileParts) -> Iterator[Sample]:
     """Yields the samples of a shard that have a picture, in order; the files of a sample must be adjacent."""
     current = Sample("")
@@ -179,6 +184,10 @@ def _samples(shard: Path | str, parts: FileParts) -> Iterator[Sample]:
             for member in archive:
                 if not member.isreg():
                     continue
+                if not is_text(member.name):
+                    raise ValueError(
+                        f"{shard}: the name {member.name!r} is no UTF-8; write the shard with names in UTF-8"
+                    )
                 folder, _, name = member.name.rpartition("/")
                 first, _, extension = name.partition(".")
                 key = f"{folder}/{first}" if folder else first

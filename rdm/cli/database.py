@@ -138,7 +138,7 @@ def _sections(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         embedder = embedder_config(args.embedder, args.pretrained)
         database = {"source": source_config(args.source, args.size)}
     given = {"path": args.output, "batch_size": args.batch_size, "ray": args.ray}
-    database |= {key: value for key, value in given.items() if value is not None}
+    database = {**(database or {}), **{key: value for key, value in given.items() if value is not None}}
     check_database(database)
     return embedder, database
 

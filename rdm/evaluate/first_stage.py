@@ -103,13 +103,30 @@ class Reconstruction:
         decoded = decode_tiled(self.model, latent, self.tile).float().clamp(-1, 1)
         figures = {"psnr": psnr(images, decoded), "ssim": ssim(images, decoded), "l1": l1(images, decoded)}
         if self.perceptual is not None:
-            figures["perceptual"] = self.perceptual(images, decoded).flatten()
+            figures["perceptual"] = self._distance(images, decoded).flatten()
         for name, values in figures.items():
             self.values.setdefault(name, []).extend(values.tolist())
         if self.features is not None:
             self.inputs.add(self.features.images(images))
             self.reconstructions.add(self.features.images(decoded))
         return decoded
+
+    def _distance(self, images: Tensor, decoded: Tensor) -> Tensor:
+        """Returns the perceptual distances ``[B, 1, 1, 1]`` or ``[B]``.
+
+        Raises:
+            ValueError: the network makes a map without pixels of such small pictures.
+        """
+        try:
+            return self.perceptual(images, decoded)
+        except RuntimeError as error:
+            if "too small" not in str(error):
+                raise
+            size = " x ".join(str(side) for side in images.shape[2:])
+            raise ValueError(
+                f"--perceptual: pictures of {size} pixels are too small for {type(self.perceptual).__name__}; give "
+                "another network, or larger pictures with --size"
+            ) from error
 
     def figures(self) -> dict[str, Any]:
         """Returns the figures of all pictures that were added."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, TypeVar
 
 import torch
@@ -39,10 +40,18 @@ def check_database(config: Mapping[str, Any]) -> None:
     """Checks the keys of a config's ``database`` section.
 
     Raises:
-        ValueError: ``path`` or ``source`` is missing, or a key is unknown.
+        ValueError: ``path`` or ``source`` is missing or of another type, or a key is unknown.
     """
     check_keys(dict(config), _DATABASE_KEYS, "database")
-    require(config, ("path", "source"), "database")
+    path, source = require(config, ("path", "source"), "database")
+    _check_target(source, "database.source")
+    if not isinstance(path, str | PathLike):
+        raise ValueError(f"database.path: got {path!r}, expected the path of a folder")
+
+
+def _check_target(config: Any, where: str) -> None:
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ValueError(f"{where}: expected a mapping with a 'target' key, got {config!r}")
 
 
 def source_config(path: str, size: Size, split: str | None = None) -> dict[str, Any]:
@@ -82,7 +91,12 @@ def embedder_config(model: str, pretrained: str | None = None) -> dict[str, Any]
 
 
 def load_embedder(config: dict[str, Any]) -> Embedder:
-    """Returns the embedder that a config describes, on the GPU if there is one."""
+    """Returns the embedder that a config describes, on the GPU if there is one.
+
+    Raises:
+        ValueError: the config has no ``target``, or is wrong in another way; the message says in what.
+    """
+    _check_target(config, "embedder")
     return on_this_machine(instantiate_from_config(config))
 
 

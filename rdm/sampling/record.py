@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.data.images import SUFFIXES
 from ldm.files import located, parsed_json, portable, read_json, write_json
+from ldm.hub import is_hub
 from ldm.pictures import as_picture, save_png, to_uint8
 from ldm.stopping import Stopped, going_on
 from rdm.generators import generator_of
@@ -287,6 +288,11 @@ def make_again(
     stored = record.get("database")  # none of a plain model
     named = record.get("generator")
     if named is None:
+        if not ckpt and is_hub(record["checkpoint"]):
+            raise ValueError(
+                f"the record names the model {record['checkpoint']} of the Hugging Face hub, which is not fetched "
+                f"because a file says so; give it with --ckpt {record['checkpoint']}"
+            )
         pipeline = Pipeline.load(ckpt or record["checkpoint"], database or stored, config=record.get("config"))
     else:
         pipeline = Pipeline.load(
@@ -321,7 +327,7 @@ def written_images(folder: str | Path) -> tuple[list[Path], list[dict[str, Any]]
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of images at {folder}")
+        raise FileNotFoundError(f"no folder of images at {folder}; give one that a script has written")
     found, runs = [], []
     for file in sorted(folder.glob("*.json")):
         try:

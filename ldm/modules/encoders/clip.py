@@ -271,7 +271,9 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[Any, Any]:
             )
         return open_clip.create_model(f"local-dir:{folder}"), open_clip.get_tokenizer(f"local-dir:{folder}")
     if model not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model '{model}'{nearest(model, open_clip.list_models())}")
+        known = open_clip.list_models()
+        remedy = nearest(model, known) or "; give the folder of a model, or a name that open_clip.list_models() returns"
+        raise ValueError(f"open_clip has no model '{model}'{remedy}")
     if pretrained is None:
         raise ValueError(f"embedder {model} has no weights; set 'pretrained' to a tag or a file")
     if pretrained == "openai" and f"{model}-quickgelu" in open_clip.list_models():

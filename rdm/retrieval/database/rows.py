@@ -377,10 +377,10 @@ class RetrievalDatabase:
         """Returns what a function of pyarrow reads from the metadata file of one shard."""
         try:
             return read(self.file("metadata", number), **options)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            reason = "".join(filter(str.isprintable, " ".join(str(error).split())))
             raise ValueError(
-                f"{self.file('metadata', number)} is missing or damaged ({' '.join(str(error).split())}); rebuild the "
-                "database"
+                f"{self.file('metadata', number)} is missing or damaged ({reason}); rebuild the database"
             ) from error
 
 

@@ -104,9 +104,11 @@ def to_our_columns(table: pa.Table) -> pa.Table:
     columns = []
     for field in schema:
         stored = stored_name(field.name, plain, True)
-        columns.append(
-            unknown(field.name, len(table)) if stored is None else table[stored].cast(pa.string()).fill_null("")
-        )
+        try:
+            texts = None if stored is None else table[stored].cast(pa.string()).fill_null("")
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {stored}: {error}; expected texts in UTF-8") from error
+        columns.append(unknown(field.name, len(table)) if texts is None else texts)
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -134,6 +134,8 @@ def test_a_kl_stage_other_pictures_and_tiles(run, tmp_path: Path) -> None:
     words = ("reconstruction", tmp_path / "kl" / "weights.safetensors", "--config", tmp_path / "kl.yaml", "--data")
     given = (*words, tmp_path / "pictures", "--size", 32, "--features", "none", "--perceptual", "none", "--outdir")
     run(*given, tmp_path / "whole")
+    small = (*words, tmp_path / "pictures", "--size", 8, "--features", "none", "--perceptual", "models/clip/emoji")
+    assert "pictures of 8 x 8 pixels are too small for ClipDistance" in run(*small, "--outdir", tmp_path / "small")
     run(*given, tmp_path / "tiles", "--tile", 16)
     whole, tiles = (json.loads((tmp_path / n / "results.json").read_text()) for n in ("whole", "tiles"))
     assert (

@@ -82,3 +82,8 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, text: str) -> 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: dict[str, Any]) -> None:
     assert read_record(written(tmp_path, json.dumps(record))) == record
+
+
+def test_a_picture_does_not_make_the_hub_be_asked(record: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="hf:a/b of the Hugging Face hub, which is not fetched.*--ckpt hf:a/b"):
+        make_again({**record, "checkpoint": "hf:a/b"})
