@@ -237,8 +237,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder is where this file is to be written; move it away", str(path))
     with named_in_errors(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_left(path.parent)
@@ -247,6 +245,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)  # some writers make files that only their owner can read
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder has the name of this file; move it away", str(path))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -201,7 +201,12 @@ def test_cards(tmp_path: Path) -> None:
     check_card(card)
     refused(lambda: check_card({**card, "rows": "3"}), "rows is '3'")
     refused(lambda: check_card({**card, "shards": [{**shard, "name": "../../x"}]}), "../../x")
+    source = {"source": {}, "patches": {}, "shards": 1}
+    check_card({**card, "sources": [source]})
+    for bad, named in (("x", "source 0 is 'x'"), ({**source, "shards": [1]}, "shards of source 0 is [1]")):
+        refused(lambda bad=bad: check_card({**card, "sources": [bad]}), named)
     check_types({"factory": "Flat", "bytes": 3}, tmp_path)
+    refused(lambda: check_types({"dim": False}, tmp_path), "dim=False")
     refused(lambda: check_types({"bytes": [1]}, tmp_path), "index.json", "bytes=[1]")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     refused(lambda: read_json(tmp_path / "deep.json", "delete it"), "deep.json", "too deeply")
@@ -235,7 +240,7 @@ def test_names_of_networks() -> None:
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "index.json").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"move it away: '.*index.json'"):
+    with pytest.raises(IsADirectoryError, match=r"a folder has .*; move it away: '.*index.json'"):
         write_json(tmp_path / "index.json", {})
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.data.decode import MAX_PIXELS
 from ldm.models.diffusion.condition import Hybrid
 from ldm.models.diffusion.wrapper import compile_network
 from rdm.loading import Loaded, Model, as_diffusion, config_beside, is_plain, load_model
@@ -124,6 +125,10 @@ def drawing(
     model, whole, (height, width) = loaded.model, request.canvas, loaded.data.image_size
     canvas = None if whole is None else whole.fitted(loaded.diffusion)
     size = (settings.height or height, settings.width or width) if canvas is None else tuple(canvas.picture.shape[2:])
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"got images of {size[0]} x {size[1]} pixels, expected at most {MAX_PIXELS:,}, which can be read"
+        )
     shape = loaded.latent_shape_of(*size)
     conditions = conditions_of(loaded, request, settings, size, shape)
     options: dict[str, Any] = {"canvas": whole, "progress": progress}

@@ -41,6 +41,11 @@ def check_card(card: Mapping[str, Any]) -> None:
     """
     shards = list(card["shards"])
     wholes = {"dim": card["dim"], "rows": card["rows"], **{f"rows of {each['name']}": each["rows"] for each in shards}}
+    for number, source in enumerate(card.get("sources", ())):
+        fits = isinstance(source, Mapping) and isinstance(source["source"], Mapping | None)
+        if not fits or not isinstance(source["patches"], Mapping):
+            raise ValueError(f"source {number} is {str(source)[:80]!r}, expected a mapping with source and patches")
+        wholes[f"shards of source {number}"] = source["shards"]
     texts = {"dtype": card["dtype"], **{f"the name of shard {n}": each["name"] for n, each in enumerate(shards)}}
     if bad := [name for name, value in wholes.items() if type(value) is not int or value < 0]:
         raise ValueError(f"{bad[0]} is {wholes[bad[0]]!r}, expected a whole number")

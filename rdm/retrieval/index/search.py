@@ -263,7 +263,7 @@ def check_types(card: Mapping[str, Any], path: Path) -> None:
     """
     types = {"factory": str, "dim": int, "rows": int, "search": dict, "bytes": int, "ram": int, "parts": list}
     types |= {"recall": dict, "ms_per_query": dict}
-    if wrong := [name for name, kind in types.items() if not isinstance(card.get(name, kind()), kind)]:
+    if wrong := [name for name, kind in types.items() if type(card.get(name, kind())) is not kind]:
         got, expected = f"{wrong[0]}={str(card[wrong[0]])[:80]}", types[wrong[0]].__name__
         raise ValueError(f"{path / CARD}: got {got}, expected {expected}; delete {path} and build it again")
 

@@ -196,6 +196,8 @@ def test_pictures_and_rows_are_queries_too(loaded: Loaded, tmp_path: Path) -> No
     assert samples.request.retrieved.rows.tolist() == [[3, 9, 4]] * 2
     with pytest.raises(ValueError, match="got rows from 3 to 40, expected 0 to 39"):
         draw(ways.rows, loaded, [3, 40], 1, seed=0)
+    with pytest.raises(ValueError, match="got images of 1000000000 x 16 pixels, expected at most 89,478,485"):
+        draw(ways.rows, loaded, [3, 4], 1, seed=0, height=10**9)
     with pytest.raises(FileNotFoundError, match=r"no picture at .*b\.png"):
         draw(ways.image, loaded, tmp_path / "b.png", 1, k=2, seed=0)
     with pytest.raises(ValueError, match="got tokens 'text', expected neighbours, picture, both"):
