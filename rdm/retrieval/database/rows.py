@@ -367,7 +367,11 @@ class RetrievalDatabase:
                 raise ValueError(
                     f"{self.file('metadata', number)} holds {len(table)} rows, expected {expected}; rebuild it"
                 )
-            table = to_our_columns(table) if "files" in self.card["shards"][number] else table
+            if "files" in self.card["shards"][number]:
+                try:
+                    table = to_our_columns(table)
+                except ValueError as error:
+                    raise ValueError(f"{self.file('metadata', number)}: {error}") from error
             for other in list(self._tables)[: 1 - _OPEN_TABLES]:  # which another thread may have dropped meanwhile
                 self._tables.pop(other, None)
             self._tables[number] = table
