@@ -204,7 +204,7 @@ def test_wrong_selections_are_refused(index: SearchIndex) -> None:
         index.search(queries, 1, np.zeros(ROWS, bool))
 
 
-def test_the_size_of_an_index_is_foreseen(database: RetrievalDatabase) -> None:
-    for factory in ("IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "IVF16,SQ8"):
-        size = (database.path / factory / "index.faiss").stat().st_size
-        assert 0.6 < size / index_bytes(factory, ROWS, DIM) < 1.4
+@pytest.mark.parametrize("index", ["IVF16,PQ16x4fs", "OPQ8_16,IVF16,PQ8x4fs", "IVF16,SQ8"], indirect=True)
+def test_the_size_of_an_index_is_foreseen(index: SearchIndex) -> None:
+    size = (index.path / "index.faiss").stat().st_size
+    assert 0.6 < size / index_bytes(index.card["factory"], ROWS, DIM) < 1.4
