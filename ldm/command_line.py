@@ -18,6 +18,7 @@ from ldm.stopping import Stopped, handled, stop_at_once
 from ldm.util import bytes_of, trust
 
 LONGEST = 500  # characters of a word that an error repeats as a whole
+LONGEST_LINE = 1500  # and of all of its words
 CALLED: dict[str, str] = {}  # the console commands by the scripts that errors name, if the user called a command
 
 
@@ -129,10 +130,11 @@ def readable(message: str) -> str:
     """Returns the one line of an error for a terminal.
 
     What a user gave may be in it: characters that control a terminal are written as escapes, and the middle of a word
-    of more than 500 characters is left out.
+    of more than 500 characters is left out, and that of a line of more than 1,500.
     """
     parts = [part if len(part) <= LONGEST else f"{part[:150]}...{part[-30:]}" for part in message.split()]
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(parts))
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(parts))
+    return line if len(line) <= LONGEST_LINE else f"{line[:900]} ... {line[-500:]}"
 
 
 def in_words(error: Exception) -> str:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks.synthetic import write_database
 from ldm.checkpoint import load_weights, read_contents, read_weights, write_checkpoint
 from ldm.command_line import ArgumentParser, readable
 from ldm.config import read_config
@@ -31,6 +32,7 @@ from ldm.util import check_params, instantiate_from_config
 from rdm.cli.database import build_command
 from rdm.convert.nn_memory import read_nn_memory
 from rdm.retrieval.config import check_database, embedder_config, load_embedder
+from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import check_card, new_folder, to_our_columns
 from rdm.retrieval.index.search import check_types
 
@@ -74,6 +76,8 @@ def test_targets_and_params() -> None:
 def test_errors_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert readable("got '\x1b[2J\u202e',\n expected x") == "got '\\x1b[2J\\u202e', expected x"
     assert readable("a" * 5000) == "a" * 150 + "..." + "a" * 30 and readable("a" * 500) == "a" * 500
+    long = readable("ab " * 1000)
+    assert long.endswith("b ab") and " ... " in long and len(long) < 1500
     parser = ArgumentParser()
     parser.add_argument("--n", type=int)
     with pytest.raises(SystemExit):
@@ -210,6 +214,16 @@ def test_cards(tmp_path: Path) -> None:
     refused(lambda: check_types({"bytes": [1]}, tmp_path), "index.json", "bytes=[1]")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     refused(lambda: read_json(tmp_path / "deep.json", "delete it"), "deep.json", "too deeply")
+
+
+def test_texts_of_a_database_that_are_damaged(tmp_path: Path) -> None:
+    texts = {"image_id": ["0", "1"], "uri": ["0", "1"]}
+    made = write_database(tmp_path / "db", lambda _: (np.ones((2, 4), np.float32), texts), 1, 4)
+    file = tmp_path / "db/metadata/00000.parquet"
+    table = pq.read_table(file)
+    damaged = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(table.set_column(table.column_names.index("uri"), "uri", damaged), file)
+    refused(lambda: RetrievalDatabase.open(made.path).metadata([0]), "00000.parquet", "rebuild the database")
 
 
 def test_columns_of_other_projects_that_are_nested() -> None:

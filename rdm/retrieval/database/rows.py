@@ -224,12 +224,14 @@ class RetrievalDatabase:
         """Returns the metadata of some rows, in the order of ``rows`` flattened.
 
         Raises:
-            ValueError: a row is outside ``[0, N)``.
+            ValueError: a row is outside ``[0, N)``, or a text is damaged.
         """
         flat = self.check_rows(rows).ravel()
         entries: list[dict[str, Any]] = [{} for _ in range(flat.size)]
         for number, places, local in self._by_shard(flat):
-            for place, entry in zip(places, self._table(number).take(local).to_pylist(), strict=True):
+            table = self._table(number).take(local)
+            lines = self._parquet(lambda _, table=table: table.to_pylist(), number)  # whose texts may be no UTF-8
+            for place, entry in zip(places, lines, strict=True):
                 entries[place] = entry
         return entries
 
