@@ -34,6 +34,7 @@ from rdm.convert.nn_memory import read_nn_memory
 from rdm.retrieval.config import check_database, embedder_config, load_embedder
 from rdm.retrieval.database.rows import RetrievalDatabase
 from rdm.retrieval.database.shards import check_card, new_folder, to_our_columns
+from rdm.retrieval.index.faiss_index import NeighbourIndex
 from rdm.retrieval.index.search import check_types
 
 
@@ -256,6 +257,9 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "index.json").mkdir()
     with pytest.raises(IsADirectoryError, match=r"a folder has .*; move it away: '.*index.json'"):
         write_json(tmp_path / "index.json", {})
+    made = write_database(tmp_path / "db", lambda _: (np.ones((2, 4), np.float32), {"image_id": ["0", "1"]}), 1, 4)
+    (made.path / "index/index.json").mkdir(parents=True)
+    refused(lambda: NeighbourIndex.open(made), "index.json is a folder", "move it away")
 
 
 def test_a_folder_that_cannot_be_made() -> None:

@@ -11,6 +11,7 @@ NONE = type(None)
 _WORDS = {str: "a text", int: "a whole number", float: "a number", NONE: "null", dict: "an object", list: "a list"}
 Form = Mapping[str, tuple[type, ...]]
 # The entries that each record needs, and those that it may have.
+MOST_SEEDS = 1 << 63  # of torch's generators
 NEEDED: Form = {"asked": (dict,), "tokens": (str,), "query": (str,), "seed": (int,), "settings": (dict,)}
 FURTHER: Form = {
     **{
@@ -45,6 +46,8 @@ def check_record(record: Mapping[str, Any]) -> None:
     _check(
         {name: record[name] for name in FURTHER if name in record}, {n: FURTHER[n] for n in FURTHER if n in record}, ""
     )
+    if not 0 <= record["seed"] < MOST_SEEDS:
+        raise ValueError(f"got a record with seed={record['seed']}, expected 0 to {MOST_SEEDS - 1}; {_REMEDY}")
     for part, form in PARTS.items():
         if record.get(part) is not None:
             _check(record[part], form, f"{part}.")

@@ -114,6 +114,8 @@ class NeighbourIndex(SearchIndex):
         path = database.path / "index"
 
         def wanted() -> SearchIndex | None:
+            if (path / CARD).is_dir():
+                raise ValueError(f"{path / CARD} is a folder, expected a file; move it away")
             if not (path / CARD).is_file():
                 return None
             card = {} if replace and not is_current(database, path) else read_card(database, path)

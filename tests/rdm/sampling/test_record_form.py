@@ -42,6 +42,7 @@ def test_records_of_the_scripts_have_the_form(file: Path) -> None:
         ({"neighbours": [{"row": 1, "similarity": []}]}, r"neighbours\.0\.similarity"),
         ({"edit": {"picture": 7}}, "edit.picture='7'"),
         ({"query_picture": {"file": "x"}}, "without query_picture.sha256"),
+        ({"seed": 10**30}, "seed=1000000"),
         ({"checkpoint": None}, "checkpoint='None'"),
         ({"config": "evil.yaml"}, "without config_sha256"),
     ],
