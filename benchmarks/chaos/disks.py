@@ -3,8 +3,8 @@
     python -m benchmarks.chaos.disks [--trials 14] [--seed 0] [--folder FOLDER] [--only KIND ...]
 
 The folder of the work is a file system in memory. In half of the trials, its space ends at a random share of what an
-undisturbed run writes. In the others, it turns read-only at a random moment, or at the next one at which no file is
-open for writing. Then the disk has space and may be written again, and the command goes on.
+undisturbed run writes. In the others, it turns read-only at a random moment, for all files that are opened from then
+on. Then the disk has space and may be written again, and the command goes on.
 
 =========== ===========================================================================================================
 ``met``     commands that failed because of the disk
@@ -34,7 +34,6 @@ FORMS = ("full", "read-only")
 SAID = ("no space left on device", "read-only file system")
 LARGE = 1 << 30  # bytes of a disk that suffices
 PAGE = 4096
-POLL = 0.005
 HEAD = ("kind", "trials", "met", "clear", "lost", "broken", "left", "refused", "equal")
 
 
@@ -58,14 +57,13 @@ class DiskLab(Lab):
 
     def end(self) -> None:
         """Takes the file system away, if there is one."""
-        if self.at.work.is_mount():
+        while self.at.work.is_mount():
             self._mount("umount", "--lazy")
 
-    def _mount(self, *words: str) -> bool:
+    def _mount(self, *words: str) -> None:
         done = subprocess.run([*words, str(self.at.work)], capture_output=True, text=True)  # noqa: S603 (of util-linux)
-        if done.returncode and "busy" not in done.stderr:
+        if done.returncode:
             raise OSError(f"{' '.join(words)}: {done.stderr.strip()}; run this as root on Linux")
-        return not done.returncode
 
     def spoil(self, kind: Kind, number: int, seed: int) -> tuple[Trial, bool]:
         """Returns a trial after it was run, and whether the command said in one line what was wrong."""
@@ -86,6 +84,7 @@ class DiskLab(Lab):
         ended.set()
         if watch is not None:
             watch.join()
+            self._mount("umount", "--lazy")
         trial.met = first.code != 0
         clear = (
             trial.met and "Traceback" not in first.said and any(word in last_line(first.said).lower() for word in SAID)
@@ -93,7 +92,7 @@ class DiskLab(Lab):
         if trial.met and not clear:
             trial.refused.append(f"said: {first.said[-300:]}")
         trial.broken = broken_files(self.at.work)
-        self._mount("mount", "-o", f"remount,rw,size={LARGE}")
+        self._mount("mount", "-o", f"remount,size={LARGE}")
         for _ in range(TRIES if trial.met else 0):
             again = self.command((kind.again or kind.command)(self.at))
             if again.code == 0:
@@ -103,10 +102,10 @@ class DiskLab(Lab):
         return trial, clear
 
     def _turn(self, wait: float, ended: threading.Event) -> None:
-        """Makes the disk read-only after some seconds, as soon as the system allows it, or until the command ends."""
+        """Covers the disk by a view of it that cannot be written, after some seconds or as the command ends."""
         ended.wait(wait)
-        while not ended.is_set() and not self._mount("mount", "-o", "remount,ro"):
-            ended.wait(POLL)
+        self._mount("mount", "--bind", str(self.at.work))
+        self._mount("mount", "-o", "remount,ro,bind")
 
 
 def table(found: list[tuple[Trial, bool]]) -> str:
