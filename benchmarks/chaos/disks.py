@@ -3,8 +3,8 @@
     python -m benchmarks.chaos.disks [--trials 14] [--seed 0] [--folder FOLDER] [--only KIND ...]
 
 The folder of the work is a file system in memory. In half of the trials, its space ends at a random share of what an
-undisturbed run writes. In the others, it turns read-only at a random moment, for all files that are opened from then
-on. Then the disk has space and may be written again, and the command goes on.
+undisturbed run writes. In the others, it turns read-only when such a share is written, for all files that are opened
+from then on. Then the disk has space and may be written again, and the command goes on.
 
 =========== ===========================================================================================================
 ``met``     commands that failed because of the disk
@@ -34,6 +34,7 @@ FORMS = ("full", "read-only")
 SAID = ("no space left on device", "read-only file system")
 LARGE = 1 << 30  # bytes of a disk that suffices
 PAGE = 4096
+POLL = 0.005
 HEAD = ("kind", "trials", "met", "clear", "lost", "broken", "left", "refused", "equal")
 
 
@@ -67,18 +68,18 @@ class DiskLab(Lab):
 
     def spoil(self, kind: Kind, number: int, seed: int) -> tuple[Trial, bool]:
         """Returns a trial after it was run, and whether the command said in one line what was wrong."""
-        figures, chance = self.reference(kind), random.Random(f"{seed} {kind.name} {number}")  # noqa: S311
+        self.reference(kind)
+        chance = random.Random(f"{seed} {kind.name} {number}")  # noqa: S311
         place, share = self.place(kind), chance.uniform(0.0, 1.0)
         trial = Trial(kind.name, number, seed, how=FORMS[number % 2], moment=round(share, 3), signal="")
         self.restore(place / "before")
-        before, after = pages(place / "before"), pages(place / "after")
+        written = int(share * max(pages(place / "after") - pages(place / "before"), 0))
         ended = threading.Event()
         if trial.how == "full":
-            self._mount("mount", "-o", f"remount,size={before + PAGE + int(share * max(after - before, 0))}")
+            self._mount("mount", "-o", f"remount,size={self._used() + PAGE + written}")
             watch = None
         else:
-            wait = figures["first"] + share * (figures["seconds"] - figures["first"])
-            watch = threading.Thread(target=self._turn, args=(wait, ended))
+            watch = threading.Thread(target=self._turn, args=(self._used() + written, ended))
             watch.start()
         first = self.command(kind.command(self.at))
         ended.set()
@@ -101,9 +102,13 @@ class DiskLab(Lab):
         self._compare(trial, place / "after")
         return trial, clear
 
-    def _turn(self, wait: float, ended: threading.Event) -> None:
-        """Covers the disk by a view of it that cannot be written, after some seconds or as the command ends."""
-        ended.wait(wait)
+    def _used(self) -> int:
+        return shutil.disk_usage(self.at.work).used
+
+    def _turn(self, used: int, ended: threading.Event) -> None:
+        """Covers the disk by a view of it that cannot be written, when more bytes are used or as the command ends."""
+        while self._used() <= used and not ended.is_set():
+            ended.wait(POLL)
         self._mount("mount", "--bind", str(self.at.work))
         self._mount("mount", "-o", "remount,ro,bind")
 

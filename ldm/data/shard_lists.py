@@ -170,7 +170,7 @@ def _expanded(entry: str) -> list[str]:
     return [f"{entry[: match.start()]}{number:0{len(first)}d}{entry[match.end() :]}" for number in numbers]
 
 
-def is_text(name: str) -> bool:
+def _is_text(name: str) -> bool:
     """Whether a name from a file has only characters that UTF-8 can encode; others stand for single bytes."""
     return not any("\ud800" <= each <= "\udfff" for each in name)
 
@@ -184,7 +184,7 @@ def _samples(shard: Path | str, parts: FileParts) -> Iterator[Sample]:
             for member in archive:
                 if not member.isreg():
                     continue
-                if not is_text(member.name):
+                if not _is_text(member.name):
                     raise ValueError(
                         f"{shard}: the name {member.name!r} is no UTF-8; write the shard with names in UTF-8"
                     )

@@ -27,7 +27,9 @@ def test_own_embeddings_tell_more_than_others_of_held_out_pictures() -> None:
     )
     with torch.inference_mode():
         codes = model.to_codes(pictures)
-        own = model.conditioner(embedder.images(pictures)[:, None].expand(-1, 4, -1))
+        k, grid = model.conditioner.k, model.conditioner.grid
+        of_each = {"neighbours": embedder.images(pictures), TOKENS_KEY: embedder.tokens(pictures, grid)}
+        own = model.context({key: value[:, None].expand(-1, k, *value.shape[1:]) for key, value in of_each.items()})
         contexts = {"own": own, "null": model.null_context(own), "others": own.roll(1, dims=0)}
         bits = {
             name: float(model.loss(codes, context)) / torch.tensor(2.0).log().item()
