@@ -144,9 +144,9 @@ class GroupNorm(nn.GroupNorm):
     In float32, torch's computes the variance as a difference of squares, which loses digits if a mean is large compared
     to the standard deviation. The result does not change if a constant is added to a whole group, so in that case the
     mean of some pixels is subtracted first; not in training, where looking at the means takes up to a fifth of a step
-    of a small U-Net. In bfloat16 with few channels in a group, torch's reads a few numbers at a time: below ``FEW_ROWS`` pixels
-    always, and above in the backward pass. In these cases, reordering the memory to channels first and back is up to
-    ten times faster.
+    of a small U-Net. In bfloat16 with few channels in a group, torch's reads a few numbers at a time: below
+    ``FEW_ROWS`` pixels always, and above in the backward pass. In these cases, reordering the memory to channels first
+    and back is up to ten times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
