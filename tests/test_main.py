@@ -270,9 +270,10 @@ def test_what_a_killed_run_was_writing_goes_also_if_nothing_is_left_to_do(config
     before = contents(run / "checkpoints")
     dies = f"import os; from ldm.files import atomic_path as a\nwith a('{run}/checkpoints/last.ckpt') as file:\n"
     dies += "    file.touch(); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", dies], check=False)
+    root = Path(main.__file__).parent
+    subprocess.run([sys.executable, "-c", dies], cwd=root, check=False)
     assert len(contents(run / "checkpoints")) == len(before) + 1
-    subprocess.run([sys.executable, "main.py", "-t", "--no-test", "-r", run], check=True)
+    subprocess.run([sys.executable, "main.py", "-t", "--no-test", "-r", run], cwd=root, check=True)
     assert contents(run / "checkpoints").keys() == before.keys()
 
 
