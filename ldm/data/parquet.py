@@ -46,6 +46,7 @@ class ParquetImages(ImageDataset):
         size: Size,
         split: str | None = None,
         where: Mapping[str, Any] | None = None,
+        without: Mapping[str, Any] | None = None,
         max_broken: int = 10,
         keep: bool = False,
         **options: Any,
@@ -57,6 +58,7 @@ class ParquetImages(ImageDataset):
             size: see :class:`ImageDataset`.
             split: short form of `where: {split: ...}`.
             where: keeps the rows in which each named column has the given value, or one of the given values.
+            without: leaves out the rows in which a named column has the given value, or one of the given values.
             max_broken: number of unreadable pictures to tolerate.
             keep: keep every decoded item in memory.
             options: `class_list`, `channels` and `value_range` of :class:`ImageDataset`.
@@ -66,7 +68,9 @@ class ParquetImages(ImageDataset):
             ValueError: a file is not a Parquet file, a column is missing, or no row matches.
         """
         super().__init__(size, max_broken, keep, **options)
-        rules = {column: _values(value) for column, value in (where or {}).items()}
+        rules, exceptions = (
+            {column: _values(value) for column, value in (given or {}).items()} for given in (where, without)
+        )
         if split is not None:
             rules["split"] = [split]
         self.files = expand_files(files, ".parquet")
@@ -75,7 +79,7 @@ class ParquetImages(ImageDataset):
         self._class_ids: set[str] = set()
         self._class_names: list[str] | None = None
         for file in self.files:
-            table, rows, classes = _read(file, rules)
+            table, rows, classes = _read(file, rules, exceptions)
             self._class_ids |= classes
             self._class_names = _names_of_classes(table.schema) or self._class_names
             self._columns.append(dict(zip(table.column_names, table.columns, strict=True)))
@@ -83,7 +87,8 @@ class ParquetImages(ImageDataset):
         self._ends = np.cumsum([len(rows) for rows in self._rows]).tolist()
         if not self._ends[-1]:
             names = ", ".join(file.name for file in self.files)
-            raise ValueError(f"got no row with {rules} in {names}; correct `split` or `where` in the data config")
+            wanted = f"{rules}{f' and without {exceptions}' if exceptions else ''}"
+            raise ValueError(f"got no row with {wanted} in {names}; correct `split`, `where` or `without`")
         self._extras = [name for name in _EXTRAS if any(name in columns for columns in self._columns)]
 
     def __len__(self) -> int:
@@ -203,7 +208,9 @@ def _names_of_classes(schema: pa.Schema) -> list[str] | None:
         return None
 
 
-def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndarray, set[str]]:
+def _read(
+    file: Path, rules: Mapping[str, list[Any]], exceptions: Mapping[str, list[Any]]
+) -> tuple[pa.Table, np.ndarray, set[str]]:
     """Returns the matching rows of a file, with only the columns that are needed, their row numbers, and classes.
 
     The classes are those of all rows that match the rules for other columns than `split`.
@@ -213,26 +220,39 @@ def _read(file: Path, rules: Mapping[str, list[Any]]) -> tuple[pa.Table, np.ndar
         names = schema.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _incomplete(file, error) from error
-    missing = [name for name in ("image", *rules) if name not in names]
+    missing = [name for name in ("image", *rules, *exceptions) if name not in names]
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(names)}")
-    wanted = {"image", *rules, *_EXTRAS, *(name for names in COLUMNS.values() for name in names)}
+    wanted = {"image", *rules, *exceptions, *_EXTRAS, *(name for names in COLUMNS.values() for name in names)}
     try:
         table = pq.read_table(file, columns=[name for name in names if name in wanted])
     except (pa.ArrowException, OSError) as error:
         raise _incomplete(file, error) from error
     keep, in_any_split = np.ones((2, len(table)), dtype=bool)
     for name, values in rules.items():
-        column = table.column(name)
-        try:
-            fits = pc.is_in(column, value_set=pa.array(values, type=column.type)).to_numpy(zero_copy_only=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            expected = f"expected values of that type; correct `{'split' if name == 'split' else 'where'}`"
-            raise ValueError(f"{file}: column {name} is {column.type}, got {values}, {expected}") from error
+        fits = _has_one_of(file, table, name, values)
         keep &= fits
         in_any_split &= fits if name != "split" else True
+    for name, values in exceptions.items():
+        others = ~_has_one_of(file, table, name, values)
+        keep &= others
+        in_any_split &= others
     classes = _classes_of(table.filter(pa.array(in_any_split)))
     return (table if keep.all() else table.filter(pa.array(keep))), np.flatnonzero(keep), classes
+
+
+def _has_one_of(file: Path, table: pa.Table, name: str, values: list[Any]) -> np.ndarray:
+    """Returns for each row whether a column has one of some values, ``[N] bool``.
+
+    Raises:
+        ValueError: the values are of another type than the column.
+    """
+    column = table.column(name)
+    try:
+        return pc.is_in(column, value_set=pa.array(values, type=column.type)).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        expected = f"expected values of that type; correct `{'split' if name == 'split' else 'where'}` or `without`"
+        raise ValueError(f"{file}: column {name} is {column.type}, got {values}, {expected}") from error
 
 
 def _incomplete(file: Path, error: Exception) -> ValueError:

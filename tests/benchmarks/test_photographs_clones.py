@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.photographs import main, split_of, write
+from benchmarks.photographs.clones import main, split_of, write
 from ldm.data import ParquetImages
 
 MIT = "MIT License\n\nCopyright (c) somebody\n"

@@ -183,6 +183,22 @@ def test_emoji_filters_agree_with_the_published_counts() -> None:
     assert torch.equal(whole[row]["image"], held_out[0]["image"])
 
 
+def test_rows_are_left_out_by_the_values_of_a_column() -> None:
+    wanted = {"files": str(EMOJI / "noto.parquet"), "size": 64, "split": "val"}
+    whole = ParquetImages(**wanted)
+    names = [whole.metadata(i)["caption"] for i in range(len(whole))]
+    rest = ParquetImages(**wanted, without={"name": names[:2]})
+    assert [rest.metadata(i)["caption"] for i in range(len(rest))] == [n for n in names if n not in names[:2]]
+    category = whole.metadata(0)["class_id"].split("/")[0]
+    others = ParquetImages(**wanted, without={"category": category})
+    assert 0 < len(others) < len(whole)
+    assert category not in {name.split("/")[0] for name in others.class_ids()}
+    with pytest.raises(ValueError, match=r"no row with .* and without .*; correct `split`, `where` or `without`"):
+        ParquetImages(**wanted, where={"name": names[0]}, without={"name": names[0]})
+    with pytest.raises(ValueError, match=r"no column nmae"):
+        ParquetImages(**wanted, without={"nmae": "x"})
+
+
 def test_parquet_survives_pickling_for_workers() -> None:
     images = ParquetImages(str(EMOJI / "openmoji-line.parquet"), 32, split="val")
     again = pickle.loads(pickle.dumps(images))  # noqa: S301 - what a spawned loader worker does
