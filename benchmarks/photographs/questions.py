@@ -96,6 +96,9 @@ def cases(references: bool, parts: Sequence[str], others: Sequence[str]) -> Iter
             yield Case("models", f"{name}, seed {seed}", model=name, options={"seed": seed})
 
 
+QUESTIONS = tuple(dict.fromkeys(case.question for case in cases(True, ("",), ("",))))
+
+
 @dataclass
 class Bench:
     """Samples and measures cases.
@@ -182,7 +185,7 @@ class Bench:
     def real_pictures(self) -> dict[str, Any]:
         """Returns the figures of as many training pictures, and the judge's accuracy on held-out ones."""
         accuracy = self.judge.accuracy(self.reference, self.held.captions)
-        return {"question": "real", "case": "training photographs", **self.compared(self.real), **accuracy}
+        return {"question": "real pictures", "case": "training photographs", **self.compared(self.real), **accuracy}
 
 
 def spread(features: Tensor, n: int) -> Tensor:
@@ -217,18 +220,26 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def measure_all(
-    folder: Path, models: dict[str, str], pictures: str, drawings: str, n: int, options: dict[str, Any], features: str
+    folder: Path,
+    models: dict[str, str],
+    pictures: str,
+    drawings: str,
+    n: int,
+    options: dict[str, Any],
+    features: str,
+    questions: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Measures all cases, writes the figures after each, and returns them.
 
     Args:
-        folder: with the next one and the last three, see :class:`Bench`.
+        folder: with ``n``, ``options`` and ``features``, see :class:`Bench`.
         models: the checkpoint of ``model``, and those of further models by their names.
         pictures: folder of the Parquet files of photographs. Each file is also a database of its own.
         drawings: path of pictures of another kind, which are a further database.
         n: number of images in each case.
         options: settings of sampling that all cases share.
         features: name of the network of the features.
+        questions: the questions that are asked; all if none is given.
     """
     loaded = load(models["model"])
     size = loaded.data.image_size[0]
@@ -239,6 +250,8 @@ def measure_all(
     rows = [bench.real_pictures()]
     references = getattr(loaded.model, "references", None) is not None
     for case in cases(references, tuple(sources), tuple(models)[1:]):
+        if questions and case.question not in questions:
+            continue
         rows.append(bench.measure(case))
         write_json(folder / "results.json", {"rows": rows, "protocol": {**about, "features": bench.network.about()}})
     return rows
@@ -253,6 +266,7 @@ def main() -> None:
     p.add_argument("--data", default="data/photographs", help="folder of the Parquet files of photographs")
     p.add_argument("--drawings", default="data/emoji", help="pictures of another kind, for a database")
     p.add_argument("--folder", type=Path, default=Path("outputs/photographs"), help="output folder")
+    p.add_argument("--questions", nargs="*", choices=QUESTIONS, help="the questions that are asked; all if not given")
     p.add_argument("--n", type=positive, default=256, help="images of each case; default: 256")
     p.add_argument("--batch_size", type=positive, default=32, help="images that are sampled together; default: 32")
     p.add_argument("--features", default=EYES, help=f"the network of the features; default: {EYES}")
@@ -260,7 +274,8 @@ def main() -> None:
     args = p.parse_args()
     models = {"model": args.ckpt, **dict(args.also)}
     options = {"batch_size": args.batch_size, "precision": args.precision}
-    print(table(measure_all(args.folder, models, args.data, args.drawings, args.n, options, args.features)))
+    given = (args.folder, models, args.data, args.drawings, args.n, options, args.features, args.questions)
+    print(table(measure_all(*given)))
 
 
 if __name__ == "__main__":

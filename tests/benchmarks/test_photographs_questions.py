@@ -87,14 +87,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_all_cases_of_a_tiny_model_are_measured_and_drawn(models: dict[str, Any], tmp_path: Path) -> None:
     options = {"batch_size": 34, "steps": 2, "sampler": "ddim"}
 
+    given = (models["models"], models["pictures"], str(Path(models["pictures"]) / "grocery.parquet"))
+
     def run(folder: Path) -> list[dict[str, Any]]:
-        given = (models["models"], models["pictures"], str(Path(models["pictures"]) / "grocery.parquet"))
         return measure_all(folder, *given, N, options, models["clip"])
 
     rows = run(tmp_path)
     by_name = {(row["question"], row["case"]): row for row in rows}
     assert len(by_name) == 1 + len(list(cases(True, ("clothing", "grocery", "drawings"), ("plain",))))
-    real = by_name["real", "training photographs"]
+    real = by_name["real pictures", "training photographs"]
     assert real["top1"] > 0.9 and real["called"] == {
         "clothing": pytest.approx(2 / 3, abs=0.1),
         "grocery": pytest.approx(1 / 3, abs=0.1),
@@ -106,6 +107,8 @@ def test_all_cases_of_a_tiny_model_are_measured_and_drawn(models: dict[str, Any]
     assert len(list((tmp_path / "pictures").glob("*.png"))) == len(rows) - 1
     report = json.loads((tmp_path / "results.json").read_text())
     assert len(report["rows"]) == len(rows) and report["protocol"]["n"] == N
+    some = measure_all(tmp_path / "some", *given, N, options, models["clip"], ["popular rows"])
+    assert [row["case"] for row in some] == ["training photographs", "top-m 0.01", "top-m 0.1"]
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "samples").rglob("0*.png")}
     assert run(tmp_path) == rows
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "samples").rglob("0*.png")}
