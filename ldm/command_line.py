@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -132,7 +133,8 @@ def readable(message: str) -> str:
     What a user gave may be in it: characters that control a terminal are written as escapes, and the middle of a word
     of more than 500 characters is left out, and that of a line of more than 1,500.
     """
-    parts = [part if len(part) <= LONGEST else f"{part[:150]}...{part[-30:]}" for part in message.split()]
+    words = re.findall(r"[^ \t\r\n]+", message)
+    parts = [word if len(word) <= LONGEST else f"{word[:150]}...{word[-30:]}" for word in words]
     line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in " ".join(parts))
     return line if len(line) <= LONGEST_LINE else f"{line[:900]} ... {line[-500:]}"
 

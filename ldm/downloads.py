@@ -41,7 +41,15 @@ def is_archive(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP:
             return False
-    return zipfile.is_zipfile(path)
+    return _has_contents(path)
+
+
+def _has_contents(path: Path) -> bool:
+    """Returns whether a file ends with the list of contents of a zip archive, as a complete one does."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # the list begins in another file, if one believes it
+        return False
 
 
 def check_bytes(path: Path) -> str:
@@ -63,7 +71,7 @@ def check_bytes(path: Path) -> str:
 
 def _other_zip(path: Path, size: int) -> str | None:
     """Returns what a zip archive is in place of one of torch; None if it is one."""
-    if not zipfile.is_zipfile(path):
+    if not _has_contents(path):
         return (
             f"it ends after {size:,} bytes, before its list of contents; continue the download (wget -c), or repeat it"
         )

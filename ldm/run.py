@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import check_weights, choose_weights, read_metadata, read_weights, write_weights
 from ldm.config import read_config
 from ldm.files import atomic_path, located, read_json, read_text
-from ldm.util import check_mapping, instantiate_from_config
+from ldm.util import check_mapping, check_target, instantiate_from_config
 
 # Names that a checkpoint may lack: losses and the running average are only used in training, and the cond stage may
 # load its weights from elsewhere.
@@ -61,8 +61,7 @@ def described_model(model: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: the target or the params are wrong, or the target is not trusted.
     """
-    if not isinstance(model, Mapping):
-        raise ValueError(f"model: expected a mapping with a 'target' key, got {model!r}")
+    check_target(model, "model")
     check_mapping(model.get("params"), f"{model.get('target')}: params")
     params = without_paths(model.get("params") or {})
     if "unet_config" in params:

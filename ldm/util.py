@@ -107,7 +107,7 @@ def get_obj_from_str(target: str) -> Any:
         known = _instead(target) or "; correct the name, which is that of a module and of a class in it"
         raise ValueError(f"target '{target}': there is no module '{module_name}'{known}") from error
     if not hasattr(module, attribute):
-        hint = nearest(attribute, dir(module)) or _instead(target)
+        hint = nearest(attribute, dir(module)) or _instead(target) or f"; name a class or function of {module_name}"
         raise ValueError(f"target '{target}': no such name in {module_name}{hint}")
     found = getattr(module, attribute)
     own = isinstance(found, type) and _lies_in(f"{found.__module__}.", TRUSTED_PACKAGES)
@@ -160,10 +160,7 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
     Raises:
         ValueError: no target, an untrusted or unknown target, or a parameter the target does not take.
     """
-    if isinstance(config, Mapping) and not isinstance(config.get("target", ""), str):
-        raise ValueError(f"got the target {config['target']!r}, expected a dotted name such as ldm.data.ImageFolder")
-    if not isinstance(config, Mapping) or "target" not in config:
-        raise ValueError(f"expected a mapping with a 'target' key, got {config!r}")
+    check_target(config)
     unknown = set(config) - {"target", "params", "base_learning_rate"}
     if unknown:
         key, keys = sorted(map(str, unknown))[0], ["target", "params"]
@@ -180,6 +177,30 @@ def instantiate_from_config(config: Mapping[str, Any], **extra: Any) -> Any:
         raise ValueError(f"{config['target']}: {type(error).__name__} ({error}); correct its params") from error
 
 
+def in_one_line(error: Exception) -> str:
+    """Returns what an error of a library says, in one line of printable characters."""
+    return "".join(filter(str.isprintable, " ".join(str(error).split())))
+
+
+def check_target(config: Any, where: str = "") -> None:
+    """Checks that a part of a config is a mapping with a target.
+
+    Args:
+        config: the part.
+        where: name of the part in the config, which the error tells.
+
+    Raises:
+        ValueError: it is none.
+    """
+    part = f"{where}: " if where else ""
+    if not isinstance(config, Mapping) or "target" not in config:
+        remedy = "give {target: NAME, params: {...}}"
+        raise ValueError(f"{part}expected a mapping with a 'target' key, got {config!r}; {remedy}")
+    if not isinstance(config["target"], str):
+        got = config["target"]
+        raise ValueError(f"{part}got the target {got!r}, expected a dotted name such as ldm.data.ImageFolder")
+
+
 def check_mapping(value: Any, where: str) -> None:
     """Checks that a part of a config is a mapping or ``None``.
 
@@ -191,7 +212,7 @@ def check_mapping(value: Any, where: str) -> None:
 
 
 def check_params(target: str, build: Callable[..., Any], params: Mapping[str, Any]) -> None:
-    """Checks parameters against a callable's signature: no unknown or missing name, and no string for a number.
+    """Checks parameters against a callable's signature: no unknown or missing name, and numbers for numbers.
 
     Raises:
         ValueError: the error names the first wrong or missing parameter, and the most similar known one.
@@ -212,10 +233,13 @@ def check_params(target: str, build: Callable[..., Any], params: Mapping[str, An
             )
     for parameter in signature:
         value, wanted = params.get(parameter.name), str(parameter.annotation)
-        if isinstance(value, Mapping | list) and wanted.removesuffix(" | None") == "str":
+        kind = wanted.removesuffix(" | None")
+        if isinstance(value, Mapping | list) and kind == "str":
             raise ValueError(f"{target}: got {parameter.name}={value!r}, expected a text")
-        if isinstance(value, str) and wanted.removesuffix(" | None") in NUMBERS:
+        if isinstance(value, str) and kind in NUMBERS:
             raise ValueError(f"{target}: got {parameter.name}='{value}', expected {wanted}")
+        if isinstance(value, float) and kind == "int" and not value.is_integer():
+            raise ValueError(f"{target}: got {parameter.name}={value}, expected a whole number")
     missing = [p.name for p in signature if p.name in known and p.default is p.empty and p.name not in params]
     if missing:
         raise ValueError(f"{target} needs the parameter '{missing[0]}', got {', '.join(params) or 'none'}")

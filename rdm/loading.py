@@ -21,7 +21,7 @@ from ldm.files import located, looked_in, places, to_build
 from ldm.hub import fetched_repository, is_hub
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.run import read_class_names
-from ldm.util import instantiate_from_config
+from ldm.util import check_target, instantiate_from_config
 from rdm.models.autoregression.transformer import RetrievalAugmentedTransformer
 from rdm.models.diffusion.ddpm import RetrievalAugmentedDiffusion
 from rdm.retrieval.config import load_embedder
@@ -238,6 +238,7 @@ def load(
         raise ValueError(
             f"the config of {path} has no 'data', which names embedder and database; give the config of a whole run"
         )
+    check_target(parts["data"], "data")
     model = load_model(parts["model"], path)
     data = instantiate_from_config(parts["data"])
     if database is not None and not _same(database, data.database_config["path"]):

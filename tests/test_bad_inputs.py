@@ -28,7 +28,8 @@ from ldm.data import ParquetImages, WebDatasetImages
 from ldm.data.decode import decode_image, open_picture
 from ldm.downloads import check_bytes, instead_of_weights
 from ldm.files import read_array, read_json, write_json
-from ldm.util import check_params, instantiate_from_config
+from ldm.modules.quantize import Codebook
+from ldm.util import check_params, check_target, in_one_line, instantiate_from_config
 from rdm.cli.database import build_command
 from rdm.convert.nn_memory import read_nn_memory
 from rdm.retrieval.config import check_database, embedder_config, load_embedder
@@ -67,15 +68,25 @@ def test_targets_and_params() -> None:
     refused(lambda: instantiate_from_config({"target": "torch.nn.Linear", "deeper": 1}), "'deeper'", "target or params")
     refused(lambda: check_params("x", lambda root: root, {"other": 1}), "'other'")
 
+    refused(lambda: instantiate_from_config({"target": "torch.nn."}), "'torch.nn.'", "name a class")
+    refused(lambda: check_target(-1, "data"), "data: ", "-1", "give {target: NAME")
+
     def build(root: str) -> None:
         del root
 
-    build.__annotations__["root"] = "str"
-    refused(lambda: check_params("x", build, {"root": ["a"]}), "root=['a']", "expected a text")
+    for kind, value, words in (("str", ["a"], "expected a text"), ("int", 1.5, "expected a whole number")):
+        build.__annotations__["root"] = kind
+        refused(lambda value=value: check_params("x", build, {"root": value}), f"root={value}", words)
+    check_params("x", build, {"root": 2.0})
+
+
+def test_a_codebook_without_codes() -> None:
+    refused(lambda: Codebook(0, 3), "n_embed=0", "at least 1")
 
 
 def test_errors_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert readable("got '\x1b[2J\u202e',\n expected x") == "got '\\x1b[2J\\u202e', expected x"
+    assert readable("--by a\x1eb") == "--by a\\x1eb"  # some separators count as white space
     assert readable("a" * 5000) == "a" * 150 + "..." + "a" * 30 and readable("a" * 500) == "a" * 500
     long = readable("ab " * 1000)
     assert long.endswith("b ab") and " ... " in long and len(long) < 1500
@@ -268,6 +279,20 @@ def test_a_folder_that_cannot_be_made() -> None:
             pass
 
     refused(make, "folder /")
+
+
+def test_what_a_library_says_is_one_printable_line() -> None:
+    assert in_one_line(OSError("do not know\n what: \x0f")) == "do not know what: "
+
+
+def test_a_zip_whose_list_lies_in_another_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.ckpt", {"w": torch.zeros(3)})
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    at = data.find(b"PK\x06\x07")  # where its 64-bit list of contents is; torch writes one
+    assert at > 0
+    data[at + 16 : at + 20] = struct.pack("<I", 7)  # the number of files that the archive is spread over
+    (tmp_path / "a.ckpt").write_bytes(data)
+    refused(lambda: read_weights(tmp_path / "a.ckpt"), "a.ckpt", "not a complete checkpoint")
 
 
 def test_a_zip_of_something_else_is_said(tmp_path: Path) -> None:

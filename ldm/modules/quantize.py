@@ -64,6 +64,8 @@ class Codebook(VectorQuantizer2):
         decay: float = 0.99,
         restart_every: int = 0,
     ) -> None:
+        if min(n_e, e_dim) < 1:
+            raise ValueError(f"got n_embed={n_e} and embed_dim={e_dim}, expected at least 1 of each")
         if kind not in KINDS:
             raise ValueError(f"codebook.kind: got '{kind}', expected {', '.join(KINDS)}")
         if remap is not None and (kind == "ema" or restart_every):

@@ -12,7 +12,7 @@ from ldm.config import check_keys
 from ldm.data.decode import Size, short_size
 from ldm.files import located
 from ldm.modules.encoders.efficientnet import NAME as EFFICIENTNET
-from ldm.util import instantiate_from_config
+from ldm.util import check_target, instantiate_from_config
 from rdm.retrieval.embedder import Embedder
 
 T = TypeVar("T")
@@ -44,14 +44,9 @@ def check_database(config: Mapping[str, Any]) -> None:
     """
     check_keys(dict(config), _DATABASE_KEYS, "database")
     path, source = require(config, ("path", "source"), "database")
-    _check_target(source, "database.source")
+    check_target(source, "database.source")
     if not isinstance(path, str | PathLike):
         raise ValueError(f"database.path: got {path!r}, expected the path of a folder")
-
-
-def _check_target(config: Any, where: str) -> None:
-    if not isinstance(config, Mapping) or "target" not in config:
-        raise ValueError(f"{where}: expected a mapping with a 'target' key, got {config!r}")
 
 
 def source_config(path: str, size: Size, split: str | None = None) -> dict[str, Any]:
@@ -96,7 +91,7 @@ def load_embedder(config: dict[str, Any]) -> Embedder:
     Raises:
         ValueError: the config has no ``target``, or is wrong in another way; the message says in what.
     """
-    _check_target(config, "embedder")
+    check_target(config, "embedder")
     return on_this_machine(instantiate_from_config(config))
 
 

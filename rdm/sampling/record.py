@@ -236,7 +236,7 @@ def read_record(image: str | Path) -> dict[str, Any]:
     """
     path = located(image)
     if not path.is_file():
-        raise FileNotFoundError(f"no image at {path}")
+        raise FileNotFoundError(f"no image at {path}; give a picture that was written by these scripts")
     try:
         with Image.open(path) as opened:
             text = getattr(opened, "text", {}).get(KEYWORD, "")

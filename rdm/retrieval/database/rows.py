@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm.files import beside, check_hash, located, read_json
+from ldm.util import in_one_line
 from rdm.retrieval.database.removed import alive_rows, changing, read_removed, stamp, write_removed
 from rdm.retrieval.database.shards import (
     CARD,
@@ -384,10 +385,8 @@ class RetrievalDatabase:
         try:
             return read(self.file("metadata", number), **options)
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            reason = "".join(filter(str.isprintable, " ".join(str(error).split())))
-            raise ValueError(
-                f"{self.file('metadata', number)} is missing or damaged ({reason}); rebuild the database"
-            ) from error
+            reason, file = in_one_line(error), self.file("metadata", number)
+            raise ValueError(f"{file} is missing or damaged ({reason}); rebuild the database") from error
 
 
 def fingerprint_of(card: Mapping[str, Any], count: int) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ldm.files import file_hash, read_array, write_json
+from ldm.util import in_one_line
 from rdm.retrieval.builder.work import SHARD_ROWS
 from rdm.retrieval.database.rows import FORMAT, RetrievalDatabase
 from rdm.retrieval.database.shards import CARD, NUMBERS, explained, metadata_schema, new_folder, open_shard, write_shard
@@ -190,7 +191,7 @@ def _in_place(folder: Path, embedder: Embedder, progress: bool) -> list[dict[str
         try:
             rows, dtype = pq.read_metadata(metadata).num_rows, read_array(vectors).dtype
         except (OSError, ValueError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
+            reason = in_one_line(error)
             raise ValueError(f"{vectors} or {metadata} is damaged ({reason}); restore it") from error
         if dtype not in (np.float16, np.float32):
             raise ValueError(f"{vectors} holds {dtype}, expected float16 or float32")
