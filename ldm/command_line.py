@@ -20,6 +20,7 @@ from ldm.util import bytes_of, trust
 
 LONGEST = 500  # characters of a word that an error repeats as a whole
 LONGEST_LINE = 1500  # and of all of its words
+NO_MEMORY = re.compile(r"MemoryError|allocate memory|out of memory", re.IGNORECASE)
 CALLED: dict[str, str] = {}  # the console commands by the scripts that errors name, if the user called a command
 
 
@@ -171,6 +172,13 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
             for script, command in CALLED.items():
                 message = message.replace(script, command)
             sys.stderr.write(f"error: {message}\n")
+            sys.exit(2)
+        except (RuntimeError, MemoryError) as error:  # torch has no class of its own for the memory of the CPU
+            if os.environ.get("LDM_TRACEBACK") or not NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+                raise
+            sys.stderr.write(
+                f"error: {readable(f'no memory is left ({error})')}; make the model or the batch smaller\n"
+            )
             sys.exit(2)
         except KeyboardInterrupt as stop:
             sys.stderr.write(f"{str(stop) or 'interrupted'}\n")

@@ -362,6 +362,7 @@ def load_model(config: Mapping[str, Any], path: Path) -> Model:
             f"{path} holds a {config['target']} without a first stage, expected a latent diffusion model; train it as "
             "LatentDiffusion with the first stage ldm.models.autoencoder.IdentityFirstStage"
         )
+    check_target(params["first_stage_config"], "first_stage_config")
     first_stage = dict(params["first_stage_config"])
     first_stage["params"] = {k: v for k, v in (first_stage.get("params") or {}).items() if k != "ckpt_path"}
     params |= {"first_stage_config": first_stage, "ckpt_path": None}

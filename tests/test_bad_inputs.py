@@ -18,16 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from small_models import DDCONFIG
 from torch import nn
 
 from benchmarks.synthetic import write_database
 from ldm.checkpoint import load_weights, read_contents, read_weights, write_checkpoint
-from ldm.command_line import ArgumentParser, readable
+from ldm.command_line import ArgumentParser, command_line, readable
 from ldm.config import read_config
 from ldm.data import ParquetImages, WebDatasetImages
 from ldm.data.decode import decode_image, open_picture
 from ldm.downloads import check_bytes, instead_of_weights
 from ldm.files import read_array, read_json, write_json
+from ldm.models.autoencoder import VQModel
+from ldm.models.diffusion.wrapper import DiffusionWrapper
+from ldm.models.first_stage import frozen_first_stage
 from ldm.modules.quantize import Codebook
 from ldm.util import check_params, check_target, in_one_line, instantiate_from_config
 from rdm.cli.database import build_command
@@ -80,8 +84,30 @@ def test_targets_and_params() -> None:
     check_params("x", build, {"root": 2.0})
 
 
-def test_a_codebook_without_codes() -> None:
+def test_first_stages_that_cannot_work() -> None:
     refused(lambda: Codebook(0, 3), "n_embed=0", "at least 1")
+    refused(lambda: VQModel(DDCONFIG | {"out_ch": 0}, n_embed=4, embed_dim=3), "out_ch=0", "at least 1")
+    refused(lambda: VQModel(DDCONFIG | {"double_z": True}, n_embed=4, embed_dim=3), "double_z: got true", "false")
+    refused(lambda: frozen_first_stage("os.system"), "first_stage_config", "os.system", "give {target: NAME")
+    refused(lambda: DiffusionWrapper("os.system"), "unet_config", "os.system", "give {target: NAME")
+
+
+def test_a_command_without_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    @command_line
+    def too_much() -> None:
+        torch.empty(10**16)
+
+    @command_line
+    def other() -> None:
+        raise RuntimeError("a fault of ours")
+
+    with pytest.raises(SystemExit):
+        too_much()
+    said = capsys.readouterr().err
+    assert said.startswith("error: no memory is left (") and said.endswith("make the model or the batch smaller\n")
+    assert said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="of ours"):
+        other()
 
 
 def test_errors_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def mutated(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 _TEXTS = (
     *("", " ", "x", "None", "null", "nan", "inf", "-inf", "1e400", "-1", "0", "1.5", "true", "[]", "{}", "[1, 2", "}{"),
-    *("../up", "/nonexistent/x", ".", "/", "~", "*", "a" * 5000, "\x1b[31mred\x1b[0m", "\u202eabc", "\U0001f600" * 9),
+    *("../up", "/dev/null/x", ".", "/", "~", "*", "a" * 5000, "\x1b[31mred\x1b[0m", "\u202eabc", "\U0001f600" * 9),
     *("${oc.env:HOME}", "${model}", "!!python/object/apply:os.system [x]", "$(touch executed)", "`touch executed`"),
     *("; touch executed", "| touch executed", "%s%n%d", "{0.__class__}", "a\nb", "a\tb", "a\rb", "os.system", "--help"),
     *("99999999999999999999", "1_000", "٣", "²", "0x10", "1e3", "1,2", "=", "a=b", "=b", "a=", "\ud800", "é", "\x7f"),

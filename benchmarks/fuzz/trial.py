@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz.attempt import MARK, Attempt, Make
+from ldm.command_line import readable
 
 OUTCOMES = ("clear", "accepted", "unclear", "let through", "traceback", "executed", "hung", "memory", "outside")
 SECONDS = 10  # of processor time, and twice as many by the clock
@@ -201,7 +202,7 @@ def _ended(attempt: Attempt, words: Path) -> dict[str, str]:
 def _of_words(attempt: Attempt, text: str, helps: bool = False) -> dict[str, str]:
     """Returns whether the words of an error are clear; ``helps`` says that the remedy stands above them."""
     line = text.strip("\n")
-    named = not attempt.named or any(name and name in line for name in attempt.named)
+    named = not attempt.named or any(name and (name in line or readable(name) in line) for name in attempt.named)
     one = "\n" not in line and 0 < len(line) <= MOST and not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
     clear = one and named and (helps or HELP.search(line))
     return {"outcome": "clear" if clear else "unclear", "message": line}

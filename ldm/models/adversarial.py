@@ -69,6 +69,9 @@ class AdversarialAutoencoder(pl.LightningModule):
         self.automatic_optimization = False
         check_params("ddconfig", Encoder, ddconfig)
         self.in_channels, self.out_channels = int(ddconfig["in_channels"]), int(ddconfig["out_ch"])
+        if min(self.in_channels, self.out_channels) < 1:
+            given = f"in_channels={self.in_channels}, out_ch={self.out_channels}"
+            raise ValueError(f"ddconfig: got {given}, expected at least 1 of each, such as 3 for colours")
         self.encoder = Encoder(**ddconfig)
         self.decoder = Decoder(**ddconfig)
         self.downsampling = 2 ** (len(ddconfig["ch_mult"]) - 1)

@@ -56,6 +56,8 @@ class VQModel(AdversarialAutoencoder):
         codebook: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> None:
+        if ddconfig.get("double_z", True):
+            raise ValueError("ddconfig.double_z: got true, expected false; codes have no variances")
         super().__init__(ddconfig, **training)
         options = {"n_e": n_embed, "e_dim": embed_dim, "beta": beta, "remap": remap, **(codebook or {})}
         check_params("model.params.codebook", Codebook, options)

@@ -18,7 +18,7 @@ from ldm.models.tiling import encode_tiled
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.parallel import randn
 from ldm.run import weights_of
-from ldm.util import instantiate_from_config
+from ldm.util import check_target, instantiate_from_config
 
 INSIDE = "first_stage_model."
 LATENT = "latent"  # key of a batch for the latents of its images, without a scale factor
@@ -49,6 +49,7 @@ def frozen_first_stage(config: Mapping[str, Any]) -> Any:
 
     If it was trained with a running average, its weights are the averaged ones.
     """
+    check_target(config, "first_stage_config")
     stage = instantiate_from_config(config).eval().requires_grad_(False)
     if getattr(stage, "model_ema", None) is not None:
         stage.model_ema.copy_to(stage)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.models.diffusion.condition import Condition, Hybrid
 from ldm.modules.attention import ProjectedContext
-from ldm.util import instantiate_from_config, nearest
+from ldm.util import check_target, instantiate_from_config, nearest
 
 CONDITIONING_KEYS = ("concat", "crossattn", "hybrid", "adm")
 
@@ -63,6 +63,7 @@ class DiffusionWrapper(nn.Module):
             raise ValueError(
                 f"conditioning_key: got '{conditioning_key}', expected one of {', '.join(CONDITIONING_KEYS)}{hint}"
             )
+        check_target(diff_model_config, "unet_config")
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
 

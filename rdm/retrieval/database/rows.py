@@ -324,7 +324,7 @@ class RetrievalDatabase:
         """
         for number, shard in enumerate(self.card["shards"]):
             for kind in KINDS:
-                check_hash(self.file(kind, number), shard[kind], "rebuild the database")
+                check_hash(self.file(kind, number), shard.get(kind, "missing"), "rebuild the database")
             self._table(number)
 
     def check_rows(self, rows: Any) -> np.ndarray:

@@ -52,7 +52,8 @@ def unit_vectors(vectors: np.ndarray, what: str, first: int = 0) -> np.ndarray:
         place = int(np.argmin(good))
         length = norms[place, 0]
         raise ValueError(
-            f"{what} {first + place} has length {length}, expected a finite length above zero; check the embedder"
+            f"{what} {first + place} has length {length}, expected a finite length above zero; check the embedder, or "
+            "verify the database"
         )
     return np.ascontiguousarray(vectors / norms, dtype=np.float32)
 

@@ -89,6 +89,10 @@ def test_another_embedder_is_refused_with_both_fingerprints(
 
 def test_damage_is_found(database: RetrievalDatabase) -> None:
     database.verify()
+    known = database.card["shards"][0].pop("embeddings")
+    with pytest.raises(ValueError, match=r"00000\.npy is damaged.*expected missing"):
+        database.verify()
+    database.card["shards"][0]["embeddings"] = known
     shard = database.path / "embeddings/00001.npy"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
