@@ -29,7 +29,7 @@ from ldm.data import ParquetImages, WebDatasetImages
 from ldm.data.decode import decode_image, open_picture
 from ldm.downloads import check_bytes, instead_of_weights
 from ldm.files import read_array, read_json, write_json
-from ldm.models.autoencoder import VQModel
+from ldm.models.autoencoder import AutoencoderKL, VQModel
 from ldm.models.diffusion.wrapper import DiffusionWrapper
 from ldm.models.first_stage import frozen_first_stage
 from ldm.modules.quantize import Codebook
@@ -88,6 +88,8 @@ def test_first_stages_that_cannot_work() -> None:
     refused(lambda: Codebook(0, 3), "n_embed=0", "at least 1")
     refused(lambda: VQModel(DDCONFIG | {"out_ch": 0}, n_embed=4, embed_dim=3), "out_ch=0", "at least 1")
     refused(lambda: VQModel(DDCONFIG | {"double_z": True}, n_embed=4, embed_dim=3), "double_z: got true", "false")
+    refused(lambda: VQModel("d", n_embed=4, embed_dim=3), "ddconfig", "'d'")
+    refused(lambda: AutoencoderKL("d", None, embed_dim=3), "ddconfig", "'d'")
     refused(lambda: frozen_first_stage("os.system"), "first_stage_config", "os.system", "give {target: NAME")
     refused(lambda: DiffusionWrapper("os.system"), "unet_config", "os.system", "give {target: NAME")
 

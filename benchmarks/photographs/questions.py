@@ -42,6 +42,7 @@ from rdm.sampling.settings import Settings
 EYES = "efficientnet_lite0"
 SEEDS = (0, 10_000, 20_000)  # first seeds of the usual case, whose range is the noise
 GRID = (4, 8)  # rows and columns of a picture
+SEEN = 4000  # training photographs, spread evenly, that the judge learns from
 ROWS = 1.0  # share of the database that unconditional images are drawn from
 
 
@@ -126,7 +127,8 @@ class Bench:
         self.network = feature_network(self.features)
         self.loaded: dict[str, Loaded] = {}
         self.size = self.model("model").data.image_size[0]
-        training, self.held = (PictureFiles(self.pictures, split, self.size) for split in ("train", "val"))
+        whole, self.held = (PictureFiles(self.pictures, split, self.size) for split in ("train", "val"))
+        training = PictureFiles(self.pictures, "train", self.size, min(SEEN, len(whole)))
         features, self.reference = self.seen(training), self.seen(self.held)
         self.judge = Judge.trained(features, training.captions)
         self.real = spread(features, self.n)

@@ -56,9 +56,9 @@ class VQModel(AdversarialAutoencoder):
         codebook: Mapping[str, Any] | None = None,
         **training: Any,
     ) -> None:
+        super().__init__(ddconfig, **training)
         if ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z: got true, expected false; codes have no variances")
-        super().__init__(ddconfig, **training)
         options = {"n_e": n_embed, "e_dim": embed_dim, "beta": beta, "remap": remap, **(codebook or {})}
         check_params("model.params.codebook", Codebook, options)
         self.quantize = Codebook(**options, sane_index_shape=sane_index_shape)
@@ -218,9 +218,9 @@ class AutoencoderKL(AdversarialAutoencoder):
         use_ema: bool = False,
         **training: Any,
     ) -> None:
+        super().__init__(ddconfig, **training)
         if not ddconfig.get("double_z", True):
             raise ValueError("ddconfig.double_z: got false, expected true; the encoder gives means and variances")
-        super().__init__(ddconfig, **training)
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.embed_dim, self.learn_logvar = embed_dim, learn_logvar
