@@ -13,6 +13,7 @@ from ldm.util import check_params, get_obj_from_str, instantiate_from_config
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "first_stage"
 RELEASED = ("vq-f4", "vq-f4-noattn", "vq-f8", "vq-f8-n256", "vq-f16", "kl-f4", "kl-f8", "kl-f16", "kl-f32")
+SMALL = ("emoji-vq-f4", "emoji-kl-f4", "photographs-vq-f4")
 
 
 def released(name: str) -> dict[str, Any]:
@@ -59,11 +60,11 @@ def test_released_configs_compare_by_lpips_and_name_what_stands_in(name: str) ->
 
 
 def test_every_config_is_named_here() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RELEASED, "emoji-vq-f4", "emoji-kl-f4", "own"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*RELEASED, *SMALL, "own"}
 
 
-@pytest.mark.parametrize("name", ["emoji-vq-f4", "emoji-kl-f4"])
-def test_emoji_stages_share_their_networks(name: str) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_small_stages_share_their_networks(name: str) -> None:
     model = build(name)
     assert model.downsampling == 4 and model.post_quant_conv.in_channels == 3
     networks = {n: p for n, p in model.named_parameters() if n.startswith(("encoder.", "decoder."))}
