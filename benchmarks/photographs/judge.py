@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rdm.evaluate.concepts import shares
+from rdm.models.clip import ranks
+
 DECAY = 1e-4  # weight of the squared weights in the loss
 STEPS = 60  # of L-BFGS
-TOP = {"top1": 1, "top5": 5}
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,9 @@ class Judge:
 
     def accuracy(self, features: Tensor, captions: Sequence[str]) -> dict[str, float]:
         """Returns how often the caption of a picture is its likeliest class, and one of the likeliest five."""
-        logits, target = self.logits(features), places(self.names, captions)
-        before = (logits > logits.gather(1, target[:, None])).sum(1)
-        return {name: (before < k).float().mean().item() for name, k in TOP.items()}
+        return shares(ranks(self.logits(features), places(self.names, captions)))
 
-    def shares(self, features: Tensor, group_of: Mapping[str, str]) -> dict[str, float]:
+    def kinds(self, features: Tensor, group_of: Mapping[str, str]) -> dict[str, float]:
         """Returns the share of pictures that are called by a class of each group.
 
         Args:

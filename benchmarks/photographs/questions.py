@@ -41,7 +41,7 @@ from rdm.sampling.settings import Settings
 
 EYES = "efficientnet_lite0"
 SEEDS = (0, 10_000, 20_000)  # first seeds of the usual case, whose range is the noise
-GRID = (4, 8)  # rows and columns of a picture
+SHOWN, PER_ROW = 32, 8  # images in a picture, and in a row of it
 SEEN = 4000  # training photographs, spread evenly, that the judge learns from
 ROWS = 1.0  # share of the database that unconditional images are drawn from
 
@@ -106,9 +106,9 @@ class Bench:
 
     Attributes:
         folder: keeps images, features and databases.
-        models: checkpoints by name.
+        models: the checkpoint of ``model``, and those of further models by their names.
         pictures: folder of the Parquet files of photographs.
-        sources: configs of the pictures of other databases, by name.
+        drawings: path of pictures of another kind. They are a further database, beside each of the Parquet files.
         n: number of images in each case.
         options: settings of sampling that all cases share.
         features: name of the network of the features, see :func:`rdm.evaluate.features.feature_network`.
@@ -117,25 +117,32 @@ class Bench:
     folder: Path
     models: dict[str, str]
     pictures: str
-    sources: dict[str, dict[str, Any]]
+    drawings: str
     n: int
     options: dict[str, Any]
     features: str = EYES
 
     def __post_init__(self) -> None:
-        """Loads the model, and trains the judge."""
+        """Loads the model, and trains the judge.
+
+        Raises:
+            ValueError: there are fewer images than a row of a picture holds.
+        """
+        if self.n < PER_ROW:
+            raise ValueError(f"got n={self.n} images of each case, expected at least {PER_ROW}")
         self.network = feature_network(self.features)
         self.loaded: dict[str, Loaded] = {}
         self.size = self.model("model").data.image_size[0]
+        files = {file.stem: str(file) for file in sorted(Path(self.pictures).glob("*.parquet"))}
+        paths = {**files, "drawings": self.drawings}
+        self.sources = {name: source_config(path, self.size, "train") for name, path in paths.items()}
         whole, self.held = (PictureFiles(self.pictures, split, self.size) for split in ("train", "val"))
         training = PictureFiles(self.pictures, "train", self.size, min(SEEN, len(whole)))
         features, self.reference = self.seen(training), self.seen(self.held)
         self.judge = Judge.trained(features, training.captions)
         self.real = spread(features, self.n)
         self.group_of = {
-            name: file.stem
-            for file in training.dataset.files
-            for name in PictureFiles(str(file), "train", self.size).captions
+            name: kind for kind, file in files.items() for name in PictureFiles(file, "train", self.size).captions
         }
         known = instantiate_from_config(self.model("model").data.dataset_configs["train"])
         trained = {known.metadata(row)["caption"] for row in range(len(known))}
@@ -169,8 +176,9 @@ class Bench:
         samples = samples_of(loaded, self.n, prompts, settings=settings, **options)
         name = f"{case.question} {case.name}".replace(" = ", " ").replace(",", "").replace(" ", "-")
         files = write_samples(self.folder / "samples" / name, samples)
-        shown = torch.stack([SampleFiles(files, self.size)[i]["image"] for i in range(GRID[0] * GRID[1])])
-        save_png(image_grid({"": shown.unflatten(0, GRID)}), self.folder / "pictures" / f"{name}.png")
+        shown = torch.stack([SampleFiles(files, self.size)[i]["image"] for i in range(min(SHOWN, self.n))])
+        grid = shown[: len(shown) // PER_ROW * PER_ROW].unflatten(0, (-1, PER_ROW))
+        save_png(image_grid({"": grid}), self.folder / "pictures" / f"{name}.png")
         features = self.seen(PictureFiles(str(files[0].parent), None, self.size))
         figures: dict[str, Any] = self.compared(features)
         if prompts:
@@ -182,7 +190,7 @@ class Bench:
         both = precision_recall(spread(self.reference, self.n), features)
         distance = frechet_distance(Moments.of(self.reference), Moments.of(features))
         figures = {"frechet_distance": distance, "precision": both.precision, "recall": both.recall}
-        return {**figures, "called": self.judge.shares(features, self.group_of)}
+        return {**figures, "called": self.judge.kinds(features, self.group_of)}
 
     def real_pictures(self) -> dict[str, Any]:
         """Returns the figures of as many training pictures, and the judge's accuracy on held-out ones."""
@@ -221,41 +229,22 @@ def pair(text: str) -> tuple[str, str]:
     return name, path
 
 
-def measure_all(
-    folder: Path,
-    models: dict[str, str],
-    pictures: str,
-    drawings: str,
-    n: int,
-    options: dict[str, Any],
-    features: str,
-    questions: Sequence[str] = (),
-) -> list[dict[str, Any]]:
+def measure_all(bench: Bench, questions: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Measures all cases, writes the figures after each, and returns them.
 
     Args:
-        folder: with ``n``, ``options`` and ``features``, see :class:`Bench`.
-        models: the checkpoint of ``model``, and those of further models by their names.
-        pictures: folder of the Parquet files of photographs. Each file is also a database of its own.
-        drawings: path of pictures of another kind, which are a further database.
-        n: number of images in each case.
-        options: settings of sampling that all cases share.
-        features: name of the network of the features.
+        bench: measures them.
         questions: the questions that are asked; all if none is given.
     """
-    loaded = load(models["model"])
-    size = loaded.data.image_size[0]
-    sources = {file.stem: source_config(str(file), size, "train") for file in sorted(Path(pictures).glob("*.parquet"))}
-    sources["drawings"] = source_config(drawings, size, "train")
-    bench = Bench(folder, models, pictures, sources, n, options, features)
-    about = {"models": models, "n": n, "options": options, "reference": len(bench.reference), "versions": versions()}
+    about = {"models": bench.models, "n": bench.n, "options": bench.options, "reference": len(bench.reference)}
+    about |= {"versions": versions(), "features": bench.network.about()}
     rows = [bench.real_pictures()]
-    references = getattr(loaded.model, "references", None) is not None
-    for case in cases(references, tuple(sources), tuple(models)[1:]):
+    references = getattr(bench.model("model").model, "references", None) is not None
+    for case in cases(references, tuple(bench.sources), tuple(bench.models)[1:]):
         if questions and case.question not in questions:
             continue
         rows.append(bench.measure(case))
-        write_json(folder / "results.json", {"rows": rows, "protocol": {**about, "features": bench.network.about()}})
+        write_json(bench.folder / "results.json", {"rows": rows, "protocol": about})
     return rows
 
 
@@ -269,15 +258,15 @@ def main() -> None:
     p.add_argument("--drawings", default="data/emoji", help="pictures of another kind, for a database")
     p.add_argument("--folder", type=Path, default=Path("outputs/photographs"), help="output folder")
     p.add_argument("--questions", nargs="*", choices=QUESTIONS, help="the questions that are asked; all if not given")
-    p.add_argument("--n", type=positive, default=256, help="images of each case; default: 256")
+    p.add_argument("--n", type=positive, default=256, help="images of each case, at least 8; default: 256")
     p.add_argument("--batch_size", type=positive, default=32, help="images that are sampled together; default: 32")
     p.add_argument("--features", default=EYES, help=f"the network of the features; default: {EYES}")
     p.add_argument("--precision", default="32", help="precision of the networks, 32 or bf16; default: 32")
     args = p.parse_args()
     models = {"model": args.ckpt, **dict(args.also)}
     options = {"batch_size": args.batch_size, "precision": args.precision}
-    given = (args.folder, models, args.data, args.drawings, args.n, options, args.features, args.questions)
-    print(table(measure_all(*given)))
+    bench = Bench(args.folder, models, args.data, args.drawings, args.n, options, args.features)
+    print(table(measure_all(bench, args.questions)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from PIL import Image
 from toy import plain_config, references_config, ship
 
 from benchmarks.photographs.judge import Judge
-from benchmarks.photographs.questions import SEEDS, cases, main, measure_all
+from benchmarks.photographs.questions import SEEDS, Bench, cases, main, measure_all
 
 CLASSES = {"clothing": {"hat": (200, 40, 40), "shirt": (40, 40, 200)}, "grocery": {"kiwi": (40, 160, 40)}}
 N = 34  # images of a case: a picture shows 32
@@ -48,7 +48,7 @@ def test_the_judge_learns_classes_of_different_size_and_says_how_often_it_is_rig
     accuracy = judge.accuracy(features, names)
     assert accuracy["top1"] > 0.95 and accuracy["top5"] == 1.0
     assert judge.accuracy(features, ["hat"] * 80)["top1"] == pytest.approx(10 / 80, abs=0.03)
-    shares = judge.shares(features, {"hat": "clothes", "kiwi": "fruit", "pear": "fruit"})
+    shares = judge.kinds(features, {"hat": "clothes", "kiwi": "fruit", "pear": "fruit"})
     assert list(shares) == ["clothes", "fruit"] and shares["clothes"] == pytest.approx(1 / 8, abs=0.03)
     with pytest.raises(ValueError, match=r"got gloves, expected classes of the training pictures"):
         judge.accuracy(features[:1], ["gloves"])
@@ -90,7 +90,7 @@ def test_all_cases_of_a_tiny_model_are_measured_and_drawn(models: dict[str, Any]
     given = (models["models"], models["pictures"], str(Path(models["pictures"]) / "grocery.parquet"))
 
     def run(folder: Path) -> list[dict[str, Any]]:
-        return measure_all(folder, *given, N, options, models["clip"])
+        return measure_all(Bench(folder, *given, N, options, models["clip"]))
 
     rows = run(tmp_path)
     by_name = {(row["question"], row["case"]): row for row in rows}
@@ -107,8 +107,10 @@ def test_all_cases_of_a_tiny_model_are_measured_and_drawn(models: dict[str, Any]
     assert len(list((tmp_path / "pictures").glob("*.png"))) == len(rows) - 1
     report = json.loads((tmp_path / "results.json").read_text())
     assert len(report["rows"]) == len(rows) and report["protocol"]["n"] == N
-    some = measure_all(tmp_path / "some", *given, N, options, models["clip"], ["popular rows"])
+    some = measure_all(Bench(tmp_path / "some", *given, 9, options, models["clip"]), ["popular rows"])
     assert [row["case"] for row in some] == ["training photographs", "top-m 0.01", "top-m 0.1"]
+    with pytest.raises(ValueError, match="got n=7 images of each case, expected at least 8"):
+        Bench(tmp_path, *given, 7, options)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "samples").rglob("0*.png")}
     assert run(tmp_path) == rows
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "samples").rglob("0*.png")}
